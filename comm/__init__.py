@@ -1,0 +1,1 @@
+"""Process groups, the collectives contract, and what crosses pipeline stages."""

@@ -1,0 +1,67 @@
+"""The contract of the tensor-parallel collectives, and two of its backends: one rank, and torch's gloo.
+
+Every row-parallel layer ends in ``all_reduce_``; nothing else in the model sums over ranks. A backend is chosen where
+the rank starts and passed as an argument; a faster one (shared memory, IPC) joins behind the same contract.
+"""
+
+from datetime import timedelta
+from typing import Protocol
+
+import torch
+import torch.distributed as dist
+
+from splitrank.comm.errors import CommunicationError
+
+
+class Collectives(Protocol):
+    """Sum and gather over the tensor ranks of one stage. Calls are made by all ranks in the same order."""
+
+    rank: int
+    size: int
+
+    def all_reduce_(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Sums ``tensor`` over the ranks in place and returns it; the result has the same bits on every rank."""
+        ...
+
+    def all_gather_columns(self, tensor: torch.Tensor, widths: tuple[int, ...]) -> torch.Tensor:
+        """Concatenates [rows, widths[rank]] of all ranks along the last dim: [rows, sum(widths)] on every rank."""
+        ...
+
+
+class SingleRank:
+    """The identity: a stage of one tensor rank."""
+
+    rank, size = 0, 1
+
+    def all_reduce_(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor
+
+    def all_gather_columns(self, tensor: torch.Tensor, widths: tuple[int, ...]) -> torch.Tensor:
+        return tensor
+
+
+class TorchCollectives:
+    """The reference backend: torch.distributed on the group of one stage."""
+
+    def __init__(self, group: dist.ProcessGroup, rank: int, size: int, timeout_s: float) -> None:
+        self.rank, self.size = rank, size
+        self._group, self._timeout = group, timedelta(seconds=timeout_s)
+
+    def all_reduce_(self, tensor: torch.Tensor) -> torch.Tensor:
+        self._wait(dist.all_reduce(tensor, group=self._group, async_op=True), "all-reduce")
+        return tensor
+
+    def all_gather_columns(self, tensor: torch.Tensor, widths: tuple[int, ...]) -> torch.Tensor:
+        # gloo gathers equal shapes only, so the narrower shards travel padded.
+        padded = torch.nn.functional.pad(tensor, (0, max(widths) - tensor.shape[-1])).contiguous()
+        shards = [torch.empty_like(padded) for _ in widths]
+        self._wait(dist.all_gather(shards, padded, group=self._group, async_op=True), "all-gather")
+        return torch.cat([shard[..., :width] for shard, width in zip(shards, widths, strict=True)], dim=-1)
+
+    def _wait(self, work: dist.Work | None, name: str) -> None:
+        assert work is not None
+        try:
+            work.wait(self._timeout)
+        except RuntimeError as error:
+            reason = str(error).splitlines()[0]
+            raise CommunicationError(f"tensor rank {self.rank} of {self.size}: {name} failed: {reason}") from error

@@ -1,0 +1,78 @@
+"""The mesh of ranks: the only creator of process groups.
+
+Axes: pipeline (stages) x tensor (ranks of a stage); global rank = pp_rank * tp_size + tp_rank.
+"""
+
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+import torch.distributed as dist
+
+from splitrank.comm.collectives import Collectives, SingleRank, TorchCollectives
+from splitrank.comm.errors import CommunicationError
+from splitrank.comm.pipeline_link import PipelineLink
+
+
+@dataclass(frozen=True)
+class MeshPosition:
+    """Where a rank stands."""
+
+    pp_rank: int
+    pp_size: int
+    tp_rank: int
+    tp_size: int
+
+    @property
+    def rank(self) -> int:
+        return self.pp_rank * self.tp_size + self.tp_rank
+
+    @property
+    def world_size(self) -> int:
+        return self.pp_size * self.tp_size
+
+    def __str__(self) -> str:
+        return f"rank {self.rank} (stage {self.pp_rank}, tp {self.tp_rank})"
+
+
+def mesh_position(rank: int, pp_size: int, tp_size: int) -> MeshPosition:
+    """Position of a global rank."""
+    return MeshPosition(rank // tp_size, pp_size, rank % tp_size, tp_size)
+
+
+class Mesh:
+    """This rank's communicators. Construction is collective: every rank of the world makes one at the same time.
+
+    ``rendezvous`` is a file all ranks can reach and that did not exist before. ``timeout_s`` bounds every wait.
+    """
+
+    def __init__(self, position: MeshPosition, rendezvous: Path, timeout_s: float) -> None:
+        self.position = position
+        self.collectives: Collectives = SingleRank()
+        self.link = PipelineLink(position.pp_rank, position.pp_size, position.tp_rank, position.tp_size, timeout_s)
+        self._joined = position.world_size > 1
+        if self._joined:
+            self._join(rendezvous, timeout_s)
+
+    def _join(self, rendezvous: Path, timeout_s: float) -> None:
+        position, timeout = self.position, timedelta(seconds=timeout_s)
+        try:
+            store = dist.FileStore(str(rendezvous), position.world_size)
+            dist.init_process_group(
+                "gloo", store=store, rank=position.rank, world_size=position.world_size, timeout=timeout
+            )
+            for stage in range(position.pp_size):
+                # new_group is collective over the world: every rank makes the groups of all stages.
+                members = [stage * position.tp_size + tp_rank for tp_rank in range(position.tp_size)]
+                group = dist.new_group(members, timeout=timeout, backend="gloo") if position.tp_size > 1 else None
+                if group is not None and stage == position.pp_rank:
+                    assert not isinstance(group, int)
+                    self.collectives = TorchCollectives(group, position.tp_rank, position.tp_size, timeout_s)
+        except RuntimeError as error:
+            raise CommunicationError(f"{position}: could not join the other ranks: {str(error).splitlines()[0]}") from error
+
+    def close(self) -> None:
+        """Leaves the groups; safe to call when peers are gone."""
+        if self._joined:
+            self._joined = False
+            dist.destroy_process_group()

@@ -1,0 +1,43 @@
+"""One step's input as tensors: which tokens, where each sequence's state lies. Passed to every layer as an argument.
+
+Rows are ordered: first all decode rows (one token of a sequence that has state), then the prefill chunks.
+Legend: T tokens of the step, D decode rows, P pages of a table, S sampled rows.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class PrefillChunk:
+    """A run of prompt tokens of one sequence: rows [row, row + length) of the batch, positions from ``start``."""
+
+    row: int
+    length: int
+    start: int
+    slot: int
+    pages: torch.Tensor  # [P], enough for start + length tokens
+
+    @property
+    def rows(self) -> slice:
+        return slice(self.row, self.row + self.length)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The sequences of one step."""
+
+    token_ids: torch.Tensor  # [T] int64
+    positions: torch.Tensor  # [T] int64
+    kv_index: torch.Tensor  # [T] int64: page * page_size + offset, where each token's key and value go
+    num_decodes: int
+    decode_slots: torch.Tensor  # [D] int64, recurrent-state slots
+    decode_pages: torch.Tensor  # [D, P] int64, padded with page 0
+    decode_lengths: torch.Tensor  # [D] int64, tokens including this one
+    prefills: tuple[PrefillChunk, ...]
+    sample_rows: torch.Tensor  # [S] int64, rows whose logits are wanted
+
+    @property
+    def num_tokens(self) -> int:
+        return self.token_ids.shape[0]

@@ -1,0 +1,1 @@
+"""The layers of Qwen3.5-MoE, one idea a file."""

@@ -1,0 +1,1 @@
+"""Operations: ``reference`` is the slow, obvious specification of each; the other files are what runs."""

@@ -1,0 +1,113 @@
+"""Reads and checks the header of a safetensors file: names, shapes, dtypes and byte ranges. No tensor data, no torch.
+
+Format: 8 bytes little-endian header length, a JSON object, then the data. The library checks most of this too, but
+neither duplicate names nor (with a plain read of byte ranges) that the file is as long as its header says.
+"""
+
+import json
+import struct
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+ITEM_BYTES = {"BF16": 2, "F16": 2, "F32": 4}
+_MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors library
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be served; one line that names the file and, where there is one, the tensor."""
+
+
+@dataclass(frozen=True)
+class TensorEntry:
+    """One tensor on disk. ``offset`` is absolute in the file, in bytes; ``dtype`` is safetensors' name."""
+
+    name: str
+    file: Path
+    offset: int
+    shape: tuple[int, ...]
+    dtype: str
+
+    @property
+    def item_bytes(self) -> int:
+        return ITEM_BYTES[self.dtype]
+
+    @property
+    def num_bytes(self) -> int:
+        return prod(self.shape) * self.item_bytes
+
+
+@dataclass(frozen=True)
+class Header:
+    """All tensors of one file, and how many bytes its header takes."""
+
+    tensors: tuple[TensorEntry, ...]
+    header_bytes: int
+
+
+def read_header(file: Path) -> Header:
+    """Header of ``file``; raises ``CheckpointError`` for anything truncated, overlapping, duplicate or of unknown type."""
+    try:
+        size = file.stat().st_size
+        with file.open("rb") as stream:
+            prefix = stream.read(8)
+            if len(prefix) < 8:
+                raise CheckpointError(f"{file}: {size} bytes are too few for a safetensors header (empty or truncated)")
+            (length,) = struct.unpack("<Q", prefix)
+            if length > min(_MAX_HEADER_BYTES, size - 8):
+                raise CheckpointError(f"{file}: header of {length} bytes in a file of {size} (truncated, or not safetensors)")
+            text = stream.read(length)
+    except OSError as error:
+        raise CheckpointError(f"{file}: cannot be read: {error.strerror}") from None
+    entries = [
+        _entry(file, name, info, 8 + length) for name, info in _parse(file, text) if name != "__metadata__"
+    ]
+    _check_layout(file, entries, 8 + length, size)
+    return Header(tuple(entries), 8 + length)
+
+
+def _parse(file: Path, text: bytes) -> list[tuple[str, Any]]:
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        merged = dict(pairs)
+        if len(merged) < len(pairs):
+            names = [name for name, _ in pairs]
+            twice = next(name for name in names if names.count(name) > 1)
+            raise CheckpointError(f"{file}: {twice!r} stands twice in the header")
+        return merged
+
+    try:
+        parsed = json.loads(text, object_pairs_hook=unique)
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError):
+        raise CheckpointError(f"{file}: the header is not valid JSON (not a safetensors file, or damaged)") from None
+    if not isinstance(parsed, dict):
+        raise CheckpointError(f"{file}: the header is not a JSON object")
+    return list(parsed.items())
+
+
+def _entry(file: Path, name: str, info: Any, data_start: int) -> TensorEntry:
+    try:
+        dtype, shape, (begin, end) = info["dtype"], tuple(info["shape"]), info["data_offsets"]
+        sizes = (begin, end, *shape)
+    except (KeyError, TypeError, ValueError):
+        raise CheckpointError(f"{file}: tensor {name!r} has a malformed header entry") from None
+    if not all(isinstance(n, int) and n >= 0 for n in sizes) or end < begin:
+        raise CheckpointError(f"{file}: tensor {name!r} has a malformed header entry")
+    entry = TensorEntry(name, file, data_start + begin, shape, dtype)
+    if dtype in ITEM_BYTES and entry.num_bytes != end - begin:
+        raise CheckpointError(
+            f"{file}: tensor {name!r} of {dtype} {list(shape)} needs {entry.num_bytes} bytes, the header gives {end - begin}"
+        )
+    return entry
+
+
+def _check_layout(file: Path, entries: list[TensorEntry], data_start: int, size: int) -> None:
+    position = data_start
+    for entry in sorted((e for e in entries if e.dtype in ITEM_BYTES), key=lambda e: e.offset):
+        if entry.offset < position:
+            raise CheckpointError(f"{file}: tensor {entry.name!r} overlaps the one before it")
+        position = entry.offset + entry.num_bytes
+        if position > size:
+            raise CheckpointError(
+                f"{file}: truncated: tensor {entry.name!r} ends at byte {position}, the file has {size} bytes"
+            )

@@ -1,0 +1,251 @@
+"""The weight plan: every parameter of one rank, and the exact slices of the checkpoint that fill it. No torch here.
+
+The plan is the guard of the design: a tensor of another stage is in no piece, so no loader can look it up, for fused
+and per-expert checkpoints alike. ``audit`` proves a set of plans complete before a byte is read.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from math import prod
+
+from splitrank.models.checkpoint import Checkpoint
+from splitrank.models.config import FULL, ModelConfig
+from splitrank.models.sharding import Range, StageSlice, TensorShard
+from splitrank.models.tensor_names import EMBEDDING, FINAL_NORM, HEAD, expert_name, fused_expert_name, per_expert_projections
+
+Box = tuple[Range, ...]
+DTYPE_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A box of a checkpoint tensor that fills a box of a local parameter (equal shapes but for dimensions of 1)."""
+
+    tensor: str  # canonical name
+    source: Box
+    target: Box
+
+
+@dataclass(frozen=True)
+class LocalParameter:
+    """A parameter as the module holds it: name with the global layer index, local shape, computing dtype."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    pieces: tuple[Piece, ...]
+
+    @property
+    def num_bytes(self) -> int:
+        return prod(self.shape) * DTYPE_BYTES[self.dtype]
+
+
+@dataclass(frozen=True)
+class WeightPlan:
+    """All local parameters of (stage, tensor rank)."""
+
+    stage: StageSlice
+    shard: TensorShard
+    parameters: tuple[LocalParameter, ...]
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(parameter.num_bytes for parameter in self.parameters)
+
+
+def box_size(box: Box) -> int:
+    """Elements of a box."""
+    return prod(stop - start for start, stop in box)
+
+
+def plan_weights(
+    config: ModelConfig, stage: StageSlice, shard: TensorShard, dtype: str, checkpoint: Checkpoint | None = None
+) -> WeightPlan:
+    """Plan of one rank. Without a checkpoint (a bare config) the experts are planned as fused."""
+    builder = _Builder(config, shard, dtype, checkpoint)
+    parameters = [p for layer in stage.layers for p in builder.layer(layer)]
+    if stage.is_first:
+        parameters.insert(0, builder.vocabulary("embed_tokens.weight", EMBEDDING))
+    if stage.is_last:
+        # A tied head is the same parameter as the embedding on a single stage, and a copy of its own otherwise.
+        if not (config.tie_word_embeddings and stage.is_first):
+            source = EMBEDDING if config.tie_word_embeddings else HEAD
+            parameters.append(builder.vocabulary("lm_head.weight", source))
+        parameters.append(builder.whole("norm.weight", FINAL_NORM, (config.hidden_size,)))
+    return WeightPlan(stage, shard, tuple(parameters))
+
+
+class _Builder:
+    """Builds local parameters for one tensor rank. Method names follow the layers."""
+
+    def __init__(self, config: ModelConfig, shard: TensorShard, dtype: str, checkpoint: Checkpoint | None) -> None:
+        self.config, self.shard, self.dtype, self.checkpoint = config, shard, dtype, checkpoint
+
+    def layer(self, layer: int) -> Iterator[LocalParameter]:
+        hidden = (self.config.hidden_size,)
+        prefix = f"layers.{layer}."
+        yield self.whole(prefix + "input_layernorm.weight", prefix + "input_layernorm.weight", hidden)
+        yield from self.attention(layer) if self.config.layer_types[layer] == FULL else self.linear_attention(layer)
+        name = prefix + "post_attention_layernorm.weight"
+        yield self.whole(name, name, hidden)
+        yield from self.moe(layer)
+
+    def attention(self, layer: int) -> Iterator[LocalParameter]:
+        config, prefix = self.config, f"layers.{layer}.self_attn."
+        dim = config.head_dim
+        q_heads = self.shard.even(config.num_attention_heads)
+        kv_rows = _scaled(self.shard.groups(config.num_key_value_heads), dim)
+        rows = [
+            (prefix + "q_proj.weight", _scaled(q_heads, 2 * dim)),  # per head: query rows, then gate rows
+            (prefix + "k_proj.weight", kv_rows),
+            (prefix + "v_proj.weight", kv_rows),
+        ]
+        yield self.stacked(prefix + "qkv_proj.weight", rows, config.hidden_size)
+        yield self.whole(prefix + "q_norm.weight", prefix + "q_norm.weight", (dim,))
+        yield self.whole(prefix + "k_norm.weight", prefix + "k_norm.weight", (dim,))
+        yield self.columns(prefix + "o_proj.weight", config.hidden_size, _scaled(q_heads, dim))
+
+    def linear_attention(self, layer: int) -> Iterator[LocalParameter]:
+        config, prefix = self.config, f"layers.{layer}.linear_attn."
+        v_heads = self.shard.even(config.linear_num_value_heads)
+        k_rows = _scaled(self.shard.groups(config.linear_num_key_heads), config.linear_key_head_dim)
+        v_rows = _scaled(v_heads, config.linear_value_head_dim)
+        qkv = [k_rows, _shifted(k_rows, config.key_dim), _shifted(v_rows, 2 * config.key_dim)]
+        projection = [(prefix + "in_proj_qkv.weight", rows) for rows in qkv]
+        projection += [(prefix + "in_proj_z.weight", v_rows)]
+        projection += [(prefix + f"in_proj_{name}.weight", v_heads) for name in ("b", "a")]
+        yield self.stacked(prefix + "in_proj.weight", projection, config.hidden_size)
+        yield self.convolution(prefix + "conv1d.weight", qkv)
+        for name in ("A_log", "dt_bias"):
+            yield self.whole(prefix + name, prefix + name, (_length(v_heads),), (v_heads,), dtype="float32")
+        norm = prefix + "norm.weight"
+        yield self.whole(norm, norm, (config.linear_value_head_dim,), dtype="float32")
+        yield self.columns(prefix + "out_proj.weight", config.hidden_size, v_rows)
+
+    def moe(self, layer: int) -> Iterator[LocalParameter]:
+        config, prefix = self.config, f"layers.{layer}.mlp."
+        hidden = config.hidden_size
+        router = [(prefix + "gate.weight", (0, config.num_experts)), (prefix + "shared_expert_gate.weight", (0, 1))]
+        yield self.stacked(prefix + "router.weight", router, hidden)
+        shared = self.shard.even(config.shared_expert_intermediate_size)
+        gate_up = [(prefix + f"shared_expert.{name}_proj.weight", shared) for name in ("gate", "up")]
+        yield self.stacked(prefix + "shared_expert.gate_up_proj.weight", gate_up, hidden)
+        yield self.columns(prefix + "shared_expert.down_proj.weight", hidden, shared)
+        inner = self.shard.even(config.moe_intermediate_size)
+        local, experts = _length(inner), config.num_experts
+        shapes = {"gate_up_proj": (experts, 2 * local, hidden), "down_proj": (experts, hidden, local)}
+        for projection, shape in shapes.items():
+            fused = self.checkpoint is None or self.checkpoint.has_fused(layer, projection)
+            pieces = (self.fused_experts if fused else self.single_experts)(layer, projection, inner)
+            yield LocalParameter(prefix + f"experts.{projection}", shape, self.dtype, tuple(pieces))
+
+    def fused_experts(self, layer: int, projection: str, inner: Range) -> Iterator[Piece]:
+        """All experts of this rank's inner columns: gate rows lie before up rows in [E, 2I, H]."""
+        name, every, hidden = fused_expert_name(layer, projection), (0, self.config.num_experts), (0, self.config.hidden_size)
+        if projection == "down_proj":
+            yield Piece(name, (every, hidden, inner), (every, hidden, (0, _length(inner))))
+            return
+        if self.shard.size == 1:  # one contiguous piece
+            rows = (0, 2 * self.config.moe_intermediate_size)
+            yield Piece(name, (every, rows, hidden), (every, rows, hidden))
+            return
+        for half in range(2):
+            source = _shifted(inner, half * self.config.moe_intermediate_size)
+            yield Piece(name, (every, source, hidden), (every, _half(inner, half), hidden))
+
+    def single_experts(self, layer: int, projection: str, inner: Range) -> Iterator[Piece]:
+        """One tensor an expert: gate and up apart."""
+        hidden = (0, self.config.hidden_size)
+        for expert in range(self.config.num_experts):
+            here = (expert, expert + 1)
+            for half, part in enumerate(per_expert_projections(projection)):
+                name = expert_name(layer, expert, part)
+                if part == "down_proj":
+                    yield Piece(name, (hidden, inner), (here, hidden, (0, _length(inner))))
+                else:
+                    yield Piece(name, (inner, hidden), (here, _half(inner, half), hidden))
+
+    def vocabulary(self, name: str, source: str) -> LocalParameter:
+        """This rank's rows of the embedding or of the head."""
+        rows = self.shard.vocabulary(self.config.vocab_size)
+        return self.stacked(name, [(source, rows)], self.config.hidden_size)
+
+    def whole(
+        self, name: str, source: str, shape: tuple[int, ...], box: Box | None = None, dtype: str | None = None
+    ) -> LocalParameter:
+        """One tensor, in whole or (``box``) in part."""
+        target = tuple((0, n) for n in shape)
+        return LocalParameter(name, shape, dtype or self.dtype, (Piece(source, box or target, target),))
+
+    def columns(self, name: str, num_rows: int, columns: Range) -> LocalParameter:
+        """A row-parallel weight [num_rows, columns]: its input columns are split."""
+        rows, width = (0, num_rows), _length(columns)
+        return LocalParameter(name, (num_rows, width), self.dtype, (Piece(name, (rows, columns), (rows, (0, width))),))
+
+    def stacked(self, name: str, parts: list[tuple[str, Range]], num_columns: int) -> LocalParameter:
+        """Rows of several tensors on top of each other: one GEMM where the checkpoint has several."""
+        columns, pieces, row = (0, num_columns), [], 0
+        for source, rows in parts:
+            pieces.append(Piece(source, (rows, columns), ((row, row + _length(rows)), columns)))
+            row += _length(rows)
+        return LocalParameter(name, (row, num_columns), self.dtype, tuple(pieces))
+
+    def convolution(self, name: str, parts: list[Range]) -> LocalParameter:
+        """Channels of the depthwise convolution, [C, 1, K] on disk and [C, K] here."""
+        taps, pieces, row = (0, self.config.linear_conv_kernel_dim), [], 0
+        for rows in parts:
+            pieces.append(Piece(name, (rows, (0, 1), taps), ((row, row + _length(rows)), taps)))
+            row += _length(rows)
+        return LocalParameter(name, (row, taps[1]), self.dtype, tuple(pieces))
+
+
+def _length(range_: Range) -> int:
+    return range_[1] - range_[0]
+
+
+def _scaled(range_: Range, factor: int) -> Range:
+    return range_[0] * factor, range_[1] * factor
+
+
+def _shifted(range_: Range, by: int) -> Range:
+    return range_[0] + by, range_[1] + by
+
+
+def _half(inner: Range, half: int) -> Range:
+    return half * _length(inner), (half + 1) * _length(inner)
+
+
+class AuditError(AssertionError):
+    """The plans do not add up: a bug of ours, found before serving."""
+
+
+def audit_plan(plan: WeightPlan) -> None:
+    """Every local parameter is filled exactly once: its pieces are disjoint and add up to its size."""
+    where = f"stage {plan.stage.pp_rank}, tensor rank {plan.shard.rank}"
+    for parameter in plan.parameters:
+        if _disjoint_volume([piece.target for piece in parameter.pieces]) != prod(parameter.shape):
+            raise AuditError(f"{where}: parameter {parameter.name} is not filled exactly once")
+
+
+def audit_union(plans: Iterable[WeightPlan], checkpoint: Checkpoint) -> None:
+    """The plans of all ranks together cover every element of every tensor of the checkpoint."""
+    boxes: dict[str, set[Box]] = defaultdict(set)
+    for plan in plans:
+        for parameter in plan.parameters:
+            for piece in parameter.pieces:
+                boxes[piece.tensor].add(piece.source)
+    for name, entry in checkpoint.tensors.items():
+        covered = _disjoint_volume(list(boxes.get(name, ())))
+        if covered != prod(entry.shape):
+            raise AuditError(f"{entry.file}: tensor {entry.name!r}: {covered} of {prod(entry.shape)} elements planned")
+
+
+def _disjoint_volume(boxes: list[Box]) -> int:
+    """Elements of boxes that do not overlap; -1 if two do. Sorted by start, only neighbours can overlap on a grid."""
+    ordered = sorted(boxes)
+    for before, after in pairwise(ordered):
+        if all(a_start < b_stop and b_start < a_stop for (a_start, a_stop), (b_start, b_stop) in zip(before, after, strict=True)):
+            return -1
+    return sum(box_size(box) for box in boxes)

@@ -1,0 +1,1 @@
+"""The engine loop, the front doors and the command line."""

@@ -1,0 +1,94 @@
+"""The options of every command: one frozen dataclass each, the only place an option is stated.
+
+Flags, TOML keys and ``--help`` are generated from the fields (``options.py``). This module is the only reader of the
+environment. Values are the user's; what follows from them and from the checkpoint is a ``LaunchSpec``.
+"""
+
+import os
+from dataclasses import dataclass, field
+from typing import Any
+
+DTYPES = ("auto", "bfloat16", "float32")
+
+
+def option(default: Any, help: str, **metadata: Any) -> Any:
+    """A config field: its default, its help line, and ``choices``, ``metavar`` or ``aliases`` of the flag."""
+    return field(default=default, metadata={"help": help, **metadata})
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineConfig:
+    """What every command that runs the model shares. ``0`` means: derive it from the model and the machine."""
+
+    model: str = option(
+        "", "checkpoint folder, or a hub id when online; the demo checkpoint if not given", aliases=("model-path",)
+    )
+    dtype: str = option("auto", "computing type; auto takes the checkpoint's", choices=DTYPES)
+    tp: int = option(1, "tensor-parallel ranks a stage", aliases=("tp-size", "tensor-parallel-size"))
+    pp: int = option(1, "pipeline stages", aliases=("pp-size", "pipeline-parallel-size"))
+    pp_partition: tuple[int, ...] = option((), "layers of each stage, e.g. 20,20; balanced by bytes if not given")
+    threads_per_rank: int = option(0, "torch threads of a rank; 0: cores divided by ranks, at least 1")
+    max_model_len: int = option(0, "longest prompt plus output in tokens; 0: the model's, or what the memory holds")
+    max_running_requests: int = option(32, "requests computed at once (one recurrent-state slot each)")
+    max_queued_requests: int = option(4096, "requests waiting beyond those; more are refused with 503")
+    page_size: int = option(64, "tokens of one KV page")
+    num_pages: int = option(0, "KV pages; 0: what the memory fraction holds, at most what all requests can use")
+    mem_fraction_static: float = option(0.6, "share of the memory for weights, KV pages and states of all ranks")
+    chunked_prefill_size: int = option(512, "prefill chunk in tokens; chunks end at absolute multiples of it")
+    seed: int = option(0, "seed of requests that give none is drawn from this one")
+    load_timeout_s: float = option(1800.0, "limit for loading the weights")
+    step_timeout_s: float = option(300.0, "limit for one step of all ranks")
+    heartbeat_timeout_s: float = option(15.0, "a rank silent for longer is taken for dead")
+    log_level: str = option("info", "log level", choices=("debug", "info", "warning", "error"))
+
+    def __post_init__(self) -> None:
+        for name in ("tp", "pp", "max_running_requests", "max_queued_requests", "page_size", "chunked_prefill_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        for name in ("threads_per_rank", "max_model_len", "num_pages", "seed"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative, not {getattr(self, name)}")
+        for name in ("load_timeout_s", "step_timeout_s", "heartbeat_timeout_s"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be above 0, not {getattr(self, name)}")
+        for name, allowed in (("dtype", DTYPES), ("log_level", ("debug", "info", "warning", "error"))):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} must be one of {', '.join(allowed)}, not {getattr(self, name)!r}")
+        if not 0.0 < self.mem_fraction_static <= 1.0:
+            raise ValueError(f"mem_fraction_static must be above 0 and at most 1, not {self.mem_fraction_static}")
+        # The delta rule works in blocks of 64 tokens: a chunk that ends inside a block would change its bits.
+        if self.chunked_prefill_size % 64:
+            raise ValueError(f"chunked_prefill_size must be a multiple of 64, not {self.chunked_prefill_size}")
+        if self.pp_partition and len(self.pp_partition) != self.pp:
+            raise ValueError(f"pp_partition names {len(self.pp_partition)} stages, but pp is {self.pp}")
+        if self.pp_partition and min(self.pp_partition) < 1:
+            raise ValueError(f"pp_partition {list(self.pp_partition)} leaves a stage without layers")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServeConfig(EngineConfig):
+    """``splitrank serve``."""
+
+    host: str = option("127.0.0.1", "address to listen on")
+    port: int = option(8000, "port to listen on; 0: any free one, printed at start")
+    api_key: str = option("", "clients must send it as a bearer token; also from SPLITRANK_API_KEY")
+    served_model_name: str = option("", "the model's name for clients; the checkpoint folder's name if not given")
+    max_body_bytes: int = option(32 * 2**20, "larger request bodies are refused with 413")
+    body_timeout_s: float = option(30.0, "a body that takes longer to arrive is refused with 408")
+    drain_timeout_s: float = option(20.0, "on SIGTERM, open requests get this long to finish")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.port < 65536:
+            raise ValueError(f"port must be between 0 and 65535, not {self.port}")
+
+
+def environment_api_key() -> str:
+    """API key for ``serve`` when no flag gives one: kept out of the process list."""
+    return os.environ.get("SPLITRANK_API_KEY", "")
+
+
+def child_environment() -> dict[str, str]:
+    """Environment of engine and rank processes: loopback for gloo, no telemetry, unbuffered output."""
+    loopback = {"GLOO_SOCKET_IFNAME": "lo", "TP_SOCKET_IFNAME": "lo"}
+    return {**os.environ, **loopback, "PYTHONUNBUFFERED": "1", "TOKENIZERS_PARALLELISM": "false"}

@@ -1,0 +1,197 @@
+"""Every message that crosses a process boundary, as one msgspec struct each. msgpack on the wire, never pickle.
+
+front (HTTP, LLM)  --AddRequest, AbortRequest-->  engine  --StepPlan, Shutdown-->  every rank
+front  <--EngineReady, RequestOutputs, EngineStats, EngineFailed--  engine  <--RankReady, StepResult, Heartbeat, RankFailed--
+"""
+
+import hashlib
+
+import msgspec
+
+from splitrank.serving.sampling_params import SamplingParams
+
+# ---------------------------------------------------------------- start-up
+
+
+class LaunchSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """What the launcher resolved from the config and the checkpoint's headers; the same file for engine and ranks."""
+
+    run_dir: str  # 0700 folder: sockets, this spec, the rendezvous file
+    model_dir: str
+    dtype: str  # "bfloat16" or "float32"
+    tp_size: int
+    pp_size: int
+    partition: tuple[int, ...]  # layers a stage
+    threads_per_rank: int
+    max_model_len: int  # tokens, prompt + output
+    max_running_requests: int  # recurrent-state slots
+    page_size: int  # tokens a KV page
+    num_pages: int
+    chunked_prefill_size: int  # chunks end at absolute multiples of it
+    max_queued_requests: int
+    vocab_size: int
+    eos_token_ids: tuple[int, ...]
+    seed: int
+    load_timeout_s: float
+    step_timeout_s: float
+    heartbeat_timeout_s: float
+    log_level: str
+    show_progress: bool
+    front_pid: int = 0  # set by the launcher, like run_dir: children leave when this process is gone
+
+    @property
+    def world_size(self) -> int:
+        return self.tp_size * self.pp_size
+
+
+class RankReady(msgspec.Struct, frozen=True, tag=True):
+    rank: int
+    pid: int
+    report: str  # one printable line: stage, layers, weight bytes planned = allocated, KV and state bytes
+
+
+class RankFailed(msgspec.Struct, frozen=True, tag=True):
+    rank: int
+    phase: str  # "load", "warm-up", "step 17", ...
+    error: str  # one line
+
+
+class Heartbeat(msgspec.Struct, frozen=True, tag=True):
+    """Says that the process lives and where it is; sent by a thread, so that a long step is not taken for death."""
+
+    rank: int
+    phase: str
+    last_step: int
+
+
+class EngineReady(msgspec.Struct, frozen=True, tag=True):
+    reports: list[str]  # one line a rank, in rank order
+
+
+class EngineFailed(msgspec.Struct, frozen=True, tag=True):
+    """The engine cannot go on; every open request has ended with this error."""
+
+    error: str
+
+
+# ---------------------------------------------------------------- requests
+
+
+class AddRequest(msgspec.Struct, frozen=True, tag=True):
+    request_id: str
+    prompt_token_ids: list[int]
+    params: SamplingParams
+
+
+class AbortRequest(msgspec.Struct, frozen=True, tag=True):
+    request_id: str
+
+
+class TokenLogprobs(msgspec.Struct, frozen=True):
+    logprob: float  # of the chosen token
+    top_ids: list[int]  # best alternatives, best first
+    top_logprobs: list[float]
+
+
+class RequestOutput(msgspec.Struct, frozen=True, tag=True):
+    """New tokens of one request. ``finish_reason`` ends it: "stop", "length", "abort" or "error" (then ``error`` says why).
+
+    A token that stopped the request (end of sequence or a stop token id) is in ``token_ids`` and in ``stop_token_id``.
+    """
+
+    request_id: str
+    token_ids: list[int]
+    logprobs: list[TokenLogprobs] | None = None
+    finish_reason: str | None = None
+    stop_token_id: int | None = None
+    error: str | None = None
+    error_code: str | None = None  # "queue_full", "engine_dead", "invalid_request"
+
+
+class RequestOutputs(msgspec.Struct, frozen=True, tag=True):
+    """What one turn of the engine has for the front: one message a step, not one a request."""
+
+    outputs: list[RequestOutput]
+
+
+class EngineStats(msgspec.Struct, frozen=True, tag=True):
+    """Counters since start and gauges of now; sent about once a second and on change of the open requests to zero."""
+
+    num_running: int
+    num_waiting: int
+    num_preempted: int  # now swapped out
+    free_pages: int
+    num_pages: int
+    free_slots: int
+    num_slots: int
+    steps: int
+    prompt_tokens: int
+    generated_tokens: int
+    preemptions: int
+    aborts: int
+
+
+# ---------------------------------------------------------------- steps
+
+
+class AdmittedRequest(msgspec.Struct, frozen=True, array_like=True):
+    """First seen in this step: what the sampling rank must remember until the request is released."""
+
+    request: int
+    prompt_token_ids: list[int]
+    params: SamplingParams
+
+
+class SequencePlan(msgspec.Struct, frozen=True, array_like=True):
+    """One request's share of a step: ``tokens`` at absolute positions start, start+1, …"""
+
+    request: int  # the engine's number of the request, never reused
+    slot: int  # recurrent-state slot; the rank clears it when start == 0
+    start: int
+    tokens: list[int]
+    pages: list[int]  # the whole page table, enough for start + len(tokens) tokens
+    sample: bool  # sample a token after the last position
+
+
+class SwapPlan(msgspec.Struct, frozen=True, array_like=True):
+    """State and pages of one request go to host memory, or come back into (other) pages and slot."""
+
+    request: int
+    slot: int
+    pages: list[int]
+
+
+class StepPlan(msgspec.Struct, frozen=True, tag=True):
+    """One microbatch, executed by every rank in step order: swap out, swap in, run ``sequences``, release."""
+
+    step: int  # 0, 1, 2, … without gaps
+    previous_hash: str  # hash of the plan before it ("" for step 0): chains all plans together
+    sequences: list[SequencePlan]
+    admitted: list[AdmittedRequest]
+    released: list[int]  # forget these before anything else of this step
+    swap_out: list[SwapPlan]
+    swap_in: list[SwapPlan]
+
+
+def plan_hash(plan_bytes: bytes) -> str:
+    """Chained hash of an encoded plan: it covers the previous hash, which is part of the bytes."""
+    return hashlib.blake2b(plan_bytes, digest_size=8).hexdigest()
+
+
+class StepResult(msgspec.Struct, frozen=True, tag=True):
+    """From tensor rank 0 of the last stage: one token for each sequence with ``sample``, in plan order."""
+
+    step: int
+    plan_hash: str
+    token_ids: list[int]
+    logprobs: list[TokenLogprobs | None]
+
+
+class Shutdown(msgspec.Struct, frozen=True, tag=True):
+    """Leave in an orderly way."""
+
+
+FrontToEngine = AddRequest | AbortRequest | Shutdown
+EngineToFront = EngineReady | EngineFailed | RequestOutputs | EngineStats
+EngineToRank = StepPlan | Shutdown
+RankToEngine = RankReady | RankFailed | Heartbeat | StepResult
