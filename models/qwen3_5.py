@@ -73,6 +73,8 @@ class Stage(nn.Module):
         return self.logits(state, batch, collectives) if self.stage.is_last else state
 
     def logits(self, state: StageState, batch: Batch, collectives: Collectives) -> torch.Tensor:
-        """Final norm and head, for the sampled rows only."""
+        """Final norm and head, for the sampled rows only (none in the middle of a prompt: then no head at all)."""
+        if batch.sample_rows.shape[0] == 0:
+            return torch.empty((0, self.config.vocab_size))
         rows = (state.residual + state.hidden).index_select(0, batch.sample_rows)
         return compute_logits(self.norm(rows), self.lm_head.weight, self.lm_head.widths, collectives)

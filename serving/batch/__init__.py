@@ -1,0 +1,1 @@
+"""``splitrank generate``: OpenAI batch lines in, results out, resumable."""

@@ -1,0 +1,194 @@
+"""``splitrank generate``: check everything, then load the model, then answer what is not answered yet.
+
+Exit codes: 0 all requests answered, 3 some failed (their lines hold the error; a rerun asks them again), 1 not finished
+(what is finished stays; a rerun continues), 2 nothing was started because input, output or options are wrong.
+"""
+
+import asyncio
+import os
+import signal
+import sys
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from splitrank.serving.batch.config import GenerateConfig
+from splitrank.serving.batch.lines import BatchLine, read_lines, result_line
+from splitrank.serving.batch.manifest import (
+    check_manifest,
+    describe_run,
+    locked_manifest,
+    manifest_path,
+    write_manifest,
+)
+from splitrank.serving.batch.result_file import ResultWriter, keep_only, read_former_results
+from splitrank.serving.engine_client import EngineDeadError
+from splitrank.serving.fan_out import fan_out
+from splitrank.serving.openai.errors import ApiError
+from splitrank.serving.openai.parser import RequestParser
+from splitrank.serving.openai.service import OpenAIService
+from splitrank.serving.progress import progress
+from splitrank.serving.text_engine import PreparedModel, TextEngine, prepare_model, start_prepared
+
+MAX_PROBLEMS_SHOWN = 20
+
+
+@dataclass
+class _Job:
+    """``lines`` of ``num_lines`` are not answered yet; counts how this run goes on."""
+
+    lines: list[BatchLine]
+    num_lines: int
+    output: Path
+    concurrency: int
+    num_answered: int = field(default=0, init=False)
+    num_failed: int = field(default=0, init=False)
+
+
+def run(config: GenerateConfig) -> int:
+    """Returns the exit code. EngineStartError passes through."""
+    with ExitStack() as stack:
+        try:
+            check_paths(config)
+            prepared = prepare_model(config)
+            lines = _checked_lines(config, prepared)
+            job = _prepare_output(config, prepared, lines, stack)
+        except (ValueError, OSError) as error:
+            for problem in str(error).split("\n"):
+                _say(f"error: {problem}")
+            return 2
+        if not job.lines:
+            _say(f"{job.output}: all {job.num_lines} requests were answered before")
+            return 0
+        return asyncio.run(_generate(prepared, job))
+
+
+def _say(text: str) -> None:
+    print(f"splitrank generate: {text}", file=sys.stderr, flush=True)
+
+
+def check_paths(config: GenerateConfig) -> None:
+    """ValueError for paths that would lose data or fail after hours of work."""
+    source, output = Path(config.input), Path(config.output)
+    if not source.is_file():
+        raise ValueError(f"input {source} is {'a folder' if source.is_dir() else 'not a file'}")
+    for written in (output, manifest_path(output)):
+        if written.exists() and written.samefile(source):
+            raise ValueError(f"output {written} is the input file")
+        if written.exists() and not written.is_file():
+            raise ValueError(f"output {written} is {'a folder' if written.is_dir() else 'not a regular file'}")
+        if written.exists() and not os.access(written, os.W_OK):
+            raise ValueError(f"output {written} is not writable")
+    if not output.parent.is_dir() or not os.access(output.parent, os.W_OK | os.X_OK):
+        raise ValueError(f"output {output}: the folder {output.parent} does not exist or is not writable")
+
+
+def _checked_lines(config: GenerateConfig, prepared: PreparedModel) -> list[BatchLine]:
+    parser = RequestParser(prepared.tokenizer, prepared.info)
+    path = Path(config.input)
+    num_lines = path.read_bytes().count(b"\n") + 1
+    with progress(num_lines, "checking", "lines", show=num_lines > 1000) as bar:
+        lines, problems = read_lines(path, parser.parse, lambda: bar.update())
+    if len(problems) > MAX_PROBLEMS_SHOWN:
+        problems[MAX_PROBLEMS_SHOWN:] = [f"{path}: {len(problems) - MAX_PROBLEMS_SHOWN} more lines are wrong"]
+    if problems:
+        raise ValueError("\n".join(problems))
+    if not lines:
+        raise ValueError(f"{path} holds no requests")
+    return lines
+
+
+def _prepare_output(config: GenerateConfig, prepared: PreparedModel, lines: list[BatchLine], stack: ExitStack) -> _Job:
+    """Takes the output for this run, continues or empties it, and says what remains."""
+    output = Path(config.output)
+    now = describe_run(config, prepared.spec)
+    if not config.overwrite:
+        check_manifest(output, now)
+    manifest = stack.enter_context(locked_manifest(output))
+    if config.overwrite or not output.exists():
+        keep_only(output, [])
+    former = read_former_results(output)
+    _check_same_requests(output, former.finished, lines)
+    if former.num_failed or former.torn:
+        keep_only(output, former.kept)
+    if not former.kept:
+        write_manifest(manifest, now)
+    remaining = [line for line in lines if line.custom_id not in former.finished]
+    if former.kept or former.num_failed:
+        _say(
+            f"{output}: {len(former.kept)} answered before, {len(remaining)} to do ({former.num_failed} failed before)"
+        )
+    return _Job(remaining, len(lines), output, config.concurrency)
+
+
+def _check_same_requests(output: Path, finished: dict[str, str], lines: list[BatchLine]) -> None:
+    """An answer to another question must not stand for this one's."""
+    asked = {line.custom_id: line.line_id for line in lines}
+    for custom_id, line_id in finished.items():
+        if asked.get(custom_id) != line_id:
+            reason = "is not in the input" if custom_id not in asked else "has another body in the input now"
+            raise ValueError(
+                f"{output}: the answered custom_id {custom_id!r} {reason}; name another --output or give --overwrite"
+            )
+
+
+async def _generate(prepared: PreparedModel, job: _Job) -> int:
+    task, terminated = asyncio.current_task(), asyncio.Event()
+    assert task is not None
+
+    def terminate() -> None:
+        terminated.set()
+        task.cancel()
+
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, terminate)
+    try:
+        await _run_engine(prepared, job)
+    except (EngineDeadError, OSError) as error:
+        return _not_finished(job, str(error))
+    except asyncio.CancelledError:
+        code = _not_finished(job, "terminated" if terminated.is_set() else "interrupted")
+        if not terminated.is_set():
+            raise  # Ctrl-C, which asyncio turns into a KeyboardInterrupt
+        return code
+    _say(f"{job.output}: {job.num_answered} answered, {job.num_failed} failed")
+    return 3 if job.num_failed else 0
+
+
+def _not_finished(job: _Job, reason: str) -> int:
+    done = job.num_lines - len(job.lines) + job.num_answered
+    _say(f"not finished ({reason}): {done} of {job.num_lines} are answered; run the same command again to continue")
+    return 1
+
+
+async def _run_engine(prepared: PreparedModel, job: _Job) -> None:
+    engine = await start_prepared(prepared)
+    try:
+        await _answer_all(engine, job)
+    finally:
+        await engine.close()
+
+
+async def _answer_all(engine: TextEngine, job: _Job) -> None:
+    service = OpenAIService(engine)
+    before = job.num_lines - len(job.lines)
+    async with ResultWriter(job.output) as writer:
+        with progress(job.num_lines, "generate", "requests", start=before) as bar:
+
+            async def answer(line: BatchLine) -> None:
+                writer.add(await _answer(service, line, job))
+                bar.update()
+
+            await fan_out(job.lines, job.concurrency, answer)
+
+
+async def _answer(service: OpenAIService, line: BatchLine, job: _Job) -> bytes:
+    """The result line. A refused request has its error there; a dead engine is raised, and leaves no line."""
+    try:
+        body = await service.complete(service.parse(line.url, line.body))
+    except ApiError as error:
+        if error.code == "engine_dead":
+            raise EngineDeadError(error.message) from None
+        job.num_failed += 1
+        return result_line(line, error.status, error.body(), {"code": error.code, "message": error.message})
+    job.num_answered += 1
+    return result_line(line, 200, body, None)

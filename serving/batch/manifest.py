@@ -1,0 +1,102 @@
+"""What an output file was made with, in a file beside it: results of two models or configs must not mix."""
+
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from splitrank.serving.batch.config import GenerateConfig
+from splitrank.serving.messages import LaunchSpec
+
+# Enough of each weight file to tell two finetunes of one shape apart without reading gigabytes.
+_SAMPLE_BYTES = 64 * 2**10
+_NUM_SAMPLES = 16
+
+
+def manifest_path(output: Path) -> Path:
+    return output.with_name(output.name + ".manifest.json")
+
+
+def describe_run(config: GenerateConfig, spec: LaunchSpec) -> dict[str, Any]:
+    """The model's content and the options that answers depend on; not those that only change speed."""
+    return {
+        "model_hash": hash_model(Path(spec.model_dir)),
+        "dtype": spec.dtype,
+        "tp": spec.tp_size,
+        "pp": spec.pp_size,
+        "max_model_len": spec.max_model_len,
+        "chunked_prefill_size": spec.chunked_prefill_size,
+        "seed": config.seed,
+    }
+
+
+def hash_model(folder: Path) -> str:
+    """Over names, sizes and contents of all files; of large files, samples spread over the whole length."""
+    digest = hashlib.blake2b(digest_size=16)
+    for path in sorted(folder.iterdir()):
+        if path.is_file() and path.suffix in (".json", ".jinja", ".safetensors"):
+            digest.update(f"{path.name}\0{path.stat().st_size}\0".encode())
+            with open(path, "rb") as file:
+                _hash_samples(digest, file, path.stat().st_size)
+    return digest.hexdigest()
+
+
+def _hash_samples(digest: hashlib.blake2b, file: BinaryIO, size: int) -> None:
+    if size <= _SAMPLE_BYTES * _NUM_SAMPLES:
+        digest.update(file.read())
+        return
+    for index in range(_NUM_SAMPLES):
+        file.seek((size - _SAMPLE_BYTES) * index // (_NUM_SAMPLES - 1))
+        digest.update(file.read(_SAMPLE_BYTES))
+
+
+def check_manifest(output: Path, now: dict[str, Any]) -> None:
+    """ValueError when the output has content that was not made with ``now``, with the first difference."""
+    if not output.exists() or output.stat().st_size == 0:
+        return
+    path = manifest_path(output)
+    then = _read(path, output)
+    for name, value in now.items():
+        if then.get(name) != value:
+            raise ValueError(
+                f"{output} was written with {name} = {then.get(name)}, but now it is {value}: "
+                "name another --output or give --overwrite"
+            )
+
+
+def _read(path: Path, output: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise ValueError(
+            f"{output} exists and {path.name} is not beside it, so this command did not write it: "
+            "name another --output or give --overwrite"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} is not readable ({error}); give --overwrite to start anew") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} is not a manifest; give --overwrite to start anew")
+    return found
+
+
+@contextmanager
+def locked_manifest(output: Path) -> Iterator[BinaryIO]:
+    """Two runs that append to one output would both answer everything. The lock ends with the process."""
+    with open(manifest_path(output), "a+b") as file:
+        try:
+            fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"{output}: another run is writing this output") from None
+        yield file
+
+
+def write_manifest(file: BinaryIO, content: dict[str, Any]) -> None:
+    """In place, for the lock is on this file; so only while the output is empty, when a torn one does no harm."""
+    file.truncate(0)
+    file.write(json.dumps(content, indent=1).encode() + b"\n")
+    file.flush()
+    os.fsync(file.fileno())

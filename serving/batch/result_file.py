@@ -1,0 +1,107 @@
+"""The output file: what a former run finished, and new lines, appended so that a crash tears at most the last one."""
+
+import asyncio
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import msgspec
+
+
+class _ResultLine(msgspec.Struct, frozen=True):
+    """What resuming needs of a result line; the rest is skipped unparsed."""
+
+    id: str
+    custom_id: str
+    error: msgspec.Raw = msgspec.Raw(b"null")
+
+
+@dataclass(frozen=True)
+class FormerResults:
+    """``finished`` maps custom_id to line id. Failed lines and a torn end are not in ``kept``: they are asked again."""
+
+    finished: dict[str, str]
+    kept: list[bytes]
+    num_failed: int
+    torn: bool
+
+
+def read_former_results(path: Path) -> FormerResults:
+    """ValueError names the line that is no result line (a torn *last* line is a crash's trace and is fine)."""
+    content = path.read_bytes() if path.exists() else b""
+    lines = content.split(b"\n")
+    finished: dict[str, str] = {}
+    kept: list[bytes] = []
+    for number, line in enumerate(lines[:-1], 1):
+        result = _decode(path, number, line)
+        if result.custom_id in finished:
+            raise ValueError(f"{path}:{number}: custom_id {result.custom_id!r} stands here twice; see --overwrite")
+        if bytes(result.error) == b"null":
+            finished[result.custom_id] = result.id
+            kept.append(line)
+    return FormerResults(finished, kept, len(lines) - 1 - len(kept), torn=bool(lines[-1]))
+
+
+def _decode(path: Path, number: int, line: bytes) -> _ResultLine:
+    try:
+        return msgspec.json.decode(line, type=_ResultLine)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        raise ValueError(
+            f"{path}:{number}: not a result line of this command; name another --output or give --overwrite"
+        ) from None
+
+
+def keep_only(path: Path, lines: list[bytes]) -> None:
+    """Replace the file's content in one step: a crash leaves the old content or the new."""
+    beside = path.with_name(path.name + ".part")
+    with open(beside, "wb") as file:
+        file.writelines(line + b"\n" for line in lines)
+        file.flush()
+        os.fsync(file.fileno())
+    beside.replace(path)
+
+
+class ResultWriter:
+    """Appends whole lines and flushes them to disk in a thread; lines that come meanwhile share the next flush."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = open(path, "ab")  # noqa: SIM115 - closed in __aexit__
+        self._pending: list[bytes] = []
+        self._wake = asyncio.Event()
+        self._closing = False
+
+    async def __aenter__(self) -> Self:
+        self._task = asyncio.create_task(self._write_all())
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._closing = True
+        self._wake.set()
+        try:
+            await self._task
+        finally:
+            self._file.close()
+
+    def add(self, line: bytes) -> None:
+        """Raises OSError once the disk has refused a line: going on would lose results."""
+        if self._task.done():
+            self._task.result()
+        self._pending.append(line + b"\n")
+        self._wake.set()
+
+    async def _write_all(self) -> None:
+        while not self._closing or self._pending:
+            await self._wake.wait()
+            self._wake.clear()
+            lines, self._pending = self._pending, []
+            if lines:
+                await asyncio.to_thread(self._write, b"".join(lines))
+
+    def _write(self, data: bytes) -> None:
+        self._file.write(data)
+        self._file.flush()
+        os.fsync(self._file.fileno())

@@ -1,0 +1,78 @@
+"""Options of ``splitrank gsm8k``, and the layout syntax."""
+
+from dataclasses import dataclass, fields, replace
+
+from splitrank.serving.config import EngineConfig, option
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """One way to split the model: ``tp`` tensor ranks in each of ``pp`` stages."""
+
+    tp: int = 1
+    pp: int = 1
+
+    @property
+    def num_ranks(self) -> int:
+        return self.tp * self.pp
+
+    def __str__(self) -> str:
+        return f"pp={self.pp}" if self.tp == 1 else f"tp={self.tp} pp={self.pp}"
+
+
+def parse_layout(text: str) -> Layout:
+    """``"pp=2"``, ``"tp=2"``, ``"tp=2 pp=2"`` or ``"tp=2,pp=2"``; ValueError otherwise."""
+    sizes: dict[str, int] = {}
+    for part in text.replace(",", " ").split():
+        name, equals, number = part.partition("=")
+        if name not in ("tp", "pp") or not equals or not (number.isascii() and number.isdigit()) or int(number) < 1:
+            raise ValueError(f"layout {text!r}: {part!r} is neither tp=N nor pp=N with N at least 1")
+        if name in sizes:
+            raise ValueError(f"layout {text!r} gives {name} twice")
+        sizes[name] = int(number)
+    if not sizes:
+        raise ValueError("a layout is empty; write for example pp=2 or 'tp=2 pp=2'")
+    return Layout(**sizes)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gsm8kConfig(EngineConfig):
+    """``splitrank gsm8k``."""
+
+    layouts: tuple[str, ...] = option(("pp=1", "pp=2"), "layouts to compare: pp=1 pp=2 tp=2 'tp=2 pp=2'")
+    data: str = option("", "test questions, a jsonl file; the hub's openai/gsm8k if not given")
+    train: str = option("", "jsonl file that the shots come from; train.jsonl beside the test questions if not given")
+    shots: int = option(5, "solved examples in front of each question: the first ones of the train file")
+    limit: int = option(0, "ask only the first N questions; 0: all")
+    concurrency: int = option(32, "questions open at once")
+    max_tokens: int = option(256, "longest answer in tokens")
+    report: str = option("", "write all numbers and texts into this JSON file")
+
+    def __post_init__(self) -> None:
+        if self.tp != 1 or self.pp != 1 or self.pp_partition:
+            raise ValueError("tp, pp and pp_partition come from the layouts here; give --layouts instead")
+        super().__post_init__()
+        for name, low in (("shots", 0), ("limit", 0), ("concurrency", 1), ("max_tokens", 1)):
+            if getattr(self, name) < low:
+                raise ValueError(f"{name} must be at least {low}, not {getattr(self, name)}")
+        room = self.max_running_requests + self.max_queued_requests
+        if self.concurrency > room:
+            raise ValueError(f"concurrency {self.concurrency} is more than the engine accepts at once ({room})")
+        parsed = self.parsed_layouts()
+        if not parsed:
+            raise ValueError("layouts must name at least one layout, e.g. pp=1 pp=2")
+        for index, layout in enumerate(parsed):
+            if layout in parsed[:index]:
+                raise ValueError(f"layout {layout} is given twice")
+
+    def parsed_layouts(self) -> list[Layout]:
+        return [parse_layout(text) for text in self.layouts]
+
+
+def engine_configs(config: Gsm8kConfig, num_cores: int) -> list[EngineConfig]:
+    """One engine config a layout, with one thread count for all: torch's GEMM changes bits with it."""
+    layouts = config.parsed_layouts()
+    threads = config.threads_per_rank or max(1, min(num_cores // layout.num_ranks for layout in layouts))
+    values = {field.name: getattr(config, field.name) for field in fields(EngineConfig)}
+    shared = replace(EngineConfig(**values), threads_per_rank=threads)
+    return [replace(shared, tp=layout.tp, pp=layout.pp) for layout in layouts]

@@ -1,0 +1,168 @@
+"""The comparison as a table for people and as JSON for programs."""
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from splitrank.serving.gsm8k.config import Gsm8kConfig
+from splitrank.serving.gsm8k.data import Question
+from splitrank.serving.gsm8k.run import LayoutRun
+from splitrank.serving.gsm8k.statistics import Accuracy, PairedComparison
+from splitrank.serving.gsm8k.summary import EXTRACTIONS, MAX_P, LayoutSummary, PairSummary, Summary
+
+
+def check_report_path(config: Gsm8kConfig) -> None:
+    """ValueError before hours of work, rather than an error after it."""
+    path = Path(config.report)
+    if path.is_dir():
+        raise ValueError(f"--report {path} is a folder")
+    if not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
+        raise ValueError(f"--report {path}: the folder {path.parent} does not exist or is not writable")
+
+
+def table(summary: Summary) -> str:
+    """One line a layout, two lines a pair, then the verdict."""
+    lines = _layout_lines(summary.layouts)
+    if summary.pairs:
+        lines += ["", *_pair_lines(summary.pairs)]
+    return "\n".join([*lines, "", *verdict_lines(summary)])
+
+
+def verdict_lines(summary: Summary) -> list[str]:
+    lines = warning_lines(summary)
+    for pair, name in summary.disagreements:
+        p = pair.comparisons[name].mcnemar_p
+        lines.append(
+            f"DISAGREE: {pair.first} and {pair.second} ({name}): McNemar p = {p:.2g} is below "
+            f"{summary.max_p:.2g} ({MAX_P:g} / {len(summary.pairs)} pairs)"
+        )
+    if summary.num_lost:
+        lines.append(f"LOST: {summary.num_lost} requests got no answer; the report's texts say why")
+    if summary.pairs and not lines:
+        lines.append(f"no disagreement: every McNemar p is at least {summary.max_p:.2g} ({MAX_P:g} / pairs)")
+    return lines
+
+
+def warning_lines(summary: Summary) -> list[str]:
+    """An extraction that (almost) nothing passes cannot tell layouts apart; that must not look like agreement."""
+    return [
+        f"UNINFORMATIVE: {name} numbers of {layout.layout} cannot support a comparison: {reason}"
+        for layout in summary.layouts
+        for name in EXTRACTIONS
+        if (reason := layout.extractions[name].uninformative)
+    ]
+
+
+def _layout_lines(layouts: list[LayoutSummary]) -> list[str]:
+    head = ["layout", "strict", "unparsable", "flexible", "unparsable", "cut off", "lost", "tokens", "mean", "tokens/s"]
+    return _aligned([head, *(_layout_row(layout) for layout in layouts)])
+
+
+def _layout_row(layout: LayoutSummary) -> list[str]:
+    row = [str(layout.layout)]
+    for name in EXTRACTIONS:
+        extraction = layout.extractions[name]
+        row += [_percent(extraction.accuracy), str(extraction.num_unparsable)]
+    mean, rate = _mean_tokens(layout), _rate(layout)
+    counts = [layout.num_cut_off, layout.num_lost, layout.num_tokens]
+    return row + [str(count) for count in counts] + [_or_dash(mean, ".1f"), _or_dash(rate, ".1f")]
+
+
+def _pair_lines(pairs: list[PairSummary]) -> list[str]:
+    head = ["pair", "numbers", "difference (points, 95%)", "only first right", "only second", "McNemar p", "identical"]
+    return _aligned([head, *(_pair_row(pair, name) for pair in pairs for name in EXTRACTIONS)])
+
+
+def _pair_row(pair: PairSummary, name: str) -> list[str]:
+    compared = pair.comparisons[name]
+    identical = f"{pair.num_identical} of {pair.num_questions}"
+    discordant = [str(compared.only_first_right), str(compared.only_second_right)]
+    label = f"{pair.first} -> {pair.second}"
+    return [label, name, _interval(compared), *discordant, f"{compared.mcnemar_p:.3g}", identical]
+
+
+def _aligned(rows: list[list[str]]) -> list[str]:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
+def _percent(value: Accuracy) -> str:
+    error = "" if value.standard_error is None else f" ± {100 * value.standard_error:.2f}"
+    return f"{100 * value.value:.2f}%{error}"
+
+
+def _interval(compared: PairedComparison) -> str:
+    text = f"{100 * compared.difference:+.2f}"
+    if compared.interval_low is None or compared.interval_high is None:
+        return text
+    return f"{text} [{100 * compared.interval_low:+.2f}, {100 * compared.interval_high:+.2f}]"
+
+
+def _mean_tokens(layout: LayoutSummary) -> float | None:
+    return layout.num_tokens / layout.num_answers if layout.num_answers else None
+
+
+def _rate(layout: LayoutSummary) -> float | None:
+    return layout.num_tokens / layout.seconds if layout.seconds else None
+
+
+def _or_dash(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)
+
+
+def write_json(
+    path: Path, config: Gsm8kConfig, questions: list[Question], runs: list[LayoutRun], summary: Summary
+) -> None:
+    """All numbers and all texts. Written beside and renamed, so that a reader never sees half a report."""
+    report = {
+        "config": dataclasses.asdict(config),
+        "layouts": [_layout_json(layout) for layout in summary.layouts],
+        "pairs": [_pair_json(pair, summary) for pair in summary.pairs],
+        "verdict": verdict_lines(summary),
+        "questions": [_question_json(index, questions, runs, summary) for index in range(len(questions))],
+    }
+    beside = path.with_name(path.name + ".part")
+    beside.write_text(json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+    beside.replace(path)
+
+
+def _layout_json(layout: LayoutSummary) -> dict[str, Any]:
+    extractions = {
+        name: {
+            **dataclasses.asdict(found.accuracy),
+            "unparsable": found.num_unparsable,
+            "uninformative": found.uninformative,
+        }
+        for name, found in layout.extractions.items()
+    }
+    return {
+        "layout": str(layout.layout),
+        **extractions,
+        "answers": layout.num_answers,
+        "lost": layout.num_lost,
+        "cut_off": layout.num_cut_off,
+        "tokens": layout.num_tokens,
+        "mean_answer_tokens": _mean_tokens(layout),
+        "seconds": layout.seconds,
+    }
+
+
+def _pair_json(pair: PairSummary, summary: Summary) -> dict[str, Any]:
+    comparisons = {name: dataclasses.asdict(compared) for name, compared in pair.comparisons.items()}
+    identity = {"byte_identical": pair.num_identical, "questions": pair.num_questions, "max_p": summary.max_p}
+    return {"first": str(pair.first), "second": str(pair.second), **comparisons, **identity}
+
+
+def _question_json(index: int, questions: list[Question], runs: list[LayoutRun], summary: Summary) -> dict[str, Any]:
+    answers = {}
+    for run, layout in zip(runs, summary.layouts, strict=True):
+        found = {
+            name: {"number": value.numbers[index], "right": value.right[index]}
+            for name, value in layout.extractions.items()
+        }
+        answer = run.answers[index]
+        kept = {"text": answer.text, "finish_reason": answer.finish_reason, "tokens": len(answer.token_ids)}
+        answers[str(run.layout)] = {**kept, "error": answer.error, **found}
+    return {"question": questions[index].question, "reference": questions[index].reference, "answers": answers}

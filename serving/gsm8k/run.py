@@ -1,0 +1,71 @@
+"""One layout's answers to all questions."""
+
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from splitrank.serving.fan_out import fan_out
+from splitrank.serving.gsm8k.config import Layout
+from splitrank.serving.progress import progress
+from splitrank.serving.sampling_params import SamplingParams
+from splitrank.serving.text_engine import TextOutput
+
+
+class AnswerSource(Protocol):
+    """What a run needs of a ``TextEngine``."""
+
+    def stream(self, prompt_token_ids: list[int], params: SamplingParams) -> AsyncIterator[TextOutput]: ...
+
+
+@dataclass
+class Answer:
+    """A request's whole output. ``error`` is why it was lost; then the text is what had come by then."""
+
+    text: str = ""
+    token_ids: list[int] = field(default_factory=list)
+    finish_reason: str | None = None
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class LayoutRun:
+    """Answers in the order of the questions; seconds from the first request to the last answer."""
+
+    layout: Layout
+    answers: list[Answer]
+    seconds: float
+
+
+async def ask_all(
+    engine: AnswerSource, layout: Layout, prompts: list[list[int]], params: SamplingParams, concurrency: int
+) -> LayoutRun:
+    """An error loses its question only: the others go on, and the run reports how many were lost."""
+    answers = [Answer() for _ in prompts]
+    began = time.monotonic()
+    with progress(len(prompts), f"gsm8k {layout}", "questions") as bar:
+
+        async def ask(index: int) -> None:
+            await _ask(engine, prompts[index], params, answers[index])
+            bar.update()
+
+        await fan_out(range(len(prompts)), concurrency, ask)
+    return LayoutRun(layout, answers, time.monotonic() - began)
+
+
+async def _ask(engine: AnswerSource, prompt: list[int], params: SamplingParams, answer: Answer) -> None:
+    try:
+        async for output in engine.stream(prompt, params):
+            answer.text += output.text
+            answer.token_ids += output.token_ids
+            answer.finish_reason = output.finish_reason
+    except Exception as error:  # whatever the cause, the question is lost and counted
+        answer.error = str(error) or type(error).__name__
+    else:
+        if answer.finish_reason is None:
+            answer.error = "the answer ended without a finish reason"
+
+
+def lost_run(layout: Layout, num_questions: int, error: str) -> LayoutRun:
+    """A layout that never started: every question is lost."""
+    return LayoutRun(layout, [Answer(error=error) for _ in range(num_questions)], 0.0)

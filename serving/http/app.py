@@ -1,0 +1,166 @@
+"""Routes and their order: count, check the key, read the body, answer."""
+
+import asyncio
+import logging
+from concurrent.futures import ThreadPoolExecutor
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from splitrank.serving.http.auth import ApiKeyGuard
+from splitrank.serving.http.body_guard import BodyGuard
+from splitrank.serving.http.metrics import CountRequests, Metrics
+from splitrank.serving.http.responses import (
+    KEEP_ALIVE_S,
+    ClientGoneError,
+    EventStream,
+    error_response,
+    json_response,
+    while_connected,
+)
+from splitrank.serving.http.state import ServerState
+from splitrank.serving.openai.errors import ApiError
+from splitrank.serving.openai.parser import CHAT_URL, COMPLETIONS_URL, ParsedRequest
+from splitrank.serving.openai.service import OpenAIService
+
+PARSE_TIMEOUT_S = 30.0
+PARSE_THREADS = 2
+_log = logging.getLogger(__name__)
+
+
+def create_app(
+    state: ServerState,
+    metrics: Metrics,
+    *,
+    created: int,
+    api_key: str = "",
+    max_body_bytes: int = 32 * 2**20,
+    body_timeout_s: float = 30.0,
+    keep_alive_s: float = KEEP_ALIVE_S,
+) -> ASGIApp:
+    """The ASGI app. ``created``: Unix time shown in /v1/models; empty ``api_key``: everybody may ask."""
+    routes = _Routes(state, metrics, created)
+    # Threads of their own: a slow template or a huge prompt holds up other prompts, never the event loop.
+    executor = ThreadPoolExecutor(PARSE_THREADS, thread_name_prefix="parse")
+    endpoints = [GenerateEndpoint(state, executor, url, keep_alive_s) for url in (CHAT_URL, COMPLETIONS_URL)]
+    table = [
+        Route("/health", routes.health),
+        Route("/ready", routes.ready),
+        Route("/metrics", routes.metrics),
+        Route("/v1/models", routes.models),
+        Route("/v1/models/{model:path}", routes.model),
+        *(Route(endpoint.url, endpoint, methods=["POST"]) for endpoint in endpoints),
+    ]
+    middleware = [Middleware(ApiKeyGuard, api_key=api_key)] if api_key else []
+    middleware.append(Middleware(BodyGuard, max_bytes=max_body_bytes, timeout_s=body_timeout_s))
+    app = Starlette(
+        routes=table,
+        middleware=middleware,
+        exception_handlers={
+            ApiError: _handle_api_error,
+            HTTPException: _handle_http_exception,
+            Exception: _handle_crash,
+        },
+    )
+    app.router.redirect_slashes = False
+    return CountRequests(app, metrics, frozenset(route.path for route in table))  # outermost: it sees the 500s too
+
+
+class GenerateEndpoint:
+    """POST of one of the two generating urls: whole body in, one body or a stream of events out."""
+
+    def __init__(self, state: ServerState, executor: ThreadPoolExecutor, url: str, keep_alive_s: float) -> None:
+        self.url = url
+        self._state = state
+        self._executor = executor
+        self._keep_alive_s = keep_alive_s
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with self._state.admit() as service:
+            request = await self._parse(service, await Request(scope, receive).body())
+            try:
+                await self._answer(service, request, scope, receive, send)
+            except ClientGoneError:
+                _log.debug("a client of %s hung up", self.url)
+
+    async def _answer(
+        self, service: OpenAIService, request: ParsedRequest, scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        if request.stream:
+            events = service.stream_events(request)
+            await EventStream(send, self._keep_alive_s).run(events, receive, self._state)
+        else:
+            body = await while_connected(service.complete(request), receive, self._state)
+            await json_response(body)(scope, receive, send)
+
+    async def _parse(self, service: OpenAIService, body: bytes) -> ParsedRequest:
+        loop = asyncio.get_running_loop()
+        work = loop.run_in_executor(self._executor, service.parse, self.url, body)
+        try:
+            return await asyncio.wait_for(work, PARSE_TIMEOUT_S)
+        except TimeoutError:
+            message = f"preparing the prompt took longer than {PARSE_TIMEOUT_S:g} s"
+            raise ApiError(503, message, type="server_error", code="prompt_timeout") from None
+
+
+class _Routes:
+    """The small GET routes."""
+
+    def __init__(self, state: ServerState, metrics: Metrics, created: int) -> None:
+        self._state = state
+        self._metrics = metrics
+        self._created = created
+
+    async def health(self, request: Request) -> Response:
+        """200 while the engine lives or loads."""
+        if self._state.phase == "dead":
+            raise self._state.refusal()
+        return json_response({"status": "ok", "phase": self._state.phase})
+
+    async def ready(self, request: Request) -> Response:
+        """200 while requests are taken."""
+        if self._state.phase != "ready":
+            raise self._state.refusal()
+        return json_response({"status": "ready", "model": self._state.service.info.name})
+
+    async def metrics(self, request: Request) -> Response:
+        return Response(self._metrics.text(), media_type="text/plain; version=0.0.4")
+
+    async def models(self, request: Request) -> Response:
+        return json_response({"object": "list", "data": [self._model(self._state.service)]})
+
+    async def model(self, request: Request) -> Response:
+        service = self._state.service
+        service.check_model(request.path_params["model"])
+        return json_response(self._model(service))
+
+    def _model(self, service: OpenAIService) -> dict[str, object]:
+        return {
+            "id": service.info.name,
+            "object": "model",
+            "created": self._created,
+            "owned_by": "splitrank",
+            "max_model_len": service.info.max_model_len,
+        }
+
+
+async def _handle_api_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, ApiError)
+    return error_response(error)
+
+
+async def _handle_http_exception(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code)
+    message = f"{request.method} {request.url.path}: {error.detail}"
+    return error_response(ApiError(error.status_code, message, code=code, headers=dict(error.headers or {})))
+
+
+async def _handle_crash(request: Request, error: Exception) -> Response:
+    # The server logs the traceback; the client learns nothing of our insides.
+    return error_response(ApiError(500, "internal error", type="server_error", code="internal_error"))

@@ -1,0 +1,124 @@
+"""Answers that watch the client: whoever hangs up gets its work cancelled."""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncGenerator, Coroutine, Iterator
+from contextlib import aclosing
+from typing import Any, TypeVar
+
+import msgspec
+from starlette.responses import Response
+from starlette.types import Receive, Send
+
+from splitrank.serving.engine_client import EngineDeadError
+from splitrank.serving.http.state import ServerState
+from splitrank.serving.openai.errors import ApiError, unavailable
+from splitrank.serving.openai.service import DONE
+
+KEEP_ALIVE_S = 15.0
+EVENT_HEADERS = [
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),
+]
+Result = TypeVar("Result")
+_log = logging.getLogger(__name__)
+
+
+class ClientGoneError(Exception):
+    """The client hung up: nobody reads an answer."""
+
+
+def json_response(body: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    return Response(msgspec.json.encode(body), status, headers, media_type="application/json")
+
+
+def error_response(error: ApiError) -> Response:
+    return json_response(error.body(), error.status, error.headers)
+
+
+async def while_connected(work: Coroutine[Any, Any, Result], receive: Receive, state: ServerState) -> Result:
+    """Result of ``work``; cancels it and raises ``ClientGoneError`` or ``ApiError`` if client or server go first."""
+    task = asyncio.create_task(work)
+    gone = asyncio.create_task(_disconnected(receive))
+    stopped = asyncio.create_task(state.stopped.wait())
+    try:
+        await asyncio.wait({task, gone, stopped}, return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            with api_errors():
+                return task.result()
+        raise ClientGoneError if gone.done() else state.refusal()
+    finally:
+        for waiter in (task, gone, stopped):
+            waiter.cancel()
+        await asyncio.gather(task, gone, stopped, return_exceptions=True)
+
+
+async def _disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+@contextlib.contextmanager
+def api_errors() -> Iterator[None]:
+    """A dead engine, in the client's terms."""
+    try:
+        yield
+    except EngineDeadError as error:
+        raise unavailable(f"the engine is dead: {error}", "engine_dead") from None
+
+
+class EventStream:
+    """Sends server-sent events. Headers go out with the first event, so that a refused request is a plain error.
+
+    Comments keep the connection alive while no event comes, also before the first one (a long queue).
+    """
+
+    def __init__(self, send: Send, keep_alive_s: float = KEEP_ALIVE_S) -> None:
+        self._send = send
+        self._keep_alive_s = keep_alive_s
+        self._started = False
+        self._last_sent = asyncio.get_running_loop().time()
+
+    async def run(self, events: AsyncGenerator[bytes, None], receive: Receive, state: ServerState) -> None:
+        """Raises ``ApiError`` only before anything was sent, ``ClientGoneError`` at any time."""
+        keep_alive = asyncio.create_task(self._keep_alive())
+        try:
+            await while_connected(self._pump(events), receive, state)
+        except ClientGoneError:
+            raise
+        except Exception as error:
+            if not self._started:
+                raise
+            await self._write(_error_event(error) + DONE)
+        finally:
+            keep_alive.cancel()
+            await asyncio.gather(keep_alive, return_exceptions=True)
+        await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _pump(self, events: AsyncGenerator[bytes, None]) -> None:
+        async with aclosing(events):
+            async for event in events:
+                await self._write(event)
+
+    async def _keep_alive(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(self._last_sent + self._keep_alive_s - loop.time())
+            if loop.time() - self._last_sent >= self._keep_alive_s:
+                await self._write(b": keep-alive\n\n")
+
+    async def _write(self, data: bytes) -> None:
+        self._last_sent = asyncio.get_running_loop().time()
+        if not self._started:
+            self._started = True
+            await self._send({"type": "http.response.start", "status": 200, "headers": EVENT_HEADERS})
+        await self._send({"type": "http.response.body", "body": data, "more_body": True})
+
+
+def _error_event(error: Exception) -> bytes:
+    if not isinstance(error, ApiError):
+        _log.error("a stream failed", exc_info=error)
+        error = ApiError(500, "internal error", type="server_error", code="internal_error")
+    return b"data: " + msgspec.json.encode(error.body()) + b"\n\n"

@@ -1,0 +1,200 @@
+"""``splitrank serve``: bind, load, serve, drain, leave."""
+
+import asyncio
+import logging
+import signal
+import socket
+import sys
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, closing, contextmanager, nullcontext
+from typing import Any
+
+import uvicorn
+from starlette.types import ASGIApp
+
+from splitrank.serving.config import ServeConfig, environment_api_key
+from splitrank.serving.http.app import create_app
+from splitrank.serving.http.metrics import MeteredEngine, Metrics
+from splitrank.serving.http.state import ServerState
+from splitrank.serving.openai.service import OpenAIService
+from splitrank.serving.text_engine import TextEngine, start_text_engine
+
+StartEngine = Callable[[ServeConfig, str], Awaitable[TextEngine]]
+
+LAST_ANSWERS_S = 2.0  # for errors to reach the clients of a dead or stopped engine
+CONNECTIONS_CLOSE_S = 3
+
+
+async def serve(config: ServeConfig, start_engine: StartEngine = start_text_engine) -> int:
+    """Serve until a signal (0) or the engine's death (1); the value is the exit code.
+
+    The port is bound before anything loads. Raises ``ValueError`` or ``EngineStartError``, one line for the user.
+    """
+    listener = _bind(config.host, config.port)
+    with closing(listener), _stop_signals() as stop:
+        _configure_logging(config.log_level)
+        state = ServerState()
+        metrics = Metrics(state.stats)
+        async with _http_server(_app(config, state, metrics), listener, config.log_level) as http:
+            engine = await _unless(stop.first, start_engine(config, config.served_model_name))
+            if engine is None:
+                return 0  # asked to stop while loading
+            try:
+                state.set_ready(OpenAIService(MeteredEngine(engine, metrics)), engine.client)
+                _announce(engine, listener, config.host)
+                return await _until_end(engine, state, stop, http, config.drain_timeout_s)
+            finally:
+                # Even if the connections hang, the processes go: the HTTP server is stopped after, in bounded time.
+                state.stopped.set()
+                await _wait_any(LAST_ANSWERS_S, state.idle.wait())
+                await engine.close()
+
+
+async def _until_end(
+    engine: TextEngine, state: ServerState, stop: "StopSignals", http: "asyncio.Task[None]", drain_timeout_s: float
+) -> int:
+    died = engine.client.died
+    await _wait_any(None, died.wait(), stop.first.wait(), asyncio.shield(http))
+    if not died.is_set() and stop.first.is_set():
+        state.phase = "draining"
+        _say(f"draining: {state.num_open} open requests get {drain_timeout_s:g} s")
+        await _wait_any(drain_timeout_s, state.idle.wait(), stop.second.wait(), died.wait())
+    if died.is_set():
+        state.set_dead(engine.client.death or "no reason given")
+        _say(f"the engine is dead: {state.death}")
+        await _wait_any(LAST_ANSWERS_S, state.idle.wait())
+        return 1
+    return 0 if stop.first.is_set() else 1
+
+
+# ------------------------------------------------------------------ socket and HTTP server
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, kind, protocol)
+        try:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+            listener.setblocking(False)
+        except OSError:
+            listener.close()
+            raise
+    except OSError as error:
+        raise ValueError(f"cannot listen on {host}:{port}: {error.strerror or error}") from None
+    return listener
+
+
+def _app(config: ServeConfig, state: ServerState, metrics: Metrics) -> ASGIApp:
+    return create_app(
+        state,
+        metrics,
+        created=int(time.time()),
+        api_key=config.api_key or environment_api_key(),
+        max_body_bytes=config.max_body_bytes,
+        body_timeout_s=config.body_timeout_s,
+    )
+
+
+class _Uvicorn(uvicorn.Server):
+    """Leaves the signals to us: uvicorn would refuse connections at once, and exit by the signal."""
+
+    def capture_signals(self) -> Any:
+        return nullcontext()
+
+
+@asynccontextmanager
+async def _http_server(app: ASGIApp, listener: socket.socket, log_level: str) -> AsyncIterator["asyncio.Task[None]"]:
+    """Answers from the start, also while the model loads; at the end the open connections get a few seconds."""
+    server = _Uvicorn(
+        uvicorn.Config(
+            app,
+            lifespan="off",
+            ws="none",
+            log_config=None,
+            access_log=log_level in ("debug", "info"),
+            server_header=False,
+            timeout_graceful_shutdown=CONNECTIONS_CLOSE_S,
+        )
+    )
+    task = asyncio.create_task(server.serve(sockets=[listener]))
+    try:
+        yield task
+    finally:
+        server.should_exit = True
+        await task
+
+
+# ------------------------------------------------------------------ signals and waiting
+
+
+class StopSignals:
+    """SIGTERM and SIGINT: the first asks to drain, the second to leave at once."""
+
+    def __init__(self) -> None:
+        self.first = asyncio.Event()
+        self.second = asyncio.Event()
+
+    def receive(self) -> None:
+        (self.second if self.first.is_set() else self.first).set()
+
+
+@contextmanager
+def _stop_signals() -> Iterator[StopSignals]:
+    stop, loop = StopSignals(), asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.receive)
+    try:
+        yield stop
+    finally:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)
+
+
+async def _wait_any(timeout_s: float | None, *conditions: Awaitable[Any]) -> None:
+    """Until one of them is done, or the time is over."""
+    waits = {asyncio.ensure_future(condition) for condition in conditions}
+    try:
+        await asyncio.wait(waits, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for wait in waits:
+            wait.cancel()
+        await asyncio.gather(*waits, return_exceptions=True)
+
+
+async def _unless(stop: asyncio.Event, start: Awaitable[TextEngine]) -> TextEngine | None:
+    """The started engine; None, with the start cancelled, if ``stop`` comes first."""
+    task = asyncio.ensure_future(start)
+    try:
+        await _wait_any(None, asyncio.shield(task), stop.wait())
+        return task.result() if task.done() else None
+    finally:
+        if not task.done():
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+
+# ------------------------------------------------------------------ what the operator sees
+
+
+def _configure_logging(level: str) -> None:
+    logging.basicConfig(stream=sys.stderr, level=level.upper(), format="%(levelname)s %(name)s: %(message)s")
+    if level != "debug":
+        logging.getLogger("uvicorn.error").setLevel(logging.WARNING)  # its start and stop lines repeat ours
+
+
+def _announce(engine: TextEngine, listener: socket.socket, host: str) -> None:
+    for report in engine.client.reports:
+        _say(report)
+    info = engine.info
+    defaults = ", ".join(f"{name} {value:g}" for name, value in info.defaults.items()) or "OpenAI's"
+    _say(f"context {info.max_model_len} tokens; sampling defaults: {defaults}; fingerprint {info.fingerprint}")
+    address = f"[{host}]" if ":" in host else host
+    # The one line on stdout: with port 0, programs read the address from it.
+    print(f"serving {info.name} on http://{address}:{listener.getsockname()[1]}", flush=True)
+
+
+def _say(line: str) -> None:
+    print(f"splitrank serve: {line}", file=sys.stderr, flush=True)

@@ -1,0 +1,68 @@
+"""What is known of the model before and while it runs: what requests are checked against."""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from splitrank import __version__
+from splitrank.serving.messages import LaunchSpec
+from splitrank.serving.sampling_params import SamplingParams
+from splitrank.serving.tokenizer import read_json_object
+
+DEFAULT_NAMES = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What a request is checked against, and what the API says of the model."""
+
+    name: str
+    max_model_len: int  # tokens, prompt + output
+    vocab_size: int
+    eos_token_ids: tuple[int, ...]
+    defaults: dict[str, float]  # of generation_config.json, by the names of SamplingParams
+    fingerprint: str  # version, layout and a hash of everything that can change an answer
+
+
+def model_info(spec: LaunchSpec, model: str, served_model_name: str = "") -> ModelInfo:
+    """``model`` is the user's: a folder, a hub id, or empty. Raises ``ValueError`` for a bad generation_config.json."""
+    return ModelInfo(
+        name=served_model_name or _default_name(model, spec.model_dir),
+        max_model_len=spec.max_model_len,
+        vocab_size=spec.vocab_size,
+        eos_token_ids=spec.eos_token_ids,
+        defaults=read_defaults(Path(spec.model_dir)),
+        fingerprint=_fingerprint(spec),
+    )
+
+
+def read_defaults(model_dir: Path) -> dict[str, float]:
+    """Sampling defaults of generation_config.json; ``do_sample: false`` means temperature 0.
+
+    Raises ``ValueError`` that names the file if a value is none that a request could have.
+    """
+    path = model_dir / "generation_config.json"
+    config = read_json_object(path)
+    defaults = {name: config[name] for name in DEFAULT_NAMES if config.get(name) is not None}
+    if config.get("do_sample") is False:
+        defaults["temperature"] = 0.0
+    try:
+        msgspec.convert(defaults, SamplingParams)
+    except (ValueError, msgspec.ValidationError) as error:
+        raise ValueError(f"{path}: {error}") from None
+    return defaults
+
+
+def _default_name(model: str, model_dir: str) -> str:
+    is_hub_id = bool(model) and not Path(model).exists()
+    return model if is_hub_id else Path(model_dir).resolve().name
+
+
+def _fingerprint(spec: LaunchSpec) -> str:
+    config = Path(spec.model_dir) / "config.json"
+    content = config.read_bytes() if config.is_file() else b""
+    layout = [spec.dtype, spec.partition, spec.threads_per_rank, spec.chunked_prefill_size, spec.page_size, spec.seed]
+    digest = hashlib.blake2b(content + msgspec.json.encode(layout), digest_size=4).hexdigest()
+    return f"splitrank-{__version__}-tp{spec.tp_size}-pp{spec.pp_size}-{digest}"

@@ -1,0 +1,1 @@
+"""The OpenAI wire format: strict parsing, answers and streams; knows no HTTP."""

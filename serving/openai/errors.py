@@ -1,0 +1,45 @@
+"""The one error that clients see."""
+
+from typing import Any
+
+
+class ApiError(Exception):
+    """An answer that is an error object: HTTP status, one line for the user, and the parameter at fault."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        type: str = "invalid_request_error",
+        param: str | None = None,
+        code: str | None = None,
+        headers: dict[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        self.type = type
+        self.param = param
+        self.code = code
+        self.headers = headers or {}
+
+    def body(self) -> dict[str, Any]:
+        return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
+
+
+def bad_request(message: str, param: str | None = None, code: str | None = None) -> ApiError:
+    return ApiError(400, message, param=param, code=code)
+
+
+def unavailable(message: str, code: str, retry_after_s: int = 1) -> ApiError:
+    """503: the same request may succeed later, or elsewhere."""
+    return ApiError(503, message, type="server_error", code=code, headers={"Retry-After": str(retry_after_s)})
+
+
+def context_length_exceeded(max_model_len: int, num_prompt_tokens: int, param: str) -> ApiError:
+    message = (
+        f"This model's maximum context length is {max_model_len} tokens, "
+        f"but your prompt contains {num_prompt_tokens} tokens."
+    )
+    return bad_request(message, param, "context_length_exceeded")

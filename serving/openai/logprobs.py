@@ -1,0 +1,65 @@
+"""Log probabilities in the two shapes of the wire."""
+
+import codecs
+from typing import Any
+
+from splitrank.serving.messages import TokenLogprobs
+from splitrank.serving.tokenizer import Tokenizer
+
+
+def token_name(token: bytes) -> str:
+    """The token as text; ``bytes:\\xe2\\x80`` if it is no whole characters, as OpenAI writes it."""
+    try:
+        return token.decode("utf-8")
+    except UnicodeDecodeError:
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in token)
+
+
+def chat_logprobs(tokenizer: Tokenizer, token_ids: list[int], logprobs: list[TokenLogprobs]) -> dict[str, Any]:
+    content = []
+    for token_id, entry in zip(token_ids, logprobs, strict=True):
+        top = zip(entry.top_ids, entry.top_logprobs, strict=True)
+        alternatives = [_chat_entry(tokenizer, top_id, logprob) for top_id, logprob in top]
+        content.append({**_chat_entry(tokenizer, token_id, entry.logprob), "top_logprobs": alternatives})
+    return {"content": content, "refusal": None}
+
+
+def _chat_entry(tokenizer: Tokenizer, token_id: int, logprob: float) -> dict[str, Any]:
+    token = tokenizer.token_bytes(token_id)
+    return {"token": token_name(token), "logprob": logprob, "bytes": list(token)}
+
+
+class CompletionLogprobs:
+    """Builds ``{tokens, token_logprobs, top_logprobs, text_offset}`` of one choice, also piece by piece."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._offset = 0  # characters of text before the next token
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def add(self, token_ids: list[int], logprobs: list[TokenLogprobs]) -> dict[str, Any]:
+        """The object for the next tokens; offsets go on from the tokens before."""
+        tokens, offsets = [], []
+        for token_id in token_ids:
+            tokens.append(token_name(self._tokenizer.token_bytes(token_id)))
+            offsets.append(self._advance(token_id))
+        return {
+            "tokens": tokens,
+            "token_logprobs": [entry.logprob for entry in logprobs],
+            "top_logprobs": [self._top(token_id, entry) for token_id, entry in zip(token_ids, logprobs, strict=True)],
+            "text_offset": offsets,
+        }
+
+    def _advance(self, token_id: int) -> int:
+        offset = self._offset
+        if not self._tokenizer.is_special(token_id):
+            self._offset += len(self._decoder.decode(self._tokenizer.token_bytes(token_id)))
+        return offset
+
+    def _top(self, token_id: int, entry: TokenLogprobs) -> dict[str, float]:
+        """The best alternatives and the chosen token, which need not be one of them."""
+        top_ids, values = [*entry.top_ids, token_id], [*entry.top_logprobs, entry.logprob]
+        return {
+            token_name(self._tokenizer.token_bytes(top_id)): value
+            for top_id, value in zip(top_ids, values, strict=True)
+        }

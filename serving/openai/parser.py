@@ -1,0 +1,163 @@
+"""Bytes of a request to a checked ``ParsedRequest``. Needs tokenizer and config only, no running engine."""
+
+import re
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
+
+import msgspec
+
+from splitrank.serving.chat_template import ChatTemplateError
+from splitrank.serving.model_info import ModelInfo
+from splitrank.serving.openai.errors import ApiError, bad_request
+from splitrank.serving.openai.sampling import check_token_ids, choice_params, sampling_params
+from splitrank.serving.openai.strict_json import parse_object
+from splitrank.serving.openai.types import ChatBody, CompletionBody
+from splitrank.serving.openai.unsupported import refuse_unsupported
+from splitrank.serving.sampling_params import SamplingParams
+from splitrank.serving.tokenizer import Tokenizer
+
+CHAT_URL = "/v1/chat/completions"
+COMPLETIONS_URL = "/v1/completions"
+MAX_N = 8
+MAX_CHOICES = 256
+
+Body = TypeVar("Body", ChatBody, CompletionBody)
+
+
+@dataclass(frozen=True)
+class Generation:
+    """One choice of the answer: one request to the engine."""
+
+    index: int
+    prompt_token_ids: list[int]
+    prompt_text: str  # shown by echo; empty without it
+    params: SamplingParams
+
+
+@dataclass(frozen=True)
+class ParsedRequest:
+    kind: Literal["chat", "completion"]
+    generations: tuple[Generation, ...]
+    num_prompt_tokens: int  # of all prompts, each counted once
+    stream: bool
+    include_usage: bool
+    return_token_ids: bool
+
+
+@dataclass(frozen=True)
+class _Prompt:
+    token_ids: list[int]
+    text: str
+
+
+class RequestParser:
+    """Checks requests against one model. Safe to call from several threads."""
+
+    def __init__(self, tokenizer: Tokenizer, info: ModelInfo) -> None:
+        self._tokenizer = tokenizer
+        self._info = info
+
+    def parse(self, url: str, body: bytes) -> ParsedRequest:
+        """``url`` is the path. Raises ``ApiError`` 400 for anything wrong, 404 for an unknown path or model."""
+        if url not in (CHAT_URL, COMPLETIONS_URL):
+            raise ApiError(404, f"unknown url {url!r}", code="not_found")
+        raw = parse_object(body)
+        if isinstance(raw.get("model"), str):
+            self.check_model(raw["model"])
+        refuse_unsupported(raw, is_chat=url == CHAT_URL)
+        if url == CHAT_URL:
+            return self._chat(_convert(raw, ChatBody))
+        return self._completion(_convert(raw, CompletionBody))
+
+    def check_model(self, name: str) -> None:
+        """Raises ``ApiError`` 404 for any other name than the served one."""
+        if name != self._info.name:
+            message = f"the model {name!r} does not exist; this server serves {self._info.name!r}"
+            raise ApiError(404, message, param="model", code="model_not_found")
+
+    def _chat(self, body: ChatBody) -> ParsedRequest:
+        _refuse_other_parts(body)
+        messages = [msgspec.to_builtins(message) for message in body.messages]
+        try:
+            token_ids = self._tokenizer.encode_chat(messages, body.chat_template_kwargs)
+        except ChatTemplateError as error:
+            raise bad_request(str(error), "messages") from None
+        return self._request("chat", body, [_Prompt(token_ids, "")])
+
+    def _completion(self, body: CompletionBody) -> ParsedRequest:
+        if body.echo and body.logprobs is not None:
+            raise bad_request("echo with logprobs is not supported: there are no logprobs of the prompt", "echo")
+        prompts = [self._prompt(prompt, bool(body.echo)) for prompt in _split_prompts(body.prompt)]
+        return self._request("completion", body, prompts)
+
+    def _prompt(self, prompt: str | list[int], echo: bool) -> _Prompt:
+        if isinstance(prompt, str):
+            return _Prompt(self._tokenizer.encode(prompt), prompt if echo else "")
+        check_token_ids(prompt, self._info, "prompt")
+        return _Prompt(prompt, self._tokenizer.decode(prompt) if echo else "")
+
+    def _request(
+        self, kind: Literal["chat", "completion"], body: ChatBody | CompletionBody, prompts: list[_Prompt]
+    ) -> ParsedRequest:
+        if body.stream_options is not None and not body.stream:
+            raise bad_request("stream_options needs stream: true", "stream_options")
+        return ParsedRequest(
+            kind=kind,
+            generations=self._generations(body, prompts),
+            num_prompt_tokens=sum(len(prompt.token_ids) for prompt in prompts),
+            stream=bool(body.stream),
+            include_usage=body.stream_options is not None and bool(body.stream_options.include_usage),
+            return_token_ids=bool(body.return_token_ids),
+        )
+
+    def _generations(self, body: ChatBody | CompletionBody, prompts: list[_Prompt]) -> tuple[Generation, ...]:
+        n = 1 if body.n is None else body.n
+        if not 1 <= n <= MAX_N:
+            raise bad_request(f"n must be between 1 and {MAX_N}, not {n}", "n")
+        if n * len(prompts) > MAX_CHOICES:
+            raise bad_request(f"{len(prompts)} prompts x n = {n} is more than {MAX_CHOICES} choices", "prompt")
+        generations: list[Generation] = []
+        for prompt in prompts:
+            if not prompt.token_ids:
+                raise bad_request("the prompt is empty", "messages" if isinstance(body, ChatBody) else "prompt")
+            params = sampling_params(body, self._info, len(prompt.token_ids))
+            for index in range(n):
+                own = choice_params(params, index)
+                generations.append(Generation(len(generations), prompt.token_ids, prompt.text, own))
+        return tuple(generations)
+
+
+def _convert(raw: dict[str, Any], body_type: type[Body]) -> Body:
+    try:
+        return msgspec.convert(raw, body_type, strict=True)
+    except msgspec.ValidationError as error:
+        message = str(error)
+        at = re.search(r" - at `(?:key in )?\$\.?(.*)`$", message)
+        missing = re.search(r"missing required field `(\w+)`$", message)
+        param = at[1] if at else missing[1] if missing else None
+        raise bad_request(message.replace(" - at `$.", " - at `"), param) from None
+
+
+def _refuse_other_parts(body: ChatBody) -> None:
+    for index, message in enumerate(body.messages):
+        for position, part in enumerate(message.content if isinstance(message.content, list) else []):
+            param = f"messages[{index}].content[{position}]"
+            if part.type != "text":
+                raise bad_request(f"content of type {part.type!r} is not supported, only text", f"{param}.type")
+            if part.text is None:
+                raise bad_request(f"{param} has no text", f"{param}.text")
+
+
+def _split_prompts(prompt: str | list[str | int | list[int]]) -> list[str | list[int]]:
+    """One string, strings, ids, or lists of ids; mixed lists are refused."""
+    if isinstance(prompt, str):
+        return [prompt]
+    ids = [item for item in prompt if isinstance(item, int)]
+    if ids and len(ids) == len(prompt):
+        return [ids]
+    prompts = [item for item in prompt if not isinstance(item, int)]
+    if not prompts:
+        raise bad_request("the prompt is empty", "prompt")
+    if ids or len({type(item) for item in prompts}) > 1:
+        raise bad_request("prompt must hold strings only, token ids only, or lists of token ids only", "prompt")
+    return prompts

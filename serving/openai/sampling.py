@@ -1,0 +1,118 @@
+"""A request's fields to ``SamplingParams``: the request, then the checkpoint's defaults, then OpenAI's."""
+
+import hashlib
+import re
+from typing import Any
+
+import msgspec
+
+from splitrank.serving.model_info import ModelInfo
+from splitrank.serving.openai.errors import ApiError, bad_request, context_length_exceeded
+from splitrank.serving.openai.types import ChatBody, CommonBody, CompletionBody
+from splitrank.serving.sampling_params import SamplingParams
+
+MAX_STOP_STRINGS = 4
+DEFAULT_COMPLETION_TOKENS = 16
+_SAME_NAME = (
+    "min_tokens",
+    "temperature",
+    "top_p",
+    "min_p",
+    "seed",
+    "presence_penalty",
+    "frequency_penalty",
+    "repetition_penalty",
+    "ignore_eos",
+    "include_stop_str_in_output",
+)
+
+
+def sampling_params(body: ChatBody | CompletionBody, info: ModelInfo, num_prompt_tokens: int) -> SamplingParams:
+    """Checked parameters for one prompt. Raises ``ApiError`` 400 that names the field."""
+    given = {name: value for name in _SAME_NAME if (value := getattr(body, name)) is not None}
+    if body.top_k is not None:
+        given["top_k"] = 0 if body.top_k == -1 else body.top_k
+    given |= {
+        "max_tokens": _max_tokens(body, info, num_prompt_tokens),
+        "stop": _stop_strings(body),
+        "stop_token_ids": _token_ids(body.stop_token_ids or [], info, "stop_token_ids"),
+        "logit_bias": _logit_bias(body, info),
+        "logprobs": _num_logprobs(body),
+    }
+    values: dict[str, Any] = info.defaults | given
+    try:
+        return SamplingParams(**values)
+    except ValueError as error:
+        name = str(error).split()[0]
+        raise bad_request(str(error), name if name in SamplingParams.__struct_fields__ else None) from None
+
+
+def choice_params(params: SamplingParams, index: int) -> SamplingParams:
+    """Parameters of the ``index``-th answer to one prompt: a seed of its own, derived from the request's."""
+    if index == 0 or params.seed is None:
+        return params
+    digest = hashlib.blake2b(f"{params.seed}/{index}".encode(), digest_size=8).digest()
+    return msgspec.structs.replace(params, seed=int.from_bytes(digest, "little", signed=True))
+
+
+def check_token_ids(token_ids: list[int], info: ModelInfo, param: str) -> None:
+    """Raises ``ApiError`` 400 for the first id outside the vocabulary."""
+    for token_id in token_ids:
+        if not 0 <= token_id < info.vocab_size:
+            raise bad_request(f"{param}: token id {token_id} is not in 0..{info.vocab_size - 1}", param)
+
+
+def _token_ids(token_ids: list[int], info: ModelInfo, param: str) -> tuple[int, ...]:
+    check_token_ids(token_ids, info, param)
+    return tuple(token_ids)
+
+
+def _max_tokens(body: ChatBody | CompletionBody, info: ModelInfo, num_prompt_tokens: int) -> int:
+    room = info.max_model_len - num_prompt_tokens
+    if isinstance(body, ChatBody):
+        param, prompt_param, default = "max_completion_tokens", "messages", room
+        asked = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
+    else:
+        param, prompt_param, default = "max_tokens", "prompt", DEFAULT_COMPLETION_TOKENS
+        asked = body.max_tokens
+    if room < 1:
+        raise context_length_exceeded(info.max_model_len, num_prompt_tokens, prompt_param)
+    if asked is not None and asked > room:
+        raise _no_room(info.max_model_len, num_prompt_tokens, asked, param)
+    return min(default, room) if asked is None else asked
+
+
+def _no_room(max_model_len: int, num_prompt_tokens: int, asked: int, param: str) -> ApiError:
+    message = (
+        f"This model's maximum context length is {max_model_len} tokens, but you asked for "
+        f"{num_prompt_tokens + asked} tokens: your prompt contains {num_prompt_tokens} tokens, "
+        f"and {param} is {asked}."
+    )
+    return bad_request(message, param, "context_length_exceeded")
+
+
+def _stop_strings(body: CommonBody) -> tuple[str, ...]:
+    stop = [body.stop] if isinstance(body.stop, str) else body.stop or []
+    if len(stop) > MAX_STOP_STRINGS:
+        raise bad_request(f"stop may hold {MAX_STOP_STRINGS} strings at most, not {len(stop)}", "stop")
+    return tuple(stop)
+
+
+def _logit_bias(body: CommonBody, info: ModelInfo) -> dict[int, float]:
+    bias: dict[int, float] = {}
+    for key, value in (body.logit_bias or {}).items():
+        if not re.fullmatch(r"[0-9]{1,18}", key, re.ASCII):
+            raise bad_request(f"logit_bias: {key[:40]!r} is not a token id", "logit_bias")
+        check_token_ids([int(key)], info, "logit_bias")
+        bias[int(key)] = value
+    return bias
+
+
+def _num_logprobs(body: ChatBody | CompletionBody) -> int | None:
+    if isinstance(body, CompletionBody):
+        return body.logprobs
+    if body.top_logprobs is not None and not body.logprobs:
+        raise bad_request("top_logprobs needs logprobs: true", "top_logprobs")
+    if body.top_logprobs is not None and not 0 <= body.top_logprobs <= 20:
+        raise bad_request(f"top_logprobs must be between 0 and 20, not {body.top_logprobs}", "top_logprobs")
+    return (body.top_logprobs or 0) if body.logprobs else None

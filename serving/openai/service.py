@@ -1,0 +1,136 @@
+"""Runs parsed requests and writes the answers: one body, or a stream of server-sent events."""
+
+import asyncio
+import time
+import uuid
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import Any
+
+import msgspec
+
+from splitrank.serving.model_info import ModelInfo
+from splitrank.serving.openai.formats import ChoiceFormat, Collected, choice_format
+from splitrank.serving.openai.merge import merge
+from splitrank.serving.openai.parser import Generation, ParsedRequest, RequestParser
+from splitrank.serving.text_engine import TextOutput, TextSource
+
+DONE = b"data: [DONE]\n\n"
+_OBJECTS = {  # kind: prefix of the id, object of a body, object of a stream's chunk
+    "chat": ("chatcmpl-", "chat.completion", "chat.completion.chunk"),
+    "completion": ("cmpl-", "text_completion", "text_completion"),
+}
+
+
+class OpenAIService:
+    """``complete`` and ``stream_events`` raise ``ApiError`` if the engine refuses, ``EngineDeadError`` if it dies.
+
+    Cancelling or closing either of them aborts every engine request behind it.
+    """
+
+    def __init__(self, engine: TextSource) -> None:
+        self._engine = engine
+        self._parser = RequestParser(engine.tokenizer, engine.info)
+
+    @property
+    def info(self) -> ModelInfo:
+        return self._engine.info
+
+    def parse(self, url: str, body: bytes) -> ParsedRequest:
+        """See ``RequestParser.parse``. Takes as long as tokenizing takes: call it in a thread."""
+        return self._parser.parse(url, body)
+
+    def check_model(self, name: str) -> None:
+        """Raises ``ApiError`` 404 for any other name than the served one."""
+        self._parser.check_model(name)
+
+    async def complete(self, request: ParsedRequest) -> dict[str, Any]:
+        """The response body, once all choices are finished."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                tasks = [group.create_task(self._collect(generation)) for generation in request.generations]
+        except BaseExceptionGroup as errors:
+            raise errors.exceptions[0] from None  # the others failed of the same cause, or were cancelled
+        answers = [task.result() for task in tasks]
+        choices = [
+            self._whole_choice(request, generation, answer)
+            for generation, answer in zip(request.generations, answers, strict=True)
+        ]
+        num_tokens = sum(len(answer.token_ids) for answer in answers)
+        return {**self._envelope(request, stream=False), "choices": choices, "usage": _usage(request, num_tokens)}
+
+    async def stream_events(self, request: ParsedRequest) -> AsyncGenerator[bytes, None]:
+        """Server-sent events, ``[DONE]`` last. The first comes with the first token: the request was accepted then."""
+        envelope = self._envelope(request, stream=True)
+        if request.include_usage:
+            envelope["usage"] = None
+        formats = [choice_format(request, self._engine.tokenizer, generation) for generation in request.generations]
+        started = [False] * len(formats)
+        num_tokens = 0
+        async with aclosing(merge([self._outputs(generation) for generation in request.generations])) as outputs:
+            async for index, output in outputs:
+                num_tokens += len(output.token_ids)
+                parts = _parts(request, request.generations[index], formats[index], output, not started[index])
+                started[index] = True
+                for part in parts:
+                    yield _event({**envelope, "choices": [{"index": index, **part}]})
+        if request.include_usage:
+            yield _event({**envelope, "choices": [], "usage": _usage(request, num_tokens)})
+        yield DONE
+
+    def _outputs(self, generation: Generation) -> AsyncGenerator[TextOutput, None]:
+        return self._engine.stream(generation.prompt_token_ids, generation.params)
+
+    async def _collect(self, generation: Generation) -> Collected:
+        answer = Collected()
+        async with aclosing(self._outputs(generation)) as outputs:
+            async for output in outputs:
+                answer.add(output)
+        return answer
+
+    def _whole_choice(self, request: ParsedRequest, generation: Generation, answer: Collected) -> dict[str, Any]:
+        choice = choice_format(request, self._engine.tokenizer, generation).whole(answer)
+        if request.return_token_ids:
+            choice |= {"prompt_token_ids": generation.prompt_token_ids, "token_ids": answer.token_ids}
+        return {"index": generation.index, **choice}
+
+    def _envelope(self, request: ParsedRequest, stream: bool) -> dict[str, Any]:
+        prefix, body_object, chunk_object = _OBJECTS[request.kind]
+        return {
+            "id": prefix + uuid.uuid4().hex,
+            "object": chunk_object if stream else body_object,
+            "created": int(time.time()),
+            "model": self._engine.info.name,
+            "system_fingerprint": self._engine.info.fingerprint,
+        }
+
+
+def _parts(
+    request: ParsedRequest, generation: Generation, format: ChoiceFormat, output: TextOutput, is_first: bool
+) -> list[dict[str, Any]]:
+    """What one output adds to a stream: opening, text, ending, each only if there is something to say."""
+    parts: list[dict[str, Any]] = []
+    if is_first and (opening := format.opening() or ({} if request.return_token_ids else None)) is not None:
+        parts.append(opening)
+        if request.return_token_ids:
+            opening["prompt_token_ids"] = generation.prompt_token_ids
+    if output.text or output.logprobs or (request.return_token_ids and output.token_ids):
+        parts.append(format.part(output))
+        if request.return_token_ids:
+            parts[-1]["token_ids"] = output.token_ids
+    if output.finish_reason is not None:
+        parts.append(format.ending(output))
+    return parts
+
+
+def _usage(request: ParsedRequest, num_completion_tokens: int) -> dict[str, Any]:
+    return {
+        "prompt_tokens": request.num_prompt_tokens,
+        "completion_tokens": num_completion_tokens,
+        "total_tokens": request.num_prompt_tokens + num_completion_tokens,
+        "prompt_tokens_details": {"cached_tokens": 0},
+    }
+
+
+def _event(chunk: dict[str, Any]) -> bytes:
+    return b"data: " + msgspec.json.encode(chunk) + b"\n\n"

@@ -1,0 +1,71 @@
+"""Progress of long work: a bar on a terminal, otherwise one plain line every 10 s (for logs)."""
+
+import sys
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import Protocol, Self, TextIO
+
+from tqdm import tqdm
+
+PLAIN_INTERVAL_S = 10.0
+
+
+class Progress(Protocol):
+    """Counts finished items; a context manager that leaves a last line or a full bar behind."""
+
+    def update(self, count: int = 1, /) -> object: ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+
+def progress(total: int, description: str, unit: str, *, start: int = 0, show: bool = True) -> Progress:
+    """``start``: items done before (a continued run). ``show=False`` counts in silence. Writes to stderr."""
+    if show and sys.stderr.isatty():
+        return tqdm(total=total, initial=start, desc=description, unit=f" {unit}", file=sys.stderr)
+    return PlainProgress(total, description, unit, start=start, stream=sys.stderr if show else None)
+
+
+class PlainProgress:
+    """One line at most every ``PLAIN_INTERVAL_S`` and one at the end, with the rate of this run."""
+
+    def __init__(
+        self,
+        total: int,
+        description: str,
+        unit: str,
+        *,
+        start: int = 0,
+        stream: TextIO | None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._total, self._description, self._unit = total, description, unit
+        self._start = self._done = start
+        self._stream, self._clock = stream, clock
+        self._began = self._printed = clock()
+
+    def update(self, count: int = 1, /) -> None:
+        self._done += count
+        if self._clock() - self._printed >= PLAIN_INTERVAL_S:
+            self._print()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._print()
+
+    def _print(self) -> None:
+        if self._stream is None:
+            return
+        self._printed = self._clock()
+        seconds = self._printed - self._began
+        rate = f", {(self._done - self._start) / seconds:.2f} {self._unit}/s" if seconds > 0 else ""
+        text = f"{self._description}: {self._done} of {self._total} {self._unit} after {seconds:.0f} s{rate}"
+        print(text, file=self._stream, flush=True)

@@ -1,0 +1,170 @@
+"""From the user's config to the launch spec: what follows from the checkpoint's headers and from the machine.
+
+Everything that can be wrong with a checkpoint or a layout is found here, before any process is started.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from splitrank.models.checkpoint import Checkpoint, open_checkpoint
+from splitrank.models.config import ModelConfig, read_config
+from splitrank.models.memory import GIB, RankMemory, balanced_partition, plan_all_ranks, rank_memory
+from splitrank.models.sharding import check_partition, check_tensor_parallel
+from splitrank.models.weight_plan import WeightPlan, audit_plan, audit_union
+from splitrank.serving.config import EngineConfig
+from splitrank.serving.machine import usable_cores, usable_memory_bytes
+from splitrank.serving.messages import LaunchSpec
+from splitrank.serving.model_files import model_folder
+
+# Without --max-model-len: long enough for most uses; the full 262,144 of the large models only on request, since the
+# partition is balanced for it and each request may claim that many pages.
+DEFAULT_MAX_MODEL_LEN = 32768
+
+
+def resolve_launch(config: EngineConfig) -> LaunchSpec:
+    """Checks the checkpoint and the layout, and sizes pages and slots. Raises ``ValueError`` with one line."""
+    folder = model_folder(config.model)
+    model = read_config(folder)
+    check_tensor_parallel(model, config.tp)
+    check_partition(model.num_hidden_layers, config.pp, config.pp_partition or None)
+    dtype = computing_dtype(config.dtype, model)
+    checkpoint = open_checkpoint(folder, model)
+    length = wanted_length(config, model)
+    partition = choose_partition(config, model, dtype, length)
+    plans = _audited_plans(model, config.tp, partition, dtype, checkpoint)
+    capacity = size_cache(config, [rank_memory(model, plan, dtype) for plan in plans], length)
+    return LaunchSpec(
+        run_dir="",
+        model_dir=str(folder.resolve()),
+        dtype=dtype,
+        tp_size=config.tp,
+        pp_size=config.pp,
+        partition=partition,
+        threads_per_rank=config.threads_per_rank or max(1, usable_cores() // (config.tp * config.pp)),
+        max_model_len=capacity.max_model_len,
+        max_running_requests=config.max_running_requests,
+        page_size=config.page_size,
+        num_pages=capacity.num_pages,
+        chunked_prefill_size=config.chunked_prefill_size,
+        max_queued_requests=config.max_queued_requests,
+        vocab_size=model.vocab_size,
+        eos_token_ids=eos_token_ids(folder),
+        seed=config.seed,
+        load_timeout_s=config.load_timeout_s,
+        step_timeout_s=config.step_timeout_s,
+        heartbeat_timeout_s=config.heartbeat_timeout_s,
+        log_level=config.log_level,
+        show_progress=True,
+    )
+
+
+def computing_dtype(dtype: str, model: ModelConfig) -> str:
+    """``auto`` is the checkpoint's dtype; float16 has too little range for the recurrent layers and must be chosen away."""
+    if dtype != "auto":
+        return dtype
+    if model.dtype == "float16":
+        raise ValueError("the checkpoint is float16, which is not computed in; give --dtype bfloat16 or float32")
+    return model.dtype
+
+
+def wanted_length(config: EngineConfig, model: ModelConfig) -> int:
+    """Longest prompt plus output, before memory is considered."""
+    if config.max_model_len > model.max_position_embeddings:
+        raise ValueError(
+            f"max_model_len {config.max_model_len} exceeds the model's {model.max_position_embeddings} positions"
+        )
+    return config.max_model_len or min(model.max_position_embeddings, DEFAULT_MAX_MODEL_LEN)
+
+
+def choose_partition(config: EngineConfig, model: ModelConfig, dtype: str, length: int) -> tuple[int, ...]:
+    """The user's partition, or the one balanced by bytes at this length and concurrency."""
+    if config.pp_partition:
+        return config.pp_partition
+    tokens = length * config.max_running_requests
+    return balanced_partition(model, config.tp, config.pp, dtype, tokens, config.max_running_requests)
+
+
+def _audited_plans(
+    model: ModelConfig, tp_size: int, partition: tuple[int, ...], dtype: str, checkpoint: Checkpoint
+) -> list[WeightPlan]:
+    plans = plan_all_ranks(model, tp_size, partition, dtype, checkpoint)
+    for plan in plans:
+        audit_plan(plan)
+    audit_union(plans, checkpoint)
+    return plans
+
+
+@dataclass(frozen=True)
+class Capacity:
+    """KV pages of every rank, and the longest request they can hold."""
+
+    num_pages: int
+    max_model_len: int
+
+
+def size_cache(config: EngineConfig, ranks: list[RankMemory], length: int, memory_bytes: int = 0) -> Capacity:
+    """Pages that fit the fullest rank; raises ``ValueError`` with the numbers if not even one request fits."""
+    per_request = -(-length // config.page_size)
+    useful = per_request * config.max_running_requests
+    if config.num_pages:
+        pages = config.num_pages
+    else:
+        pages = _pages_that_fit(config, ranks, memory_bytes or usable_memory_bytes(), useful)
+    if pages >= per_request:
+        return Capacity(min(pages, useful) if not config.num_pages else pages, length)
+    if config.max_model_len or pages < 1:
+        raise ValueError(
+            f"{pages} KV pages of {config.page_size} tokens cannot hold one request of {length} tokens: "
+            "lower --max-model-len or --max-running-requests, or raise --mem-fraction-static or --num-pages"
+        )
+    return Capacity(pages, pages * config.page_size)
+
+
+def _pages_that_fit(config: EngineConfig, ranks: list[RankMemory], memory_bytes: int, useful: int) -> int:
+    budget = int(memory_bytes * config.mem_fraction_static) // len(ranks)
+    pages = useful
+    for rank, memory in enumerate(ranks):
+        tokens = memory.tokens_that_fit(budget, config.max_running_requests)
+        if tokens is None:
+            continue
+        if tokens < 0:
+            need = memory.total(0, config.max_running_requests) / GIB
+            raise ValueError(
+                f"rank {rank} (stage {memory.stage.pp_rank}, tp {memory.tp_rank}) needs {need:.2f} GiB for weights and "
+                f"{config.max_running_requests} recurrent states, but has {budget / GIB:.2f} GiB "
+                f"(mem_fraction_static {config.mem_fraction_static:g} of the memory, shared by {len(ranks)} ranks)"
+            )
+        pages = min(pages, tokens // config.page_size)
+    return pages
+
+
+def eos_token_ids(folder: Path) -> tuple[int, ...]:
+    """End-of-sequence ids: generation_config.json, else config.json; a number or a list. Empty if neither says."""
+    for name in ("generation_config.json", "config.json"):
+        raw = _json_object(folder / name)
+        for holder in (raw, raw.get("text_config")):
+            found = holder.get("eos_token_id") if isinstance(holder, dict) else None
+            if found is not None:
+                return _id_list(folder / name, found)
+    return ()
+
+
+def _id_list(file: Path, found: Any) -> tuple[int, ...]:
+    ids = found if isinstance(found, list) else [found]
+    if not all(isinstance(token, int) and not isinstance(token, bool) and token >= 0 for token in ids):
+        raise ValueError(f"{file}: eos_token_id must be a token id or a list of them, not {found!r}")
+    return tuple(ids)
+
+
+def _json_object(file: Path) -> dict[str, Any]:
+    try:
+        raw = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{file}: not readable as JSON: {error}") from None
+    if not isinstance(raw, dict):
+        raise ValueError(f"{file}: not a JSON object")
+    return raw

@@ -1,0 +1,155 @@
+"""The engine with text on top: stop strings, detokenising, and what clients may know of the model."""
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Protocol
+
+from splitrank.serving.config import EngineConfig
+from splitrank.serving.detokenizer import Detokenizer
+from splitrank.serving.engine_client import EngineClient
+from splitrank.serving.messages import EngineStats, LaunchSpec, RequestOutput, TokenLogprobs
+from splitrank.serving.model_info import ModelInfo as ModelInfo  # for those who hold a TextEngine
+from splitrank.serving.model_info import model_info
+from splitrank.serving.openai.errors import ApiError, bad_request, unavailable
+from splitrank.serving.resolve import resolve_launch
+from splitrank.serving.sampling_params import SamplingParams
+from splitrank.serving.tokenizer import Tokenizer, check_vocabulary
+
+
+@dataclass(frozen=True)
+class TextOutput:
+    """New text and tokens of one request. Text may lag behind the tokens: it shows whole characters only."""
+
+    text: str
+    token_ids: list[int]
+    logprobs: list[TokenLogprobs] | None = None  # one for each of token_ids
+    finish_reason: str | None = None  # "stop" or "length": the last output
+    stop_reason: str | int | None = None  # the stop string or stop token id, if one of those ended it
+
+
+class Client(Protocol):
+    """What is used of ``EngineClient``."""
+
+    reports: list[str]
+    stats: EngineStats | None
+    death: str | None
+    died: asyncio.Event
+
+    def stream(self, prompt_token_ids: list[int], params: SamplingParams) -> AsyncIterator[RequestOutput]: ...
+
+    async def close(self) -> None: ...
+
+
+class TextSource(Protocol):
+    """What the API needs of an engine."""
+
+    @property
+    def tokenizer(self) -> Tokenizer: ...
+
+    @property
+    def info(self) -> ModelInfo: ...
+
+    def stream(self, prompt_token_ids: list[int], params: SamplingParams) -> AsyncGenerator[TextOutput, None]: ...
+
+
+class TextEngine:
+    """A running engine and its tokenizer."""
+
+    def __init__(self, client: Client, tokenizer: Tokenizer, info: ModelInfo) -> None:
+        self.client = client
+        self.tokenizer = tokenizer
+        self.info = info
+
+    async def stream(self, prompt_token_ids: list[int], params: SamplingParams) -> AsyncGenerator[TextOutput, None]:
+        """Outputs as the engine sends them, the last one with a ``finish_reason``.
+
+        Closing or cancelling it aborts the request. Raises ``ApiError`` if the engine refuses the request and
+        ``EngineDeadError`` if it dies.
+        """
+        detokenizer = Detokenizer(self.tokenizer, params)
+        async with aclosing(_as_generator(self.client.stream(prompt_token_ids, params))) as outputs:
+            async for output in outputs:
+                if output.finish_reason in ("error", "abort"):
+                    raise _refusal(output)
+                text_output = _to_text(output, detokenizer, params)
+                yield text_output
+                if text_output.finish_reason is not None:
+                    return  # at a stop string, closing ``outputs`` aborts the request in the engine
+
+    async def close(self) -> None:
+        await self.client.close()
+
+
+def _to_text(output: RequestOutput, detokenizer: Detokenizer, params: SamplingParams) -> TextOutput:
+    num_shown = len(output.token_ids)
+    if output.stop_token_id is not None and not params.include_stop_str_in_output:
+        num_shown -= 1
+    pieces: list[str] = []
+    for index, token_id in enumerate(output.token_ids[:num_shown]):
+        text, stop = detokenizer.push(token_id)
+        pieces.append(text)
+        if stop is not None:
+            logprobs = output.logprobs[: index + 1] if output.logprobs is not None else None
+            return TextOutput("".join(pieces), output.token_ids[: index + 1], logprobs, "stop", stop)
+    stop = None
+    if output.finish_reason is not None:
+        text, stop = detokenizer.finish()
+        pieces.append(text)
+    reason, stop_reason = (output.finish_reason, _stop_token(output, params)) if stop is None else ("stop", stop)
+    return TextOutput("".join(pieces), output.token_ids, output.logprobs, reason, stop_reason)
+
+
+def _stop_token(output: RequestOutput, params: SamplingParams) -> int | None:
+    """The id that the request asked to stop at; the end of sequence alone is no reason worth telling."""
+    return output.stop_token_id if output.stop_token_id in params.stop_token_ids else None
+
+
+def _refusal(output: RequestOutput) -> ApiError:
+    message = output.error or "the request was aborted by the engine"
+    if output.error_code == "invalid_request":
+        return bad_request(message)
+    return unavailable(message, output.error_code or "aborted")
+
+
+async def _as_generator(outputs: AsyncIterator[RequestOutput]) -> AsyncGenerator[RequestOutput, None]:
+    """Makes any iterator closable; closes it when itself is closed."""
+    try:
+        async for output in outputs:
+            yield output
+    finally:
+        if (close := getattr(outputs, "aclose", None)) is not None:
+            await close()
+
+
+# ------------------------------------------------------------------ start
+
+
+@dataclass(frozen=True)
+class PreparedModel:
+    """Known before any process starts: enough to check requests (``RequestParser(tokenizer, info)``)."""
+
+    spec: LaunchSpec
+    tokenizer: Tokenizer
+    info: ModelInfo
+
+
+def prepare_model(config: EngineConfig, served_model_name: str = "") -> PreparedModel:
+    """Reads headers, configs and tokenizer. Raises ``ValueError``, one line for the user."""
+    spec = resolve_launch(config)
+    tokenizer = Tokenizer.from_folder(spec.model_dir)
+    check_vocabulary(tokenizer, spec.vocab_size)
+    info = model_info(spec, config.model, served_model_name)
+    return PreparedModel(spec, tokenizer, info)
+
+
+async def start_prepared(prepared: PreparedModel) -> TextEngine:
+    """Starts the processes. Raises ``EngineStartError`` and leaves none of them behind."""
+    client = await EngineClient.start(prepared.spec)
+    return TextEngine(client, prepared.tokenizer, prepared.info)
+
+
+async def start_text_engine(config: EngineConfig, served_model_name: str = "") -> TextEngine:
+    """``prepare_model``, in a thread, and ``start_prepared``."""
+    return await start_prepared(await asyncio.to_thread(prepare_model, config, served_model_name))

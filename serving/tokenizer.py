@@ -1,0 +1,132 @@
+"""The checkpoint's tokenizer: text to ids, ids to text, and chat messages to a prompt."""
+
+import json
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+
+from splitrank.serving.chat_template import ChatTemplate, ChatTemplateError
+
+
+class Tokenizer:
+    """Reads ``tokenizer.json``, ``tokenizer_config.json`` and ``chat_template.jinja`` of one folder."""
+
+    def __init__(self, backend: tokenizers.Tokenizer, template: ChatTemplate | None) -> None:
+        self.backend = backend
+        self._template = template
+
+    @classmethod
+    def from_folder(cls, folder: str | Path) -> "Tokenizer":
+        """Raises ``ValueError`` with one line that names the file."""
+        path = Path(folder) / "tokenizer.json"
+        if not path.is_file():
+            raise ValueError(f"no tokenizer: {folder} has no file tokenizer.json")
+        try:
+            backend = tokenizers.Tokenizer.from_file(str(path))
+        except Exception as error:  # the library raises bare Exception
+            raise ValueError(f"{path} is not a readable tokenizer: {error}") from None
+        return cls(backend, _read_template(Path(folder)))
+
+    @property
+    def vocab_size(self) -> int:
+        """One more than the largest token id."""
+        return max(self.backend.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a plain prompt, with the special tokens that the tokenizer adds on its own (Qwen's adds none)."""
+        return self.backend.encode(text).ids
+
+    def decode(self, token_ids: list[int]) -> str:
+        """Text of all ids at once; special tokens show nothing, ids without an entry neither."""
+        return self.backend.decode(token_ids, skip_special_tokens=True)
+
+    def render_chat(self, messages: list[dict[str, Any]], variables: dict[str, Any] | None = None) -> str:
+        """The prompt's text. Raises ``ChatTemplateError`` with what the template refused."""
+        if self._template is None:
+            raise ChatTemplateError("this checkpoint has no chat template; use plain completions")
+        return self._template.render(messages, variables or {})
+
+    def encode_chat(self, messages: list[dict[str, Any]], variables: dict[str, Any] | None = None) -> list[int]:
+        """Ids of the rendered chat: the template wrote every special token itself."""
+        return self.backend.encode(self.render_chat(messages, variables), add_special_tokens=False).ids
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """The bytes that one token stands for, also when they are no whole character."""
+        entry = self.backend.id_to_token(token_id)
+        if entry is None:
+            return b""
+        if self._is_byte_level and token_id not in self._added_tokens:
+            return b"".join(_bytes_of(character) for character in entry)
+        return entry.encode() if token_id in self._added_tokens else self.decode([token_id]).encode()
+
+    def is_special(self, token_id: int) -> bool:
+        """Whether the token shows no text in outputs."""
+        return self._added_tokens.get(token_id, False)
+
+    @cached_property
+    def _added_tokens(self) -> dict[int, bool]:
+        """Id of each added token: whether it is special."""
+        return {index: token.special for index, token in self.backend.get_added_tokens_decoder().items()}
+
+    @cached_property
+    def _is_byte_level(self) -> bool:
+        return '"ByteLevel"' in json.dumps(json.loads(self.backend.to_str())["decoder"])
+
+
+def check_vocabulary(tokenizer: Tokenizer, vocab_size: int) -> None:
+    """The embedding has ``vocab_size`` rows; a tokenizer that can name a row beyond raises ``ValueError``."""
+    if tokenizer.vocab_size > vocab_size:
+        raise ValueError(f"the tokenizer has {tokenizer.vocab_size} ids, but the embedding only {vocab_size} rows")
+
+
+def _read_template(folder: Path) -> ChatTemplate | None:
+    config = read_json_object(folder / "tokenizer_config.json")
+    special = {name: _token_text(value) for name, value in config.items() if name.endswith("_token")}
+    file = folder / "chat_template.jinja"
+    source = file.read_text(encoding="utf-8") if file.is_file() else _config_template(config)
+    if source is None:
+        return None
+    return ChatTemplate(source, {name: text for name, text in special.items() if text is not None})
+
+
+def _config_template(config: dict[str, Any]) -> str | None:
+    template = config.get("chat_template")
+    if isinstance(template, list):  # named templates: the one for plain chats
+        named = {entry["name"]: entry["template"] for entry in template}
+        template = named.get("default")
+    return template if isinstance(template, str) else None
+
+
+def _token_text(value: Any) -> str | None:
+    content = value.get("content") if isinstance(value, dict) else value
+    return content if isinstance(content, str) else None
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """A checkpoint's side file: empty if it is missing, ``ValueError`` naming it if it is no JSON object."""
+    if not path.is_file():
+        return {}
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not valid JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} does not hold a JSON object")
+    return value
+
+
+def _byte_alphabet() -> dict[str, int]:
+    """Byte-level BPE writes each byte as one printable character: itself, or one from 256 upwards."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(256 + index): byte for index, byte in enumerate(others)}
+
+
+BYTE_OF_CHARACTER = _byte_alphabet()
+
+
+def _bytes_of(character: str) -> bytes:
+    byte = BYTE_OF_CHARACTER.get(character)
+    return character.encode() if byte is None else bytes([byte])

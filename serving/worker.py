@@ -1,0 +1,133 @@
+"""One rank's work: build the stage, load its weights, execute step plans. Transport-free, so that tests drive it directly."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from splitrank.comm.mesh import Mesh, mesh_position
+from splitrank.models.checkpoint import open_checkpoint
+from splitrank.models.config import read_config
+from splitrank.models.loader import load_weights
+from splitrank.models.memory import GIB, rank_memory
+from splitrank.models.qwen3_5 import Stage
+from splitrank.models.sharding import TensorShard, stage_slice
+from splitrank.models.stage import StageState
+from splitrank.models.state import StageMemory
+from splitrank.models.weight_plan import WeightPlan, audit_plan, plan_weights
+from splitrank.serving.batching import PlannedBatch, make_batch
+from splitrank.serving.messages import LaunchSpec, StepPlan, StepResult
+from splitrank.serving.sampler import SamplingState, sample, sampling_state
+
+# Joining is collective, and a rank joins only when it has started: on a loaded machine that takes a while.
+JOIN_TIMEOUT_S = 120.0
+
+
+class Worker:
+    """Construction joins the mesh (collective over all ranks); then ``load``, then ``execute`` for each plan in order."""
+
+    def __init__(self, spec: LaunchSpec, rank: int) -> None:
+        self.spec = spec
+        self.position = mesh_position(rank, spec.pp_size, spec.tp_size)
+        self.config = read_config(Path(spec.model_dir))
+        self.stage_slice = stage_slice(self.position.pp_rank, spec.pp_size, spec.partition)
+        self.shard = TensorShard(self.position.tp_rank, spec.tp_size)
+        self.dtype: torch.dtype = getattr(torch, spec.dtype)
+        timeout_s = max(spec.step_timeout_s, JOIN_TIMEOUT_S)
+        self.mesh = Mesh(self.position, Path(spec.run_dir) / "rendezvous", timeout_s)
+        self._sampling: dict[int, SamplingState] = {}
+        self._swapped: dict[int, list[torch.Tensor]] = {}
+
+    @property
+    def is_sampling_rank(self) -> bool:
+        return self.stage_slice.is_last and self.position.tp_rank == 0
+
+    def plan(self) -> WeightPlan:
+        """This rank's weight plan, audited, from the checkpoint's headers."""
+        checkpoint = open_checkpoint(Path(self.spec.model_dir), self.config)
+        plan = plan_weights(self.config, self.stage_slice, self.shard, self.spec.dtype, checkpoint)
+        audit_plan(plan)
+        return plan
+
+    def load(self, on_progress: Callable[[int], None] = lambda num_bytes: None) -> str:
+        """Builds the stage, loads it, allocates its state; returns the report line of this rank."""
+        plan = self.plan()
+        self.model = Stage(self.config, self.stage_slice, self.spec.partition, self.shard, self.dtype)
+        load_weights(self.model, plan, open_checkpoint(Path(self.spec.model_dir), self.config), on_progress)
+        self.memory = StageMemory(
+            self.config,
+            self.stage_slice,
+            self.shard,
+            self.dtype,
+            self.spec.num_pages,
+            self.spec.page_size,
+            self.spec.max_running_requests,
+        )
+        return self._report(plan)
+
+    def _report(self, plan: WeightPlan) -> str:
+        """One line of the start-up table; planned and allocated bytes must be equal."""
+        allocated = sum(parameter.nbytes for parameter in self.model.parameters())
+        assert allocated == plan.num_bytes, (allocated, plan.num_bytes)
+        expected = rank_memory(self.config, plan, self.spec.dtype)
+        tokens = self.spec.num_pages * self.spec.page_size
+        planned = expected.total(tokens, self.spec.max_running_requests) - expected.weight_bytes
+        assert self.memory.num_bytes == planned, (self.memory.num_bytes, planned)
+        layers = self.stage_slice
+        return (
+            f"{self.position}  layers {layers.start}-{layers.stop - 1}  weights {allocated:,} B = planned "
+            f"({allocated / GIB:.2f} GiB)  KV {tokens * expected.kv_bytes_per_token / GIB:.2f} GiB  "
+            f"states {self.spec.max_running_requests * expected.state_bytes_per_request / GIB:.2f} GiB"
+        )
+
+    @torch.inference_mode()
+    def execute(self, plan: StepPlan, plan_hash: str) -> StepResult | None:
+        """Runs one step; the sampling rank returns its result."""
+        self._forget(plan.released)
+        self._remember(plan)
+        self._swap(plan)
+        batch = make_batch(plan.sequences, self.spec.page_size)
+        logits = self._forward(batch, plan.step, plan_hash) if plan.sequences else None
+        if not self.is_sampling_rank:
+            return None
+        states = [self._sampling[sequence.request] for sequence in batch.sampled]
+        tokens, logprobs = sample(logits, states) if logits is not None and states else ([], [])
+        return StepResult(plan.step, plan_hash, tokens, logprobs)
+
+    def _forward(self, planned: PlannedBatch, step: int, plan_hash: str) -> torch.Tensor | None:
+        """Receives from the stage before, runs this stage, sends to the next; logits on the last stage."""
+        batch, link = planned.batch, self.mesh.link
+        state = None
+        if not self.stage_slice.is_first:
+            shape = (batch.num_tokens, self.config.hidden_size)
+            state = StageState(*link.receive(2, shape, self.dtype, step, plan_hash))
+        output = self.model(batch, state, self.memory, self.mesh.collectives)
+        if isinstance(output, StageState):
+            link.send(tuple(output), step, plan_hash)
+            return None
+        logits: torch.Tensor = output
+        return logits
+
+    def _forget(self, released: list[int]) -> None:
+        for request in released:
+            self._sampling.pop(request, None)
+            self._swapped.pop(request, None)
+
+    def _remember(self, plan: StepPlan) -> None:
+        if not self.is_sampling_rank:
+            return
+        for new in plan.admitted:
+            self._sampling[new.request] = sampling_state(
+                new.request, new.prompt_token_ids, new.params, self.spec.eos_token_ids, self.spec.seed
+            )
+
+    def _swap(self, plan: StepPlan) -> None:
+        """Preempted requests go to host memory before those that come back take their pages."""
+        for out in plan.swap_out:
+            self._swapped[out.request] = self.memory.save(torch.tensor(out.pages, dtype=torch.int64), out.slot)
+        for back in plan.swap_in:
+            saved = self._swapped.pop(back.request)
+            self.memory.restore(saved, torch.tensor(back.pages, dtype=torch.int64), back.slot)
+
+    def close(self) -> None:
+        self.mesh.close()

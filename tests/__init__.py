@@ -1,0 +1,1 @@
+"""Tests. A package, so that ``from tests.checkpoints import ...`` means this folder and no other."""

@@ -1,0 +1,120 @@
+"""Engine, client and links as real processes, with a model that checks every step (``tests/fake_rank.py``)."""
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import aclosing, asynccontextmanager
+
+import pytest
+
+from splitrank.serving.engine_client import EngineClient, EngineDeadError
+from splitrank.serving.messages import RequestOutput
+from splitrank.serving.sampling_params import SamplingParams
+from tests.fake_model import expected_tokens, small_spec
+
+FAKE_RANK = "tests.fake_rank"
+
+
+@asynccontextmanager
+async def engine(**changes: object) -> AsyncIterator[EngineClient]:
+    client = await EngineClient.start(small_spec(**changes), FAKE_RANK)
+    try:
+        yield client
+    finally:
+        await client.close()
+
+
+async def generate(client: EngineClient, prompt: list[int], **params: object) -> list[RequestOutput]:
+    return [output async for output in client.stream(prompt, SamplingParams(**params))]  # type: ignore[arg-type]
+
+
+def tokens(outputs: list[RequestOutput]) -> list[int]:
+    return [token for output in outputs for token in output.token_ids]
+
+
+async def until(condition: Callable[[], bool], timeout_s: float = 20.0) -> None:
+    async def wait() -> None:
+        while not condition():  # noqa: ASYNC110 - what is awaited happens in another process
+            await asyncio.sleep(0.01)
+
+    await asyncio.wait_for(wait(), timeout_s)
+
+
+def run(test: Callable[[], Awaitable[None]]) -> None:
+    async def bounded() -> None:
+        await asyncio.wait_for(test(), 90)
+
+    asyncio.run(bounded())
+
+
+@pytest.mark.parametrize(("pp", "tp"), [(1, 1), (2, 1), (3, 1), (4, 1), (2, 2)])
+def test_hundreds_of_requests_with_preemption_and_aborts(pp: int, tp: int) -> None:
+    rng = random.Random(pp)
+    jobs = []
+    for index in range(200):
+        prompt = [rng.randrange(50) for _ in range(rng.choice([1, 5, 8, 20, 30]))]
+        jobs.append((prompt, rng.randint(1, 30), rng.randint(1, 5) if index % 4 == 0 else None))
+
+    async def one(client: EngineClient, prompt: list[int], max_tokens: int, leave_after: int | None) -> None:
+        heard: list[int] = []
+        async with aclosing(client.stream(prompt, SamplingParams(max_tokens=max_tokens))) as outputs:
+            async for output in outputs:
+                heard += output.token_ids
+                if leave_after is not None and len(heard) >= leave_after:
+                    break
+        whole = expected_tokens(prompt, max_tokens, 50)
+        assert heard == whole[: leave_after or max_tokens]
+
+    async def test() -> None:
+        async with engine(pp_size=pp, tp_size=tp, partition=(1,) * pp, num_pages=18) as client:
+            assert client.reports == [f"rank {rank}: fake" for rank in range(pp * tp)]
+            await asyncio.gather(*(one(client, *job) for job in jobs))
+            await until(lambda: client.stats is not None and client.stats.steps > 0 and client.stats.free_slots == 6)
+            stats = client.stats
+            assert stats is not None
+            assert stats.free_pages == 18
+            assert stats.preemptions > 0
+            assert stats.aborts >= 9  # those who leave later may find that the engine was faster
+            assert (stats.num_running, stats.num_waiting, stats.num_preempted) == (0, 0, 0)
+
+    run(test)
+
+
+def test_a_cancelled_stream_is_aborted() -> None:
+    async def test() -> None:
+        async with engine(max_model_len=10_000, num_pages=2500) as client:
+            task = asyncio.create_task(generate(client, [1], max_tokens=9000))
+            await until(lambda: client.stats is not None and client.stats.num_running == 1)
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+            await until(lambda: client.stats is not None and client.stats.aborts == 1)
+            assert client.stats is not None
+            assert client.stats.num_running == 0
+
+    run(test)
+
+
+def test_a_refusal_is_an_output_and_the_engine_lives_on() -> None:
+    async def test() -> None:
+        async with engine() as client:
+            [refusal] = await generate(client, [99])
+            assert (refusal.finish_reason, refusal.error_code) == ("error", "invalid_request")
+            assert tokens(await generate(client, [9], max_tokens=3)) == expected_tokens([9], 3, 50)
+
+    run(test)
+
+
+def test_a_closed_client_ends_its_streams_and_refuses_new_ones() -> None:
+    async def test() -> None:
+        async with engine(max_model_len=10_000, num_pages=2500) as client:
+            stream = client.stream([1], SamplingParams(max_tokens=9000))
+            await anext(stream)
+            await asyncio.gather(client.close(), client.close())
+            with pytest.raises(EngineDeadError, match="closed"):
+                async for _ in stream:
+                    pass
+            with pytest.raises(EngineDeadError, match="closed"):
+                await generate(client, [1])
+            assert not client.died.is_set()  # nothing died
+
+    run(test)

@@ -1,0 +1,141 @@
+"""Whatever dies, hangs or lies: every stream ends with the reason, and no process or folder is left."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from splitrank.serving.engine_client import EngineClient, EngineDeadError, EngineStartError
+from splitrank.serving.sampling_params import SamplingParams
+from tests.fake_model import small_spec
+from tests.fake_rank import DIE, FAIL, HANG, LIE, STOP
+from tests.serving.test_engine import FAKE_RANK, engine, generate, run, until
+
+
+@pytest.fixture(autouse=True)
+def run_dirs(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Run folders are made here, and here alone. (pytest's own folders have too long a path for a socket.)"""
+    with tempfile.TemporaryDirectory(prefix="sr-") as folder:
+        monkeypatch.setattr(tempfile, "tempdir", folder)
+        yield Path(folder)
+
+
+def is_gone(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except OSError:
+        return True
+
+
+def assert_nothing_left(client: EngineClient, folder: Path) -> None:
+    assert all(is_gone(pid) for pid in client.pids.values())
+    assert list(folder.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("fault", "victim", "reason"),
+    [
+        (DIE, 1, r"rank 1 \(stage 1, tp 0\) was killed by signal 9 \(SIGKILL\)"),
+        (DIE, 0, r"rank 0 \(stage 0, tp 0\) was killed by signal 9 \(SIGKILL\)"),
+        (FAIL, 0, r"rank 0 \(stage 0, tp 0\) failed in serve: ValueError: an expert has left"),
+        (STOP, 1, r"rank 1 \(stage 1, tp 0\) has been silent for more than 2 s; phase "),
+        (HANG, 1, r"step \d+ is not done after 2 s: rank 1 \(stage 1, tp 0\), phase step \d+, last finished step"),
+        (LIE, 1, r"the last stage answers step \d+ with hash another hash, the engine awaits step \d+"),
+    ],
+)
+def test_a_faulty_rank_ends_every_stream(fault: int, victim: int, reason: str, run_dirs: Path) -> None:
+    async def test() -> None:
+        limits = {"heartbeat_timeout_s": 2.0, "step_timeout_s": 5.0 if fault == STOP else 2.0}
+        sizes = {"max_model_len": 100_000, "num_pages": 100_000, "vocab_size": 200, "pp_size": 2, "partition": (1, 1)}
+        async with engine(**limits, **sizes) as client:
+            # Each would run for minutes; the last one waits in the queue.
+            names = [[1], [2], [fault, victim], [3], [4], [5], [6]]
+            streams = [asyncio.create_task(generate(client, prompt, max_tokens=50_000)) for prompt in names]
+            started = time.monotonic()
+            ends = await asyncio.gather(*streams, return_exceptions=True)
+            assert all(isinstance(end, EngineDeadError) for end in ends)
+            assert time.monotonic() - started < 10
+            assert client.died.is_set()
+            with pytest.raises(EngineDeadError, match=reason):
+                await generate(client, [1])
+            await client.close()
+            assert_nothing_left(client, run_dirs)
+
+    run(test)
+
+
+@pytest.mark.parametrize(
+    ("number", "reason"), [(signal.SIGKILL, r"engine was killed by signal 9"), (signal.SIGSTOP, r"engine .*silent")]
+)
+def test_a_lost_engine_process_ends_every_stream(number: signal.Signals, reason: str, run_dirs: Path) -> None:
+    async def test() -> None:
+        async with engine(heartbeat_timeout_s=2.0, max_model_len=100_000, num_pages=100_000) as client:
+            stream = client.stream([1], SamplingParams(max_tokens=50_000))
+            await anext(stream)
+            os.kill(client.pids["engine"], number)
+            with pytest.raises(EngineDeadError, match=reason):
+                async for _ in stream:
+                    pass
+            await client.close()
+            assert_nothing_left(client, run_dirs)
+
+    run(test)
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [
+        ("fail-load:1", r"^rank 1 \(stage 1, tp 0\) failed in load: ValueError: the checkpoint is made of cheese$"),
+        ("die-load:0", r"^rank 0 \(stage 0, tp 0\) was killed by signal 9 \(SIGKILL\)$"),
+        ("hang-load:1", r"^not ready after 3 s: rank 1 \(stage 1, tp 0\), phase load, last finished step -1$"),
+    ],
+)
+def test_a_failed_start_says_who_and_leaves_nothing(fault: str, reason: str, run_dirs: Path) -> None:
+    async def test() -> None:
+        spec = small_spec(model_dir=fault, load_timeout_s=3.0, pp_size=2, partition=(1, 1))
+        with pytest.raises(EngineStartError, match=reason):
+            await EngineClient.start(spec, FAKE_RANK)
+
+    run(test)
+    assert list(run_dirs.iterdir()) == []
+
+
+def test_a_module_that_does_not_run_is_a_failed_start(run_dirs: Path) -> None:
+    async def test() -> None:
+        with pytest.raises(EngineStartError, match=r"rank 0 .* exited with code 1"):
+            await EngineClient.start(small_spec(), "tests.no_such_module")
+
+    run(test)
+    assert list(run_dirs.iterdir()) == []
+
+
+FRONT = """
+import asyncio, sys
+from splitrank.serving.engine_client import EngineClient
+from tests.fake_model import small_spec
+
+async def main():
+    client = await EngineClient.start(small_spec(pp_size=2, partition=(1, 1)), "tests.fake_rank")
+    print(*client.pids.values(), flush=True)
+    await client.died.wait()
+
+asyncio.run(main())
+"""
+
+
+def test_children_do_not_outlive_a_killed_front(run_dirs: Path) -> None:
+    environment = {**os.environ, "TMPDIR": str(run_dirs)}
+    with subprocess.Popen([sys.executable, "-c", FRONT], stdout=subprocess.PIPE, env=environment) as front:
+        assert front.stdout is not None
+        pids = [int(pid) for pid in front.stdout.readline().split()]
+        assert len(pids) == 3
+        assert len(list(run_dirs.iterdir())) == 1
+        front.kill()
+    asyncio.run(until(lambda: all(is_gone(pid) for pid in pids) and not list(run_dirs.iterdir()), 5))
