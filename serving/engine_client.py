@@ -4,7 +4,7 @@ import asyncio
 import itertools
 import signal
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 
 import zmq
 import zmq.asyncio
@@ -115,7 +115,7 @@ class EngineClient:
 
     # ------------------------------------------------------------ requests
 
-    async def stream(self, prompt_token_ids: list[int], params: SamplingParams) -> AsyncIterator[RequestOutput]:
+    async def stream(self, prompt_token_ids: list[int], params: SamplingParams) -> AsyncGenerator[RequestOutput, None]:
         """Outputs of one request, the last one with a ``finish_reason`` (a refusal is an output with "error").
 
         Closing or cancelling it earlier aborts the request. Raises ``EngineDeadError`` as soon as the engine is dead.

@@ -24,4 +24,5 @@ async def fan_out(items: Iterable[Item], limit: int, work: Callable[[Item], Awai
                 group.create_task(worker())
     except BaseExceptionGroup as errors:
         # One is enough: the others failed of the same cause or of being cancelled.
-        raise errors.exceptions[0] from None
+        first = errors.exceptions[0]
+        raise first from first.__cause__

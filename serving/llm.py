@@ -4,7 +4,8 @@ import asyncio
 import difflib
 import threading
 import weakref
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncGenerator, Coroutine
+from contextlib import aclosing
 from dataclasses import dataclass, fields
 from types import TracebackType
 from typing import Any, Protocol, Self, TypeVar
@@ -15,6 +16,7 @@ from splitrank.serving.fan_out import fan_out
 from splitrank.serving.llm_requests import Conversations, Params, Prompts
 from splitrank.serving.messages import TokenLogprobs
 from splitrank.serving.model_info import ModelInfo
+from splitrank.serving.openai.formats import Collected
 from splitrank.serving.progress import progress
 from splitrank.serving.sampling_params import SamplingParams
 from splitrank.serving.text_engine import TextOutput, start_text_engine
@@ -49,7 +51,7 @@ class Engine(Protocol):
     tokenizer: Tokenizer
     info: ModelInfo
 
-    def stream(self, prompt_token_ids: list[int], params: SamplingParams) -> AsyncIterator[TextOutput]: ...
+    def stream(self, prompt_token_ids: list[int], params: SamplingParams) -> AsyncGenerator[TextOutput, None]: ...
 
     async def close(self) -> None: ...
 
@@ -155,17 +157,12 @@ async def _answer_all(
 
 
 async def _answer_one(engine: Engine, prompt: list[int], params: SamplingParams) -> Generation:
-    text: list[str] = []
-    token_ids: list[int] = []
-    logprobs: list[TokenLogprobs] = []
-    async for output in engine.stream(prompt, params):
-        text.append(output.text)
-        token_ids += output.token_ids
-        logprobs += output.logprobs or []
-        if output.finish_reason is not None:
-            kept = logprobs if params.logprobs is not None else None
-            return Generation("".join(text), token_ids, prompt, output.finish_reason, output.stop_reason, kept)
-    raise RuntimeError("the answer ended without a finish reason")
+    answer = Collected()
+    async with aclosing(engine.stream(prompt, params)) as outputs:
+        async for output in outputs:
+            answer.add(output)
+    assert answer.finish_reason is not None, "the stream ended without a finish reason"
+    return Generation(answer.text, answer.token_ids, prompt, answer.finish_reason, answer.stop_reason, answer.logprobs)
 
 
 class _LoopThread:

@@ -1,7 +1,8 @@
 """Every message that crosses a process boundary, as one msgspec struct each. msgpack on the wire, never pickle.
 
 front (HTTP, LLM)  --AddRequest, AbortRequest-->  engine  --StepPlan, Shutdown-->  every rank
-front  <--EngineReady, RequestOutputs, EngineStats, EngineFailed--  engine  <--RankReady, StepResult, Heartbeat, RankFailed--
+front  <--EngineReady, RequestOutputs, EngineStats, EngineFailed--  engine
+engine  <--RankReady, StepResult, Heartbeat, RankFailed--  every rank
 """
 
 import hashlib
@@ -94,7 +95,7 @@ class TokenLogprobs(msgspec.Struct, frozen=True):
 
 
 class RequestOutput(msgspec.Struct, frozen=True, tag=True):
-    """New tokens of one request. ``finish_reason`` ends it: "stop", "length", "abort" or "error" (then ``error`` says why).
+    """New tokens of one request. ``finish_reason`` ends it: "stop", "length", "abort" or "error" (``error`` says why).
 
     A token that stopped the request (end of sequence or a stop token id) is in ``token_ids`` and in ``stop_token_id``.
     """

@@ -9,6 +9,7 @@ from typing import Protocol, Self, TextIO
 from tqdm import tqdm
 
 PLAIN_INTERVAL_S = 10.0
+SCALED_FROM = 10**6  # such totals are shown as 11.0M: bytes
 
 
 class Progress(Protocol):
@@ -26,7 +27,8 @@ class Progress(Protocol):
 def progress(total: int, description: str, unit: str, *, start: int = 0, show: bool = True) -> Progress:
     """``start``: items done before (a continued run). ``show=False`` counts in silence. Writes to stderr."""
     if show and sys.stderr.isatty():
-        return tqdm(total=total, initial=start, desc=description, unit=f" {unit}", file=sys.stderr)
+        scale = total >= SCALED_FROM
+        return tqdm(total=total, initial=start, desc=description, unit=f" {unit}", unit_scale=scale, file=sys.stderr)
     return PlainProgress(total, description, unit, start=start, stream=sys.stderr if show else None)
 
 
@@ -66,6 +68,11 @@ class PlainProgress:
             return
         self._printed = self._clock()
         seconds = self._printed - self._began
-        rate = f", {(self._done - self._start) / seconds:.2f} {self._unit}/s" if seconds > 0 else ""
-        text = f"{self._description}: {self._done} of {self._total} {self._unit} after {seconds:.0f} s{rate}"
-        print(text, file=self._stream, flush=True)
+        rate = f", {self._amount((self._done - self._start) / seconds)} {self._unit}/s" if seconds > 0 else ""
+        done = f"{self._amount(self._done)} of {self._amount(self._total)} {self._unit}"
+        print(f"{self._description}: {done} after {seconds:.0f} s{rate}", file=self._stream, flush=True)
+
+    def _amount(self, count: float) -> str:
+        if self._total >= SCALED_FROM:
+            return tqdm.format_sizeof(count)
+        return str(count) if isinstance(count, int) else f"{count:.2f}"

@@ -20,6 +20,7 @@ class RankWatch:
             self._heard[message.rank] = now
             self._beats[message.rank] = message
         elif isinstance(message, RankReady):
+            self._heard[message.rank] = now  # it may fall silent before its first heartbeat is here
             self._ready[message.rank] = message
         elif isinstance(message, RankFailed):
             self._failed = self._failed or message  # the first one is the cause
@@ -69,4 +70,4 @@ class RankWatch:
 
     def _last(self, rank: int) -> str:
         beat = self._beats.get(rank)
-        return f"phase {beat.phase}, last finished step {beat.last_step}" if beat else "never heard of"
+        return f"phase {beat.phase}, last finished step {beat.last_step}" if beat else "no heartbeat yet"

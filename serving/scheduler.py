@@ -1,6 +1,6 @@
 """Decides what every step computes. Pure Python: no torch, no sockets, no clock; equal calls give equal plans.
 
-Order of a step: decodes, prefill chunks of running requests, then (if nothing had to be swapped out) requests that
+Order of a step: decodes, prefill chunks of running requests, then (if nobody lacked pages) requests that
 come back from host memory, and last new ones. Smaller request numbers are older; only younger requests are preempted,
 so the oldest one always gets on.
 """
@@ -34,6 +34,7 @@ class Draft:
     admitted: list[AdmittedRequest] = field(default_factory=list)
     swap_out: list[SwapPlan] = field(default_factory=list)
     swap_in: list[SwapPlan] = field(default_factory=list)
+    is_short_of_pages: bool = False
     num_decodes: int = 0
     num_prefill_tokens: int = 0
 
@@ -155,7 +156,7 @@ class Scheduler:
         draft = Draft()
         self._plan_decodes(draft)
         self._plan_chunks(draft)
-        if not draft.swap_out:
+        if not draft.is_short_of_pages:
             self._swap_in(draft)
             if not self._swapped:
                 self._admit(draft)
@@ -211,18 +212,13 @@ class Scheduler:
             self._place(draft, request)
 
     def _has_room(self, num_tokens: int) -> bool:
-        """A slot, and pages beside those that running prompts still need and one more for each running request.
+        """A slot, and pages beside one for each running request.
 
         That reserve keeps a request from being swapped in only to be swapped out again. With nothing running it is
         0, so a request that fits alone is never kept out for ever.
         """
-        promised = sum(self._pages_still_needed(request) for request in self._running.values())
-        reserve = promised + len(self._running)
-        enough = self._pages.num_free - reserve >= pages_needed(num_tokens, self._spec.page_size)
-        return enough and self._slots.num_free > 0
-
-    def _pages_still_needed(self, request: Request) -> int:
-        return max(0, pages_needed(len(request.prompt_token_ids), self._spec.page_size) - len(request.pages))
+        spare = self._pages.num_free - len(self._running)
+        return self._slots.num_free > 0 and spare >= pages_needed(num_tokens, self._spec.page_size)
 
     def _start_running(self, request: Request) -> None:
         [request.slot] = self._slots.allocate(1)
@@ -255,14 +251,17 @@ class Scheduler:
 
     def _make_room(self, draft: Draft, request: Request, missing: int) -> bool:
         """Swap out younger requests until ``missing`` pages are free; none if even all of them are not enough."""
+        if self._pages.num_free >= missing:
+            return True
+        draft.is_short_of_pages = True
         victims: list[Request] = []
         free = self._pages.num_free
         for victim in self._victims(request):
-            if free >= missing:
-                break
             victims.append(victim)
             free += len(victim.pages)
-        if free < missing:
+            if free >= missing:
+                break
+        else:
             return False
         for victim in victims:
             self._swap_out(draft, victim)

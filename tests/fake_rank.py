@@ -11,6 +11,8 @@ import signal
 import sys
 import threading
 
+import zmq
+
 from splitrank.serving.messages import LaunchSpec, StepPlan
 from splitrank.serving.rank_link import RankLink, load_spec
 from tests.fake_model import FakeModel
@@ -44,9 +46,31 @@ def fault_of(plan: StepPlan, rank: int) -> str:
     return ""
 
 
+class Peers:
+    """What collectives and the pipeline do to real ranks: the one that answers waits for all others' step."""
+
+    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], spec: LaunchSpec, rank: int) -> None:
+        self.answers = rank == (spec.pp_size - 1) * spec.tp_size
+        self._num_others = spec.world_size - 1
+        self._socket = context.socket(zmq.PULL if self.answers else zmq.PUSH)
+        self._socket.setsockopt(zmq.LINGER, 0)
+        address = f"ipc://{spec.run_dir}/peers"
+        if self.answers:
+            self._socket.bind(address)
+        else:
+            self._socket.connect(address)
+
+    def meet(self) -> None:
+        if not self.answers:
+            self._socket.send(b"")
+            return
+        for _ in range(self._num_others):
+            self._socket.recv()
+
+
 def serve(link: RankLink, spec: LaunchSpec, rank: int) -> None:
     model = FakeModel(spec)
-    answers = rank == (spec.pp_size - 1) * spec.tp_size
+    peers = Peers(zmq.Context.instance(), spec, rank)
     while (received := link.receive()) is not None:
         plan, digest = received
         link.set_phase(f"step {plan.step}")
@@ -54,7 +78,8 @@ def serve(link: RankLink, spec: LaunchSpec, rank: int) -> None:
         act(fault, "an expert has left")
         result = model.execute(plan, "another hash" if fault == "lie" else digest)
         link.finish(plan.step)
-        if answers:
+        peers.meet()
+        if peers.answers:
             link.send_result(result)
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from splitrank.serving.batch.config import GenerateConfig
-from splitrank.serving.batch.lines import BatchLine, read_lines, result_line
+from splitrank.serving.batch.lines import BatchLine, check_lines, result_line
 from splitrank.serving.batch.manifest import (
     check_manifest,
     describe_run,
@@ -86,9 +86,9 @@ def check_paths(config: GenerateConfig) -> None:
 def _checked_lines(config: GenerateConfig, prepared: PreparedModel) -> list[BatchLine]:
     parser = RequestParser(prepared.tokenizer, prepared.info)
     path = Path(config.input)
-    num_lines = path.read_bytes().count(b"\n") + 1
-    with progress(num_lines, "checking", "lines", show=num_lines > 1000) as bar:
-        lines, problems = read_lines(path, parser.parse, lambda: bar.update())
+    rows = path.read_bytes().split(b"\n")
+    with progress(len(rows), "checking", "lines", show=len(rows) > 1000) as bar:
+        lines, problems = check_lines(path, rows, parser.parse, bar.update)
     if len(problems) > MAX_PROBLEMS_SHOWN:
         problems[MAX_PROBLEMS_SHOWN:] = [f"{path}: {len(problems) - MAX_PROBLEMS_SHOWN} more lines are wrong"]
     if problems:
@@ -186,8 +186,6 @@ async def _answer(service: OpenAIService, line: BatchLine, job: _Job) -> bytes:
     try:
         body = await service.complete(service.parse(line.url, line.body))
     except ApiError as error:
-        if error.code == "engine_dead":
-            raise EngineDeadError(error.message) from None
         job.num_failed += 1
         return result_line(line, error.status, error.body(), {"code": error.code, "message": error.message})
     job.num_answered += 1

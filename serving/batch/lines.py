@@ -1,4 +1,4 @@
-"""Batch lines: read, checked one by one, and named by file and line when they are wrong."""
+"""Batch lines: checked one by one, and named by file and line when they are wrong."""
 
 import hashlib
 import json
@@ -23,15 +23,18 @@ class BatchLine:
     line_id: str
 
 
-def read_lines(
-    path: Path, check: Callable[[str, bytes], object], checked: Callable[[], None]
+def check_lines(
+    path: Path, rows: list[bytes], check: Callable[[str, bytes], object], checked: Callable[[], object]
 ) -> tuple[list[BatchLine], list[str]]:
-    """(good lines, one message for each bad one). ``check(url, body)`` raises ApiError for a body that the model
-    cannot answer; ``checked`` is called after each line (progress). Blank lines are skipped."""
+    """(good lines, one message for each bad one) of the file's ``rows``.
+
+    ``check(url, body)`` raises ApiError for a body that the model cannot answer; ``checked`` is called after each row
+    (progress). Blank rows are skipped.
+    """
     lines: list[BatchLine] = []
     problems: list[str] = []
     first_seen: dict[str, int] = {}
-    for number, raw in enumerate(path.read_bytes().split(b"\n"), 1):
+    for number, raw in enumerate(rows, 1):
         if raw.strip():
             try:
                 lines.append(_check_line(raw, number, first_seen, check))

@@ -4,7 +4,6 @@ Exit codes: 0 all answered and no disagreement, 1 a request was lost or two layo
 """
 
 import asyncio
-import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from splitrank.serving.gsm8k.prompt import build_prompt, greedy_params
 from splitrank.serving.gsm8k.report import check_report_path, table, warning_lines, write_json
 from splitrank.serving.gsm8k.run import LayoutRun, ask_all, lost_run
 from splitrank.serving.gsm8k.summary import Summary, summarise
+from splitrank.serving.machine import usable_cores
 from splitrank.serving.text_engine import PreparedModel, prepare_model, start_prepared
 
 
@@ -44,7 +44,7 @@ def run(config: Gsm8kConfig) -> int:
 
 def _prepare(config: Gsm8kConfig) -> _Plan:
     questions, shots = load_data(config)
-    configs = engine_configs(config, len(os.sched_getaffinity(0)))
+    configs = engine_configs(config, usable_cores())
     engines = dict(zip(config.parsed_layouts(), map(prepare_model, configs), strict=True))
     tokenizer = next(iter(engines.values())).tokenizer
     prompts = [tokenizer.encode(build_prompt(question.question, shots)) for question in questions]

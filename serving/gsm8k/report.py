@@ -38,8 +38,9 @@ def verdict_lines(summary: Summary) -> list[str]:
             f"DISAGREE: {pair.first} and {pair.second} ({name}): McNemar p = {p:.2g} is below "
             f"{summary.max_p:.2g} ({MAX_P:g} / {len(summary.pairs)} pairs)"
         )
-    if summary.num_lost:
-        lines.append(f"LOST: {summary.num_lost} requests got no answer; the report's texts say why")
+    for layout in summary.layouts:
+        if layout.num_lost:
+            lines.append(f"LOST: {layout.num_lost} requests of {layout.layout}; the first: {layout.first_error}")
     if summary.pairs and not lines:
         lines.append(f"no disagreement: every McNemar p is at least {summary.max_p:.2g} ({MAX_P:g} / pairs)")
     return lines

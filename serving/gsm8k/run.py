@@ -1,12 +1,14 @@
 """One layout's answers to all questions."""
 
 import time
-from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import dataclass
 from typing import Protocol
 
 from splitrank.serving.fan_out import fan_out
 from splitrank.serving.gsm8k.config import Layout
+from splitrank.serving.openai.formats import Collected
 from splitrank.serving.progress import progress
 from splitrank.serving.sampling_params import SamplingParams
 from splitrank.serving.text_engine import TextOutput
@@ -15,16 +17,13 @@ from splitrank.serving.text_engine import TextOutput
 class AnswerSource(Protocol):
     """What a run needs of a ``TextEngine``."""
 
-    def stream(self, prompt_token_ids: list[int], params: SamplingParams) -> AsyncIterator[TextOutput]: ...
+    def stream(self, prompt_token_ids: list[int], params: SamplingParams) -> AsyncGenerator[TextOutput, None]: ...
 
 
 @dataclass
-class Answer:
+class Answer(Collected):
     """A request's whole output. ``error`` is why it was lost; then the text is what had come by then."""
 
-    text: str = ""
-    token_ids: list[int] = field(default_factory=list)
-    finish_reason: str | None = None
     error: str | None = None
 
 
@@ -55,10 +54,9 @@ async def ask_all(
 
 async def _ask(engine: AnswerSource, prompt: list[int], params: SamplingParams, answer: Answer) -> None:
     try:
-        async for output in engine.stream(prompt, params):
-            answer.text += output.text
-            answer.token_ids += output.token_ids
-            answer.finish_reason = output.finish_reason
+        async with aclosing(engine.stream(prompt, params)) as outputs:
+            async for output in outputs:
+                answer.add(output)
     except Exception as error:  # whatever the cause, the question is lost and counted
         answer.error = str(error) or type(error).__name__
     else:

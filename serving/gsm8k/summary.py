@@ -43,6 +43,7 @@ class LayoutSummary:
     extractions: dict[str, ExtractionSummary]
     num_answers: int
     num_lost: int
+    first_error: str | None  # of the lost ones
     num_cut_off: int
     num_tokens: int
     seconds: float
@@ -93,6 +94,7 @@ def _summarise_layout(questions: list[Question], run: LayoutRun) -> LayoutSummar
         extractions={name: _extract(name, questions, run.answers) for name in EXTRACTIONS},
         num_answers=len(kept),
         num_lost=len(run.answers) - len(kept),
+        first_error=next((answer.error for answer in run.answers if answer.error is not None), None),
         num_cut_off=sum(answer.finish_reason == "length" for answer in kept),
         num_tokens=sum(len(answer.token_ids) for answer in kept),
         seconds=run.seconds,

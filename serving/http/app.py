@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -16,7 +16,6 @@ from splitrank.serving.http.auth import ApiKeyGuard
 from splitrank.serving.http.body_guard import BodyGuard
 from splitrank.serving.http.metrics import CountRequests, Metrics
 from splitrank.serving.http.responses import (
-    KEEP_ALIVE_S,
     ClientGoneError,
     EventStream,
     error_response,
@@ -29,24 +28,25 @@ from splitrank.serving.openai.parser import CHAT_URL, COMPLETIONS_URL, ParsedReq
 from splitrank.serving.openai.service import OpenAIService
 
 PARSE_TIMEOUT_S = 30.0
-PARSE_THREADS = 2
 _log = logging.getLogger(__name__)
 
 
 def create_app(
     state: ServerState,
     metrics: Metrics,
+    executor: Executor,
     *,
     created: int,
-    api_key: str = "",
-    max_body_bytes: int = 32 * 2**20,
-    body_timeout_s: float = 30.0,
-    keep_alive_s: float = KEEP_ALIVE_S,
+    api_key: str,
+    max_body_bytes: int,
+    body_timeout_s: float,
+    keep_alive_s: float,
 ) -> ASGIApp:
-    """The ASGI app. ``created``: Unix time shown in /v1/models; empty ``api_key``: everybody may ask."""
+    """The ASGI app. ``executor`` parses requests, ``created`` is the Unix time shown in /v1/models.
+
+    With an empty ``api_key`` everybody may ask.
+    """
     routes = _Routes(state, metrics, created)
-    # Threads of their own: a slow template or a huge prompt holds up other prompts, never the event loop.
-    executor = ThreadPoolExecutor(PARSE_THREADS, thread_name_prefix="parse")
     endpoints = [GenerateEndpoint(state, executor, url, keep_alive_s) for url in (CHAT_URL, COMPLETIONS_URL)]
     table = [
         Route("/health", routes.health),
@@ -74,7 +74,7 @@ def create_app(
 class GenerateEndpoint:
     """POST of one of the two generating urls: whole body in, one body or a stream of events out."""
 
-    def __init__(self, state: ServerState, executor: ThreadPoolExecutor, url: str, keep_alive_s: float) -> None:
+    def __init__(self, state: ServerState, executor: Executor, url: str, keep_alive_s: float) -> None:
         self.url = url
         self._state = state
         self._executor = executor

@@ -75,7 +75,7 @@ class EventStream:
     Comments keep the connection alive while no event comes, also before the first one (a long queue).
     """
 
-    def __init__(self, send: Send, keep_alive_s: float = KEEP_ALIVE_S) -> None:
+    def __init__(self, send: Send, keep_alive_s: float) -> None:
         self._send = send
         self._keep_alive_s = keep_alive_s
         self._started = False

@@ -7,6 +7,7 @@ import socket
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import asynccontextmanager, closing, contextmanager, nullcontext
 from typing import Any
 
@@ -16,6 +17,7 @@ from starlette.types import ASGIApp
 from splitrank.serving.config import ServeConfig, environment_api_key
 from splitrank.serving.http.app import create_app
 from splitrank.serving.http.metrics import MeteredEngine, Metrics
+from splitrank.serving.http.responses import KEEP_ALIVE_S
 from splitrank.serving.http.state import ServerState
 from splitrank.serving.openai.service import OpenAIService
 from splitrank.serving.text_engine import TextEngine, start_text_engine
@@ -24,19 +26,24 @@ StartEngine = Callable[[ServeConfig, str], Awaitable[TextEngine]]
 
 LAST_ANSWERS_S = 2.0  # for errors to reach the clients of a dead or stopped engine
 CONNECTIONS_CLOSE_S = 3
+PARSE_THREADS = 2
 
 
-async def serve(config: ServeConfig, start_engine: StartEngine = start_text_engine) -> int:
+async def serve(
+    config: ServeConfig, start_engine: StartEngine = start_text_engine, keep_alive_s: float = KEEP_ALIVE_S
+) -> int:
     """Serve until a signal (0) or the engine's death (1); the value is the exit code.
 
     The port is bound before anything loads. Raises ``ValueError`` or ``EngineStartError``, one line for the user.
     """
     listener = _bind(config.host, config.port)
-    with closing(listener), _stop_signals() as stop:
+    with closing(listener), _stop_signals() as stop, _parse_threads() as executor:
         _configure_logging(config.log_level)
         state = ServerState()
         metrics = Metrics(state.stats)
-        async with _http_server(_app(config, state, metrics), listener, config.log_level) as http:
+        async with _http_server(
+            _app(config, state, metrics, executor, keep_alive_s), listener, config.log_level
+        ) as http:
             engine = await _unless(stop.first, start_engine(config, config.served_model_name))
             if engine is None:
                 return 0  # asked to stop while loading
@@ -87,15 +94,27 @@ def _bind(host: str, port: int) -> socket.socket:
     return listener
 
 
-def _app(config: ServeConfig, state: ServerState, metrics: Metrics) -> ASGIApp:
+def _app(config: ServeConfig, state: ServerState, metrics: Metrics, executor: Executor, keep_alive_s: float) -> ASGIApp:
     return create_app(
         state,
         metrics,
+        executor,
         created=int(time.time()),
         api_key=config.api_key or environment_api_key(),
         max_body_bytes=config.max_body_bytes,
         body_timeout_s=config.body_timeout_s,
+        keep_alive_s=keep_alive_s,
     )
+
+
+@contextmanager
+def _parse_threads() -> Iterator[Executor]:
+    """Threads of their own: a slow template or a huge prompt holds up other prompts, never the event loop."""
+    executor = ThreadPoolExecutor(PARSE_THREADS, thread_name_prefix="parse")
+    try:
+        yield executor
+    finally:
+        executor.shutdown(wait=False, cancel_futures=True)
 
 
 class _Uvicorn(uvicorn.Server):

@@ -70,8 +70,8 @@ def _token_ids(token_ids: list[int], info: ModelInfo, param: str) -> tuple[int, 
 def _max_tokens(body: ChatBody | CompletionBody, info: ModelInfo, num_prompt_tokens: int) -> int:
     room = info.max_model_len - num_prompt_tokens
     if isinstance(body, ChatBody):
-        param, prompt_param, default = "max_completion_tokens", "messages", room
-        asked = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
+        param = "max_tokens" if body.max_completion_tokens is None else "max_completion_tokens"
+        prompt_param, default, asked = "messages", room, getattr(body, param)
     else:
         param, prompt_param, default = "max_tokens", "prompt", DEFAULT_COMPLETION_TOKENS
         asked = body.max_tokens

@@ -66,7 +66,7 @@ def _output(
 
 
 class FakeClient:
-    """``hang_after``: after so many outputs of a request no more come, until it is aborted or the engine dies."""
+    """``hang_after``: after so many outputs no more come, until ``go_on`` or abort, or until the engine dies."""
 
     def __init__(self, script: Script, hang_after: int | None = None) -> None:
         self.script = script
@@ -78,6 +78,7 @@ class FakeClient:
         self.closed = False
         self.requests: list[tuple[list[int], SamplingParams]] = []
         self.hanging = asyncio.Event()
+        self.go_on = asyncio.Event()
         self.num_aborted = 0
         self.aborted = asyncio.Event()
 
@@ -88,8 +89,9 @@ class FakeClient:
             for index, output in enumerate(self.script(prompt, params)):
                 if index == self.hang_after:
                     self.hanging.set()
-                    await self.died.wait()
-                    raise EngineDeadError(str(self.death))
+                    await self.go_on.wait()
+                if self.death is not None:
+                    raise EngineDeadError(self.death)
                 await asyncio.sleep(0)
                 finished = output.finish_reason is not None
                 yield output
@@ -101,6 +103,7 @@ class FakeClient:
     def die(self, reason: str) -> None:
         self.death = reason
         self.died.set()
+        self.go_on.set()
 
     async def close(self) -> None:
         self.closed = True
@@ -129,7 +132,9 @@ class Front:
 
 
 @asynccontextmanager
-async def running(engine: TextEngine, loaded: asyncio.Event | None = None, **options: Any) -> AsyncIterator[Front]:
+async def running(
+    engine: TextEngine, loaded: asyncio.Event | None = None, keep_alive_s: float = 15.0, **options: Any
+) -> AsyncIterator[Front]:
     """The real ``serve`` on a free port. ``loaded``: the model loads until it is set. Stopped by SIGTERM at the end."""
 
     async def start_engine(config: EngineConfig, name: str) -> TextEngine:
@@ -138,7 +143,7 @@ async def running(engine: TextEngine, loaded: asyncio.Event | None = None, **opt
         return engine
 
     config = ServeConfig(port=free_port(), log_level="warning", **options)
-    task = asyncio.create_task(serve(config, start_engine))
+    task = asyncio.create_task(serve(config, start_engine, keep_alive_s))
     async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{config.port}", timeout=LIMIT_S) as http:
         try:
             await wait_for_status(http, "/health" if loaded is not None else "/ready", 200, task)

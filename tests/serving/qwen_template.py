@@ -36,7 +36,8 @@ QWEN_TEMPLATE = """\
         {%- for call in message.tool_calls or [] %}
             {{- '<tool_call>\\n<function=' + call.function.name + '>\\n' }}
             {%- for name, value in call.function.arguments|items %}
-                {{- '<parameter=' + name + '>\\n' + (value if value is string else value|tojson) + '\\n</parameter>\\n' }}
+                {%- set text = value if value is string else value|tojson %}
+                {{- '<parameter=' + name + '>\\n' + text + '\\n</parameter>\\n' }}
             {%- endfor %}
             {{- '</function>\\n</tool_call>' }}
         {%- endfor %}

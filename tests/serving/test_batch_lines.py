@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from splitrank.serving.batch.lines import parse_line, read_lines, result_line
+from splitrank.serving.batch.lines import check_lines, parse_line, result_line
 from splitrank.serving.openai.errors import ApiError
 from splitrank.serving.openai.parser import RequestParser
 from tests.serving.offline_fakes import prepared_model
@@ -38,8 +38,10 @@ def test_bad_shapes(raw: bytes, reason: str) -> None:
 
 
 def test_the_line_id_is_of_the_content() -> None:
-    reordered = b'{ "url": "/v1/completions", "body": {"prompt":"hello"}, "method": "POST","custom_id":"\\u0061"}'
-    assert parse_line(reordered).line_id == parse_line(line()).line_id
+    reordered = (
+        b'{ "url": "/v1/completions", "body": {"seed":1,"prompt":"hello"}, "method": "POST","custom_id":"\\u0061"}'
+    )
+    assert parse_line(reordered).line_id == parse_line(line(body={"prompt": "hello", "seed": 1})).line_id
     others = [line("b"), line(body={"prompt": "hallo"}), line(body={"prompt": "hello", "seed": 1})]
     assert len({parse_line(raw).line_id for raw in [line(), *others]}) == 4
 
@@ -54,18 +56,17 @@ def test_every_bad_line_is_named_with_the_model_only(tmp_path: Path) -> None:
         line("good"),
         line("chat", url="/v1/chat/completions", body={"messages": [{"role": "user", "content": "hi"}]}),
         line("type", body={"prompt": "x", "max_tokens": "5"}),
-        line("long", body={"prompt": "x" * 40}),
+        line("long", body={"prompt": "x " * 40}),
         line("model", body={"prompt": "x", "model": "other"}),
         line("tools", body={"prompt": "x", "suffix": "y"}),
     ]
-    path.write_bytes(b"\n".join(rows))
     num_checked = 0
 
     def count() -> None:
         nonlocal num_checked
         num_checked += 1
 
-    lines, problems = read_lines(path, parser.parse, count)
+    lines, problems = check_lines(path, rows, parser.parse, count)
     assert [good.custom_id for good in lines] == ["good", "chat"]
     expected = [(3, "also in line 1"), (5, "max_tokens"), (6, "30 tokens"), (7, "other"), (8, "suffix")]
     assert len(problems) == len(expected)

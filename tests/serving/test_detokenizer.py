@@ -1,7 +1,6 @@
 """Incremental text equals the decode of all ids; stop strings do not depend on how the text arrives."""
 
 import random
-from pathlib import Path
 
 import pytest
 import tokenizers

@@ -40,6 +40,14 @@ async def until(condition: Callable[[], bool], timeout_s: float = 20.0) -> None:
     await asyncio.wait_for(wait(), timeout_s)
 
 
+def is_through(client: EngineClient, num_tokens: int) -> bool:
+    """The latest stats are of a time after all these tokens, and nothing runs any more."""
+    stats = client.stats
+    if stats is None or stats.generated_tokens < num_tokens:
+        return False
+    return stats.num_running + stats.num_waiting + stats.num_preempted == 0
+
+
 def run(test: Callable[[], Awaitable[None]]) -> None:
     async def bounded() -> None:
         await asyncio.wait_for(test(), 90)
@@ -51,6 +59,7 @@ def run(test: Callable[[], Awaitable[None]]) -> None:
 def test_hundreds_of_requests_with_preemption_and_aborts(pp: int, tp: int) -> None:
     rng = random.Random(pp)
     jobs = []
+    heard_by_all: list[int] = []
     for index in range(200):
         prompt = [rng.randrange(50) for _ in range(rng.choice([1, 5, 8, 20, 30]))]
         jobs.append((prompt, rng.randint(1, 30), rng.randint(1, 5) if index % 4 == 0 else None))
@@ -62,17 +71,24 @@ def test_hundreds_of_requests_with_preemption_and_aborts(pp: int, tp: int) -> No
                 heard += output.token_ids
                 if leave_after is not None and len(heard) >= leave_after:
                     break
+        heard_by_all.append(len(heard))
         whole = expected_tokens(prompt, max_tokens, 50)
         assert heard == whole[: leave_after or max_tokens]
+
+    async def leave_at_once(client: EngineClient) -> None:
+        task = asyncio.create_task(generate(client, [1] * 20, max_tokens=20))
+        await asyncio.sleep(0)  # it has asked
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
 
     async def test() -> None:
         async with engine(pp_size=pp, tp_size=tp, partition=(1,) * pp, num_pages=18) as client:
             assert client.reports == [f"rank {rank}: fake" for rank in range(pp * tp)]
-            await asyncio.gather(*(one(client, *job) for job in jobs))
-            await until(lambda: client.stats is not None and client.stats.steps > 0 and client.stats.free_slots == 6)
+            await asyncio.gather(*(one(client, *job) for job in jobs), *(leave_at_once(client) for _ in range(9)))
+            await until(lambda: is_through(client, sum(heard_by_all)))
             stats = client.stats
             assert stats is not None
-            assert stats.free_pages == 18
+            assert (stats.free_pages, stats.free_slots) == (18, 6)
             assert stats.preemptions > 0
             assert stats.aborts >= 9  # those who leave later may find that the engine was faster
             assert (stats.num_running, stats.num_waiting, stats.num_preempted) == (0, 0, 0)

@@ -64,4 +64,13 @@ def test_cancelling_it_cancels_the_work() -> None:
             await task
 
     asyncio.run(main())
-    assert ended == [0, 1]
+    assert sorted(ended) == [0, 1]
+
+
+def test_the_cause_of_an_error_is_kept() -> None:
+    async def work(item: int) -> None:
+        raise KeyError("item") from OSError("disk")
+
+    with pytest.raises(KeyError) as raised:
+        asyncio.run(fan_out(range(3), 2, work))
+    assert isinstance(raised.value.__cause__, OSError)

@@ -176,7 +176,7 @@ def test_a_lost_request_fails_the_run_and_is_not_compared(
     assert report["layouts"][1]["strict"]["num_answers"] == 39
     assert (report["pairs"][0]["questions"], report["pairs"][0]["byte_identical"]) == (39, 39)
     assert report["questions"][3]["answers"]["pp=2"]["error"] == "rank 1 was killed"
-    assert "LOST: 1 requests" in capsys.readouterr().out
+    assert "LOST: 1 requests of pp=2; the first: rank 1 was killed" in capsys.readouterr().out
 
 
 def test_a_layout_that_does_not_start_loses_all_its_questions_only(

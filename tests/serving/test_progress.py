@@ -26,6 +26,14 @@ def test_plain_lines_come_every_ten_seconds_and_at_the_end() -> None:
     ]
 
 
+def test_large_amounts_are_scaled() -> None:
+    clock, stream = Clock(), io.StringIO()
+    with PlainProgress(10_968_960, "loading", "B", stream=stream, clock=clock) as bar:
+        bar.update(5_500_000)
+        clock.now += 2.0
+    assert stream.getvalue() == "loading: 5.50M of 11.0M B after 2 s, 2.75M B/s\n"
+
+
 def test_the_last_line_stands_also_after_an_error() -> None:
     stream = io.StringIO()
 

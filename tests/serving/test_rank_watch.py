@@ -33,6 +33,13 @@ def test_a_silent_rank_is_named_with_what_it_did_last() -> None:
     )
 
 
+def test_a_rank_that_falls_silent_before_its_first_heartbeat_is_noticed() -> None:
+    watch = RankWatch(SPEC, 0.0)
+    watch.hear(RankReady(1, 1001, ""), 1.0)
+    failure = watch.find_failure(6.1, None, 0.0)
+    assert failure == "rank 1 (stage 0, tp 1) has been silent for more than 5 s; no heartbeat yet"
+
+
 def test_a_late_start_names_those_that_are_not_ready() -> None:
     watch = RankWatch(SPEC, 0.0)
     watch.hear(RankReady(0, 1000, ""), 1.0)
@@ -41,7 +48,7 @@ def test_a_late_start_names_those_that_are_not_ready() -> None:
     assert watch.find_failure(100.0, None, 0.0) is None
     assert watch.find_failure(100.1, None, 0.0) == (
         "not ready after 100 s: rank 1 (stage 0, tp 1), phase load, last finished step -1; "
-        "rank 2 (stage 1, tp 0), never heard of"
+        "rank 2 (stage 1, tp 0), no heartbeat yet"
     )
 
 

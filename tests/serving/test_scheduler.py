@@ -32,6 +32,8 @@ class Loop:
         plan = self.scheduler.schedule("")
         if plan is not None:
             self.results.append(self.model.execute(plan, ""))
+            assert not (plan.swap_out and (plan.swap_in or plan.admitted)), "room is made and given away at once"
+            assert not (plan.admitted and self.scheduler.stats().num_preempted), "a new request before a swapped one"
         self.scheduler.check()
         return plan
 
@@ -131,6 +133,37 @@ def test_the_youngest_is_swapped_out_and_comes_back_before_anyone_new() -> None:
     assert [swap.request for swap in swapped_in.swap_in] == [1]
     assert loop.tokens["young"] == expected_tokens([2] * 5, 12, 50)
     assert loop.scheduler.stats().preemptions == 1
+
+
+def test_nobody_new_comes_in_while_a_running_prompt_waits_for_pages() -> None:
+    loop = Loop(small_spec(page_size=1, num_pages=30))
+    loop.add("old", [1] * 4, max_tokens=12)
+    loop.add("long", [2] * 24, max_tokens=1)
+    loop.add("new", [3], max_tokens=1)
+    plans = []
+    while "long" not in loop.ended:
+        plans.append(numbers(loop.plan()))
+        loop.commit()
+        assert "new" not in loop.ended or "long" in loop.ended
+    assert [0] in plans[1:], "the long one never had to wait: this proves nothing"
+
+
+def test_each_running_request_keeps_a_page_in_reserve() -> None:
+    loop = Loop(small_spec(num_pages=4))
+    loop.add("first", [1] * 7, max_tokens=4)
+    loop.add("second", [2] * 8, max_tokens=4)
+    loop.run()
+    assert loop.scheduler.stats().preemptions == 0
+
+
+def test_no_decode_is_passed_over_twice() -> None:
+    loop = Loop(small_spec(), max_in_flight=2)
+    for index in range(3):
+        loop.add(str(index), [index], max_tokens=20)
+    for _ in range(10):  # one step at a time, although two of two and one could be in flight
+        loop.plan()
+        loop.commit()
+    assert min(len(loop.tokens[str(index)]) for index in range(3)) >= 5  # every other step at least
 
 
 def test_abort_in_every_phase_gives_everything_back() -> None:

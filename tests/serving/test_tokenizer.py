@@ -13,7 +13,8 @@ from tests.serving.qwen_template import QWEN_TEMPLATE
 from tests.tiny_tokenizer import write_tokenizer
 
 USER = {"role": "user", "content": 'What is 2 < 3 & "why"?'}
-TOOL_CALL = {"id": "c", "type": "function", "function": {"name": "add", "arguments": {"a": 1, "b": "zwölf", "c": [1]}}}
+ARGUMENTS = {"a": 1, "b": "zwölf", "c": [1]}
+TOOL_CALL = {"id": "c", "type": "function", "function": {"name": "add", "arguments": ARGUMENTS}}
 CONVERSATIONS: list[list[dict[str, Any]]] = [
     [USER],
     [{"role": "system", "content": " be brief "}, USER, {"role": "assistant", "content": "Yes. 世界"}, USER],
@@ -87,10 +88,13 @@ def test_developer_and_leading_system_messages_become_one(tokenizer: Tokenizer) 
 
 
 def test_parts_and_json_arguments(tokenizer: Tokenizer) -> None:
-    call = {**TOOL_CALL, "function": {"name": "add", "arguments": json.dumps(TOOL_CALL["function"]["arguments"])}}
+    call = {**TOOL_CALL, "function": {"name": "add", "arguments": json.dumps(ARGUMENTS)}}
     parts = [{"type": "text", "text": "What is 2 < 3 "}, {"type": "text", "text": '& "why"?'}]
-    messages = [{"role": "user", "content": parts}, {"role": "assistant", "content": None, "tool_calls": [call]}]
-    plain = [USER, {"role": "assistant", "content": "", "tool_calls": [TOOL_CALL]}]
+    messages: list[dict[str, Any]] = [
+        {"role": "user", "content": parts},
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+    ]
+    plain: list[dict[str, Any]] = [USER, {"role": "assistant", "content": "", "tool_calls": [TOOL_CALL]}]
     assert tokenizer.render_chat(messages) == tokenizer.render_chat(plain)
 
 

@@ -1,0 +1,161 @@
+"""Engine against ``transformers.generate`` in one run, as ratios; JSON lines on stdout.
+
+    python scripts/bench_engine.py [--shape S] [--dtypes bfloat16 float32] [--rounds 3] [--threads 2]
+
+Workloads: decode of 1 and of 8 equal requests, prefill of 512 tokens, and a queue of 32 requests with 16 to 256 output
+tokens, eight running (``transformers`` has no continuous batching for this model: four static batches, each as long as its
+longest). Then pp=2 with one thread a stage against pp=1 with two threads, 16 requests. Rounds are interleaved.
+"""
+
+import argparse
+import asyncio
+import json
+import random
+import statistics
+import tempfile
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import torch
+from transformers import Qwen3_5MoeForCausalLM
+
+from scripts.bench_profile import expert_floor, profile_decode, read_bandwidth
+from scripts.bench_shapes import SHAPES, random_model, write_text_checkpoint
+from splitrank.serving.bench import Job, measure, random_jobs
+from splitrank.serving.config import EngineConfig
+from splitrank.serving.engine_client import EngineClient
+from splitrank.serving.resolve import resolve_launch
+
+NUM_RUNNING = 8
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", default="S", choices=sorted(SHAPES))
+    parser.add_argument("--dtypes", nargs="+", default=["bfloat16", "float32"], choices=["bfloat16", "float32"])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=2)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    for dtype in args.dtypes:
+        asyncio.run(bench_dtype(args.shape, dtype, args.rounds, args.threads))
+
+
+def emit(**fields: object) -> None:
+    """One JSON line."""
+    print(json.dumps(fields), flush=True)
+
+
+async def bench_dtype(shape: str, dtype: str, rounds: int, threads: int) -> None:
+    """All workloads in one dtype."""
+    model = random_model(shape, getattr(torch, dtype))
+    with tempfile.TemporaryDirectory() as folder:
+        write_text_checkpoint(model, Path(folder))
+        base = EngineConfig(model=folder, dtype=dtype, max_model_len=1024, threads_per_rank=threads)
+        await bench_against_transformers(model, base, {"shape": shape, "dtype": dtype}, rounds)
+        del model
+        await bench_pipeline(folder, dtype, {"shape": shape, "dtype": dtype}, rounds)
+        emit(what="where the time goes", shape=shape, dtype=dtype, **profile_decode(folder, dtype, threads))
+
+
+def workloads(vocab_size: int) -> dict[str, list[Job]]:
+    """Jobs by workload name."""
+    draw = random.Random(1)
+    queue = [draw.randint(16, 256) for _ in range(32)]
+    return {
+        "decode, 1 request": random_jobs(vocab_size, 16, [128]),
+        "decode, 8 requests": random_jobs(vocab_size, 16, [128] * 8),
+        "prefill of 512": random_jobs(vocab_size, 512, [1]),
+        "queue of 32, 8 running": random_jobs(vocab_size, 16, queue),
+    }
+
+
+async def bench_against_transformers(
+    model: Qwen3_5MoeForCausalLM, config: EngineConfig, labels: dict[str, str], rounds: int
+) -> None:
+    """Alternates engine and peer, workload by workload."""
+    spec = resolve_launch(EngineConfig(**{**vars(config), "max_running_requests": NUM_RUNNING}))
+    client = await EngineClient.start(spec)
+    try:
+        for name, jobs in workloads(spec.vocab_size).items():
+            # Prefill is short: more rounds for a stable median.
+            count = 5 * rounds if "prefill" in name else rounds
+            engine, peer = await alternate(lambda jobs=jobs: engine_seconds(client, jobs), lambda jobs=jobs: peer_seconds(model, jobs), count)
+            tokens = sum(job.output_tokens for job in jobs) if "prefill" not in name else 512
+            emit(
+                what=name,
+                **labels,
+                engine_tokens_per_s=round(tokens / engine, 1),
+                transformers_tokens_per_s=round(tokens / peer, 1),
+                ratio=round(peer / engine, 2),
+                read_gb_per_s=round(read_bandwidth(), 1),
+            )
+    finally:
+        await client.close()
+
+
+async def alternate(
+    first: Callable[[], Awaitable[float]], second: Callable[[], Awaitable[float]], rounds: int
+) -> tuple[float, float]:
+    """Medians of two measurements taken in turn, after one warm-up each."""
+    times: tuple[list[float], list[float]] = ([], [])
+    for number in range(rounds + 1):
+        for measured, run in zip(times, (first, second), strict=True):
+            seconds = await run()
+            if number:
+                measured.append(seconds)
+    return statistics.median(times[0]), statistics.median(times[1])
+
+
+async def engine_seconds(client: EngineClient, jobs: list[Job]) -> float:
+    return (await measure(client, jobs)).seconds
+
+
+@torch.inference_mode()
+def generate(model: Qwen3_5MoeForCausalLM, jobs: list[Job]) -> None:
+    """A static batch, as long as its longest job."""
+    longest = max(job.output_tokens for job in jobs)
+    prompts = torch.tensor([job.prompt for job in jobs])
+    out = model.generate(
+        prompts,
+        attention_mask=torch.ones_like(prompts),
+        max_new_tokens=longest,
+        min_new_tokens=longest,
+        do_sample=False,
+        eos_token_id=None,
+        pad_token_id=0,
+    )
+    assert out.shape[1] == prompts.shape[1] + longest, out.shape
+
+
+async def peer_seconds(model: Qwen3_5MoeForCausalLM, jobs: list[Job]) -> float:
+    began = time.perf_counter()
+    for start in range(0, len(jobs), NUM_RUNNING):
+        generate(model, jobs[start : start + NUM_RUNNING])
+    return time.perf_counter() - began
+
+
+async def bench_pipeline(folder: str, dtype: str, labels: dict[str, str], rounds: int) -> None:
+    """pp=2 with one thread a stage against pp=1 with two threads: 16 requests, 64 tokens each."""
+    common = {"model": folder, "dtype": dtype, "max_model_len": 1024, "max_running_requests": 16}
+    one = await EngineClient.start(resolve_launch(EngineConfig(**common, pp=1, threads_per_rank=2)))
+    two = await EngineClient.start(resolve_launch(EngineConfig(**common, pp=2, threads_per_rank=1)))
+    try:
+        jobs = random_jobs(8192, 16, [64] * 16)
+        pp1, pp2 = await alternate(lambda: engine_seconds(one, jobs), lambda: engine_seconds(two, jobs), rounds)
+        emit(
+            what="pp=2 x 1 thread against pp=1 x 2 threads, 16 requests",
+            **labels,
+            pp2_tokens_per_s=round(16 * 64 / pp2, 1),
+            pp1_tokens_per_s=round(16 * 64 / pp1, 1),
+            ratio=round(pp1 / pp2, 2),
+            **expert_floor(folder),
+        )
+    finally:
+        await one.close()
+        await two.close()
+
+
+if __name__ == "__main__":
+    main()

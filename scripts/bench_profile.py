@@ -1,0 +1,112 @@
+"""Where a decode step's time goes, and the limits it is measured against."""
+
+import time
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from splitrank.models.config import read_config
+from splitrank.models.layers.attention import Attention
+from splitrank.models.layers.linear_attention import LinearAttention
+from splitrank.models.layers.moe import SparseMoe
+from splitrank.models.layers.norm import RMSNorm
+from splitrank.serving.config import EngineConfig
+from splitrank.serving.messages import AdmittedRequest, SequencePlan, StepPlan
+from splitrank.serving.resolve import resolve_launch
+from splitrank.serving.sampling_params import SamplingParams
+from splitrank.serving.worker import Worker
+
+_PARTS = {Attention: "attention", LinearAttention: "deltanet", SparseMoe: "moe"}
+
+
+def read_bandwidth() -> float:
+    """GB/s of summing 256 MB, the best of three: the machine's figure of the moment, at the current thread count."""
+    data = torch.ones(64 * 2**20)
+    return data.nbytes / 1e9 / min(_timed(data.sum) for _ in range(3))
+
+
+def _timed(run: Any) -> float:
+    began = time.perf_counter()
+    run()
+    return time.perf_counter() - began
+
+
+def expert_floor(folder: str) -> dict[str, float]:
+    """Expected distinct experts a layer for one batch of 16 and for each of two microbatches of 8, and what that costs.
+
+    With uniform routing a batch of n tokens touches E (1 - (1 - k/E)^n) experts. Two microbatches read their experts
+    twice; pp=2 halves the layers a stage, so the ratio of bytes is the most that pp=2 can reach when bound by memory.
+    """
+    config = read_config(Path(folder))
+    share = 1 - config.num_experts_per_tok / config.num_experts
+    touched = {n: config.num_experts * (1 - share**n) for n in (8, 16)}
+    expert = 3 * config.hidden_size * config.moe_intermediate_size
+    others = _parameters_without_experts(folder)
+    bytes_16, bytes_8 = (others + config.num_hidden_layers * touched[n] * expert for n in (16, 8))
+    return {
+        "experts_touched_16": round(touched[16], 1),
+        "experts_touched_8": round(touched[8], 1),
+        "floor_ratio_if_memory_bound": round(bytes_16 / (2 * bytes_8), 2),
+        "floor_ratio_if_compute_bound": 1.0,
+    }
+
+
+def _parameters_without_experts(folder: str) -> float:
+    from splitrank.models.checkpoint import open_checkpoint
+
+    config = read_config(Path(folder))
+    entries = open_checkpoint(Path(folder), config).tensors
+    return sum(
+        entry.num_bytes / entry.item_bytes
+        for name, entry in entries.items()
+        if ".experts." not in name and name != "embed_tokens.weight"
+    )
+
+
+def profile_decode(folder: str, dtype: str, threads: int, num_requests: int = 8, steps: int = 60) -> dict[str, Any]:
+    """Milliseconds of a decode step of ``num_requests``, by part, in this process (no engine, no messages)."""
+    torch.set_num_threads(threads)
+    config = EngineConfig(model=folder, dtype=dtype, max_model_len=1024, max_running_requests=num_requests)
+    worker = Worker(resolve_launch(config), rank=0)
+    worker.load()
+    spent: dict[str, float] = defaultdict(float)
+    _time_parts(worker.model, spent)
+    for step in range(steps + 10):
+        if step == 10:
+            spent.clear()
+            began = time.perf_counter()
+        worker.execute(_decode_plan(step, num_requests), "")
+    total = (time.perf_counter() - began) / steps * 1e3
+    parts = {name: round(seconds / steps * 1e3, 2) for name, seconds in sorted(spent.items(), key=lambda item: -item[1])}
+    parts["head, sampling, batching"] = round(total - sum(parts.values()), 2)
+    worker.close()
+    return {"requests": num_requests, "step_ms": round(total, 2), "parts_ms": parts}
+
+
+def _decode_plan(step: int, num_requests: int) -> StepPlan:
+    """Step 0 is a prompt of one token each; then one token each. Page table: 16 pages a request."""
+    sequences = [
+        SequencePlan(n, n, step, [(step * 31 + n * 7) % 1000], list(range(16 * n, 16 * n + 16)), True)
+        for n in range(num_requests)
+    ]
+    params = SamplingParams(temperature=0.0, max_tokens=1000)
+    admitted = [AdmittedRequest(n, [0], params) for n in range(num_requests)] if step == 0 else []
+    return StepPlan(step, "", sequences, admitted, [], [], [])
+
+
+def _time_parts(model: torch.nn.Module, spent: dict[str, float]) -> None:
+    """Adds up the time between entering and leaving each mixer, MoE block and layer norm."""
+    starts: dict[int, float] = {}
+
+    def enter(module: torch.nn.Module, *_: object) -> None:
+        starts[id(module)] = time.perf_counter()
+
+    def leave(module: torch.nn.Module, *_: object) -> None:
+        spent[_PARTS.get(type(module), "norms")] += time.perf_counter() - starts[id(module)]  # type: ignore[call-overload]
+
+    for name, module in model.named_modules():
+        if type(module) in _PARTS or (isinstance(module, RMSNorm) and name.endswith("layernorm")):
+            module.register_forward_pre_hook(enter)
+            module.register_forward_hook(leave)

@@ -1,0 +1,141 @@
+"""``splitrank plan`` and ``splitrank inspect``: what a layout would hold and what a checkpoint holds, from headers alone."""
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from splitrank.models.checkpoint import Checkpoint, open_checkpoint
+from splitrank.models.config import FULL, ModelConfig, read_config
+from splitrank.models.memory import GIB, RankMemory, plan_all_ranks, rank_memory
+from splitrank.models.sharding import check_partition, check_tensor_parallel
+from splitrank.models.tensor_names import fused_expert_name
+from splitrank.serving.config import EngineConfig, option
+from splitrank.serving.model_files import model_folder
+from splitrank.serving.resolve import choose_partition, computing_dtype, wanted_length
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanConfig(EngineConfig):
+    """``splitrank plan``."""
+
+    memory_gib: float = option(0.0, "memory of one rank in GiB; then the plan says what fits, and refuses what cannot")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.memory_gib < 0:
+            raise ValueError(f"memory_gib must not be negative, not {self.memory_gib}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class InspectConfig:
+    """``splitrank inspect``."""
+
+    model: str = option("", "checkpoint folder, or a hub id when online; the demo checkpoint if not given", aliases=("model-path",))
+
+
+def run_plan(config: PlanConfig) -> int:
+    """Prints the plan; exit code 0. Raises ``ValueError`` for a layout that cannot be."""
+    path = Path(config.model) if config.model.endswith(".json") else model_folder(config.model)
+    model = read_config(path)
+    check_tensor_parallel(model, config.tp)
+    check_partition(model.num_hidden_layers, config.pp, config.pp_partition or None)
+    dtype, length = computing_dtype(config.dtype, model), wanted_length(config, model)
+    # A bare config.json, or a folder without weights: planned from the shapes alone.
+    checkpoint = open_checkpoint(path, model) if any(path.glob("*.safetensors*")) else None
+    partition = choose_partition(config, model, dtype, length)
+    plans = plan_all_ranks(model, config.tp, partition, dtype, checkpoint)
+    ranks = [rank_memory(model, plan, dtype) for plan in plans]
+    for line in plan_lines(config, model, ranks, dtype, length):
+        print(line)
+    return 0
+
+
+def plan_lines(config: PlanConfig, model: ModelConfig, ranks: list[RankMemory], dtype: str, length: int) -> Iterator[str]:
+    """The printed plan."""
+    total = sum(rank.weight_bytes for rank in ranks)
+    yield (
+        f"{model.num_hidden_layers} layers ({model.layer_types.count(FULL)} full attention), {dtype}, tp {config.tp} x pp "
+        f"{config.pp}: weights {total:,} bytes ({total / GIB:.2f} GiB) in all"
+    )
+    yield f"balanced for {config.max_running_requests} requests of {length:,} tokens" if not config.pp_partition else "partition by hand"
+    yield f"{'rank':>4} {'stage':>5} {'tp':>2} {'layers':>7} {'weight bytes':>16} {'GiB':>7} {'KV B/token':>10} {'state B/request':>15}"
+    for number, rank in enumerate(ranks):
+        stage = rank.stage
+        yield (
+            f"{number:>4} {stage.pp_rank:>5} {rank.tp_rank:>2} {f'{stage.start}-{stage.stop - 1}':>7} {rank.weight_bytes:>16,} "
+            f"{rank.weight_bytes / GIB:>7.2f} {rank.kv_bytes_per_token:>10,} {rank.state_bytes_per_request:>15,}"
+        )
+    if config.memory_gib:
+        yield from _capacity_lines(config, model, ranks, length)
+    else:
+        full = max(ranks, key=lambda rank: rank.total(length * config.max_running_requests, config.max_running_requests))
+        need = full.total(length * config.max_running_requests, config.max_running_requests)
+        yield f"stage {full.stage.pp_rank} limits: {need / GIB:.2f} GiB a rank for all of it (--memory-gib says what fits)"
+
+
+def _capacity_lines(config: PlanConfig, model: ModelConfig, ranks: list[RankMemory], length: int) -> Iterator[str]:
+    budget = int(config.memory_gib * GIB)
+    for number, rank in enumerate(ranks):
+        if rank.tokens_that_fit(budget, 1) == -1 or (rank.tokens_that_fit(budget, 1) or 0) < 0:
+            raise ValueError(
+                f"rank {number} (stage {rank.stage.pp_rank}, tp {rank.tp_rank}) needs {rank.total(0, 1) / GIB:.2f} GiB "
+                f"for weights and one request's state, --memory-gib is {config.memory_gib:g}"
+            )
+    context, by_context = min((_largest_context(rank, budget, model), n) for n, rank in enumerate(ranks))
+    requests, by_requests = min((_largest_concurrency(rank, budget, length), n) for n, rank in enumerate(ranks))
+    yield f"in {config.memory_gib:g} GiB a rank:"
+    yield f"  largest context of one request: {context:,} tokens ({_limit(ranks, by_context, context, model)})"
+    yield f"  largest concurrency at {length:,} tokens: {requests:,} requests (stage {ranks[by_requests].stage.pp_rank} limits)"
+
+
+def _limit(ranks: list[RankMemory], number: int, context: int, model: ModelConfig) -> str:
+    if context == model.max_position_embeddings:
+        return "the model's positions"
+    return f"stage {ranks[number].stage.pp_rank} limits"
+
+
+def _largest_context(rank: RankMemory, budget: int, model: ModelConfig) -> int:
+    tokens = rank.tokens_that_fit(budget, 1)
+    return model.max_position_embeddings if tokens is None else min(tokens, model.max_position_embeddings)
+
+
+def _largest_concurrency(rank: RankMemory, budget: int, length: int) -> int:
+    per_request = rank.state_bytes_per_request + length * rank.kv_bytes_per_token
+    return (budget - rank.weight_bytes) // max(per_request, 1)
+
+
+def run_inspect(config: InspectConfig) -> int:
+    """Prints what a checkpoint holds; exit code 0. Raises ``ValueError`` for one that cannot be served."""
+    folder = model_folder(config.model)
+    model = read_config(folder)
+    for line in inspect_lines(open_checkpoint(folder, model), model):
+        print(line)
+    return 0
+
+
+def inspect_lines(checkpoint: Checkpoint, model: ModelConfig) -> Iterator[str]:
+    """Files, experts' form, head, dtypes, and what is ignored and why."""
+    entries = checkpoint.tensors.values()
+    loaded = sum(entry.num_bytes for entry in entries)
+    headers = sum(checkpoint.header_bytes.values())
+    kinds = Counter(model.layer_types)
+    yield f"{checkpoint.folder}: {len(checkpoint.header_bytes)} file(s), {headers:,} bytes of headers"
+    yield f"layers: {model.num_hidden_layers} ({', '.join(f'{count} {kind}' for kind, count in sorted(kinds.items()))})"
+    yield f"experts: {model.num_experts} routed, {model.num_experts_per_tok} a token; stored {_expert_forms(checkpoint, model)}"
+    yield f"head: {'tied to the embedding' if model.tie_word_embeddings else 'its own tensor'}"
+    yield f"vocabulary: {model.vocab_size:,}; positions: {model.max_position_embeddings:,}; config dtype: {model.dtype}"
+    yield f"text tensors: {len(checkpoint.tensors):,}, {loaded:,} bytes ({loaded / GIB:.2f} GiB)"
+    for dtype, count in sorted(Counter(entry.dtype for entry in entries).items()):
+        yield f"  {dtype}: {count:,} tensors"
+    for rule, count in sorted(Counter(checkpoint.ignored.values()).items()):
+        yield f"ignored: {count:,} tensors ({rule})"
+
+
+def _expert_forms(checkpoint: Checkpoint, model: ModelConfig) -> str:
+    forms = Counter(
+        "fused" if fused_expert_name(layer, projection) in checkpoint.tensors else "per expert"
+        for layer in range(model.num_hidden_layers)
+        for projection in ("gate_up_proj", "down_proj")
+    )
+    return " and ".join(f"{form} ({count} of {sum(forms.values())} projections)" for form, count in sorted(forms.items()))

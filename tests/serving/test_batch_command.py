@@ -1,0 +1,311 @@
+"""``splitrank generate`` from file to file, with a scripted model in place of the processes."""
+
+import json
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from splitrank.serving.batch import command
+from splitrank.serving.batch.config import GenerateConfig
+from splitrank.serving.batch.manifest import locked_manifest, manifest_path
+from splitrank.serving.engine_client import EngineDeadError, EngineStartError
+from splitrank.serving.messages import RequestOutput
+from splitrank.serving.text_engine import PreparedModel, TextEngine
+from tests.serving.offline_fakes import Script, ScriptedEngines, echo, prepared_model
+
+Row = dict[str, Any]
+
+
+class Batch:
+    """An input file, an output file and a model; ``run`` is the command, as often as wanted."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.input, self.output = folder / "in.jsonl", folder / "out.jsonl"
+        self.model = folder / "model"
+        self.engines = ScriptedEngines()
+        self.spec: dict[str, object] = {}
+        monkeypatch.setattr(command, "prepare_model", lambda config: prepared_model(self.model, **self.spec))
+        monkeypatch.setattr(command, "start_prepared", self._start)
+
+    async def _start(self, prepared: PreparedModel) -> TextEngine:
+        return await self.engines.start(prepared)
+
+    def write(self, names: list[str]) -> None:
+        self.input.write_text("".join(json.dumps(request(name)) + "\n" for name in names))
+
+    def run(self, script: Script = echo, **options: object) -> int:
+        self.engines.script = script
+        values = {"input": str(self.input), "output": str(self.output), **options}
+        return command.run(GenerateConfig(**values))  # type: ignore[arg-type]
+
+    def results(self) -> dict[str, Row]:
+        rows = [json.loads(line) for line in self.output.read_text().splitlines()]
+        by_name = {row["custom_id"]: row for row in rows}
+        assert len(by_name) == len(rows)
+        return by_name
+
+    def texts(self) -> dict[str, str]:
+        return {name: row["response"]["body"]["choices"][0]["text"] for name, row in self.results().items()}
+
+
+@pytest.fixture
+def batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Batch:
+    return Batch(tmp_path, monkeypatch)
+
+
+def request(name: str) -> Row:
+    body = {"prompt": f"say {name}", "max_tokens": 64}
+    return {"custom_id": name, "method": "POST", "url": "/v1/completions", "body": body}
+
+
+def failing(names: set[str], error: Callable[[], Exception | RequestOutput]) -> Script:
+    return lambda prompt: error() if prompt.removeprefix("say ") in names else echo(prompt)
+
+
+def refusal() -> RequestOutput:
+    return RequestOutput("r", [], None, "error", None, "the queue is full", "queue_full")
+
+
+def dead() -> Exception:
+    return EngineDeadError("rank 1 (stage 1, tp 0) was killed by signal 9")
+
+
+NAMES = [f"n{index}" for index in range(20)]
+ALL = {name: f"SAY {name.upper()}" for name in NAMES}
+
+
+def test_every_line_is_answered_once(batch: Batch, capsys: pytest.CaptureFixture[str]) -> None:
+    batch.write(NAMES)
+    assert batch.run(concurrency=4) == 0
+    assert batch.texts() == ALL
+    row = batch.results()["n3"]
+    assert (row["response"]["status_code"], row["error"]) == (200, None)
+    assert row["response"]["request_id"] == row["response"]["body"]["id"]
+    client = batch.engines.clients[0]
+    assert (client.most_open, client.num_closed) == (4, 1)
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "20 of 20 requests" in captured.err
+
+
+def test_chat_lines(batch: Batch) -> None:
+    body = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 99}
+    batch.input.write_text(json.dumps({**request("chat"), "url": "/v1/chat/completions", "body": body}))
+    assert batch.run() == 0
+    message = batch.results()["chat"]["response"]["body"]["choices"][0]["message"]
+    assert message["role"] == "assistant"
+    assert "HI" in message["content"]
+
+
+def test_a_second_run_has_nothing_to_do_and_starts_nothing(batch: Batch, capsys: pytest.CaptureFixture[str]) -> None:
+    batch.write(NAMES)
+    assert batch.run() == 0
+    content = batch.output.read_bytes()
+    assert batch.run() == 0
+    assert len(batch.engines.clients) == 1
+    assert batch.output.read_bytes() == content
+    assert "all 20 requests were answered before" in capsys.readouterr().err
+
+
+def test_failed_requests_have_their_error_and_are_asked_again(batch: Batch) -> None:
+    batch.write(NAMES)
+    assert batch.run(failing({"n4", "n7"}, refusal)) == 3
+    results = batch.results()
+    assert set(results) == set(NAMES)
+    assert [name for name, row in results.items() if row["error"]] == ["n4", "n7"]
+    assert results["n4"]["error"] == {"code": "queue_full", "message": "the queue is full"}
+    assert results["n4"]["response"]["status_code"] == 503
+    assert batch.run() == 0
+    assert sorted(batch.engines.clients[1].prompts) == ["say n4", "say n7"]
+    assert batch.texts() == ALL
+
+
+def test_a_dead_engine_leaves_what_is_finished_and_the_next_run_continues(
+    batch: Batch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    batch.write(NAMES)
+    assert batch.run(failing({"n9"}, dead), concurrency=1) == 1
+    assert set(batch.texts()) == set(NAMES[:9])
+    assert batch.engines.clients[0].num_closed == 1
+    assert "not finished (rank 1 (stage 1, tp 0) was killed by signal 9): 9 of 20" in capsys.readouterr().err
+    assert batch.run() == 0
+    assert len(batch.engines.clients[1].prompts) == 11
+    assert batch.texts() == ALL
+
+
+def test_a_torn_last_line_is_asked_again(batch: Batch) -> None:
+    batch.write(NAMES)
+    batch.run(concurrency=1)
+    with open(batch.output, "r+b") as file:
+        file.truncate(batch.output.stat().st_size - 10)
+    assert batch.run() == 0
+    assert batch.engines.clients[1].prompts == ["say n19"]
+    assert batch.texts() == ALL
+
+
+def test_new_lines_in_the_input_continue_the_output(batch: Batch) -> None:
+    batch.write(NAMES[:5])
+    assert batch.run() == 0
+    batch.write(NAMES)
+    assert batch.run() == 0
+    assert len(batch.engines.clients[1].prompts) == 15
+    assert batch.texts() == ALL
+
+
+def test_sigterm_ends_in_order(batch: Batch, capsys: pytest.CaptureFixture[str]) -> None:
+    batch.write(NAMES)
+
+    def terminating(prompt: str) -> str:
+        if prompt == "say n9":
+            os.kill(os.getpid(), signal.SIGTERM)
+        return echo(prompt)
+
+    assert batch.run(terminating, concurrency=2) == 1
+    assert batch.engines.clients[0].num_closed == 1
+    assert batch.engines.clients[0].num_open == 0
+    assert "not finished (terminated)" in capsys.readouterr().err
+    assert 8 <= len(batch.results()) < 20
+    assert batch.run() == 0
+    assert batch.texts() == ALL
+
+
+def test_ctrl_c_ends_in_order(batch: Batch) -> None:
+    batch.write(NAMES)
+
+    def interrupting(prompt: str) -> str:
+        if prompt == "say n9":
+            os.kill(os.getpid(), signal.SIGINT)
+        return echo(prompt)
+
+    with pytest.raises(KeyboardInterrupt):
+        batch.run(interrupting, concurrency=2)
+    assert batch.engines.clients[0].num_closed == 1
+    assert batch.run() == 0
+    assert batch.texts() == ALL
+
+
+def test_an_engine_that_does_not_start_is_the_command_lines_matter(
+    batch: Batch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def start(_: PreparedModel) -> TextEngine:
+        raise EngineStartError("rank 0: load: no memory")
+
+    monkeypatch.setattr(command, "start_prepared", start)
+    batch.write(NAMES)
+    with pytest.raises(EngineStartError, match="no memory"):
+        batch.run()
+
+
+# ------------------------------------------------------------------ refused before anything is started: exit code 2
+
+
+def refused(batch: Batch, capsys: pytest.CaptureFixture[str], **options: object) -> str:
+    started = len(batch.engines.clients)
+    assert batch.run(**options) == 2  # type: ignore[arg-type]
+    assert len(batch.engines.clients) == started
+    return capsys.readouterr().err
+
+
+def test_bad_lines(batch: Batch, capsys: pytest.CaptureFixture[str]) -> None:
+    batch.write(["a", "b", "a"])
+    with open(batch.input, "a") as file:
+        file.write("{")
+    lines = refused(batch, capsys).splitlines()
+    assert lines[0] == f"splitrank generate: error: {batch.input}:3: custom_id 'a' is also in line 1"
+    assert lines[1].startswith(f"splitrank generate: error: {batch.input}:4: the line is not valid JSON")
+    assert len(lines) == 2
+    assert not batch.output.exists()
+    assert not manifest_path(batch.output).exists()
+
+
+def test_many_bad_lines_are_counted(batch: Batch, capsys: pytest.CaptureFixture[str]) -> None:
+    batch.input.write_text("{\n" * 100)
+    lines = refused(batch, capsys).splitlines()
+    assert len(lines) == 21
+    assert "80 more lines are wrong" in lines[-1]
+
+
+def test_empty_missing_and_folder_inputs(batch: Batch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "is not a file" in refused(batch, capsys)
+    batch.input.write_text("\n\n")
+    assert "holds no requests" in refused(batch, capsys)
+    assert "is a folder" in refused(batch, capsys, input=str(batch.input.parent))
+
+
+def test_outputs_that_would_lose_data_or_fail_later(batch: Batch, capsys: pytest.CaptureFixture[str]) -> None:
+    batch.write(NAMES)
+    content = batch.input.read_bytes()
+    (batch.input.parent / "link").symlink_to(batch.input)
+    for output in (str(batch.input), str(batch.input.parent / "link")):
+        assert "is the input file" in refused(batch, capsys, output=output, overwrite=True)
+    assert "is a folder" in refused(batch, capsys, output=str(batch.input.parent))
+    assert "does not exist" in refused(batch, capsys, output=str(batch.input.parent / "no" / "out"))
+    assert "not a regular file" in refused(batch, capsys, output=os.devnull)
+    assert batch.input.read_bytes() == content
+
+
+def test_a_foreign_file_is_not_continued_but_may_be_overwritten(
+    batch: Batch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    batch.write(NAMES)
+    batch.output.write_text("my notes\n")
+    assert "so this command did not write it" in refused(batch, capsys)
+    assert batch.output.read_text() == "my notes\n"
+    assert os.listdir(batch.output.parent).count("out.jsonl.manifest.json") == 0
+    assert batch.run(overwrite=True) == 0
+    assert batch.texts() == ALL
+
+
+@pytest.mark.parametrize("spec", [{"tp_size": 2}, {"pp_size": 2}, {"dtype": "bfloat16"}, {"max_model_len": 2048}])
+def test_another_config_is_refused_and_overwrite_starts_anew(
+    batch: Batch, capsys: pytest.CaptureFixture[str], spec: dict[str, object]
+) -> None:
+    batch.write(NAMES)
+    assert batch.run() == 0
+    batch.spec = spec
+    name = next(iter(spec)).removesuffix("_size")
+    assert f"was written with {name} = " in refused(batch, capsys)
+    assert batch.run(overwrite=True) == 0
+    assert len(batch.engines.clients[1].prompts) == 20
+    assert batch.run() == 0
+
+
+def test_another_model_is_refused(batch: Batch, capsys: pytest.CaptureFixture[str]) -> None:
+    batch.write(NAMES)
+    assert batch.run() == 0
+    (batch.model / "model.safetensors").write_bytes(b"other weights")
+    assert "was written with model_hash = " in refused(batch, capsys)
+
+
+def test_changed_and_removed_requests_are_refused(batch: Batch, capsys: pytest.CaptureFixture[str]) -> None:
+    batch.write(NAMES)
+    assert batch.run() == 0
+    changed = [{**request(name), "body": {"prompt": "say else"}} for name in NAMES]
+    batch.input.write_text("".join(json.dumps(row) + "\n" for row in changed))
+    assert "'n0' has another body in the input now" in refused(batch, capsys)
+    batch.write(NAMES[1:])
+    assert "'n0' is not in the input" in refused(batch, capsys)
+
+
+def test_an_output_that_another_run_writes(batch: Batch, capsys: pytest.CaptureFixture[str]) -> None:
+    batch.write(NAMES)
+    with locked_manifest(batch.output):
+        assert "another run is writing this output" in refused(batch, capsys)
+
+
+@pytest.mark.parametrize(
+    ("values", "reason"),
+    [
+        ({"output": "x"}, "--input is required"),
+        ({"input": "x"}, "--output is required"),
+        ({"input": "x", "output": "y", "concurrency": 0}, "concurrency"),
+        ({"input": "x", "output": "y", "concurrency": 41, "max_running_requests": 32, "max_queued_requests": 8}, "40"),
+    ],
+)
+def test_config_refuses(values: dict[str, object], reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        GenerateConfig(**values)  # type: ignore[arg-type]

@@ -1,0 +1,61 @@
+"""What requests are checked against comes from the launch and the checkpoint's side files."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from splitrank.serving.messages import LaunchSpec
+from splitrank.serving.model_info import model_info
+
+
+def make_spec(folder: Path, **changes: Any) -> LaunchSpec:
+    (folder / "config.json").write_text("{}")
+    spec = LaunchSpec(
+        run_dir="", model_dir=str(folder), dtype="bfloat16", tp_size=1, pp_size=2, partition=(2, 2),
+        threads_per_rank=1, max_model_len=64, max_running_requests=4, page_size=16, num_pages=16,
+        chunked_prefill_size=64, max_queued_requests=8, vocab_size=300, eos_token_ids=(7,), seed=0,
+        load_timeout_s=1, step_timeout_s=1, heartbeat_timeout_s=1, log_level="info", show_progress=False,
+    )  # fmt: skip
+    return msgspec.structs.replace(spec, **changes)
+
+
+def write_defaults(folder: Path, **values: Any) -> None:
+    (folder / "generation_config.json").write_text(json.dumps(values))
+
+
+def test_defaults_of_the_checkpoint(tmp_path: Path) -> None:
+    spec = make_spec(tmp_path)
+    assert model_info(spec, str(tmp_path)).defaults == {}
+    write_defaults(tmp_path, temperature=0.6, top_k=20, top_p=0.95, do_sample=True, eos_token_id=[1], min_p=None)
+    assert model_info(spec, str(tmp_path)).defaults == {"temperature": 0.6, "top_k": 20, "top_p": 0.95}
+    write_defaults(tmp_path, temperature=0.6, do_sample=False)
+    assert model_info(spec, str(tmp_path)).defaults == {"temperature": 0.0}
+
+
+@pytest.mark.parametrize("value", [{"temperature": 9}, {"top_k": "20"}, {"top_p": 0}])
+def test_a_bad_default_is_named(tmp_path: Path, value: dict[str, Any]) -> None:
+    write_defaults(tmp_path, **value)
+    with pytest.raises(ValueError, match=rf"generation_config\.json: .*{next(iter(value))}"):
+        model_info(make_spec(tmp_path), str(tmp_path))
+
+
+def test_name(tmp_path: Path) -> None:
+    spec = make_spec(tmp_path)
+    assert model_info(spec, str(tmp_path), "mine").name == "mine"
+    assert model_info(spec, str(tmp_path)).name == tmp_path.name
+    assert model_info(spec, "").name == tmp_path.name
+    assert model_info(spec, "Qwen/Qwen3.5-35B-A3B").name == "Qwen/Qwen3.5-35B-A3B"
+
+
+def test_the_fingerprint_tells_layouts_and_checkpoints_apart(tmp_path: Path) -> None:
+    spec = make_spec(tmp_path)
+    first = model_info(spec, "").fingerprint
+    assert "-tp1-pp2-" in first
+    assert model_info(make_spec(tmp_path, run_dir="elsewhere"), "").fingerprint == first
+    assert model_info(make_spec(tmp_path, partition=(1, 3)), "").fingerprint != first
+    assert model_info(make_spec(tmp_path, dtype="float32"), "").fingerprint != first
+    (tmp_path / "config.json").write_text('{"other": 1}')
+    assert model_info(spec, "").fingerprint != first
