@@ -8,6 +8,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import torch.distributed as dist
+from torch._C._distributed_c10d import FileStore
 
 from splitrank.comm.collectives import Collectives, SingleRank, TorchCollectives
 from splitrank.comm.errors import CommunicationError
@@ -57,7 +58,7 @@ class Mesh:
     def _join(self, rendezvous: Path, timeout_s: float) -> None:
         position, timeout = self.position, timedelta(seconds=timeout_s)
         try:
-            store = dist.FileStore(str(rendezvous), position.world_size)
+            store = FileStore(str(rendezvous), position.world_size)
             dist.init_process_group(
                 "gloo", store=store, rank=position.rank, world_size=position.world_size, timeout=timeout
             )
@@ -69,7 +70,9 @@ class Mesh:
                     assert not isinstance(group, int)
                     self.collectives = TorchCollectives(group, position.tp_rank, position.tp_size, timeout_s)
         except RuntimeError as error:
-            raise CommunicationError(f"{position}: could not join the other ranks: {str(error).splitlines()[0]}") from error
+            raise CommunicationError(
+                f"{position}: could not join the other ranks: {str(error).splitlines()[0]}"
+            ) from error
 
     def close(self) -> None:
         """Leaves the groups; safe to call when peers are gone."""

@@ -42,7 +42,7 @@ class PipelineLink:
         message[:_HEADER_BYTES] = torch.frombuffer(bytearray(header), dtype=torch.uint8)
         offset = _HEADER_BYTES
         for tensor in tensors:
-            assert tensor.shape == first.shape and tensor.dtype == first.dtype
+            assert (tensor.shape, tensor.dtype) == (first.shape, first.dtype)
             message[offset : offset + tensor.nbytes] = tensor.contiguous().view(-1).view(torch.uint8)
             offset += tensor.nbytes
         while len(self._pending) >= self._max_pending:
@@ -54,7 +54,7 @@ class PipelineLink:
     def receive(
         self, num_tensors: int, shape: tuple[int, ...], dtype: torch.dtype, step: int, plan_hash: str
     ) -> tuple[torch.Tensor, ...]:
-        """Receives ``num_tensors`` of ``shape`` from the previous stage, each in storage of its own (64-byte aligned)."""
+        """Receives ``num_tensors`` of ``shape`` from the previous stage, each in its own 64-byte-aligned storage."""
         assert self._previous is not None
         tensors = [torch.empty(shape, dtype=dtype) for _ in range(num_tensors)]
         nbytes = tensors[0].nbytes

@@ -53,7 +53,9 @@ def weight_files(folder: Path) -> list[Path]:
         names = sorted(set(_weight_map(folder).values()))
         missing = [name for name in names if not (folder / name).is_file()]
         if missing:
-            raise CheckpointError(f"{folder / missing[0]}: missing shard ({len(missing)} of {len(names)} that the index names)")
+            raise CheckpointError(
+                f"{folder / missing[0]}: missing shard ({len(missing)} of {len(names)} that the index names)"
+            )
         return [folder / name for name in names]
     if (folder / SINGLE).exists():
         return [folder / SINGLE]
@@ -61,7 +63,9 @@ def weight_files(folder: Path) -> list[Path]:
         raise CheckpointError(f"{folder}: safetensors files, but neither {SINGLE} nor {INDEX}")
     pickles = sorted(file.name for pattern in _PICKLES for file in folder.glob(pattern))
     if pickles:
-        raise CheckpointError(f"{folder / pickles[0]}: pickled weights are not loaded (they can run code); convert to safetensors")
+        raise CheckpointError(
+            f"{folder / pickles[0]}: pickled weights are not loaded (they can run code); convert to safetensors"
+        )
     raise CheckpointError(f"{folder}: no weights ({SINGLE} or {INDEX})")
 
 
@@ -77,7 +81,12 @@ def _weight_map(folder: Path) -> dict[str, str]:
     for tensor, name in items:
         if not isinstance(name, str) or not name:
             raise CheckpointError(f"{file}: tensor {tensor!r} names no file, but {name!r}")
-        if PurePosixPath(name).is_absolute() or len(PurePosixPath(name).parts) != 1 or name in (".", "..") or "\\" in name:
+        if (
+            PurePosixPath(name).is_absolute()
+            or len(PurePosixPath(name).parts) != 1
+            or name in (".", "..")
+            or "\\" in name
+        ):
             raise CheckpointError(f"{file}: tensor {tensor!r} points to {name!r}, outside the checkpoint folder")
     return dict(items)
 
@@ -105,7 +114,10 @@ def _catalogue(folder: Path, headers: dict[Path, Header], config: ModelConfig) -
         if rule is not None:
             ignored[entry.name] = rule
         elif name in tensors:
-            raise CheckpointError(f"{entry.file}: tensor {entry.name!r} is a duplicate of {tensors[name].name!r} in {tensors[name].file.name}")
+            raise CheckpointError(
+                f"{entry.file}: tensor {entry.name!r} is a duplicate of {tensors[name].name!r} "
+                f"in {tensors[name].file.name}"
+            )
         else:
             tensors[name] = entry
     return Checkpoint(folder, tensors, ignored, {file: header.header_bytes for file, header in headers.items()})
@@ -119,7 +131,9 @@ def _check_against_config(checkpoint: Checkpoint, config: ModelConfig) -> None:
     _check_entries(checkpoint, expected)
     for name in checkpoint.tensors.keys() - expected.keys():
         entry = checkpoint.tensors[name]
-        raise CheckpointError(f"{entry.file}: tensor {entry.name!r} is not part of the model that config.json describes")
+        raise CheckpointError(
+            f"{entry.file}: tensor {entry.name!r} is not part of the model that config.json describes"
+        )
 
 
 def _expected_experts(
@@ -139,7 +153,9 @@ def _expected_experts(
     twice = next((name for name in single if name in checkpoint.tensors), None)
     if twice is not None:
         entry = checkpoint.tensors[twice]
-        raise CheckpointError(f"{entry.file}: tensor {entry.name!r} is a duplicate: {checkpoint.tensors[fused].name!r} holds it too")
+        raise CheckpointError(
+            f"{entry.file}: tensor {entry.name!r} is a duplicate: {checkpoint.tensors[fused].name!r} holds it too"
+        )
     return {fused: shapes[projection]}
 
 

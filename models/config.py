@@ -80,14 +80,15 @@ def parse_config(raw: Any) -> ModelConfig:
     if not isinstance(text, dict):
         raise ConfigError("text_config is not an object")
     _refuse_unsupported(raw, text)
-    config = ModelConfig(
+    fields: dict[str, Any] = {
         **{name: _positive_int(text, name) for name in _INTEGERS},
         **_layer_types(text),
         **_rope(text),
-        rms_norm_eps=_number(text, "rms_norm_eps", 1e-6),
-        tie_word_embeddings=bool(raw.get("tie_word_embeddings", text.get("tie_word_embeddings", False))),
-        dtype=_dtype(raw, text),
-    )
+        "rms_norm_eps": _number(text, "rms_norm_eps", 1e-6),
+        "tie_word_embeddings": bool(raw.get("tie_word_embeddings", text.get("tie_word_embeddings", False))),
+        "dtype": _dtype(raw, text),
+    }
+    config = ModelConfig(**fields)
     _check_relations(config)
     return config
 
@@ -162,7 +163,9 @@ def _rope(text: dict[str, Any]) -> dict[str, Any]:
     factor = _number({**text, **rope}, "partial_rotary_factor", 0.25)
     rotary_dim = int(_positive_int(text, "head_dim") * factor)
     if rotary_dim % 2 or not 0 < rotary_dim <= text["head_dim"]:
-        raise ConfigError(f"partial_rotary_factor {factor:g} of head_dim {text['head_dim']} gives {rotary_dim} rotary dims")
+        raise ConfigError(
+            f"partial_rotary_factor {factor:g} of head_dim {text['head_dim']} gives {rotary_dim} rotary dims"
+        )
     section = rope.get("mrope_section", [11, 11, 10])
     if not isinstance(section, list) or len(section) != 3 or not all(isinstance(n, int) and n >= 0 for n in section):
         raise ConfigError(f"mrope_section must be three counts, not {section!r}")
@@ -185,7 +188,9 @@ def _check_relations(config: ModelConfig) -> None:
         ("linear_num_value_heads", "linear_num_key_heads"),
     ):
         if getattr(config, heads) % getattr(config, groups):
-            raise ConfigError(f"{heads} {getattr(config, heads)} is not a multiple of {groups} {getattr(config, groups)}")
+            raise ConfigError(
+                f"{heads} {getattr(config, heads)} is not a multiple of {groups} {getattr(config, groups)}"
+            )
     if config.num_experts_per_tok > config.num_experts:
         raise ConfigError(f"num_experts_per_tok {config.num_experts_per_tok} exceeds num_experts {config.num_experts}")
     if config.linear_conv_kernel_dim < 2:

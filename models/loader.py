@@ -33,7 +33,7 @@ def load_weights(
     module: torch.nn.Module,
     plan: WeightPlan,
     checkpoint: Checkpoint,
-    on_progress: Callable[[int], None] = lambda num_bytes: None,
+    on_progress: Callable[[int], object] = lambda num_bytes: None,
 ) -> LoadStatistics:
     """Reads every piece of ``plan`` into ``module``'s parameters, which must be exactly those of the plan.
 
@@ -46,7 +46,9 @@ def load_weights(
     with _Files() as files:
         for parameter in plan.parameters:
             for piece in parameter.pieces:
-                _fill(parameters[parameter.name], piece, checkpoint.tensors[piece.tensor], files, statistics, on_progress)
+                _fill(
+                    parameters[parameter.name], piece, checkpoint.tensors[piece.tensor], files, statistics, on_progress
+                )
                 done = statistics.written.get(parameter.name, 0)
                 statistics.written[parameter.name] = done + box_size(piece.target)
     for parameter in plan.parameters:
@@ -108,7 +110,7 @@ def _fill(
     entry: TensorEntry,
     files: _Files,
     statistics: LoadStatistics,
-    on_progress: Callable[[int], None],
+    on_progress: Callable[[int], object],
 ) -> None:
     source_shape = tuple(stop - start for start, stop in piece.source)
     target = parameter.data[tuple(slice(start, stop) for start, stop in piece.target)].view(source_shape)
@@ -123,7 +125,7 @@ def _fill(
 
 
 def _bytes_of(tensor: torch.Tensor) -> memoryview:
-    return memoryview(tensor.view(-1).view(torch.uint8).numpy())
+    return memoryview(tensor.view(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]  # numpy supports it
 
 
 def _blocks(shape: tuple[int, ...], box: Box, item_bytes: int) -> Iterator[_Block]:

@@ -47,7 +47,7 @@ class Header:
 
 
 def read_header(file: Path) -> Header:
-    """Header of ``file``; raises ``CheckpointError`` for anything truncated, overlapping, duplicate or of unknown type."""
+    """Header of ``file``; raises ``CheckpointError`` for anything truncated, overlapping, duplicate or malformed."""
     try:
         size = file.stat().st_size
         with file.open("rb") as stream:
@@ -56,13 +56,13 @@ def read_header(file: Path) -> Header:
                 raise CheckpointError(f"{file}: {size} bytes are too few for a safetensors header (empty or truncated)")
             (length,) = struct.unpack("<Q", prefix)
             if length > min(_MAX_HEADER_BYTES, size - 8):
-                raise CheckpointError(f"{file}: header of {length} bytes in a file of {size} (truncated, or not safetensors)")
+                raise CheckpointError(
+                    f"{file}: header of {length} bytes in a file of {size} (truncated, or not safetensors)"
+                )
             text = stream.read(length)
     except OSError as error:
         raise CheckpointError(f"{file}: cannot be read: {error.strerror}") from None
-    entries = [
-        _entry(file, name, info, 8 + length) for name, info in _parse(file, text) if name != "__metadata__"
-    ]
+    entries = [_entry(file, name, info, 8 + length) for name, info in _parse(file, text) if name != "__metadata__"]
     _check_layout(file, entries, 8 + length, size)
     return Header(tuple(entries), 8 + length)
 
@@ -96,7 +96,8 @@ def _entry(file: Path, name: str, info: Any, data_start: int) -> TensorEntry:
     entry = TensorEntry(name, file, data_start + begin, shape, dtype)
     if dtype in ITEM_BYTES and entry.num_bytes != end - begin:
         raise CheckpointError(
-            f"{file}: tensor {name!r} of {dtype} {list(shape)} needs {entry.num_bytes} bytes, the header gives {end - begin}"
+            f"{file}: tensor {name!r} of {dtype} {list(shape)} needs {entry.num_bytes} bytes, "
+            f"the header gives {end - begin}"
         )
     return entry
 

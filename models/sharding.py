@@ -1,4 +1,4 @@
-"""Which part of the model a rank holds: a stage's layers, a tensor rank's heads, columns and vocabulary. No torch here."""
+"""Which part of the model a rank holds: a stage's layers, a tensor rank's heads, columns, vocabulary. No torch."""
 
 from dataclasses import dataclass
 
@@ -86,7 +86,12 @@ def check_partition(num_layers: int, pp_size: int, partition: tuple[int, ...] | 
 
 def check_tensor_parallel(config: ModelConfig, tp_size: int) -> None:
     """Refuses a tensor-parallel size that does not divide what it must divide; the message holds the numbers."""
-    for name in ("num_attention_heads", "linear_num_value_heads", "moe_intermediate_size", "shared_expert_intermediate_size"):
+    for name in (
+        "num_attention_heads",
+        "linear_num_value_heads",
+        "moe_intermediate_size",
+        "shared_expert_intermediate_size",
+    ):
         if getattr(config, name) % tp_size:
             raise ValueError(f"tp {tp_size} does not divide {name} {getattr(config, name)}")
     for name in ("num_key_value_heads", "linear_num_key_heads"):

@@ -13,7 +13,14 @@ from math import prod
 from splitrank.models.checkpoint import Checkpoint
 from splitrank.models.config import FULL, ModelConfig
 from splitrank.models.sharding import Range, StageSlice, TensorShard
-from splitrank.models.tensor_names import EMBEDDING, FINAL_NORM, HEAD, expert_name, fused_expert_name, per_expert_projections
+from splitrank.models.tensor_names import (
+    EMBEDDING,
+    FINAL_NORM,
+    HEAD,
+    expert_name,
+    fused_expert_name,
+    per_expert_projections,
+)
 
 Box = tuple[Range, ...]
 DTYPE_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
@@ -143,7 +150,11 @@ class _Builder:
 
     def fused_experts(self, layer: int, projection: str, inner: Range) -> Iterator[Piece]:
         """All experts of this rank's inner columns: gate rows lie before up rows in [E, 2I, H]."""
-        name, every, hidden = fused_expert_name(layer, projection), (0, self.config.num_experts), (0, self.config.hidden_size)
+        name, every, hidden = (
+            fused_expert_name(layer, projection),
+            (0, self.config.num_experts),
+            (0, self.config.hidden_size),
+        )
         if projection == "down_proj":
             yield Piece(name, (every, hidden, inner), (every, hidden, (0, _length(inner))))
             return
@@ -246,6 +257,9 @@ def _disjoint_volume(boxes: list[Box]) -> int:
     """Elements of boxes that do not overlap; -1 if two do. Sorted by start, only neighbours can overlap on a grid."""
     ordered = sorted(boxes)
     for before, after in pairwise(ordered):
-        if all(a_start < b_stop and b_start < a_stop for (a_start, a_stop), (b_start, b_stop) in zip(before, after, strict=True)):
+        if all(
+            a_start < b_stop and b_start < a_stop
+            for (a_start, a_stop), (b_start, b_stop) in zip(before, after, strict=True)
+        ):
             return -1
     return sum(box_size(box) for box in boxes)

@@ -81,7 +81,9 @@ async def bench_against_transformers(
         for name, jobs in workloads(spec.vocab_size).items():
             # Prefill is short: more rounds for a stable median.
             count = 5 * rounds if "prefill" in name else rounds
-            engine, peer = await alternate(lambda jobs=jobs: engine_seconds(client, jobs), lambda jobs=jobs: peer_seconds(model, jobs), count)
+            engine, peer = await alternate(
+                lambda jobs=jobs: engine_seconds(client, jobs), lambda jobs=jobs: peer_seconds(model, jobs), count
+            )
             tokens = sum(job.output_tokens for job in jobs) if "prefill" not in name else 512
             emit(
                 what=name,

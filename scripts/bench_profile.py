@@ -79,7 +79,9 @@ def profile_decode(folder: str, dtype: str, threads: int, num_requests: int = 8,
             began = time.perf_counter()
         worker.execute(_decode_plan(step, num_requests), "")
     total = (time.perf_counter() - began) / steps * 1e3
-    parts = {name: round(seconds / steps * 1e3, 2) for name, seconds in sorted(spent.items(), key=lambda item: -item[1])}
+    parts = {
+        name: round(seconds / steps * 1e3, 2) for name, seconds in sorted(spent.items(), key=lambda item: -item[1])
+    }
     parts["head, sampling, batching"] = round(total - sum(parts.values()), 2)
     worker.close()
     return {"requests": num_requests, "step_ms": round(total, 2), "parts_ms": parts}

@@ -48,7 +48,12 @@ SHAPES = {
 def random_model(shape: str, dtype: torch.dtype) -> Qwen3_5MoeForCausalLM:
     """The reference model of a shape; the seed is fixed."""
     torch.manual_seed(0)
-    rope = {"rope_type": "default", "rope_theta": 10_000_000, "partial_rotary_factor": 0.25, "mrope_section": [11, 11, 10]}
+    rope = {
+        "rope_type": "default",
+        "rope_theta": 10_000_000,
+        "partial_rotary_factor": 0.25,
+        "mrope_section": [11, 11, 10],
+    }
     config = Qwen3_5MoeTextConfig(**SHAPES[shape], rope_parameters=rope, dtype=str(dtype).removeprefix("torch."))
     return Qwen3_5MoeForCausalLM(config).to(dtype).eval()
 

@@ -1,7 +1,7 @@
 """``splitrank bench``: throughput and latency of the engine on one layout, one JSON line a workload.
 
-Absolute figures are for this machine, at this moment; compare within one run only (``scripts/bench_engine.py`` does, against
-``transformers``). Prompts are random token ids, ``ignore_eos``, greedy: every request has exactly its length.
+Absolute figures are for this machine, at this moment; compare within one run only (``scripts/bench_engine.py`` does,
+against ``transformers``). Prompts are random token ids, ``ignore_eos``, greedy: every request has exactly its length.
 """
 
 import asyncio
@@ -70,7 +70,11 @@ async def measure(client: EngineClient, jobs: list[Job]) -> Measurement:
     began = time.perf_counter()
     times = await asyncio.gather(*(_token_times(client, job) for job in jobs))
     seconds = time.perf_counter() - began
-    gaps = [(stamps[-1] - stamps[0]) / (job.output_tokens - 1) for stamps, job in zip(times, jobs, strict=True) if job.output_tokens > 1]
+    gaps = [
+        (stamps[-1] - stamps[0]) / (job.output_tokens - 1)
+        for stamps, job in zip(times, jobs, strict=True)
+        if job.output_tokens > 1
+    ]
     return Measurement(
         seconds,
         sum(job.output_tokens for job in jobs),
@@ -94,7 +98,8 @@ def run_bench(config: BenchConfig) -> int:
     spec = resolve_launch(config)
     if config.prompt_tokens + config.output_tokens > spec.max_model_len:
         raise ValueError(
-            f"prompt_tokens {config.prompt_tokens} + output_tokens {config.output_tokens} exceed the context of {spec.max_model_len}"
+            f"prompt_tokens {config.prompt_tokens} + output_tokens {config.output_tokens} exceed "
+            f"the context of {spec.max_model_len}"
         )
     asyncio.run(_bench(config, spec))
     return 0

@@ -1,4 +1,4 @@
-"""``splitrank plan`` and ``splitrank inspect``: what a layout would hold and what a checkpoint holds, from headers alone."""
+"""``splitrank plan`` and ``splitrank inspect``: what a layout and a checkpoint hold, from headers alone."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -31,7 +31,9 @@ class PlanConfig(EngineConfig):
 class InspectConfig:
     """``splitrank inspect``."""
 
-    model: str = option("", "checkpoint folder, or a hub id when online; the demo checkpoint if not given", aliases=("model-path",))
+    model: str = option(
+        "", "checkpoint folder, or a hub id when online; the demo checkpoint if not given", aliases=("model-path",)
+    )
 
 
 def run_plan(config: PlanConfig) -> int:
@@ -51,27 +53,36 @@ def run_plan(config: PlanConfig) -> int:
     return 0
 
 
-def plan_lines(config: PlanConfig, model: ModelConfig, ranks: list[RankMemory], dtype: str, length: int) -> Iterator[str]:
+def plan_lines(
+    config: PlanConfig, model: ModelConfig, ranks: list[RankMemory], dtype: str, length: int
+) -> Iterator[str]:
     """The printed plan."""
     total = sum(rank.weight_bytes for rank in ranks)
     yield (
-        f"{model.num_hidden_layers} layers ({model.layer_types.count(FULL)} full attention), {dtype}, tp {config.tp} x pp "
-        f"{config.pp}: weights {total:,} bytes ({total / GIB:.2f} GiB) in all"
+        f"{model.num_hidden_layers} layers ({model.layer_types.count(FULL)} full attention), {dtype}, "
+        f"tp {config.tp} x pp {config.pp}: weights {total:,} bytes ({total / GIB:.2f} GiB) in all"
     )
-    yield f"balanced for {config.max_running_requests} requests of {length:,} tokens" if not config.pp_partition else "partition by hand"
-    yield f"{'rank':>4} {'stage':>5} {'tp':>2} {'layers':>7} {'weight bytes':>16} {'GiB':>7} {'KV B/token':>10} {'state B/request':>15}"
+    yield (
+        f"balanced for {config.max_running_requests} requests of {length:,} tokens"
+        if not config.pp_partition
+        else "partition by hand"
+    )
+    yield "rank stage tp  layers     weight bytes     GiB KV B/token state B/request"
     for number, rank in enumerate(ranks):
         stage = rank.stage
         yield (
-            f"{number:>4} {stage.pp_rank:>5} {rank.tp_rank:>2} {f'{stage.start}-{stage.stop - 1}':>7} {rank.weight_bytes:>16,} "
-            f"{rank.weight_bytes / GIB:>7.2f} {rank.kv_bytes_per_token:>10,} {rank.state_bytes_per_request:>15,}"
+            f"{number:>4} {stage.pp_rank:>5} {rank.tp_rank:>2} {f'{stage.start}-{stage.stop - 1}':>7} "
+            f"{rank.weight_bytes:>16,} {rank.weight_bytes / GIB:>7.2f} {rank.kv_bytes_per_token:>10,} "
+            f"{rank.state_bytes_per_request:>15,}"
         )
     if config.memory_gib:
         yield from _capacity_lines(config, model, ranks, length)
     else:
-        full = max(ranks, key=lambda rank: rank.total(length * config.max_running_requests, config.max_running_requests))
+        full = max(
+            ranks, key=lambda rank: rank.total(length * config.max_running_requests, config.max_running_requests)
+        )
         need = full.total(length * config.max_running_requests, config.max_running_requests)
-        yield f"stage {full.stage.pp_rank} limits: {need / GIB:.2f} GiB a rank for all of it (--memory-gib says what fits)"
+        yield f"stage {full.stage.pp_rank} limits: {need / GIB:.2f} GiB a rank for that (--memory-gib: what fits)"
 
 
 def _capacity_lines(config: PlanConfig, model: ModelConfig, ranks: list[RankMemory], length: int) -> Iterator[str]:
@@ -86,7 +97,8 @@ def _capacity_lines(config: PlanConfig, model: ModelConfig, ranks: list[RankMemo
     requests, by_requests = min((_largest_concurrency(rank, budget, length), n) for n, rank in enumerate(ranks))
     yield f"in {config.memory_gib:g} GiB a rank:"
     yield f"  largest context of one request: {context:,} tokens ({_limit(ranks, by_context, context, model)})"
-    yield f"  largest concurrency at {length:,} tokens: {requests:,} requests (stage {ranks[by_requests].stage.pp_rank} limits)"
+    limit = f"stage {ranks[by_requests].stage.pp_rank} limits"
+    yield f"  largest concurrency at {length:,} tokens: {requests:,} requests ({limit})"
 
 
 def _limit(ranks: list[RankMemory], number: int, context: int, model: ModelConfig) -> str:
@@ -122,7 +134,8 @@ def inspect_lines(checkpoint: Checkpoint, model: ModelConfig) -> Iterator[str]:
     kinds = Counter(model.layer_types)
     yield f"{checkpoint.folder}: {len(checkpoint.header_bytes)} file(s), {headers:,} bytes of headers"
     yield f"layers: {model.num_hidden_layers} ({', '.join(f'{count} {kind}' for kind, count in sorted(kinds.items()))})"
-    yield f"experts: {model.num_experts} routed, {model.num_experts_per_tok} a token; stored {_expert_forms(checkpoint, model)}"
+    forms = _expert_forms(checkpoint, model)
+    yield f"experts: {model.num_experts} routed, {model.num_experts_per_tok} a token; stored {forms}"
     yield f"head: {'tied to the embedding' if model.tie_word_embeddings else 'its own tensor'}"
     yield f"vocabulary: {model.vocab_size:,}; positions: {model.max_position_embeddings:,}; config dtype: {model.dtype}"
     yield f"text tensors: {len(checkpoint.tensors):,}, {loaded:,} bytes ({loaded / GIB:.2f} GiB)"
@@ -138,4 +151,6 @@ def _expert_forms(checkpoint: Checkpoint, model: ModelConfig) -> str:
         for layer in range(model.num_hidden_layers)
         for projection in ("gate_up_proj", "down_proj")
     )
-    return " and ".join(f"{form} ({count} of {sum(forms.values())} projections)" for form, count in sorted(forms.items()))
+    return " and ".join(
+        f"{form} ({count} of {sum(forms.values())} projections)" for form, count in sorted(forms.items())
+    )

@@ -61,7 +61,7 @@ def resolve_launch(config: EngineConfig) -> LaunchSpec:
 
 
 def computing_dtype(dtype: str, model: ModelConfig) -> str:
-    """``auto`` is the checkpoint's dtype; float16 has too little range for the recurrent layers and must be chosen away."""
+    """``auto`` is the checkpoint's dtype, but not float16: its range is too small for the recurrent layers."""
     if dtype != "auto":
         return dtype
     if model.dtype == "float16":
@@ -108,12 +108,9 @@ def size_cache(config: EngineConfig, ranks: list[RankMemory], length: int, memor
     """Pages that fit the fullest rank; raises ``ValueError`` with the numbers if not even one request fits."""
     per_request = -(-length // config.page_size)
     useful = per_request * config.max_running_requests
-    if config.num_pages:
-        pages = config.num_pages
-    else:
-        pages = _pages_that_fit(config, ranks, memory_bytes or usable_memory_bytes(), useful)
+    pages = config.num_pages or _pages_that_fit(config, ranks, memory_bytes or usable_memory_bytes(), useful)
     if pages >= per_request:
-        return Capacity(min(pages, useful) if not config.num_pages else pages, length)
+        return Capacity(pages, length)
     if config.max_model_len or pages < 1:
         raise ValueError(
             f"{pages} KV pages of {config.page_size} tokens cannot hold one request of {length} tokens: "

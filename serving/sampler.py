@@ -43,19 +43,16 @@ def sampling_state(
 
 def sample(logits: torch.Tensor, states: list[SamplingState]) -> tuple[list[int], list[TokenLogprobs | None]]:
     """logits [S, vocab] in float32, one state a row -> a token and (if asked for) logprobs a row; states advance."""
-    tokens = [_sample_row(row, state) for row, state in zip(logits, states, strict=True)] if _any_special(states) else (
-        logits.argmax(dim=-1).tolist()
-    )
+    if all(_is_plain_greedy(state) for state in states):
+        tokens = logits.argmax(dim=-1).tolist()
+    else:
+        tokens = [_sample_row(row, state) for row, state in zip(logits, states, strict=True)]
     logprobs = [
         _logprobs(row, token, state.params.logprobs) for row, token, state in zip(logits, tokens, states, strict=True)
     ]
     for token, state in zip(tokens, states, strict=True):
         state.append(token)
     return tokens, logprobs
-
-
-def _any_special(states: list[SamplingState]) -> bool:
-    return any(not _is_plain_greedy(state) for state in states)
 
 
 def _is_plain_greedy(state: SamplingState) -> bool:

@@ -1,4 +1,4 @@
-"""One rank's work: build the stage, load its weights, execute step plans. Transport-free, so that tests drive it directly."""
+"""One rank's work: build the stage, load its weights, execute step plans. Knows no sockets: tests drive it directly."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -24,7 +24,7 @@ JOIN_TIMEOUT_S = 120.0
 
 
 class Worker:
-    """Construction joins the mesh (collective over all ranks); then ``load``, then ``execute`` for each plan in order."""
+    """Construction joins the mesh (collective over all ranks); then ``load``; then ``execute`` plan by plan."""
 
     def __init__(self, spec: LaunchSpec, rank: int) -> None:
         self.spec = spec
@@ -49,7 +49,7 @@ class Worker:
         audit_plan(plan)
         return plan
 
-    def load(self, on_progress: Callable[[int], None] = lambda num_bytes: None) -> str:
+    def load(self, on_progress: Callable[[int], object] = lambda num_bytes: None) -> str:
         """Builds the stage, loads it, allocates its state; returns the report line of this rank."""
         plan = self.plan()
         self.model = Stage(self.config, self.stage_slice, self.spec.partition, self.shard, self.dtype)

@@ -37,7 +37,7 @@ class Attention(nn.Module):
         """hidden [T, hidden_size] -> [T, hidden_size], summed over the tensor ranks."""
         heads, kv_heads, dim = self.local_num_heads, self.local_num_kv_heads, self.head_dim
         projected = F.linear(hidden, self.qkv_proj.weight)
-        q_gate, k, v = projected.split([2 * heads * dim, kv_heads * dim, kv_heads * dim], dim=-1)
+        q_gate, k, v = torch.split(projected, [2 * heads * dim, kv_heads * dim, kv_heads * dim], dim=-1)
         q, gate = q_gate.view(-1, heads, 2 * dim).chunk(2, dim=-1)
         q = rotate(self.q_norm(q), *cos_sin)
         k = rotate(self.k_norm(k.view(-1, kv_heads, dim)), *cos_sin)

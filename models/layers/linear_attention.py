@@ -1,4 +1,4 @@
-"""Gated DeltaNet, split by heads (reference: ``Qwen3_5MoeGatedDeltaNet``; Yang et al., "Gated Delta Networks", 2024)."""
+"""Gated DeltaNet, split by heads (Yang et al., "Gated Delta Networks", 2024; ``Qwen3_5MoeGatedDeltaNet``)."""
 
 import torch
 import torch.nn.functional as F
@@ -40,7 +40,7 @@ class LinearAttention(nn.Module):
         self, hidden: torch.Tensor, batch: Batch, state: RecurrentSlots, collectives: Collectives
     ) -> torch.Tensor:
         """hidden [T, hidden_size] -> [T, hidden_size], summed over the tensor ranks."""
-        qkv, z, b, a = F.linear(hidden, self.in_proj.weight).split(self.split_sizes, dim=-1)
+        qkv, z, b, a = torch.split(F.linear(hidden, self.in_proj.weight), self.split_sizes, dim=-1)
         beta = torch.sigmoid(b)
         log_decay = -self.A_log.exp() * F.softplus(a.float() + self.dt_bias)
         outputs = [self._prefill(qkv, log_decay, beta, chunk, state) for chunk in batch.prefills]
@@ -70,6 +70,6 @@ class LinearAttention(nn.Module):
         return chunked_delta_rule(q, k, v, log_decay[chunk.rows], beta[chunk.rows], delta)
 
     def _heads(self, mixed: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        q, k, v = mixed.split([self.local_key_dim, self.local_key_dim, self.local_value_dim], dim=-1)
+        q, k, v = torch.split(mixed, [self.local_key_dim, self.local_key_dim, self.local_value_dim], dim=-1)
         key_shape = (-1, self.local_num_key_heads, self.key_head_dim)
         return q.view(key_shape), k.view(key_shape), v.view(-1, self.local_num_value_heads, self.value_head_dim)

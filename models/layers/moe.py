@@ -13,7 +13,7 @@ from splitrank.models.sharding import TensorShard
 
 
 class Experts(nn.Module):
-    """The routed experts' weights: ``gate_up_proj`` [E, 2 local_inner, H] (gate first), ``down_proj`` [E, H, local_inner]."""
+    """Routed experts: ``gate_up_proj`` [E, 2 local_inner, H] (gate rows first), ``down_proj`` [E, H, local_inner]."""
 
     def __init__(self, num_experts: int, hidden_size: int, local_inner: int, dtype: torch.dtype) -> None:
         super().__init__()

@@ -1,6 +1,6 @@
 """The gated delta rule: one step for decode, and the chunked form for prefill.
 
-S <- exp(g) S;  S <- S + k (beta (v - k^T S));  o = q^T S, with q and k normalised to length 1 and q scaled by 1/sqrt(d).
+S <- exp(g) S;  S <- S + k (beta (v - k^T S));  o = q^T S;  q and k have length 1, and q is scaled by 1/sqrt(d).
 State and arithmetic are float32. The chunked form and its block of 64 follow
 ``transformers``' ``torch_chunk_gated_delta_rule``; ``reference.delta_rule`` is the specification of both.
 Legend: T tokens, D decode rows, K key heads, H value heads (a multiple of K), d key head dim, v value head dim,
@@ -27,8 +27,7 @@ def delta_rule_step(
 
     The old state is read once for both products: with S' = a S + k u^T, q^T S' = a q^T S + (q.k) u^T.
     """
-    num_rows, num_heads, value_dim = v.shape
-    repeats = num_heads // q.shape[1]
+    repeats = v.shape[1] // q.shape[1]
     q, k = _unit(q) * q.shape[-1] ** -0.5, _unit(k)
     state = states.index_select(0, slots)  # [D, H, d, v]
     q_and_k = torch.stack((q, k), dim=2).repeat_interleave(repeats, dim=1)  # [D, H, 2, d]
@@ -49,7 +48,7 @@ def chunked_delta_rule(
     beta: torch.Tensor,
     state: torch.Tensor,
 ) -> torch.Tensor:
-    """T tokens of one sequence: q, k [T, K, d], v [T, H, v], log_decay, beta [T, H]; state [H, d, v] updated -> [T, H, v].
+    """T tokens of one sequence: q, k [T, K, d], v [T, H, v], log_decay, beta [T, H] -> [T, H, v]; state [H, d, v] updated.
 
     Inside a block the updates form a unit lower-triangular system; between blocks the state is carried.
     """

@@ -16,9 +16,7 @@ def write_pages(state: KVPages, kv_index: torch.Tensor, k: torch.Tensor, v: torc
     state.values.view(-1, *v.shape[1:]).index_copy_(0, kv_index, v)
 
 
-def decode_attention(
-    q: torch.Tensor, state: KVPages, pages: torch.Tensor, lengths: torch.Tensor
-) -> torch.Tensor:
+def decode_attention(q: torch.Tensor, state: KVPages, pages: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
     """One query a sequence: q [D, H, d], pages [D, P], lengths [D] -> [D, H, d]."""
     num_rows, num_heads, dim = q.shape
     kv_heads = state.keys.shape[2]

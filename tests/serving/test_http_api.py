@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -11,6 +12,7 @@ import httpx
 import openai
 import pytest
 
+from splitrank.serving.http import app
 from splitrank.serving.messages import EngineStats
 from splitrank.serving.text_engine import TextEngine
 from tests.serving.front_fakes import LIMIT_S, FakeClient, Front, make_engine, refuse, running
@@ -284,3 +286,17 @@ def test_engines_are_closed(tmp_path: Path) -> None:
     serving(tmp_path, work)
     assert isinstance(engines[0].client, FakeClient)
     assert engines[0].client.closed
+
+
+def test_a_prompt_that_takes_too_long_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def work(front: Front) -> None:
+        may_end = threading.Event()
+        monkeypatch.setattr(front.engine.tokenizer, "encode_chat", lambda *_: [1] if may_end.wait(LIMIT_S) else [2])
+        try:
+            check_error(await front.http.post("/v1/chat/completions", json=CHAT), 503, "prompt_timeout")
+            assert (await front.http.get("/health")).status_code == 200
+        finally:
+            may_end.set()
+
+    monkeypatch.setattr(app, "PARSE_TIMEOUT_S", 0.1)
+    serving(tmp_path, work)

@@ -42,8 +42,8 @@ def test_a_rank_that_falls_silent_before_its_first_heartbeat_is_noticed() -> Non
 
 def test_a_late_start_names_those_that_are_not_ready() -> None:
     watch = RankWatch(SPEC, 0.0)
-    watch.hear(RankReady(0, 1000, ""), 1.0)
-    watch.hear(RankReady(3, 1003, ""), 1.0)
+    watch.hear(RankReady(0, 1000, ""), 99.0)
+    watch.hear(RankReady(3, 1003, ""), 99.0)
     watch.hear(Heartbeat(1, "load", -1), 99.0)
     assert watch.find_failure(100.0, None, 0.0) is None
     assert watch.find_failure(100.1, None, 0.0) == (

@@ -50,6 +50,7 @@ def test_chat_equals_transformers(folder: Path, messages: list[dict[str, Any]], 
     [
         "{% for m in messages %}\n    {{ m.content | tojson }}\n{% endfor %}{{ eos_token }}",
         "{%- for i in range(5) %}{% if i == 3 %}{% break %}{% endif %}{{ i }}{%- endfor %}",
+        "  {% if true %}\n  x\n  {% endif %}\ny",
         "{% generation %}{{ messages[0].content }}{% endgeneration %} {{ dict(a=1)|tojson(indent=2) }}",
         "{% set ns = namespace(n=0) %}{% for m in messages %}{% set ns.n = ns.n + 1 %}{% endfor %}{{ ns.n }}",
         "{{ tools is none }} {{ documents }} {{ strftime_now('%%') }} {{ bos_token is defined }}",

@@ -1,0 +1,137 @@
+"""The model against transformers in float32, on random weights of odd shapes.
+
+Bounds are those of the issue: 1e-5 for a prefill in the same chunks, 5e-5 otherwise, because transformers differs from
+itself by 1.8e-5 between a prefill and the same tokens step by step.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import DynamicCache, Qwen3_5MoeForCausalLM
+
+from tests.checkpoints import make_reference, random_text_config, write_checkpoint
+from tests.stage_runner import CHUNK, StageRunner, random_tokens, relative_error
+
+SAME_CHUNKS, OTHERWISE = 1e-5, 5e-5
+LINEAR, FULL = "linear_attention", "full_attention"
+
+SHAPES: dict[str, dict[str, Any]] = {
+    "tiny": {},
+    "five layers": {"num_hidden_layers": 5},
+    "no full attention": {"num_hidden_layers": 3, "layer_types": [LINEAR] * 3},
+    "full attention only": {"num_hidden_layers": 2, "layer_types": [FULL] * 2},
+    "attention first": {"num_hidden_layers": 3, "layer_types": [FULL, LINEAR, FULL]},
+    "tied head": {"tie_word_embeddings": True},
+    "one expert a token": {"num_experts_per_tok": 1},
+    "every expert": {"num_experts": 4, "num_experts_per_tok": 4},
+    "one kv head": {"num_key_value_heads": 1},
+    "kv heads as many as heads": {"num_key_value_heads": 4},
+    "k heads as many as v heads": {"linear_num_key_heads": 4, "linear_num_value_heads": 4},
+    "four v heads a k head": {"linear_num_key_heads": 1, "linear_num_value_heads": 4},
+    "odd head dims": {"head_dim": 40, "linear_key_head_dim": 24, "linear_value_head_dim": 8},
+    "odd sizes": {
+        "vocab_size": 389,
+        "hidden_size": 60,
+        "num_experts": 7,
+        "num_experts_per_tok": 3,
+        "moe_intermediate_size": 20,
+        "shared_expert_intermediate_size": 36,
+    },
+    "two taps": {"linear_conv_kernel_dim": 2},
+}
+
+
+class Pair:
+    """The reference, and the runner of the checkpoint that it was written to."""
+
+    def __init__(self, folder: Path, overrides: dict[str, Any]) -> None:
+        self.reference = make_reference(random_text_config(**overrides), seed=7)
+        write_checkpoint(self.reference, folder / "model", dtype="float32")
+        self.runner = StageRunner(folder / "model", folder)
+        self.vocab_size = self.reference.config.vocab_size
+
+    def tokens(self, length: int, seed: int = 0) -> list[int]:
+        return random_tokens(length, self.vocab_size, seed)
+
+
+@torch.no_grad()
+def reference_logits(model: Qwen3_5MoeForCausalLM, parts: list[list[int]]) -> torch.Tensor:
+    """Logits of all positions, the parts fed one after the other."""
+    cache = DynamicCache(config=model.config)
+    outputs = [model(torch.tensor([part]), past_key_values=cache, use_cache=True).logits[0] for part in parts]
+    return torch.cat(outputs)
+
+
+def chunks(tokens: list[int], size: int = CHUNK) -> list[list[int]]:
+    return [tokens[start : start + size] for start in range(0, len(tokens), size)]
+
+
+@pytest.fixture(scope="module", params=SHAPES, ids=str)
+def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Pair:
+    return Pair(tmp_path_factory.mktemp("parity"), SHAPES[request.param])
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
+    return Pair(tmp_path_factory.mktemp("tiny"), {})
+
+
+@pytest.mark.parametrize("length", [1, 2, 3, 63, 64, 65, 150])
+def test_prefill_in_the_same_chunks(pair: Pair, length: int) -> None:
+    tokens = pair.tokens(length, seed=length)
+    expected = reference_logits(pair.reference, chunks(tokens))
+    sequence = pair.runner.start(length)
+    found = pair.runner.prefill(sequence, tokens)
+    pair.runner._free_pages.extend(sequence.pages)
+    assert found.dtype == torch.float32
+    assert relative_error(found, expected) <= SAME_CHUNKS
+
+
+def test_64_greedy_tokens_are_the_same(pair: Pair) -> None:
+    prompt = pair.tokens(70, seed=1)
+    cache = DynamicCache(config=pair.reference.config)
+    sequence = pair.runner.start(len(prompt) + 64)
+    with torch.no_grad():
+        expected = [pair.reference(torch.tensor([p]), past_key_values=cache).logits[0, -1:] for p in chunks(prompt)][-1]
+    found = pair.runner.prefill(sequence, prompt)[-1:]
+    theirs, ours = [], []
+    for _ in range(64):
+        assert relative_error(found, expected) <= OTHERWISE
+        theirs.append(int(expected.argmax()))
+        ours.append(int(found.argmax()))
+        found = pair.runner.decode(sequence, ours[-1:])
+        with torch.no_grad():
+            expected = pair.reference(torch.tensor([theirs[-1:]]), past_key_values=cache).logits[0, -1:]
+    pair.runner._free_pages.extend(sequence.pages)
+    assert ours == theirs
+
+
+@pytest.mark.parametrize("chunk", [64, 128, 256])
+def test_chunks_of_another_size_give_the_same_within_rounding(tiny: Pair, chunk: int) -> None:
+    tokens = tiny.tokens(200, seed=chunk)
+    expected = reference_logits(tiny.reference, [tokens])
+    sequence = tiny.runner.start(len(tokens))
+    found = tiny.runner.prefill(sequence, tokens, chunk)
+    tiny.runner._free_pages.extend(sequence.pages)
+    assert relative_error(found, expected) <= OTHERWISE
+
+
+def test_steps_give_what_a_prefill_gives(tiny: Pair) -> None:
+    tokens = tiny.tokens(90, seed=3)
+    expected = reference_logits(tiny.reference, [tokens])
+    sequence = tiny.runner.start(len(tokens))
+    found = torch.cat([tiny.runner.prefill(sequence, tokens[:1]), tiny.runner.decode(sequence, tokens[1:])])
+    tiny.runner._free_pages.extend(sequence.pages)
+    assert relative_error(found, expected) <= OTHERWISE
+
+
+def test_positions_up_to_the_last_turn_the_heads_right(tiny: Pair) -> None:
+    tokens = tiny.tokens(1024, seed=4)
+    expected = reference_logits(tiny.reference, chunks(tokens, 512))
+    sequence = tiny.runner.start(len(tokens))
+    found = tiny.runner.prefill(sequence, tokens, 512)
+    tiny.runner._free_pages.extend(sequence.pages)
+    assert relative_error(found, expected) <= SAME_CHUNKS

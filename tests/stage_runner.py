@@ -1,0 +1,118 @@
+"""Drives one rank in this process, step by step, and gives the logits of every row: what parity tests compare.
+
+Pages and slots are handed out here, in any order a test likes, by the same rules as the scheduler's.
+"""
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from splitrank.models.config import read_config
+from splitrank.serving.batching import PlannedBatch, is_decode, make_batch
+from splitrank.serving.messages import LaunchSpec, SequencePlan, StepPlan
+from splitrank.serving.worker import Worker
+
+PAGE_SIZE, NUM_PAGES, NUM_SLOTS, CHUNK = 16, 96, 8, 64
+
+
+def launch_spec(folder: Path, run_dir: Path, **overrides: Any) -> LaunchSpec:
+    """A spec for ``folder`` at 1 x 1 in float32 unless told otherwise."""
+    config = read_config(folder)
+    fields: dict[str, Any] = {
+        "run_dir": str(run_dir),
+        "model_dir": str(folder),
+        "dtype": "float32",
+        "tp_size": 1,
+        "pp_size": 1,
+        "partition": (config.num_hidden_layers,),
+        "threads_per_rank": 1,
+        "max_model_len": config.max_position_embeddings,
+        "max_running_requests": NUM_SLOTS,
+        "page_size": PAGE_SIZE,
+        "num_pages": NUM_PAGES,
+        "chunked_prefill_size": CHUNK,
+        "max_queued_requests": 16,
+        "vocab_size": config.vocab_size,
+        "eos_token_ids": (),
+        "seed": 0,
+        "load_timeout_s": 60.0,
+        "step_timeout_s": 30.0,
+        "heartbeat_timeout_s": 15.0,
+        "log_level": "error",
+        "show_progress": False,
+    }
+    return LaunchSpec(**{**fields, **overrides})
+
+
+def step_plan(sequences: list[SequencePlan], step: int = 0, **parts: Any) -> StepPlan:
+    """A plan with nothing admitted, released or swapped unless told so."""
+    lists: dict[str, Any] = {"admitted": [], "released": [], "swap_out": [], "swap_in": []}
+    return StepPlan(step=step, previous_hash="", sequences=sequences, **{**lists, **parts})
+
+
+@dataclass
+class Sequence:
+    """A request as a test sees it: the tokens computed so far and where its state lies."""
+
+    request: int
+    slot: int
+    pages: list[int]
+    length: int = field(default=0)
+
+    def take(self, tokens: list[int]) -> SequencePlan:
+        """The plan for the next tokens; advances the sequence."""
+        plan = SequencePlan(self.request, self.slot, self.length, tokens, self.pages, True)
+        self.length += len(tokens)
+        return plan
+
+
+class StageRunner:
+    """A loaded 1 x 1 worker."""
+
+    def __init__(self, folder: Path, run_dir: Path, **overrides: Any) -> None:
+        self.worker = Worker(launch_spec(folder, run_dir, **overrides), rank=0)
+        self.worker.load()
+        self._free_pages = list(range(self.worker.spec.num_pages))[::-1]  # never page 0 first: a table's padding
+        self._num_requests = 0
+
+    def start(self, max_length: int, slot: int = 0) -> Sequence:
+        """A sequence with pages of its own for ``max_length`` tokens."""
+        count = -(-max_length // self.worker.spec.page_size)
+        pages, self._free_pages = self._free_pages[:count], self._free_pages[count:]
+        assert len(pages) == count
+        self._num_requests += 1
+        return Sequence(self._num_requests, slot, pages)
+
+    @torch.inference_mode()
+    def step(self, *plans: SequencePlan) -> list[torch.Tensor]:
+        """One step of all plans together; logits [len(tokens), vocab] of every row, a tensor a plan."""
+        planned = make_batch(list(plans), self.worker.spec.page_size)
+        batch = replace(planned.batch, sample_rows=torch.arange(planned.batch.num_tokens))
+        logits = self.worker._forward(PlannedBatch(batch, planned.sampled), 0, "")
+        assert logits is not None
+        ordered = sorted(plans, key=lambda plan: not is_decode(plan))  # decode rows stand first
+        by_request = dict(
+            zip([p.request for p in ordered], logits.split([len(p.tokens) for p in ordered]), strict=True)
+        )
+        return [by_request[plan.request] for plan in plans]
+
+    def prefill(self, sequence: Sequence, tokens: list[int], chunk: int = CHUNK) -> torch.Tensor:
+        """The prompt in chunks that end at multiples of ``chunk``, as the scheduler cuts it; logits [len(tokens), vocab]."""
+        parts = [tokens[start : start + chunk] for start in range(0, len(tokens), chunk)]
+        return torch.cat([self.step(sequence.take(part))[0] for part in parts])
+
+    def decode(self, sequence: Sequence, tokens: list[int]) -> torch.Tensor:
+        """One step a given token; logits [len(tokens), vocab]."""
+        return torch.cat([self.step(sequence.take([token]))[0] for token in tokens])
+
+
+def random_tokens(length: int, vocab_size: int, seed: int = 0) -> list[int]:
+    tokens = torch.randint(vocab_size, (length,), generator=torch.Generator().manual_seed(seed))
+    return [int(token) for token in tokens]
+
+
+def relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:
+    """Largest difference over the largest magnitude of what is expected."""
+    return float((found - expected).abs().max() / expected.abs().max())
