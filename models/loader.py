@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 import torch
 
@@ -19,6 +20,13 @@ from splitrank.models.weight_plan import AuditError, Box, LocalParameter, Piece,
 
 BLOCK_BYTES = 8 * 2**20
 _TORCH_DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
+
+
+@runtime_checkable
+class Prepared(Protocol):
+    """A layer that derives small constants (a few KiB) from its weights, once they are loaded."""
+
+    def prepare(self) -> None: ...
 
 
 @dataclass
@@ -54,6 +62,9 @@ def load_weights(
     for parameter in plan.parameters:
         if statistics.written[parameter.name] != prod(parameter.shape):
             raise AuditError(f"parameter {parameter.name}: {statistics.written[parameter.name]} elements written")
+    for layer in module.modules():
+        if isinstance(layer, Prepared):
+            layer.prepare()
     return statistics
 
 
@@ -136,7 +147,7 @@ def _blocks(shape: tuple[int, ...], box: Box, item_bytes: int) -> Iterator[_Bloc
     wide = (*box[:-1], (0, shape[-1])) if len(shape) > 1 else box
     partial = [dim for dim, (start, stop) in enumerate(wide) if (start, stop) != (0, shape[dim])]
     axis = max(partial, default=0)  # dimensions after it are whole: rows along it are contiguous
-    while axis < len(shape) - 1 and prod(shape[axis + 1 :]) * item_bytes > BLOCK_BYTES:
+    while axis < len(shape) - 2 and prod(shape[axis + 1 :]) * item_bytes > BLOCK_BYTES:
         axis += 1  # rows larger than a block: walk them one by one
     row_items = prod(shape[axis + 1 :])
     rows_a_block = max(1, BLOCK_BYTES // (row_items * item_bytes))

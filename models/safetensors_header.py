@@ -50,7 +50,7 @@ def read_header(file: Path) -> Header:
     """Header of ``file``; raises ``CheckpointError`` for anything truncated, overlapping, duplicate or malformed."""
     try:
         size = file.stat().st_size
-        with file.open("rb") as stream:
+        with file.open("rb", buffering=0) as stream:  # a buffer would read data that no rank asked for
             prefix = stream.read(8)
             if len(prefix) < 8:
                 raise CheckpointError(f"{file}: {size} bytes are too few for a safetensors header (empty or truncated)")
@@ -91,7 +91,7 @@ def _entry(file: Path, name: str, info: Any, data_start: int) -> TensorEntry:
         sizes = (begin, end, *shape)
     except (KeyError, TypeError, ValueError):
         raise CheckpointError(f"{file}: tensor {name!r} has a malformed header entry") from None
-    if not all(isinstance(n, int) and n >= 0 for n in sizes) or end < begin:
+    if not isinstance(dtype, str) or not all(isinstance(n, int) and n >= 0 for n in sizes) or end < begin:
         raise CheckpointError(f"{file}: tensor {name!r} has a malformed header entry")
     entry = TensorEntry(name, file, data_start + begin, shape, dtype)
     if dtype in ITEM_BYTES and entry.num_bytes != end - begin:

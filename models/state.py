@@ -24,7 +24,7 @@ class KVPages:
 class RecurrentSlots:
     """DeltaNet state of one layer.
 
-    ``conv`` [num_slots, local_conv_dim, kernel - 1] in the model's dtype: the last inputs of the convolution;
+    ``conv`` [num_slots, kernel - 1, local_conv_dim] in the model's dtype: the last inputs of the convolution;
     ``delta`` [num_slots, local_num_value_heads, key_head_dim, value_head_dim] in float32.
     """
 
@@ -90,6 +90,6 @@ def _recurrent_slots(config: ModelConfig, shard: TensorShard, dtype: torch.dtype
     k_dim, v_dim = config.linear_key_head_dim, config.linear_value_head_dim
     conv_dim = 2 * (k_stop - k_start) * k_dim + (v_stop - v_start) * v_dim
     return RecurrentSlots(
-        torch.zeros((num_slots, conv_dim, config.linear_conv_kernel_dim - 1), dtype=dtype),
+        torch.zeros((num_slots, config.linear_conv_kernel_dim - 1, conv_dim), dtype=dtype),
         torch.zeros((num_slots, v_stop - v_start, k_dim, v_dim), dtype=torch.float32),
     )

@@ -7,7 +7,6 @@ and per-expert checkpoints alike. ``audit`` proves a set of plans complete befor
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import pairwise
 from math import prod
 
 from splitrank.models.checkpoint import Checkpoint
@@ -236,8 +235,11 @@ def audit_plan(plan: WeightPlan) -> None:
     """Every local parameter is filled exactly once: its pieces are disjoint and add up to its size."""
     where = f"stage {plan.stage.pp_rank}, tensor rank {plan.shard.rank}"
     for parameter in plan.parameters:
-        if _disjoint_volume([piece.target for piece in parameter.pieces]) != prod(parameter.shape):
+        if _disjoint_volume([piece.target for piece in parameter.pieces], parameter.shape) != prod(parameter.shape):
             raise AuditError(f"{where}: parameter {parameter.name} is not filled exactly once")
+        for piece in parameter.pieces:
+            if box_size(piece.source) != box_size(piece.target):
+                raise AuditError(f"{where}: parameter {parameter.name}: tensor …{piece.tensor} gives too little or too much")
 
 
 def audit_union(plans: Iterable[WeightPlan], checkpoint: Checkpoint) -> None:
@@ -248,18 +250,26 @@ def audit_union(plans: Iterable[WeightPlan], checkpoint: Checkpoint) -> None:
             for piece in parameter.pieces:
                 boxes[piece.tensor].add(piece.source)
     for name, entry in checkpoint.tensors.items():
-        covered = _disjoint_volume(list(boxes.get(name, ())))
+        covered = _disjoint_volume(list(boxes.get(name, ())), entry.shape)
         if covered != prod(entry.shape):
             raise AuditError(f"{entry.file}: tensor {entry.name!r}: {covered} of {prod(entry.shape)} elements planned")
 
 
-def _disjoint_volume(boxes: list[Box]) -> int:
-    """Elements of boxes that do not overlap; -1 if two do. Sorted by start, only neighbours can overlap on a grid."""
-    ordered = sorted(boxes)
-    for before, after in pairwise(ordered):
-        if all(
-            a_start < b_stop and b_start < a_stop
-            for (a_start, a_stop), (b_start, b_stop) in zip(before, after, strict=True)
-        ):
+def _disjoint_volume(boxes: list[Box], shape: tuple[int, ...]) -> int:
+    """Elements of boxes inside ``shape`` that do not overlap; -1 if one sticks out or two overlap.
+
+    A sweep along the first dimension: a box is compared with those before it that still reach its start.
+    """
+    reaching: list[Box] = []
+    for box in sorted(boxes):
+        if len(box) != len(shape) or any(not 0 <= a <= b <= size for (a, b), size in zip(box, shape, strict=True)):
             return -1
+        reaching = [other for other in reaching if other[0][1] > box[0][0]]
+        if any(_overlap(box, other) for other in reaching):
+            return -1
+        reaching.append(box)
     return sum(box_size(box) for box in boxes)
+
+
+def _overlap(one: Box, other: Box) -> bool:
+    return all(a_start < b_stop and b_start < a_stop for (a_start, a_stop), (b_start, b_stop) in zip(one, other, strict=True))

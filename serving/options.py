@@ -89,7 +89,10 @@ def _help_text(field: dataclasses.Field[Any]) -> str:
     text, default = str(field.metadata["help"]).replace("%", "%%"), field.default
     if default in ("", ()):
         return text  # the help line says what nothing means
-    return f"{text} (default: {' '.join(default) if isinstance(default, tuple) else default})"
+    if isinstance(default, tuple):
+        # as it is typed: integers in one word, strings in several
+        default = (" " if isinstance(default[0], str) else ",").join(map(str, default))
+    return f"{text} (default: {default})"
 
 
 def _unknown_argument(parser: argparse.ArgumentParser, argument: str) -> str:

@@ -77,18 +77,21 @@ def _sample_row(logits: torch.Tensor, state: SamplingState) -> int:
         logits = adjust_logits(logits.clone(), state)
     if params.temperature == 0.0:
         return int(logits.argmax())
-    probabilities = filtered_probabilities(logits / params.temperature, params)
+    probabilities = filtered_probabilities(_divide_by_temperature(logits, params.temperature), params)
     generator = torch.Generator().manual_seed(_mix(state.seed, state.num_output))
     return int(torch.multinomial(probabilities, 1, generator=generator))
 
 
+def _divide_by_temperature(logits: torch.Tensor, temperature: float) -> torch.Tensor:
+    """The best logit becomes zero first: no temperature, however small, may turn two of them into infinities."""
+    return (logits - logits.max()) / max(temperature, torch.finfo(logits.dtype).tiny)
+
+
 def adjust_logits(logits: torch.Tensor, state: SamplingState) -> torch.Tensor:
-    """Bias, the ban of stop tokens before ``min_tokens``, and the three penalties; logits [vocab], changed in place."""
+    """Bias, the three penalties, the ban of stop tokens before ``min_tokens``; logits [vocab], changed in place."""
     params = state.params
     for token, bias in params.logit_bias.items():
         logits[token] += bias
-    if state.num_output < params.min_tokens and state.stop_ids:
-        logits[list(state.stop_ids)] = -torch.inf
     if params.repetition_penalty != 1.0:  # over prompt and output (Keskar et al., "CTRL", 2019)
         seen = torch.tensor(sorted(state.prompt | state.counts.keys()))
         values = logits[seen]
@@ -97,7 +100,11 @@ def adjust_logits(logits: torch.Tensor, state: SamplingState) -> torch.Tensor:
         tokens, counts = zip(*state.counts.items(), strict=True)
         penalty = params.presence_penalty + params.frequency_penalty * torch.tensor(counts, dtype=logits.dtype)
         logits[list(tokens)] -= penalty
-    return logits
+    if state.num_output < params.min_tokens and state.stop_ids:
+        logits[list(state.stop_ids)] = -torch.inf
+    # Finite, also when every token is banned or a tiny repetition penalty overflows: softmax has no answer to infinities.
+    limits = torch.finfo(logits.dtype)
+    return logits.clamp_(limits.min, limits.max)
 
 
 def filtered_probabilities(logits: torch.Tensor, params: SamplingParams) -> torch.Tensor:
@@ -110,6 +117,7 @@ def filtered_probabilities(logits: torch.Tensor, params: SamplingParams) -> torc
         ordered, order = probabilities.sort(descending=True, stable=True)
         # A token stays if the mass before it has not reached top_p: the first always stays.
         dropped = ordered.cumsum(-1) - ordered >= params.top_p
+        dropped[0] = False  # a top_p below the smallest float32 is zero here
         probabilities = probabilities.index_fill(0, order[dropped], 0.0)
     if params.min_p > 0.0:
         probabilities = probabilities * (probabilities >= params.min_p * probabilities.max())

@@ -85,6 +85,10 @@ class StageRunner:
         self._num_requests += 1
         return Sequence(self._num_requests, slot, pages)
 
+    def end(self, sequence: Sequence) -> None:
+        """Gives the pages back, dirty as they are; the next sequence gets them first."""
+        self._free_pages = sequence.pages + self._free_pages
+
     @torch.inference_mode()
     def step(self, *plans: SequencePlan) -> list[torch.Tensor]:
         """One step of all plans together; logits [len(tokens), vocab] of every row, a tensor a plan."""
@@ -114,5 +118,10 @@ def random_tokens(length: int, vocab_size: int, seed: int = 0) -> list[int]:
 
 
 def relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:
-    """Largest difference over the largest magnitude of what is expected."""
-    return float((found - expected).abs().max() / expected.abs().max())
+    """Euclidean norm of the difference over that of what is expected, over all elements."""
+    return float((found.double() - expected.double()).norm() / expected.double().norm())
+
+
+def worst_row_error(found: torch.Tensor, expected: torch.Tensor) -> float:
+    """``relative_error`` of the worst row: one wrong position among many cannot hide."""
+    return max(map(relative_error, found, expected))

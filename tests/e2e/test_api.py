@@ -1,0 +1,186 @@
+"""The OpenAI API of a real server over two stages, through the real client."""
+
+import math
+from typing import Any
+
+import pytest
+
+from tests.e2e.servers import Server
+
+QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
+PROMPT = "The quick brown fox"
+SAMPLED = {"temperature": 1.0, "seed": 7}
+
+
+def ask_chat(server: Server, **options: Any) -> Any:
+    given = {"model": server.model, "messages": QUESTION, "max_tokens": 24, "temperature": 0, **options}
+    return server.client.chat.completions.create(**given)
+
+
+def complete(server: Server, **options: Any) -> Any:
+    given = {"model": server.model, "prompt": PROMPT, "max_tokens": 24, "temperature": 0, **options}
+    return server.client.completions.create(**given)
+
+
+def token_ids(server: Server, **options: Any) -> list[int]:
+    choice = complete(server, extra_body={"return_token_ids": True}, **options).choices[0]
+    return choice.token_ids
+
+
+# ------------------------------------------------------------------ the small routes
+
+
+def test_models_health_ready(server: Server) -> None:
+    (model,) = server.client.models.list().data
+    assert (model.id, model.object, model.max_model_len) == ("demo", "model", 2048)
+    assert server.client.models.retrieve("demo").id == "demo"
+    assert server.http.get("/health").json() == {"status": "ok", "phase": "ready"}
+    assert server.http.get("/ready").status_code == 200
+
+
+def test_metrics_count_tokens_and_steps(server: Server) -> None:
+    names = ("prompt_tokens_total", "generated_tokens_total")
+    before = [server.metric(name) for name in names]
+    usage = complete(server).usage
+    after = [server.metric(name) for name in names]
+    assert [b - a for a, b in zip(before, after, strict=True)] == [usage.prompt_tokens, usage.completion_tokens]
+
+
+# ------------------------------------------------------------------ streamed and not
+
+
+@pytest.mark.parametrize("sampling", [{"temperature": 0}, SAMPLED], ids=["greedy", "seeded"])
+def test_chat_streams_what_it_answers(server: Server, sampling: dict[str, Any]) -> None:
+    whole = ask_chat(server, **sampling)
+    chunks = list(ask_chat(server, stream=True, stream_options={"include_usage": True}, **sampling))
+    *parts, last, usage = chunks
+    assert parts[0].choices[0].delta.role == "assistant"
+    assert "".join(part.choices[0].delta.content or "" for part in parts) == whole.choices[0].message.content
+    assert last.choices[0].finish_reason == whole.choices[0].finish_reason == "length"
+    assert (usage.choices, usage.usage) == ([], whole.usage)
+    assert whole.usage.completion_tokens == 24
+    assert len({chunk.id for chunk in chunks}) == 1
+
+
+@pytest.mark.parametrize("sampling", [{"temperature": 0}, SAMPLED], ids=["greedy", "seeded"])
+def test_completions_stream_what_they_answer(server: Server, sampling: dict[str, Any]) -> None:
+    whole = complete(server, **sampling)
+    chunks = list(complete(server, stream=True, **sampling))
+    assert "".join(chunk.choices[0].text for chunk in chunks) == whole.choices[0].text
+    assert whole.choices[0].text
+    assert all(chunk.usage is None for chunk in chunks)
+
+
+def test_the_stream_ends_with_done(server: Server) -> None:
+    body = {"prompt": PROMPT, "max_tokens": 3, "stream": True}
+    with server.http.stream("POST", "/v1/completions", json=body) as response:
+        assert response.headers["content-type"] == "text/event-stream; charset=utf-8"
+        events = [line for line in response.iter_lines() if line]
+    assert events[-1] == "data: [DONE]"
+    assert all(event.startswith("data: {") for event in events[:-1])
+
+
+# ------------------------------------------------------------------ what a request may ask
+
+
+def test_logprobs(server: Server) -> None:
+    entries = ask_chat(server, logprobs=True, top_logprobs=3).choices[0].logprobs.content
+    assert len(entries) == 24
+    for entry in entries:
+        best = entry.top_logprobs[0]
+        assert (entry.token, entry.logprob) == (best.token, best.logprob)  # greedy
+        values = [top.logprob for top in entry.top_logprobs]
+        assert len(values) == 3
+        assert values == sorted(values, reverse=True)
+        assert sum(map(math.exp, values)) <= 1.0
+    choice = complete(server, logprobs=2).choices[0]
+    shown = ["\ufffd" if token.startswith("bytes:") else token for token in choice.logprobs.tokens]
+    assert "".join(shown) == choice.text
+    assert [len(top) for top in choice.logprobs.top_logprobs] == [2] * 24
+    assert max(choice.logprobs.token_logprobs) < 0
+
+
+def test_n_answers_have_seeds_of_their_own(server: Server) -> None:
+    choices = ask_chat(server, n=3, **SAMPLED).choices
+    assert [choice.index for choice in choices] == [0, 1, 2]
+    texts = [choice.message.content for choice in choices]
+    assert len(set(texts)) == 3
+    assert texts[0] == ask_chat(server, **SAMPLED).choices[0].message.content
+    assert texts == [choice.message.content for choice in ask_chat(server, n=3, **SAMPLED).choices]
+
+
+def test_prompts_as_text_ids_and_lists(server: Server) -> None:
+    choice = complete(server, extra_body={"return_token_ids": True}).choices[0]
+    ids, text = choice.prompt_token_ids, choice.text
+    assert complete(server, prompt=ids).choices[0].text == text
+    assert [c.text for c in complete(server, prompt=[ids, ids]).choices] == [text, text]
+    assert [c.text for c in complete(server, prompt=[PROMPT, "Another", PROMPT]).choices][::2] == [text, text]
+    assert complete(server, echo=True).choices[0].text == PROMPT + text
+    assert server.http.get("/ready").status_code == 200
+
+
+def test_a_stop_string_ends_the_answer_before_it(server: Server) -> None:
+    text = complete(server).choices[0].text
+    stop = text[len(text) // 2 :][:3]
+    answer = complete(server, stop=[stop])
+    choice = answer.choices[0]
+    assert (choice.finish_reason, choice.stop_reason) == ("stop", stop)
+    assert choice.text == text[: text.index(stop)]
+    assert answer.usage.completion_tokens < 24
+    streamed = "".join(chunk.choices[0].text for chunk in complete(server, stop=[stop], stream=True))
+    assert streamed == choice.text
+    kept = complete(server, stop=[stop], extra_body={"include_stop_str_in_output": True}).choices[0].text
+    assert kept == choice.text + stop
+
+
+def test_a_stop_token_ends_the_answer(server: Server) -> None:
+    ids = token_ids(server)
+    stop = ids[5]
+    choice = complete(server, extra_body={"stop_token_ids": [stop], "return_token_ids": True}).choices[0]
+    assert choice.token_ids == ids[: ids.index(stop) + 1]
+    assert (choice.finish_reason, choice.stop_reason) == ("stop", stop)
+
+
+def biased_to_the_end(server: Server, **extra: Any) -> Any:
+    """The end of sequence is all but certain wherever it is allowed."""
+    return complete(server, logit_bias={"4046": 100}, extra_body=extra)
+
+
+def test_end_of_sequence_min_tokens_and_ignore_eos(server: Server) -> None:
+    at_once = biased_to_the_end(server)
+    assert (at_once.choices[0].finish_reason, at_once.usage.completion_tokens) == ("stop", 1)
+    assert at_once.choices[0].text == ""
+    later = biased_to_the_end(server, min_tokens=6)
+    assert (later.choices[0].finish_reason, later.usage.completion_tokens) == ("stop", 7)
+    never = biased_to_the_end(server, ignore_eos=True)
+    assert (never.choices[0].finish_reason, never.usage.completion_tokens) == ("length", 24)
+
+
+PENALTIES = [{"frequency_penalty": 2.0}, {"presence_penalty": 2.0}, {"repetition_penalty": 10.0}]
+
+
+@pytest.mark.parametrize("penalty", PENALTIES, ids=str)
+def test_penalties_break_a_repetition(server: Server, penalty: dict[str, Any]) -> None:
+    repeating = {"logit_bias": {"100": 5}, "max_tokens": 24}
+    assert token_ids(server, **repeating) == [100] * 24
+    choice = complete(server, **repeating, extra_body={"return_token_ids": True, **penalty}).choices[0]
+    assert choice.token_ids[0] == 100
+    assert choice.token_ids.count(100) < 24
+
+
+def test_sampling_limits_to_one_candidate_are_greedy(server: Server) -> None:
+    greedy = token_ids(server)
+    for limit in ({"top_k": 1}, {"min_p": 1.0}):
+        body = {"return_token_ids": True, **limit}
+        assert complete(server, temperature=1.0, extra_body=body).choices[0].token_ids == greedy
+    assert token_ids(server, temperature=1.0, top_p=1e-6) == greedy
+    assert token_ids(server, temperature=1.0, seed=3) != greedy
+
+
+def test_default_lengths(server: Server) -> None:
+    body = {"prompt": PROMPT, "ignore_eos": True}
+    assert server.http.post("/v1/completions", json=body).json()["usage"]["completion_tokens"] == 16
+    long = [{"role": "user", "content": " the" * 1900}]
+    usage = ask_chat(server, messages=long, max_tokens=None, extra_body={"ignore_eos": True}).usage
+    assert usage.prompt_tokens > 1900
+    assert usage.total_tokens == 2048  # all that the context leaves

@@ -1,0 +1,74 @@
+"""``LLM`` in every layout gives the same greedy tokens; so do few pages, many chunks, and a full context."""
+
+from typing import Any
+
+import pytest
+
+from splitrank import LLM
+from splitrank.serving.llm import Generation
+from splitrank.serving.sampling_params import SamplingParams
+
+OPTIONS: dict[str, Any] = {"dtype": "float32", "threads_per_rank": 1, "max_model_len": 1024}
+SHORT = SamplingParams(temperature=0, max_tokens=24, ignore_eos=True)
+PROMPTS: list[str | list[int]] = ["Once upon a time", "7 * 6 =", [9] * 70, [3, 1, 4, 1, 5] * 60]
+
+
+def answers(prompts: Any, params: Any, **options: Any) -> list[list[int]]:
+    with LLM(**{**OPTIONS, **options}) as llm:
+        return tokens_of(llm.generate(prompts, params, show_progress=False))
+
+
+def tokens_of(generations: list[Generation]) -> list[list[int]]:
+    return [generation.token_ids for generation in generations]
+
+
+@pytest.fixture(scope="module")
+def one_rank() -> list[list[int]]:
+    return answers(PROMPTS, SHORT)
+
+
+LAYOUTS = [{"pp": 2}, {"pp": 3}, {"pp": 8}, {"pp": 2, "pp_partition": (1, 7)}, {"tp": 2}, {"tp": 4}, {"tp": 2, "pp": 2}]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+def test_layouts_give_the_same_tokens(one_rank: list[list[int]], layout: dict[str, Any]) -> None:
+    assert [len(tokens) for tokens in one_rank] == [24] * len(PROMPTS)
+    assert answers(PROMPTS, SHORT, **layout) == one_rank
+
+
+def preemptions(llm: LLM) -> int:
+    stats = llm._engine.client.stats  # type: ignore[attr-defined]
+    assert stats is not None
+    return int(stats.preemptions)
+
+
+@pytest.mark.parametrize("layout", [{"pp": 1}, {"pp": 2}, {"tp": 2}], ids=str)
+@pytest.mark.parametrize("sampling", [{"temperature": 0}, {"temperature": 1.0, "seed": 3}], ids=["greedy", "seeded"])
+def test_preempted_requests_get_the_same_tokens(layout: dict[str, int], sampling: dict[str, Any]) -> None:
+    """Eight requests that grow to 5 pages of 16 tokens each, with 12 pages for all of them."""
+    prompts = [[100 + index] * 30 for index in range(8)]
+    params = SamplingParams(max_tokens=50, ignore_eos=True, **sampling)
+    small = {"max_model_len": 80, "page_size": 16, **layout}
+    with LLM(**{**OPTIONS, **small, "num_pages": 100}) as llm:
+        expected = tokens_of(llm.generate(prompts, params, show_progress=False))
+        assert preemptions(llm) == 0
+    with LLM(**{**OPTIONS, **small, "num_pages": 12}) as llm:
+        assert tokens_of(llm.generate(prompts, params, show_progress=False)) == expected
+        assert preemptions(llm) > 0
+        stats = llm._engine.client.stats  # type: ignore[attr-defined]
+        assert (stats.free_pages, stats.free_slots, stats.num_preempted) == (12, 32, 0)
+
+
+def test_a_prompt_of_many_chunks_and_a_full_context() -> None:
+    prompts = [[(7 * index) % 4000 for index in range(length)] for length in (1023, 640, 64, 65, 1)]
+    last = SamplingParams(temperature=0, max_tokens=1)
+    whole = answers(prompts, last, chunked_prefill_size=1024)
+    assert answers(prompts, last, chunked_prefill_size=64, pp=2) == whole
+    with LLM(**OPTIONS, chunked_prefill_size=64) as llm:
+        assert tokens_of(llm.generate(prompts, last)) == whole
+        with pytest.raises(ValueError, match=r"1024 tokens.*1023"):
+            llm.generate([[5] * 1024], last)
+        with pytest.raises(ValueError, match=r"1000 tokens.*25.*1024"):
+            llm.generate([[5] * 1000], SamplingParams(max_tokens=25))
+        (filled,) = llm.generate([[5] * 1000], SamplingParams(max_tokens=24, ignore_eos=True))
+        assert (len(filled.token_ids), filled.finish_reason) == (24, "length")

@@ -1,0 +1,137 @@
+"""Each layer in bfloat16, on equal inputs, within the error that bfloat16 explains.
+
+A value rounded to bfloat16 (8 significant bits) moves by at most 2^-8 of itself. Roundings of different tensors are
+independent, and a random projection neither amplifies nor damps them, so n roundings on the way from input to output
+give a relative error (Euclidean, over the whole output) of at most about sqrt(n) * 2^-8. The mean square of one rounding
+is a third of its largest, which leaves a factor of 1.7 for what norms and softmax amplify. The truth is transformers'
+layer in float32 with the same (bfloat16-valued) weights and inputs; transformers' own bfloat16 layer has to lie within
+the same bound, or the bound would be wrong; and the two bfloat16 layers within sqrt(2) of it.
+
+End to end there is no such bound: with random weights a rounding flips an expert.
+"""
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from transformers import Qwen3_5MoeForCausalLM
+
+from splitrank.comm.collectives import SingleRank
+from splitrank.models.batch import Batch
+from splitrank.serving.batching import make_batch
+from tests.checkpoints import make_reference, random_text_config, round_to_bfloat16, write_checkpoint
+from tests.stage_runner import PAGE_SIZE, StageRunner, random_tokens, relative_error
+
+ROUNDING = 2.0**-8
+LENGTH = 64
+
+
+class Models:
+    """The same weights three times: ours in bfloat16, transformers in float32 and in bfloat16."""
+
+    def __init__(self, folder: Path) -> None:
+        self.exact = round_to_bfloat16(make_reference(random_text_config(), seed=11))
+        write_checkpoint(self.exact, folder / "model", dtype="bfloat16")
+        self.runner = StageRunner(folder / "model", folder, dtype="bfloat16")
+        self.rounded: Qwen3_5MoeForCausalLM = copy.deepcopy(self.exact).bfloat16()
+
+    def batch(self) -> Batch:
+        return make_batch([self.runner.start(LENGTH).take([0] * LENGTH)], PAGE_SIZE).batch
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Models:
+    return Models(tmp_path_factory.mktemp("bf16"))
+
+
+@pytest.fixture
+def hidden() -> torch.Tensor:
+    """Inputs [tokens, hidden], exact in bfloat16."""
+    return torch.randn(LENGTH, 64, generator=torch.Generator().manual_seed(2)).bfloat16()
+
+
+def assert_explained(
+    ours: torch.Tensor, theirs: nn.Module, rounded: nn.Module, call: Callable[..., torch.Tensor], num_roundings: int
+) -> None:
+    """``call(module, dtype)`` runs transformers' module in a dtype."""
+    with torch.no_grad():
+        exact, own = call(theirs, torch.float32), call(rounded, torch.bfloat16)
+    bound = num_roundings**0.5 * ROUNDING
+    assert ours.dtype == torch.bfloat16
+    assert relative_error(own, exact) <= bound
+    assert relative_error(ours, exact) <= bound
+    assert relative_error(ours, own) <= 2**0.5 * bound
+
+
+@torch.inference_mode()
+def test_norm(models: Models, hidden: torch.Tensor) -> None:
+    """Float32 inside: the output is rounded once."""
+    ours = models.runner.worker.model.layers[0].input_layernorm(hidden)
+    pair = (models.exact.model.layers[0].input_layernorm, models.rounded.model.layers[0].input_layernorm)
+    assert_explained(ours, *pair, lambda norm, dtype: norm(hidden.to(dtype)), num_roundings=1)
+
+
+@torch.inference_mode()
+def test_attention(models: Models, hidden: torch.Tensor) -> None:
+    """Ten roundings of q and ten of k reach the output through the scores (cosine, sine and weight included): projection,
+    norm, cos, sin, two products, sum. Then v, the probabilities, the mean, the gate's projection and sigmoid, the
+    product, the output: 7 more. A score's error moves its probability by as much: 2 * 7 + 7 = 21."""
+    state, batch = models.runner.worker.memory.layers[3], models.batch()
+    cos_sin = models.runner.worker.model.rotary(batch.positions, torch.bfloat16)
+    ours = models.runner.worker.model.layers[3].self_attn(hidden, batch, state, cos_sin, SingleRank())
+
+    def call(layer: nn.Module, dtype: torch.dtype) -> torch.Tensor:
+        x = hidden.to(dtype)[None]
+        embeddings = models.exact.model.rotary_emb(x, torch.arange(LENGTH)[None])
+        mask = torch.full((LENGTH, LENGTH), -torch.inf, dtype=dtype).triu(1)[None, None]
+        output: torch.Tensor = layer(x, embeddings, mask)[0][0]
+        return output
+
+    pair = (models.exact.model.layers[3].self_attn, models.rounded.model.layers[3].self_attn)
+    assert_explained(ours, *pair, call, num_roundings=21)
+
+
+@torch.inference_mode()
+def test_linear_attention(models: Models, hidden: torch.Tensor) -> None:
+    """q, k and v: projection, convolution, silu (3 each); beta: projection, sigmoid (2); decay: projection (1), which the
+    exponent of a sum over the tokens since amplifies by their number while they last (about 4); the delta rule's output,
+    the gate's projection, the gated norm, the output (4): 3 * 3 + 2 + 4 + 4 = 19."""
+    state, batch = models.runner.worker.memory.layers[0], models.batch()
+    ours = models.runner.worker.model.layers[0].linear_attn(hidden, batch, state, SingleRank())
+    pair = (models.exact.model.layers[0].linear_attn, models.rounded.model.layers[0].linear_attn)
+    rounded = pair[1]
+    rounded.A_log.data, rounded.norm.weight.data = pair[0].A_log.data, pair[0].norm.weight.data  # float32 on disk
+    assert_explained(ours, *pair, lambda layer, dtype: layer(hidden.to(dtype)[None])[0], num_roundings=19)
+
+
+@torch.inference_mode()
+def test_moe_on_tokens_whose_experts_are_beyond_doubt(models: Models, hidden: torch.Tensor) -> None:
+    """Routing is forced by taking only tokens whose k-th and next expert lie further apart than two roundings of the
+    logits can move them. Router logit, its share; gate, up, silu, product, down, weighted sum; the shared expert's gate
+    logit, sigmoid, gate, up, silu, product, down, product; the sum of both: 17, and a logit's rounding (of a value up to
+    4) moves its share by 4 times as much: 20."""
+    exact, top_k = models.exact.model.layers[1].mlp, models.exact.config.num_experts_per_tok
+    logits = (hidden.float() @ exact.gate.weight.t()).sort(descending=True).values
+    margin = logits[:, top_k - 1] - logits[:, top_k]
+    kept = hidden[margin > 4 * ROUNDING * logits.abs().max()]
+    assert len(kept) > LENGTH // 2
+    ours = models.runner.worker.model.layers[1].mlp(kept, SingleRank())
+    pair = (exact, models.rounded.model.layers[1].mlp)
+    assert_explained(ours, *pair, lambda layer, dtype: layer(kept.to(dtype)[None])[0], num_roundings=20)
+
+
+@torch.inference_mode()
+def test_embedding_has_no_rounding_and_the_head_two(models: Models, hidden: torch.Tensor) -> None:
+    model, token_ids = models.runner.worker.model, torch.tensor(random_tokens(LENGTH, 384))
+    assert torch.equal(model.embed_tokens(token_ids, SingleRank()).float(), models.exact.model.embed_tokens(token_ids))
+    normed = model.norm(hidden)
+    ours = normed @ model.lm_head.weight.t()
+
+    def call(reference: nn.Module, dtype: torch.dtype) -> torch.Tensor:
+        logits: torch.Tensor = reference.lm_head(reference.model.norm(hidden.to(dtype)))
+        return logits
+
+    assert_explained(ours, models.exact, models.rounded, call, num_roundings=2)

@@ -1,0 +1,193 @@
+"""Loading: the same parameters from every form of a checkpoint, the right slices for every rank, and no byte too many."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from splitrank.models import loader
+from splitrank.models.checkpoint import open_checkpoint
+from splitrank.models.config import ModelConfig, read_config
+from splitrank.models.loader import LoadStatistics, load_weights
+from splitrank.models.memory import plan_all_ranks
+from splitrank.models.qwen3_5 import Stage
+from splitrank.models.safetensors_header import CheckpointError
+from splitrank.models.weight_plan import AuditError, Piece, WeightPlan
+from tests.checkpoints import make_reference, random_text_config, round_to_bfloat16, write_checkpoint
+from tests.expected_shards import expected_parameters
+from tests.raw_safetensors import bytes_read_by, read_raw
+
+LAYOUTS = [((5,), 1), ((5,), 2), ((5,), 4), ((2, 3), 1), ((1, 2, 2), 2)]  # partition, tp
+Parameters = dict[str, torch.Tensor]
+
+
+class Folder:
+    """A checkpoint on disk, and what each rank makes of it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.config = path, read_config(path)
+        self.checkpoint = open_checkpoint(path, self.config)
+
+    def plans(self, partition: tuple[int, ...], tp: int, dtype: str = "float32") -> list[WeightPlan]:
+        return plan_all_ranks(self.config, tp, partition, dtype, self.checkpoint)
+
+    def load(self, plan: WeightPlan, partition: tuple[int, ...]) -> tuple[Stage, LoadStatistics]:
+        dtype = getattr(torch, plan.parameters[0].dtype)
+        stage = Stage(self.config, plan.stage, partition, plan.shard, dtype)
+        for parameter in stage.parameters():
+            parameter.data.fill_(torch.nan)
+        return stage, load_weights(stage, plan, self.checkpoint)
+
+
+@pytest.fixture(scope="module")
+def reference() -> Any:
+    config = random_text_config(num_hidden_layers=5, vocab_size=389, linear_num_key_heads=2, num_key_value_heads=2)
+    return round_to_bfloat16(make_reference(config, seed=9))
+
+
+@pytest.fixture(scope="module")
+def folder(reference: Any, tmp_path_factory: pytest.TempPathFactory) -> Folder:
+    path = tmp_path_factory.mktemp("loader")
+    return Folder(write_checkpoint(reference, path, experts="mixed", shards=6, with_mtp=True, with_vision=True))
+
+
+@pytest.mark.parametrize(("partition", "tp"), LAYOUTS)
+def test_every_rank_holds_its_slices_of_the_reference(
+    folder: Folder, reference: Any, partition: tuple[int, ...], tp: int
+) -> None:
+    for plan in folder.plans(partition, tp):
+        stage, _ = folder.load(plan, partition)
+        found = dict(stage.named_parameters())
+        expected = expected_parameters(reference, plan.stage, plan.shard)
+        assert found.keys() == expected.keys()
+        for name, tensor in found.items():
+            assert torch.equal(tensor, expected[name]), f"{plan.stage} {plan.shard} {name}"
+
+
+VARIANTS = [
+    {"experts": "per_expert"},
+    {"experts": "mixed", "shards": 3},
+    {"naming": "text"},
+    {"naming": "text", "experts": "mixed", "shards": 7, "f32_a_log": False},
+    {"f32_a_log": False},
+    {"with_mtp": True, "with_vision": True, "shards": 2},
+    {"naming": "text", "experts": "per_expert", "with_mtp": True},
+    {"dtype": "float32"},
+]
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=str)
+@pytest.mark.parametrize("tp", [1, 2])
+def test_every_form_of_a_checkpoint_gives_the_same_parameters(
+    folder: Folder, reference: Any, tmp_path: Path, variant: dict[str, Any], tp: int
+) -> None:
+    """A_log and the gated norm, stored in bfloat16, are rounded; all else is the same bit for bit."""
+    other = Folder(write_checkpoint(reference, tmp_path, **variant))
+    for plan, other_plan in zip(folder.plans((2, 3), tp), other.plans((2, 3), tp), strict=True):
+        expected, found = (dict(f.load(p, (2, 3))[0].named_parameters()) for f, p in ((folder, plan), (other, other_plan)))
+        for name, tensor in expected.items():
+            rounded = not variant.get("f32_a_log", True) and name.endswith(("A_log", "linear_attn.norm.weight"))
+            assert torch.equal(found[name], tensor.bfloat16().float() if rounded else tensor), name
+
+
+@pytest.mark.parametrize("computing", ["bfloat16", "float32"])
+def test_the_computing_dtype_is_the_plan_s_but_for_the_decay(folder: Folder, computing: str) -> None:
+    plan = folder.plans((5,), 1, computing)[0]
+    stage, _ = folder.load(plan, (5,))
+    for name, parameter in stage.named_parameters():
+        stays = name.endswith(("A_log", "dt_bias", "linear_attn.norm.weight"))
+        assert parameter.dtype == (torch.float32 if stays else getattr(torch, computing)), name
+
+
+# ------------------------------------------------------------------ bytes and files
+
+
+def whole_rows(folder: Folder, piece: Piece) -> int:
+    """Bytes of a piece when column slices are read in whole rows."""
+    entry = folder.checkpoint.tensors[piece.tensor]
+    rows = 1
+    for start, stop in piece.source[:-1]:
+        rows *= stop - start
+    width = entry.shape[-1] if len(entry.shape) > 1 else piece.source[-1][1] - piece.source[-1][0]
+    return rows * width * entry.item_bytes
+
+
+def exact(folder: Folder, piece: Piece) -> int:
+    size = folder.checkpoint.tensors[piece.tensor].item_bytes
+    for start, stop in piece.source:
+        size *= stop - start
+    return size
+
+
+@pytest.mark.parametrize(("partition", "tp"), LAYOUTS)
+def test_a_rank_reads_its_bytes_and_no_others(folder: Folder, partition: tuple[int, ...], tp: int) -> None:
+    """Column slices in whole rows, which needs tensor ranks; everything else to the byte."""
+    for plan in folder.plans(partition, tp):
+        stage = Stage(folder.config, plan.stage, partition, plan.shard, torch.float32)
+        statistics: list[LoadStatistics] = []
+        num_bytes = bytes_read_by(lambda s=stage, p=plan: statistics.append(load_weights(s, p, folder.checkpoint)))
+        pieces = [piece for parameter in plan.parameters for piece in parameter.pieces]
+        assert num_bytes == sum(whole_rows(folder, piece) for piece in pieces)
+        assert num_bytes == statistics[0].bytes_read
+        if tp == 1:
+            assert num_bytes == sum(exact(folder, piece) for piece in pieces)
+
+
+def test_opening_reads_the_header_and_nothing_behind_it(reference: Any, tmp_path: Path) -> None:
+    write_checkpoint(reference, tmp_path)
+    config: ModelConfig = read_config(tmp_path)
+    header_bytes = (tmp_path / "model.safetensors").stat().st_size - len(read_raw(tmp_path / "model.safetensors")[1])
+    assert bytes_read_by(lambda: open_checkpoint(tmp_path, config)) == header_bytes
+
+
+def test_files_without_a_tensor_for_this_rank_stay_closed(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    really_open, opened = loader.os.open, set()
+
+    def recording_open(path: Path, flags: int) -> int:
+        opened.add(Path(path))
+        return really_open(path, flags)
+
+    monkeypatch.setattr(loader.os, "open", recording_open)
+    every = set(folder.checkpoint.header_bytes)
+    for plan in folder.plans((1, 1, 1, 1, 1), 1):
+        opened.clear()
+        folder.load(plan, (1, 1, 1, 1, 1))
+        needed = {folder.checkpoint.tensors[p.tensor].file for parameter in plan.parameters for p in parameter.pieces}
+        assert opened == needed
+        assert needed < every
+
+
+@pytest.mark.parametrize("block_bytes", [1, 100, 4096])
+def test_small_blocks_fill_the_same(folder: Folder, monkeypatch: pytest.MonkeyPatch, block_bytes: int) -> None:
+    plan = folder.plans((2, 3), 2)[3]
+    expected = dict(folder.load(plan, (2, 3))[0].named_parameters())
+    monkeypatch.setattr(loader, "BLOCK_BYTES", block_bytes)
+    stage, _ = folder.load(plan, (2, 3))
+    assert all(torch.equal(parameter, expected[name]) for name, parameter in stage.named_parameters())
+
+
+def test_progress_adds_up_to_the_planned_bytes(folder: Folder) -> None:
+    plan = folder.plans((2, 3), 2)[2]
+    stage, seen = Stage(folder.config, plan.stage, (2, 3), plan.shard, torch.float32), []
+    load_weights(stage, plan, folder.checkpoint, seen.append)
+    assert sum(seen) == plan.num_bytes
+
+
+def test_a_parameter_without_its_last_piece_is_noticed(folder: Folder) -> None:
+    """The loader counts what it wrote; it does not trust the plan's audit."""
+    plan = folder.plans((5,), 1)[0]
+    broken = [p for p in plan.parameters if p.name == "layers.0.linear_attn.in_proj.weight"][0]
+    object.__setattr__(broken, "pieces", broken.pieces[:-1])
+    with pytest.raises(AuditError, match=r"layers\.0\.linear_attn\.in_proj\.weight: \d+ elements written"):
+        folder.load(plan, (5,))
+
+
+def test_a_file_cut_while_loading_is_named(reference: Any, tmp_path: Path) -> None:
+    cut = Folder(write_checkpoint(reference, tmp_path))
+    plan = cut.plans((5,), 1)[0]
+    file = tmp_path / "model.safetensors"
+    with file.open("r+b") as stream:
+        stream.truncate(file.stat().st_size - 1000)
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: tensor '.*' ends early"):
+        cut.load(plan, (5,))
