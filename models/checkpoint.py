@@ -74,7 +74,7 @@ def _weight_map(folder: Path) -> dict[str, str]:
     try:
         weight_map: Any = json.loads(file.read_text(encoding="utf-8"))["weight_map"]
         items = list(weight_map.items())
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError, AttributeError):
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError, KeyError, TypeError, AttributeError):
         raise CheckpointError(f"{file}: not a safetensors index (a JSON object with a weight_map)") from None
     if not items:
         raise CheckpointError(f"{file}: the weight_map is empty")

@@ -62,7 +62,7 @@ def read_config(path: Path) -> ModelConfig:
         raw = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"{file}: no such file; a checkpoint folder holds a config.json") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise ConfigError(f"{file}: not readable as JSON: {error}") from None
     try:
         return parse_config(raw)
@@ -85,7 +85,7 @@ def parse_config(raw: Any) -> ModelConfig:
         **_layer_types(text),
         **_rope(text),
         "rms_norm_eps": _number(text, "rms_norm_eps", 1e-6),
-        "tie_word_embeddings": bool(raw.get("tie_word_embeddings", text.get("tie_word_embeddings", False))),
+        "tie_word_embeddings": _boolean({**text, **raw}, "tie_word_embeddings"),
         "dtype": _dtype(raw, text),
     }
     config = ModelConfig(**fields)
@@ -122,9 +122,16 @@ def _positive_int(text: dict[str, Any], name: str) -> int:
 
 def _number(text: dict[str, Any], name: str, default: float) -> float:
     value = text.get(name, default)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
         raise ConfigError(f"{name} must be a positive number, not {value!r}")
     return float(value)
+
+
+def _boolean(holder: dict[str, Any], name: str) -> bool:
+    value = holder.get(name, False)
+    if not isinstance(value, bool):
+        raise ConfigError(f"{name} must be true or false, not {value!r}")
+    return value
 
 
 def _refuse_unsupported(raw: dict[str, Any], text: dict[str, Any]) -> None:

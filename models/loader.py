@@ -24,7 +24,7 @@ _TORCH_DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.floa
 
 @runtime_checkable
 class Prepared(Protocol):
-    """A layer that derives small constants (a few KiB) from its weights, once they are loaded."""
+    """A layer that packs its weights, or derives small constants (a few KiB) from them, once they are loaded."""
 
     def prepare(self) -> None: ...
 
@@ -62,10 +62,14 @@ def load_weights(
     for parameter in plan.parameters:
         if statistics.written[parameter.name] != prod(parameter.shape):
             raise AuditError(f"parameter {parameter.name}: {statistics.written[parameter.name]} elements written")
+    return statistics
+
+
+def prepare(module: torch.nn.Module) -> None:
+    """After loading: every layer brings its weights into the form it computes with, one weight at a time."""
     for layer in module.modules():
         if isinstance(layer, Prepared):
             layer.prepare()
-    return statistics
 
 
 def check_allocation(parameters: dict[str, torch.nn.Parameter], plan: WeightPlan) -> None:

@@ -27,7 +27,7 @@ class RankMemory:
         return self.weight_bytes + tokens * self.kv_bytes_per_token + requests * self.state_bytes_per_request
 
     def tokens_that_fit(self, budget: int, requests: int) -> int | None:
-        """KV tokens that fit beside weights and states; None if this stage keeps no KV, negative if those do not fit."""
+        """KV tokens that fit beside weights and states; None if the stage keeps no KV, negative if they do not fit."""
         free = budget - self.total(0, requests)
         if self.kv_bytes_per_token == 0:
             return None if free >= 0 else -1

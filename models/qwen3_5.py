@@ -13,7 +13,7 @@ from splitrank.models.config import ModelConfig
 from splitrank.models.layers.decoder_layer import DecoderLayer
 from splitrank.models.layers.norm import RMSNorm
 from splitrank.models.layers.rotary import RotaryEmbedding
-from splitrank.models.layers.vocabulary import Embedding, Head, compute_logits
+from splitrank.models.layers.vocabulary import Embedding, Head
 from splitrank.models.sharding import StageSlice, TensorShard
 from splitrank.models.stage import StageState, make_layers
 from splitrank.models.state import StageMemory
@@ -47,10 +47,9 @@ class Stage(nn.Module):
             self.lm_head = self._make_head(shard)
 
     def _make_head(self, shard: TensorShard) -> Head:
-        head = Head(self.config.vocab_size, self.config.hidden_size, shard, self.dtype)
-        if self.config.tie_word_embeddings and self.stage.is_first:
-            head.weight = self.embed_tokens.weight
-        return head
+        tied = self.config.tie_word_embeddings and self.stage.is_first
+        weight = self.embed_tokens.weight if tied else None
+        return Head(self.config.vocab_size, self.config.hidden_size, shard, self.dtype, weight)
 
     def forward(
         self, batch: Batch, state: StageState | None, memory: StageMemory, collectives: Collectives
@@ -77,4 +76,5 @@ class Stage(nn.Module):
         if batch.sample_rows.shape[0] == 0:
             return torch.empty((0, self.config.vocab_size))
         rows = (state.residual + state.hidden).index_select(0, batch.sample_rows)
-        return compute_logits(self.norm(rows), self.lm_head.weight, self.lm_head.widths, collectives)
+        logits: torch.Tensor = self.lm_head(self.norm(rows), collectives)
+        return logits

@@ -58,7 +58,8 @@ class StageSlice:
 
 def stage_slice(pp_rank: int, pp_size: int, partition: tuple[int, ...]) -> StageSlice:
     """The stage of ``pp_rank`` under ``partition`` (layers a stage)."""
-    assert len(partition) == pp_size and 0 <= pp_rank < pp_size, (partition, pp_rank, pp_size)
+    assert len(partition) == pp_size, (partition, pp_size)
+    assert 0 <= pp_rank < pp_size, (pp_rank, pp_size)
     start = sum(partition[:pp_rank])
     return StageSlice(pp_rank, pp_size, start, start + partition[pp_rank])
 

@@ -12,7 +12,7 @@ from splitrank.models.sharding import check_partition, equal_partition, stage_sl
 class StageState(NamedTuple):
     """What one stage hands to the next: ``hidden`` and ``residual``, both [tokens, hidden_size], not yet added.
 
-    Unfolded, so that a layer behind a stage border gets exactly what it would get in the same stage: pp changes no bits.
+    Unfolded, so that a layer behind a stage border gets exactly what it would get in the same stage.
     """
 
     hidden: torch.Tensor

@@ -26,7 +26,7 @@ def ignored_rule(name: str) -> str | None:
 
 
 def canonical_name(name: str) -> str:
-    """``model.language_model.layers.3.x`` and ``model.layers.3.x`` -> ``layers.3.x``; others are returned as they are."""
+    """``model.language_model.layers.3.x`` and ``model.layers.3.x`` -> ``layers.3.x``; others stay as they are."""
     prefix = next((prefix for prefix in _PREFIXES if name.startswith(prefix)), "")
     return name[len(prefix) :]
 

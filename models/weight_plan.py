@@ -139,43 +139,41 @@ class _Builder:
         gate_up = [(prefix + f"shared_expert.{name}_proj.weight", shared) for name in ("gate", "up")]
         yield self.stacked(prefix + "shared_expert.gate_up_proj.weight", gate_up, hidden)
         yield self.columns(prefix + "shared_expert.down_proj.weight", hidden, shared)
-        inner = self.shard.even(config.moe_intermediate_size)
-        local, experts = _length(inner), config.num_experts
-        shapes = {"gate_up_proj": (experts, 2 * local, hidden), "down_proj": (experts, hidden, local)}
+        for expert in range(config.num_experts):
+            yield from self.expert(layer, expert)
+
+    def expert(self, layer: int, expert: int) -> Iterator[LocalParameter]:
+        """One routed expert: gate rows above up rows, and the down projection; this rank's part of the inner width."""
+        hidden, inner = self.config.hidden_size, self.shard.even(self.config.moe_intermediate_size)
+        local, prefix = _length(inner), f"layers.{layer}.mlp.experts.{expert}."
+        shapes = {"gate_up_proj": (2 * local, hidden), "down_proj": (hidden, local)}
         for projection, shape in shapes.items():
             fused = self.checkpoint is None or self.checkpoint.has_fused(layer, projection)
-            pieces = (self.fused_experts if fused else self.single_experts)(layer, projection, inner)
-            yield LocalParameter(prefix + f"experts.{projection}", shape, self.dtype, tuple(pieces))
+            pieces = (self.fused_pieces if fused else self.single_pieces)(layer, expert, projection, inner)
+            yield LocalParameter(prefix + projection + ".weight", shape, self.dtype, tuple(pieces))
 
-    def fused_experts(self, layer: int, projection: str, inner: Range) -> Iterator[Piece]:
-        """All experts of this rank's inner columns: gate rows lie before up rows in [E, 2I, H]."""
-        name, every, hidden = (
-            fused_expert_name(layer, projection),
-            (0, self.config.num_experts),
-            (0, self.config.hidden_size),
-        )
+    def fused_pieces(self, layer: int, expert: int, projection: str, inner: Range) -> Iterator[Piece]:
+        """From [E, 2I, H] (gate rows first) or [E, H, I]."""
+        name, here, hidden = fused_expert_name(layer, projection), (expert, expert + 1), (0, self.config.hidden_size)
         if projection == "down_proj":
-            yield Piece(name, (every, hidden, inner), (every, hidden, (0, _length(inner))))
-            return
-        if self.shard.size == 1:  # one contiguous piece
+            yield Piece(name, (here, hidden, inner), (hidden, (0, _length(inner))))
+        elif self.shard.size == 1:  # one contiguous piece
             rows = (0, 2 * self.config.moe_intermediate_size)
-            yield Piece(name, (every, rows, hidden), (every, rows, hidden))
-            return
-        for half in range(2):
-            source = _shifted(inner, half * self.config.moe_intermediate_size)
-            yield Piece(name, (every, source, hidden), (every, _half(inner, half), hidden))
+            yield Piece(name, (here, rows, hidden), (rows, hidden))
+        else:
+            for half in range(2):
+                source = _shifted(inner, half * self.config.moe_intermediate_size)
+                yield Piece(name, (here, source, hidden), (_half(inner, half), hidden))
 
-    def single_experts(self, layer: int, projection: str, inner: Range) -> Iterator[Piece]:
-        """One tensor an expert: gate and up apart."""
+    def single_pieces(self, layer: int, expert: int, projection: str, inner: Range) -> Iterator[Piece]:
+        """From this expert's own tensors: gate and up apart."""
         hidden = (0, self.config.hidden_size)
-        for expert in range(self.config.num_experts):
-            here = (expert, expert + 1)
-            for half, part in enumerate(per_expert_projections(projection)):
-                name = expert_name(layer, expert, part)
-                if part == "down_proj":
-                    yield Piece(name, (hidden, inner), (here, hidden, (0, _length(inner))))
-                else:
-                    yield Piece(name, (inner, hidden), (here, _half(inner, half), hidden))
+        for half, part in enumerate(per_expert_projections(projection)):
+            name = expert_name(layer, expert, part)
+            if part == "down_proj":
+                yield Piece(name, (hidden, inner), (hidden, (0, _length(inner))))
+            else:
+                yield Piece(name, (inner, hidden), (_half(inner, half), hidden))
 
     def vocabulary(self, name: str, source: str) -> LocalParameter:
         """This rank's rows of the embedding or of the head."""
@@ -239,7 +237,9 @@ def audit_plan(plan: WeightPlan) -> None:
             raise AuditError(f"{where}: parameter {parameter.name} is not filled exactly once")
         for piece in parameter.pieces:
             if box_size(piece.source) != box_size(piece.target):
-                raise AuditError(f"{where}: parameter {parameter.name}: tensor …{piece.tensor} gives too little or too much")
+                raise AuditError(
+                    f"{where}: parameter {parameter.name}: tensor …{piece.tensor} gives too little or too much"
+                )
 
 
 def audit_union(plans: Iterable[WeightPlan], checkpoint: Checkpoint) -> None:
@@ -272,4 +272,6 @@ def _disjoint_volume(boxes: list[Box], shape: tuple[int, ...]) -> int:
 
 
 def _overlap(one: Box, other: Box) -> bool:
-    return all(a_start < b_stop and b_start < a_stop for (a_start, a_stop), (b_start, b_stop) in zip(one, other, strict=True))
+    return all(
+        a_start < b_stop and b_start < a_stop for (a_start, a_stop), (b_start, b_stop) in zip(one, other, strict=True)
+    )

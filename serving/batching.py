@@ -11,7 +11,7 @@ from splitrank.serving.messages import SequencePlan
 
 @dataclass(frozen=True)
 class PlannedBatch:
-    """``sampled`` lists the sequences of ``batch.sample_rows``, row for row; the plan's order among the sampled ones."""
+    """``sampled`` lists the sequences of ``batch.sample_rows``, row for row, in the plan's order."""
 
     batch: Batch
     sampled: list[SequencePlan]

@@ -8,7 +8,7 @@ import torch
 from splitrank.comm.mesh import Mesh, mesh_position
 from splitrank.models.checkpoint import open_checkpoint
 from splitrank.models.config import read_config
-from splitrank.models.loader import load_weights
+from splitrank.models.loader import load_weights, prepare
 from splitrank.models.memory import GIB, rank_memory
 from splitrank.models.qwen3_5 import Stage
 from splitrank.models.sharding import TensorShard, stage_slice
@@ -63,7 +63,9 @@ class Worker:
             self.spec.page_size,
             self.spec.max_running_requests,
         )
-        return self._report(plan)
+        report = self._report(plan)
+        prepare(self.model)
+        return report
 
     def _report(self, plan: WeightPlan) -> str:
         """One line of the start-up table; planned and allocated bytes must be equal."""

@@ -103,7 +103,7 @@ class StageRunner:
         return [by_request[plan.request] for plan in plans]
 
     def prefill(self, sequence: Sequence, tokens: list[int], chunk: int = CHUNK) -> torch.Tensor:
-        """The prompt in chunks that end at multiples of ``chunk``, as the scheduler cuts it; logits [len(tokens), vocab]."""
+        """The prompt in chunks that end at multiples of ``chunk``, as the scheduler cuts it: [len(tokens), vocab]."""
         parts = [tokens[start : start + chunk] for start in range(0, len(tokens), chunk)]
         return torch.cat([self.step(sequence.take(part))[0] for part in parts])
 

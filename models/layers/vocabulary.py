@@ -6,6 +6,7 @@ from torch import nn
 
 from splitrank.comm.collectives import Collectives
 from splitrank.models.layers.norm import empty_parameter
+from splitrank.models.ops.linear import linear, pack
 from splitrank.models.sharding import TensorShard
 
 
@@ -27,17 +28,28 @@ class Embedding(nn.Module):
 
 
 class Head(nn.Module):
-    """Logits over the whole vocabulary, gathered from the ranks' columns."""
+    """Logits over the whole vocabulary, gathered from the ranks' columns. ``weight``: the embedding's, if tied."""
 
-    def __init__(self, vocab_size: int, hidden_size: int, shard: TensorShard, dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        vocab_size: int,
+        hidden_size: int,
+        shard: TensorShard,
+        dtype: torch.dtype,
+        weight: nn.Parameter | None = None,
+    ) -> None:
         super().__init__()
         shards = [TensorShard(rank, shard.size).vocabulary(vocab_size) for rank in range(shard.size)]
         self.widths = tuple(stop - start for start, stop in shards)
-        self.weight = empty_parameter(self.widths[shard.rank], hidden_size, dtype=dtype)
+        own = empty_parameter(self.widths[shard.rank], hidden_size, dtype=dtype) if weight is None else weight
+        self.is_tied = weight is not None
+        self.weight = own
 
+    def prepare(self) -> None:
+        """After loading: packs a weight of its own; a tied one stays plain, since the embedding reads its rows."""
+        self.packed = self.weight.data if self.is_tied else pack(self.weight.data)
+        del self.weight
 
-def compute_logits(
-    hidden: torch.Tensor, weight: torch.Tensor, widths: tuple[int, ...], collectives: Collectives
-) -> torch.Tensor:
-    """hidden [S, hidden_size], weight [local_vocab, hidden_size] -> float32 logits [S, vocab_size] on every rank."""
-    return collectives.all_gather_columns(F.linear(hidden, weight), widths).float()
+    def forward(self, hidden: torch.Tensor, collectives: Collectives) -> torch.Tensor:
+        """hidden [S, hidden_size] -> float32 logits [S, vocab_size] on every rank."""
+        return collectives.all_gather_columns(linear(hidden, self.packed), self.widths).float()

@@ -50,9 +50,10 @@ def chunked_delta_rule(
     beta: torch.Tensor,
     state: torch.Tensor,
 ) -> torch.Tensor:
-    """T tokens of one sequence: q, k [T, K, d], v [T, H, v], log_decay, beta [T, H] -> [T, H, v]; state [H, d, v] updated.
+    """T tokens of one sequence: q, k [T, K, d], v [T, H, v], log_decay, beta [T, H] -> [T, H, v].
 
-    Inside a block the updates form a unit lower-triangular system; between blocks the state is carried.
+    Inside a block the updates form a unit lower-triangular system; between blocks ``state`` [H, d, v] is carried, and
+    it is updated in place.
     """
     length = v.shape[0]
     repeats = v.shape[1] // q.shape[1]

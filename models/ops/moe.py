@@ -1,10 +1,12 @@
 """Routing and the routed experts with torch operations.
 
-Legend: T tokens, E experts, k experts a token, I inner width of this rank, H hidden size.
+Legend: T tokens, E experts, k experts a token, H hidden size.
 """
 
+from collections.abc import Callable
+from typing import Protocol
+
 import torch
-import torch.nn.functional as F
 
 
 def route(logits: torch.Tensor, top_k: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
@@ -13,37 +15,39 @@ def route(logits: torch.Tensor, top_k: int, dtype: torch.dtype) -> tuple[torch.T
     return experts, (weights / weights.sum(-1, keepdim=True)).to(dtype)
 
 
-def routed_experts(
-    x: torch.Tensor, experts: torch.Tensor, weights: torch.Tensor, gate_up: torch.Tensor, down: torch.Tensor
-) -> torch.Tensor:
-    """x [T, H], experts and weights [T, k], gate_up [E, 2I, H], down [E, H, I] -> [T, H], this rank's share.
+class Experts(Protocol):
+    """E functions [n, H] -> [n, H], one an expert."""
 
-    Tokens are sorted by expert once, so that each expert costs two GEMMs into a shared buffer and nothing else.
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, expert: int, /) -> Callable[[torch.Tensor], torch.Tensor]: ...
+
+
+def routed_experts(
+    x: torch.Tensor,
+    chosen: torch.Tensor,
+    weights: torch.Tensor,
+    experts: Experts,
+) -> torch.Tensor:
+    """x [T, H], chosen and weights [T, k] -> [T, H], this rank's share.
+
+    Tokens are sorted by expert once, so that an expert costs its GEMMs and next to nothing else. The weighted sum over
+    a token's experts is one float32 product.
     """
-    num_tokens, top_k = experts.shape
-    order = experts.view(-1).argsort(stable=True)
-    counts = torch.bincount(experts.view(-1), minlength=gate_up.shape[0]).tolist()
-    runs = _runs(counts)
-    sorted_x = x[order // top_k]
-    hidden = x.new_empty((len(order), gate_up.shape[1]))
-    for expert, rows in runs:
-        torch.mm(sorted_x[rows], gate_up[expert].t(), out=hidden[rows])
-    gate, up = hidden.chunk(2, dim=-1)
-    inner = F.silu(gate) * up
-    out = x.new_empty((len(order), x.shape[1]))
-    for expert, rows in runs:
-        torch.mm(inner[rows], down[expert].t(), out=out[rows])
+    num_tokens, top_k = chosen.shape
+    if num_tokens == 1:
+        out = torch.cat([experts[expert](x) for expert in chosen[0].tolist()])
+        return _weighted(weights, out[None], x.dtype)
+    flat = chosen.view(-1)
+    order = flat.argsort(stable=True)
+    counts = torch.bincount(flat, minlength=len(experts)).tolist()
+    parts = torch.split(x[order // top_k], counts)
+    out = torch.cat([experts[expert](part) for expert, part in enumerate(parts) if counts[expert]])
     back = torch.empty_like(order)
     back[order] = torch.arange(len(order))
-    per_token = out[back].view(num_tokens, top_k, -1)
-    return torch.matmul(weights.float().unsqueeze(1), per_token.float()).squeeze(1).to(x.dtype)
+    return _weighted(weights, out[back].view(num_tokens, top_k, -1), x.dtype)
 
 
-def _runs(counts: list[int]) -> list[tuple[int, slice]]:
-    """Expert and its rows among the sorted tokens, for experts that have any."""
-    runs, start = [], 0
-    for expert, count in enumerate(counts):
-        if count:
-            runs.append((expert, slice(start, start + count)))
-        start += count
-    return runs
+def _weighted(weights: torch.Tensor, out: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """weights [T, k], out [T, k, H] -> [T, H]."""
+    return torch.bmm(weights.float().unsqueeze(1), out.float()).squeeze(1).to(dtype)

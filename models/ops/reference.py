@@ -75,7 +75,7 @@ def route(logits: torch.Tensor, top_k: int) -> tuple[list[list[int]], torch.Tens
     """logits [T, E] -> the experts of each token, likeliest first, and their shares [T, top_k], which sum to 1."""
     chosen, shares = [], []
     for row in torch.softmax(logits, dim=-1):
-        best = sorted(range(len(row)), key=lambda expert, row=row: (-float(row[expert]), expert))[:top_k]
+        best = row.argsort(descending=True, stable=True)[:top_k].tolist()
         chosen.append(best)
         shares.append(row[best] / row[best].sum())
     return chosen, torch.stack(shares)

@@ -85,7 +85,9 @@ def test_every_form_of_a_checkpoint_gives_the_same_parameters(
     """A_log and the gated norm, stored in bfloat16, are rounded; all else is the same bit for bit."""
     other = Folder(write_checkpoint(reference, tmp_path, **variant))
     for plan, other_plan in zip(folder.plans((2, 3), tp), other.plans((2, 3), tp), strict=True):
-        expected, found = (dict(f.load(p, (2, 3))[0].named_parameters()) for f, p in ((folder, plan), (other, other_plan)))
+        expected, found = (
+            dict(f.load(p, (2, 3))[0].named_parameters()) for f, p in ((folder, plan), (other, other_plan))
+        )
         for name, tensor in expected.items():
             rounded = not variant.get("f32_a_log", True) and name.endswith(("A_log", "linear_attn.norm.weight"))
             assert torch.equal(found[name], tensor.bfloat16().float() if rounded else tensor), name

@@ -78,7 +78,8 @@ def test_a_stage_plans_no_tensor_of_another_stage(model: Model) -> None:
         assert layers == set(plan.stage.layers)
         ends = {name for name in tensors if not name.startswith("layers.")}
         head = "embed_tokens.weight" if model.config.tie_word_embeddings else "lm_head.weight"
-        assert ends == ({"embed_tokens.weight"} if plan.stage.is_first else {head, "norm.weight"} if plan.stage.is_last else set())
+        first, last = {"embed_tokens.weight"}, {head, "norm.weight"}
+        assert ends == (first if plan.stage.is_first else last if plan.stage.is_last else set())
 
 
 # ------------------------------------------------------------------ plans broken on purpose
@@ -140,7 +141,7 @@ def test_ranks_that_together_leave_a_hole_fail_the_audit(model: Model, name: str
     plans = model.plans()
     audit_union(plans, model.checkpoint)
     plans[0] = with_pieces(plans[0], name, change)
-    with pytest.raises(AuditError, match=rf"model\.safetensors: tensor '.*{tensor}.*' *: -?\d+ of \d+ elements planned"):
+    with pytest.raises(AuditError, match=rf"model\.safetensors: tensor '.*{tensor}.*': -?\d+ of \d+ elements"):
         audit_union(plans, model.checkpoint)
 
 

@@ -38,7 +38,9 @@ def test_all_tokens_to_one_expert() -> None:
     x, gate_up, down = random(6, 4, seed=1), random(3, 4, 4, seed=2), random(3, 4, 2, seed=3)
     experts, weights = torch.full((6, 1), 2), torch.ones(6, 1)
     expected = reference.routed_experts(x.double(), experts, weights.double(), gate_up.double(), down.double())
-    torch.testing.assert_close(routed_experts(x, experts, weights, gate_up, down).double(), expected, atol=BOUND, rtol=BOUND)
+    torch.testing.assert_close(
+        routed_experts(x, experts, weights, gate_up, down).double(), expected, atol=BOUND, rtol=BOUND
+    )
 
 
 def test_the_inner_width_split_over_ranks_sums_to_the_whole() -> None:
@@ -46,7 +48,9 @@ def test_the_inner_width_split_over_ranks_sums_to_the_whole() -> None:
     experts, weights = route(random(5, 4, seed=4), 2, torch.float32)
     gate, up = gate_up.chunk(2, dim=1)
     shares = [
-        routed_experts(x, experts, weights, torch.cat((gate[:, part], up[:, part]), dim=1), down[..., part].contiguous())
+        routed_experts(
+            x, experts, weights, torch.cat((gate[:, part], up[:, part]), dim=1), down[..., part].contiguous()
+        )
         for part in (slice(0, 2), slice(2, 4), slice(4, 6))
     ]
     torch.testing.assert_close(sum(shares), routed_experts(x, experts, weights, gate_up, down), atol=BOUND, rtol=BOUND)

@@ -1,0 +1,48 @@
+"""x W^T with the weight in the layout that the machine computes fastest with.
+
+On a CPU that is oneDNN's blocked layout, made once after loading: torch would otherwise repack (bf16) or walk (float32)
+the plain weight in every call. Measured on two cores, weights not in cache: 1.3 to 1.8 times faster at 1 to 8 rows. And
+a row's bits do not depend on how many rows there are, which plain ``mm`` in float32 does not promise.
+"""
+
+import torch
+import torch.nn.functional as F
+
+# Packing needs both layouts of one weight at once; a weight larger than this (a large head) stays plain.
+MAX_PACKED_BYTES = 48 * 2**20
+# Rows below one block of 64 are mostly padding when packed; above, padding costs 63 rows at most.
+_MIN_ROWS = 64
+
+
+def pack(weight: torch.Tensor) -> torch.Tensor:
+    """weight [N, K] -> the same values for ``linear``: packed where that is possible and worth it, else unchanged."""
+    packable = (
+        weight.device.type == "cpu"
+        and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+        and weight.dtype in (torch.bfloat16, torch.float32)
+        and weight.nbytes <= MAX_PACKED_BYTES
+        and weight.shape[0] >= _MIN_ROWS
+    )
+    return torch.ops.mkldnn._reorder_linear_weight(weight, 8) if packable else weight
+
+
+def linear(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """x [T, K], weight [N, K] from ``pack`` -> [T, N]."""
+    if weight.layout is not torch._mkldnn:  # type: ignore[attr-defined]
+        return F.linear(x, weight)
+    num_rows = x.shape[0]
+    padding = row_bucket(num_rows) - num_rows
+    x = F.pad(x, (0, 0, 0, padding)) if padding else x.contiguous()
+    out: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
+    return out[:num_rows]
+
+
+def row_bucket(num_rows: int) -> int:
+    """Rows to compute for ``num_rows``: every count up to 8, then four sizes an octave.
+
+    oneDNN compiles a kernel for every new row count (1.5 to 3 ms, 1,024 are kept): prompts and experts bring hundreds.
+    """
+    if num_rows <= 8:
+        return num_rows
+    step = 1 << (num_rows.bit_length() - 3)
+    return -(-num_rows // step) * step
