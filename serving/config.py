@@ -28,7 +28,7 @@ class EngineConfig:
     pp: int = option(1, "pipeline stages", aliases=("pp-size", "pipeline-parallel-size"))
     pp_partition: tuple[int, ...] = option((), "layers of each stage, e.g. 20,20; balanced by bytes if not given")
     threads_per_rank: int = option(0, "torch threads of a rank; 0: cores divided by ranks, at least 1")
-    max_model_len: int = option(0, "longest prompt plus output in tokens; 0: the model's, or what the memory holds")
+    max_model_len: int = option(0, "longest prompt plus output in tokens; 0: the model's, at most 32768 and what fits")
     max_running_requests: int = option(32, "requests computed at once (one recurrent-state slot each)")
     max_queued_requests: int = option(4096, "requests waiting beyond those; more are refused with 503")
     page_size: int = option(64, "tokens of one KV page")

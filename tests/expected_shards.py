@@ -78,14 +78,20 @@ def _mixer(own: Tensors, model: Qwen3_5MoeForCausalLM, shard: TensorShard) -> Te
 
 def _moe(own: Tensors, shard: TensorShard) -> Tensors:
     def half(weight: torch.Tensor) -> torch.Tensor:
-        return weight.chunk(shard.size, dim=-2)[shard.rank]
+        return weight.chunk(shard.size)[shard.rank]
 
-    gate, up = own["mlp.experts.gate_up_proj"].chunk(2, dim=1)
-    shared = [half(own[f"mlp.shared_expert.{name}_proj.weight"]) for name in ("gate", "up")]
-    return {
+    def gate_up(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+        return torch.cat((half(gate), half(up)))
+
+    shared = (own[f"mlp.shared_expert.{name}_proj.weight"] for name in ("gate", "up"))
+    expected = {
         "mlp.router.weight": torch.cat((own["mlp.gate.weight"], own["mlp.shared_expert_gate.weight"])),
-        "mlp.shared_expert.gate_up_proj.weight": torch.cat(shared),
+        "mlp.shared_expert.gate_up_proj.weight": gate_up(*shared),
         "mlp.shared_expert.down_proj.weight": _columns(own["mlp.shared_expert.down_proj.weight"], shard),
-        "mlp.experts.gate_up_proj": torch.cat((half(gate), half(up)), dim=1),
-        "mlp.experts.down_proj": _columns(own["mlp.experts.down_proj"], shard),
     }
+    for expert, (fused, down) in enumerate(
+        zip(own["mlp.experts.gate_up_proj"], own["mlp.experts.down_proj"], strict=True)
+    ):
+        expected[f"mlp.experts.{expert}.gate_up_proj.weight"] = gate_up(*fused.chunk(2))
+        expected[f"mlp.experts.{expert}.down_proj.weight"] = _columns(down, shard)
+    return expected

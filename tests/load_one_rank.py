@@ -8,7 +8,7 @@ import torch
 
 from splitrank.models.checkpoint import open_checkpoint
 from splitrank.models.config import read_config
-from splitrank.models.loader import load_weights
+from splitrank.models.loader import load_weights, prepare
 from splitrank.models.memory import plan_all_ranks
 from splitrank.models.qwen3_5 import Stage
 from splitrank.models.sharding import equal_partition
@@ -30,6 +30,9 @@ def main(folder: Path, pp: int, tp: int, rank: int) -> None:
     plan = plan_all_ranks(config, tp, partition, "bfloat16", checkpoint)[rank]
     stage = Stage(config, plan.stage, partition, plan.shard, torch.bfloat16)
     load_weights(stage, plan, checkpoint)
+    after_load = resident_bytes("VmHWM")
+    prepare(stage)
+    print(after_load - after_imports, file=sys.stderr)
     extra = resident_bytes("VmHWM") - after_imports
     print(json.dumps({"local_bytes": plan.num_bytes, "peak_extra_bytes": extra}))
 

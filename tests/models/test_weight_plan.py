@@ -100,16 +100,16 @@ def shifted(piece: Piece, box: str, dim: int, by: int) -> Piece:
     return replace(piece, **{box: tuple(ranges)})
 
 
-EXPERTS = "layers.1.mlp.experts.gate_up_proj"  # per expert in the mixed form: 8 experts, gate and up
+EXPERT = "layers.1.mlp.experts.5.gate_up_proj.weight"  # per expert in the mixed form: gate and up apart
 IN_PROJ = "layers.0.linear_attn.in_proj.weight"  # six pieces
 
 
-@pytest.mark.parametrize("name", [EXPERTS, IN_PROJ])
+@pytest.mark.parametrize("name", [EXPERT, IN_PROJ])
 @pytest.mark.parametrize(
     "change",
     [
         lambda pieces: pieces[:-1],
-        lambda pieces: pieces + pieces[3:4],
+        lambda pieces: pieces + pieces[1:2],
         lambda pieces: (pieces[1], *pieces[1:]),
         lambda pieces: (shifted(pieces[0], "target", -2, 1), *pieces[1:]),
         lambda pieces: (*pieces[:-1], shifted(pieces[-1], "target", -2, 1)),
@@ -130,8 +130,8 @@ def test_a_parameter_not_filled_exactly_once_fails_the_audit(model: Model, name:
         (IN_PROJ, lambda p: p[1:], "in_proj_qkv"),
         (IN_PROJ, lambda p: (shifted(p[0], "source", 0, 1), *p[1:]), "in_proj_qkv"),
         (IN_PROJ, lambda p: (*p[:-1], replace(p[-1], tensor=p[-2].tensor)), "in_proj_a"),
-        (EXPERTS, lambda p: (replace(p[0], tensor=p[2].tensor), *p[1:]), "experts.0.gate_proj"),
-        ("layers.0.mlp.experts.down_proj", lambda p: (shifted(p[0], "source", 2, 8),), "experts.down_proj"),
+        (EXPERT, lambda p: (replace(p[0], tensor=p[1].tensor), *p[1:]), "experts.5.gate_proj"),
+        ("layers.0.mlp.experts.3.down_proj.weight", lambda p: (shifted(p[0], "source", 2, 8),), "experts.down_proj"),
         ("layers.0.linear_attn.out_proj.weight", lambda p: (shifted(p[0], "source", 1, -1),), "out_proj"),
         ("embed_tokens.weight", lambda p: (shifted(p[0], "source", 0, 1),), "embed_tokens"),
     ],

@@ -1,0 +1,99 @@
+"""``splitrank generate`` over two stages: complete, resumable, every line answered once."""
+
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.e2e.servers import ROOT, environment, processes_of, run_command, run_dirs, splitrank_command, wait_until
+
+FLAGS = ("--pp", 2, "--dtype", "float32", "--threads-per-rank", 1, "--max-model-len", 2048)
+
+
+def mixed_line(index: int, max_tokens: int) -> dict[str, Any]:
+    """Chat and completions, greedy and sampled, text and ids, long and short."""
+    sampling = {"temperature": 0} if index % 3 else {"temperature": 1.0, "seed": index}
+    body = {"max_tokens": max_tokens, "ignore_eos": True, **sampling}
+    line = {"custom_id": f"request-{index}", "method": "POST", "url": "/v1/completions"}
+    if index % 2:
+        messages = [{"role": "user", "content": f"Número {index}: what is {index} + 1? 数"}]
+        return {**line, "url": "/v1/chat/completions", "body": {**body, "messages": messages}}
+    return {**line, "body": {**body, "prompt": [index + 5] * (1 + index * 9) if index % 4 else f"Line {index}"}}
+
+
+def write_input(folder: Path, num_lines: int, max_tokens: int) -> Path:
+    file = folder / "in.jsonl"
+    lines = [json.dumps(mixed_line(index, max_tokens), ensure_ascii=False) for index in range(num_lines)]
+    file.write_text("\n".join(lines))
+    return file
+
+
+def read_results(file: Path) -> dict[str, Any]:
+    """By custom_id; a line twice is an error."""
+    results: dict[str, Any] = {}
+    for line in file.read_text().splitlines():
+        result = json.loads(line)
+        assert result["custom_id"] not in results
+        results[result["custom_id"]] = result
+    return results
+
+
+def text_of(result: dict[str, Any]) -> str:
+    choice = result["response"]["body"]["choices"][0]
+    text: str = choice["message"]["content"] if "message" in choice else choice["text"]
+    return text
+
+
+def test_every_line_is_answered(temporary: Path) -> None:
+    source, output = write_input(temporary, 24, max_tokens=12), temporary / "out.jsonl"
+    command = ("generate", "--input", source, "--output", output, *FLAGS)
+    finished = run_command(temporary, *command)
+    assert finished.returncode == 0, finished.stderr
+    assert "24 answered, 0 failed" in finished.stderr
+    results = read_results(output)
+    assert set(results) == {f"request-{index}" for index in range(24)}
+    for result in results.values():
+        assert result["error"] is None
+        assert result["response"]["status_code"] == 200
+        assert result["response"]["body"]["usage"]["completion_tokens"] == 12
+    again = run_command(temporary, *command)
+    assert (again.returncode, read_results(output)) == (0, results)
+    assert "all 24 requests were answered before" in again.stderr
+
+
+@pytest.mark.parametrize("victim", ["front", "rank"])
+def test_a_killed_run_continues_where_it_was(temporary: Path, victim: str) -> None:
+    """The answers after the interruption are those of a run without one."""
+    source, output = write_input(temporary, 24, max_tokens=60), temporary / "out.jsonl"
+    command = ("generate", "--input", source, "--output", output, *FLAGS, "--concurrency", 4)
+    with open(temporary / "stderr", "w") as stderr:
+        first = subprocess.Popen(splitrank_command(*command), cwd=ROOT, env=environment(temporary), stderr=stderr)
+    try:
+        wait_until(lambda: output.exists() and output.read_bytes().count(b"\n") >= 4, "the first answers", 60)
+        if victim == "front":
+            first.kill()
+        else:
+            next(p for p in processes_of(temporary) if p.cmdline()[-2:] == ["--rank", "1"]).kill()
+        assert first.wait(timeout=30) == (-9 if victim == "front" else 1)
+    finally:
+        first.kill()
+        first.wait(timeout=10)
+    wait_until(lambda: len(processes_of(temporary)) == 0 and not run_dirs(temporary), "the processes to end")
+    if victim == "rank":
+        assert "run the same command again" in (temporary / "stderr").read_text()
+    before = read_results(output)
+    assert 4 <= len(before) < 24
+    finished = run_command(temporary, *command)
+    assert finished.returncode == 0, finished.stderr
+    assert f"{len(before)} answered before" in finished.stderr
+    results = read_results(output)
+    assert len(results) == 24
+    assert {name: results[name] for name in before} == before
+    whole = run_command(temporary, *command, "--overwrite")
+    assert whole.returncode == 0, whole.stderr
+    uninterrupted = read_results(output)
+    assert {name: text_of(results[name]) for name in results} == {
+        name: text_of(uninterrupted[name]) for name in uninterrupted
+    }
