@@ -102,7 +102,7 @@ def adjust_logits(logits: torch.Tensor, state: SamplingState) -> torch.Tensor:
         logits[list(tokens)] -= penalty
     if state.num_output < params.min_tokens and state.stop_ids:
         logits[list(state.stop_ids)] = -torch.inf
-    # Finite, also when every token is banned or a tiny repetition penalty overflows: softmax has no answer to infinities.
+    # Finite, also when every token is banned or a tiny repetition penalty overflows: softmax cannot take infinities.
     limits = torch.finfo(logits.dtype)
     return logits.clamp_(limits.min, limits.max)
 

@@ -30,9 +30,7 @@ def main(folder: Path, pp: int, tp: int, rank: int) -> None:
     plan = plan_all_ranks(config, tp, partition, "bfloat16", checkpoint)[rank]
     stage = Stage(config, plan.stage, partition, plan.shard, torch.bfloat16)
     load_weights(stage, plan, checkpoint)
-    after_load = resident_bytes("VmHWM")
     prepare(stage)
-    print(after_load - after_imports, file=sys.stderr)
     extra = resident_bytes("VmHWM") - after_imports
     print(json.dumps({"local_bytes": plan.num_bytes, "peak_extra_bytes": extra}))
 

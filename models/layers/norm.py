@@ -1,13 +1,26 @@
 """RMS norms of Qwen3.5: the zero-centred one of the residual stream, and the gated one of DeltaNet."""
 
+import mmap
+from math import prod
+
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+_OWN_MAPPING_BYTES = 64 * 2**10
+
 
 def empty_parameter(*shape: int, dtype: torch.dtype) -> nn.Parameter:
-    """A parameter of uninitialised storage, to be filled by the loader."""
-    return nn.Parameter(torch.empty(shape, dtype=dtype), requires_grad=False)
+    """A parameter of uninitialised storage, to be filled by the loader.
+
+    A large one lies in a mapping of its own, which goes back to the system when packing lets the plain weight go: malloc
+    keeps such holes, and they were 200 MB of a rank of 650.
+    """
+    num_bytes = prod(shape) * dtype.itemsize
+    if num_bytes < _OWN_MAPPING_BYTES:
+        return nn.Parameter(torch.empty(shape, dtype=dtype), requires_grad=False)
+    storage = mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    return nn.Parameter(torch.frombuffer(storage, dtype=dtype).view(shape), requires_grad=False)
 
 
 class RMSNorm(nn.Module):

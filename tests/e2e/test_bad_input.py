@@ -91,11 +91,16 @@ def no_weights(folder: Path) -> None:
     (folder / WEIGHTS).unlink()
 
 
+def missing_tensor(folder: Path) -> None:
+    own_weights(folder, lambda data: change_header(data, lambda header: header.pop(SOME_TENSOR)))
+
+
 def extra_tensor(folder: Path) -> None:
     def change(header: dict[str, Any]) -> None:
-        header["model.language_model.layers.3.self_attn.extra.weight"] = header.pop(SOME_TENSOR)
+        end = max(entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__")
+        header["model.language_model.extra.weight"] = {"dtype": "BF16", "shape": [2], "data_offsets": [end, end + 4]}
 
-    own_weights(folder, lambda data: change_header(data, change))
+    own_weights(folder, lambda data: change_header(data, change) + bytes(4))
 
 
 def other_shape(folder: Path) -> None:
@@ -152,7 +157,8 @@ BROKEN: list[tuple[Callable[[Path], None], list[str]]] = [
     (empty_shard, [WEIGHTS]),
     (pickled_only, ["pickle"]),
     (no_weights, ["safetensors"]),
-    (extra_tensor, ["self_attn"]),
+    (missing_tensor, [WEIGHTS, "layers.3.self_attn.q_proj.weight"]),
+    (extra_tensor, [WEIGHTS, "model.language_model.extra.weight"]),
     (other_shape, [WEIGHTS, SOME_TENSOR]),
     (other_dtype, [WEIGHTS, SOME_TENSOR, "I16"]),
     (missing_shard, ["model-2.safetensors"]),

@@ -101,7 +101,9 @@ def test_unsupported_is_said_not_ignored(server: Server, asked: dict[str, Any]) 
     check(server.http.post(CHAT, json={**HELLO, **asked}), 400, "not supported")
 
 
-@pytest.mark.parametrize("messages", [[], [{"role": "robot", "content": "x"}], [{"role": "system", "content": "x"}], "x"])
+@pytest.mark.parametrize(
+    "messages", [[], [{"role": "robot", "content": "x"}], [{"role": "system", "content": "x"}], "x"]
+)
 def test_messages_that_no_template_takes(server: Server, messages: Any) -> None:
     check(server.http.post(CHAT, json={"messages": messages}), 400)
 

@@ -7,7 +7,7 @@ from typing import Any
 from tests.e2e.servers import Server, wait_until
 
 NUM_REQUESTS = 32
-WORDS = "river stone cloud seven maple engine window yellow market silver".split()
+WORDS = ["river", "stone", "cloud", "seven", "maple", "engine", "window", "yellow", "market", "silver"]
 
 
 def requests_of_all_lengths() -> list[dict[str, Any]]:

@@ -67,7 +67,9 @@ def check_death(server: Server, victim: psutil.Process, number: signal.Signals, 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_killed_rank(rank: int) -> None:
     with Server("--pp", 2) as server:
-        check_death(server, server.rank(rank), signal.SIGKILL, f"rank {rank} (stage {rank}, tp 0) was killed by signal 9")
+        check_death(
+            server, server.rank(rank), signal.SIGKILL, f"rank {rank} (stage {rank}, tp 0) was killed by signal 9"
+        )
 
 
 @pytest.mark.parametrize("rank", [0, 1])

@@ -5,9 +5,16 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-import pytest
-
-from tests.e2e.servers import ROOT, environment, processes_of, run_command, run_dirs, splitrank_command, wait_until
+from tests.e2e.servers import (
+    EXIT_LIMIT_S,
+    ROOT,
+    environment,
+    processes_of,
+    run_command,
+    run_dirs,
+    splitrank_command,
+    wait_until,
+)
 
 FLAGS = ("--pp", 2, "--dtype", "float32", "--threads-per-rank", 1, "--max-model-len", 2048)
 
@@ -63,37 +70,41 @@ def test_every_line_is_answered(temporary: Path) -> None:
     assert "all 24 requests were answered before" in again.stderr
 
 
-@pytest.mark.parametrize("victim", ["front", "rank"])
-def test_a_killed_run_continues_where_it_was(temporary: Path, victim: str) -> None:
-    """The answers after the interruption are those of a run without one."""
-    source, output = write_input(temporary, 24, max_tokens=60), temporary / "out.jsonl"
-    command = ("generate", "--input", source, "--output", output, *FLAGS, "--concurrency", 4)
+def kill_during(temporary: Path, command: tuple[object, ...], output: Path, victim: str, num_lines: int) -> None:
+    """Runs the command until ``num_lines`` are answered, kills the front or a rank, and waits for the end of all."""
     with open(temporary / "stderr", "w") as stderr:
-        first = subprocess.Popen(splitrank_command(*command), cwd=ROOT, env=environment(temporary), stderr=stderr)
+        running = subprocess.Popen(splitrank_command(*command), cwd=ROOT, env=environment(temporary), stderr=stderr)
     try:
-        wait_until(lambda: output.exists() and output.read_bytes().count(b"\n") >= 4, "the first answers", 60)
+        wait_until(lambda: output.exists() and output.read_bytes().count(b"\n") >= num_lines, "answers", 60)
         if victim == "front":
-            first.kill()
+            running.kill()
         else:
             next(p for p in processes_of(temporary) if p.cmdline()[-2:] == ["--rank", "1"]).kill()
-        assert first.wait(timeout=30) == (-9 if victim == "front" else 1)
+        assert running.wait(timeout=EXIT_LIMIT_S) == (-9 if victim == "front" else 1)
     finally:
-        first.kill()
-        first.wait(timeout=10)
-    wait_until(lambda: len(processes_of(temporary)) == 0 and not run_dirs(temporary), "the processes to end")
-    if victim == "rank":
-        assert "run the same command again" in (temporary / "stderr").read_text()
-    before = read_results(output)
-    assert 4 <= len(before) < 24
+        running.kill()
+        running.wait(timeout=10)
+    wait_until(lambda: not processes_of(temporary) and not run_dirs(temporary), "the processes to end")
+
+
+def test_a_run_killed_twice_ends_like_one_without_interruption(temporary: Path) -> None:
+    source, output = write_input(temporary, 16, max_tokens=24), temporary / "out.jsonl"
+    command = ("generate", "--input", source, "--output", output, *FLAGS, "--concurrency", 2)
+    kill_during(temporary, command, output, "rank", 2)
+    assert "run the same command again" in (temporary / "stderr").read_text()
+    first = read_results(output)
+    kill_during(temporary, command, output, "front", len(first) + 2)
+    with open(output, "ab") as torn:
+        torn.write(b'{"id": "batch_req_')  # what a kill in the middle of a write leaves
     finished = run_command(temporary, *command)
     assert finished.returncode == 0, finished.stderr
-    assert f"{len(before)} answered before" in finished.stderr
     results = read_results(output)
-    assert len(results) == 24
-    assert {name: results[name] for name in before} == before
+    assert len(results) == 16
+    assert {name: results[name] for name in first} == first
+    assert 2 <= len(first) < 16
     whole = run_command(temporary, *command, "--overwrite")
     assert whole.returncode == 0, whole.stderr
     uninterrupted = read_results(output)
-    assert {name: text_of(results[name]) for name in results} == {
-        name: text_of(uninterrupted[name]) for name in uninterrupted
+    assert {name: text_of(result) for name, result in results.items()} == {
+        name: text_of(result) for name, result in uninterrupted.items()
     }

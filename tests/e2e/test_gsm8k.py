@@ -15,7 +15,9 @@ def write_questions(file: Path, numbers: range) -> Path:
             name = NAMES[number % len(NAMES)]
             question = f"{name} has {number} apples and buys {number + 2} more. How many apples does {name} have?"
             total = 2 * number + 2
-            answer = f"{name} has {number} + {number + 2} = <<{number}+{number + 2}={total}>>{total} apples.\n#### {total}"
+            answer = (
+                f"{name} has {number} + {number + 2} = <<{number}+{number + 2}={total}>>{total} apples.\n#### {total}"
+            )
             lines.write(json.dumps({"question": question, "answer": answer}) + "\n")
     return file
 

@@ -11,7 +11,7 @@ from splitrank.serving.sampling_params import SamplingParams
 from tests.e2e.servers import wait_until
 
 OPTIONS: dict[str, Any] = {"dtype": "float32", "threads_per_rank": 1, "max_model_len": 1024}
-SHORT = SamplingParams(temperature=0, max_tokens=24, ignore_eos=True)
+SHORT = SamplingParams(temperature=0, max_tokens=16, ignore_eos=True)
 PROMPTS: list[str | list[int]] = ["Once upon a time", "7 * 6 =", [9] * 70, [3, 1, 4, 1, 5] * 60]
 
 
@@ -29,12 +29,12 @@ def one_rank() -> list[list[int]]:
     return answers(PROMPTS, SHORT)
 
 
-LAYOUTS = [{"pp": 2}, {"pp": 3}, {"pp": 4}, {"pp": 2, "pp_partition": (1, 7)}, {"tp": 2}, {"tp": 4}, {"tp": 2, "pp": 2}]
+LAYOUTS = [{"pp": 2}, {"pp": 3, "pp_partition": (1, 5, 2)}, {"tp": 4}, {"tp": 2, "pp": 2}]
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
 def test_layouts_give_the_same_tokens(one_rank: list[list[int]], layout: dict[str, Any]) -> None:
-    assert [len(tokens) for tokens in one_rank] == [24] * len(PROMPTS)
+    assert [len(tokens) for tokens in one_rank] == [16] * len(PROMPTS)
     assert answers(PROMPTS, SHORT, **layout) == one_rank
 
 
@@ -45,10 +45,10 @@ def engine_stats(llm: LLM) -> EngineStats:
 
 # Eight requests that grow to 5 pages of 16 tokens each; half of them sampled.
 GROWING = [[100 + index] * 30 for index in range(8)]
-GREEDY = SamplingParams(max_tokens=50, ignore_eos=True, temperature=0)
-SAMPLED = SamplingParams(max_tokens=50, ignore_eos=True, temperature=1.0, seed=3)
+GREEDY = SamplingParams(max_tokens=40, ignore_eos=True, temperature=0)
+SAMPLED = SamplingParams(max_tokens=40, ignore_eos=True, temperature=1.0, seed=3)
 MIXED = [GREEDY, SAMPLED] * 4
-NUM_PAGES = 12  # for all of them
+NUM_PAGES = 10  # for all of them
 
 
 @pytest.fixture(scope="module")
@@ -60,9 +60,7 @@ def with_plenty_of_pages() -> list[list[int]]:
 
 
 @pytest.mark.parametrize("layout", [{"pp": 1}, {"pp": 2}, {"tp": 2}], ids=str)
-def test_preempted_requests_get_the_same_tokens(
-    with_plenty_of_pages: list[list[int]], layout: dict[str, int]
-) -> None:
+def test_preempted_requests_get_the_same_tokens(with_plenty_of_pages: list[list[int]], layout: dict[str, int]) -> None:
     with LLM(**{**OPTIONS, "max_model_len": 80, "page_size": 16, "num_pages": NUM_PAGES, **layout}) as llm:
         assert tokens_of(llm.generate(GROWING, MIXED, show_progress=False)) == with_plenty_of_pages
         wait_until(lambda: engine_stats(llm).free_pages == NUM_PAGES, "the pages to come back")

@@ -127,8 +127,10 @@ def test_moe_on_tokens_whose_experts_are_beyond_doubt(models: Models, hidden: to
 def test_embedding_has_no_rounding_and_the_head_two(models: Models, hidden: torch.Tensor) -> None:
     model, token_ids = models.runner.worker.model, torch.tensor(random_tokens(LENGTH, 384))
     assert torch.equal(model.embed_tokens(token_ids, SingleRank()).float(), models.exact.model.embed_tokens(token_ids))
-    normed = model.norm(hidden)
-    ours = normed @ model.lm_head.weight.t()
+    logits = model.lm_head(model.norm(hidden), SingleRank())
+    assert logits.dtype == torch.float32
+    ours = logits.bfloat16()
+    assert torch.equal(ours.float(), logits)
 
     def call(reference: nn.Module, dtype: torch.dtype) -> torch.Tensor:
         logits: torch.Tensor = reference.lm_head(reference.model.norm(hidden.to(dtype)))

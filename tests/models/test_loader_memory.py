@@ -1,4 +1,4 @@
-"""The peak while loading a checkpoint of more than 1 GB: the rank's own bytes and little more."""
+"""The peak while loading and packing a checkpoint of more than 1 GB: the rank's own bytes and little more."""
 
 import json
 import subprocess
@@ -69,6 +69,5 @@ def test_loading_takes_the_rank_s_bytes_and_64_mib_at_most(
     finished = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=100)
     assert finished.returncode == 0, finished.stderr
     measured = json.loads(finished.stdout)
-    print(finished.stdout, finished.stderr)
     assert total * 0.4 < measured["local_bytes"] < total * 0.6
     assert measured["local_bytes"] <= measured["peak_extra_bytes"] <= measured["local_bytes"] + 64 * MIB
