@@ -10,7 +10,7 @@ from typing import Protocol
 import torch
 import torch.distributed as dist
 
-from splitrank.comm.errors import CommunicationError
+from splitrank.comm.waiting import wait
 
 
 class Collectives(Protocol):
@@ -59,9 +59,4 @@ class TorchCollectives:
         return torch.cat([shard[..., :width] for shard, width in zip(shards, widths, strict=True)], dim=-1)
 
     def _wait(self, work: dist.Work | None, name: str) -> None:
-        assert work is not None
-        try:
-            work.wait(self._timeout)
-        except RuntimeError as error:
-            reason = str(error).splitlines()[0]
-            raise CommunicationError(f"tensor rank {self.rank} of {self.size}: {name} failed: {reason}") from error
+        wait(work, self._timeout, f"tensor rank {self.rank} of {self.size}: {name} failed")

@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 
 from splitrank.comm.errors import CommunicationError
+from splitrank.comm.waiting import wait
 
 _HEADER_BYTES = 64
 _HEADER = struct.Struct("<8sq16sqqq")  # magic, step, plan hash, tensors, elements a tensor, dtype code
@@ -59,7 +60,7 @@ class PipelineLink:
         tensors = [torch.empty(shape, dtype=dtype) for _ in range(num_tensors)]
         nbytes = tensors[0].nbytes
         message = torch.empty(_HEADER_BYTES + num_tensors * nbytes, dtype=torch.uint8)
-        self._await(dist.irecv(message, self._previous), f"waited for stage {self._pp_rank - 1}, step {step}")
+        self._wait(dist.irecv(message, self._previous), f"waited for stage {self._pp_rank - 1}, step {step}")
         seen = _HEADER.unpack(bytes(message[: _HEADER.size].numpy()))
         expected = (_MAGIC, step, plan_hash.encode(), num_tensors, tensors[0].numel(), _DTYPE_CODES[dtype])
         if seen != expected:
@@ -74,13 +75,8 @@ class PipelineLink:
 
     def _wait_for_oldest(self) -> None:
         work, _ = self._pending[0]
-        self._await(work, f"waited for stage {self._pp_rank + 1} to take a microbatch")
+        self._wait(work, f"waited for stage {self._pp_rank + 1} to take a microbatch")
         self._pending.popleft()
 
-    def _await(self, work: dist.Work | None, what: str) -> None:
-        assert work is not None
-        try:
-            work.wait(self._timeout)
-        except RuntimeError as error:
-            reason = str(error).splitlines()[0]
-            raise CommunicationError(f"stage {self._pp_rank} {what}: {reason}") from error
+    def _wait(self, work: dist.Work | None, what: str) -> None:
+        wait(work, self._timeout, f"stage {self._pp_rank} {what}")

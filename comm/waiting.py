@@ -1,0 +1,16 @@
+"""The one way to wait for a peer: bounded, with an error that says who waited for whom."""
+
+from datetime import timedelta
+
+import torch.distributed as dist
+
+from splitrank.comm.errors import CommunicationError
+
+
+def wait(work: dist.Work | None, timeout: timedelta, what: str) -> None:
+    """Waits for ``work``; raises ``CommunicationError`` with ``what`` and gloo's reason, also when the peer has died."""
+    assert work is not None, "torch returns no handle for a group this rank is not in"
+    try:
+        work.wait(timeout)
+    except RuntimeError as error:
+        raise CommunicationError(f"{what}: {str(error).splitlines()[0]}") from error
