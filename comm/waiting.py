@@ -8,7 +8,7 @@ from splitrank.comm.errors import CommunicationError
 
 
 def wait(work: dist.Work | None, timeout: timedelta, what: str) -> None:
-    """Waits for ``work``; raises ``CommunicationError`` with ``what`` and gloo's reason, also when the peer has died."""
+    """Waits for ``work``; raises ``CommunicationError`` with ``what`` and gloo's reason."""
     assert work is not None, "torch returns no handle for a group this rank is not in"
     try:
         work.wait(timeout)

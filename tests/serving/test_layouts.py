@@ -1,0 +1,124 @@
+"""Real processes over the grid pp 1..4 x tp 1, 2, 4: pp alone changes no bit, tp changes the rounding of sums.
+
+Five layers, so that no pp from 2 to 4 divides them and some stages have no full attention; a vocabulary that no tp
+divides; two kv heads and two key heads, which four tensor ranks share.
+"""
+
+import subprocess
+import sys
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from splitrank.models.sharding import equal_partition
+from splitrank.serving.config import child_environment
+from splitrank.serving.messages import AdmittedRequest, SequencePlan, StepPlan
+from splitrank.serving.sampling_params import SamplingParams
+from tests.checkpoints import make_reference, random_text_config, write_checkpoint
+from tests.stage_rank import Run
+from tests.stage_runner import CHUNK, Sequence, launch_spec, random_tokens, relative_error, step_plan
+
+ROOT = Path(__file__).parents[2]
+NUM_LAYERS, VOCAB_SIZE = 5, 389
+GRID = list(product((2, 3, 4), (1, 2, 4)))  # pp, tp; pp = 1 is what each is compared with
+DTYPES = ("float32", "bfloat16")
+# A sum of n <= 128 products taken in another order differs by about sqrt(n) * 2^-24 of its size. Ten row-parallel sums
+# and as many GEMMs of another width: sqrt(20 * 128) * 2^-24 = 3e-6; norms over few numbers and softmax amplify by ten.
+TP_BOUND = 3e-5
+
+Outcome = dict[str, torch.Tensor]
+
+
+def plans() -> list[StepPlan]:
+    """A prompt of three chunks, one of a single token, one in the middle; decode and prefill in one step; 9 steps."""
+    prompts = [random_tokens(length, VOCAB_SIZE, seed=length) for length in (150, 1, 40)]
+    long, one, late = Sequence(0, 3, [7, *range(20, 32)]), Sequence(1, 0, [5, 9]), Sequence(2, 6, [11, 2, 40, 3])
+    steps: list[list[SequencePlan]] = [
+        [long.take(prompts[0][:CHUNK]), one.take(prompts[1])],
+        [long.take(prompts[0][CHUNK : 2 * CHUNK]), one.take([17])],
+        [late.take(prompts[2]), one.take([23]), long.take(prompts[0][2 * CHUNK :])],
+        *([one.take([t]), long.take([t + 1]), late.take([t + 2])] for t in (30, 60, 388 - 2, 0, 99)),
+        [late.take([77])],
+    ]
+    greedy = SamplingParams(temperature=0.0, max_tokens=100)
+    first_step = {0: (0, 1), 2: (2,)}
+    return [
+        step_plan(
+            sequences,
+            step,
+            admitted=[AdmittedRequest(request, prompts[request], greedy) for request in first_step.get(step, ())],
+        )
+        for step, sequences in enumerate(steps)
+    ]
+
+
+class Layouts:
+    """Runs each layout once, in both dtypes, and remembers what came out."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder, self._outcomes = folder, dict[tuple[int, int], dict[str, Outcome]]()
+        config = random_text_config(num_hidden_layers=NUM_LAYERS, vocab_size=VOCAB_SIZE)
+        write_checkpoint(make_reference(config, seed=21), folder / "model", shards=2)
+
+    def outcome(self, pp: int, tp: int) -> dict[str, Outcome]:
+        if (pp, tp) not in self._outcomes:
+            self._outcomes[pp, tp] = self._run(pp, tp)
+        return self._outcomes[pp, tp]
+
+    def _run(self, pp: int, tp: int) -> dict[str, Outcome]:
+        runs = {dtype: self._prepare(pp, tp, dtype) for dtype in DTYPES}
+        job = self._folder / f"pp{pp}-tp{tp}.job"
+        job.write_bytes(msgspec.msgpack.encode(list(runs.values())))
+        run_ranks(job, pp * tp)
+        return {dtype: load_file(run.output) for dtype, run in runs.items()}
+
+    def _prepare(self, pp: int, tp: int, dtype: str) -> Run:
+        run_dir = self._folder / f"pp{pp}-tp{tp}-{dtype}"
+        run_dir.mkdir()
+        layout: dict[str, Any] = {"pp_size": pp, "tp_size": tp, "partition": equal_partition(NUM_LAYERS, pp)}
+        spec = launch_spec(self._folder / "model", run_dir, dtype=dtype, **layout)
+        return Run(spec, plans(), str(run_dir / "outcome.safetensors"))
+
+
+def run_ranks(job: Path, world_size: int) -> None:
+    """All ranks side by side; one that fails takes the others along."""
+    commands = [[sys.executable, "-m", "tests.stage_rank", str(job), str(rank)] for rank in range(world_size)]
+    ranks = [
+        subprocess.Popen(c, cwd=ROOT, env=child_environment(), stderr=subprocess.PIPE, text=True) for c in commands
+    ]
+    try:
+        for number, rank in enumerate(ranks):
+            _, errors = rank.communicate(timeout=100)
+            assert rank.returncode == 0, f"rank {number}: {errors}"
+    finally:
+        for rank in ranks:
+            rank.kill()
+            rank.communicate()
+
+
+@pytest.fixture(scope="module")
+def layouts(tmp_path_factory: pytest.TempPathFactory) -> Layouts:
+    return Layouts(tmp_path_factory.mktemp("layouts"))
+
+
+@pytest.mark.parametrize(("pp", "tp"), GRID)
+def test_pp_alone_changes_no_bit(layouts: Layouts, pp: int, tp: int) -> None:
+    for dtype in DTYPES:
+        expected, found = layouts.outcome(1, tp)[dtype], layouts.outcome(pp, tp)[dtype]
+        assert expected["logits"].shape == (sum(len(plan.sequences) for plan in plans()), VOCAB_SIZE)
+        assert torch.isfinite(expected["logits"]).all()
+        assert torch.equal(found["logits"], expected["logits"])
+        assert torch.equal(found["tokens"], expected["tokens"])
+
+
+@pytest.mark.parametrize("tp", [2, 4])
+def test_tp_differs_by_rounding_only(layouts: Layouts, tp: int) -> None:
+    expected, found = layouts.outcome(1, 1)["float32"], layouts.outcome(1, tp)["float32"]
+    assert not torch.equal(found["logits"], expected["logits"])  # otherwise nothing was split
+    assert relative_error(found["logits"], expected["logits"]) <= TP_BOUND
+    assert torch.equal(found["tokens"], expected["tokens"])
