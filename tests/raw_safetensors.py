@@ -5,9 +5,10 @@ import os
 import struct
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 Header = dict[str, Any]
+Result = TypeVar("Result")
 
 
 def read_raw(file: Path) -> tuple[Header, bytes]:
@@ -37,12 +38,12 @@ def add_tensor(file: Path, name: str, dtype: str, shape: list[int], num_bytes: i
     write_raw(file, header, data + bytes(num_bytes))
 
 
-def bytes_read_by(action: Callable[[], object]) -> int:
-    """Bytes that all read calls of this process returned meanwhile (Linux: rchar)."""
+def bytes_read_by(action: Callable[[], Result]) -> tuple[int, Result]:
+    """Bytes that all read calls of this process returned meanwhile (Linux: rchar), and what ``action`` returned."""
     before, cost = _read_counter()
-    action()
+    result = action()
     after, _ = _read_counter()
-    return after - before - cost
+    return after - before - cost, result
 
 
 def _read_counter() -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""One rank as a process: ``python -m tests.stage_rank JOB RANK`` executes the job's runs and saves what it sampled from."""
+"""One rank as a process: ``python -m tests.stage_rank JOB RANK`` executes the job's runs and saves their logits."""
 
 import sys
 from pathlib import Path

@@ -13,8 +13,8 @@ _OWN_MAPPING_BYTES = 64 * 2**10
 def empty_parameter(*shape: int, dtype: torch.dtype) -> nn.Parameter:
     """A parameter of uninitialised storage, to be filled by the loader.
 
-    A large one lies in a mapping of its own, which goes back to the system when packing lets the plain weight go: malloc
-    keeps such holes, and they were 200 MB of a rank of 650.
+    A large one lies in a mapping of its own, which goes back to the system when packing lets the plain weight go:
+    malloc keeps such holes, and they were 200 MB of a rank of 650.
     """
     num_bytes = prod(shape) * dtype.itemsize
     if num_bytes < _OWN_MAPPING_BYTES:

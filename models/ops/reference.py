@@ -17,7 +17,7 @@ def silu(x: torch.Tensor) -> torch.Tensor:
 
 
 def causal_conv(x: torch.Tensor, state: torch.Tensor, taps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """x [T, C], state [K - 1, C] (the inputs before x), taps [K, C], oldest first -> silu of the sums [T, C], new state."""
+    """x [T, C], state [K - 1, C] (inputs before x), taps [K, C], oldest first -> silu of the sums [T, C], new state."""
     num_taps = taps.shape[0]
     inputs = torch.cat((state, x))
     out = torch.zeros_like(x)
@@ -59,7 +59,7 @@ def _unit(x: torch.Tensor, eps: float) -> torch.Tensor:
 
 
 def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, start: int) -> torch.Tensor:
-    """Dense causal attention: q [T, H, d] at positions start, start + 1, …; k, v [L, K, d] from position 0 -> [T, H, d]."""
+    """Dense causal attention: q [T, H, d] at positions from ``start`` on; k, v [L, K, d] from 0 on -> [T, H, d]."""
     num_tokens, num_heads, dim = q.shape
     visible = torch.arange(k.shape[0]) <= torch.arange(start, start + num_tokens)[:, None]
     out = torch.empty_like(q)

@@ -1,8 +1,8 @@
 """Each layer in bfloat16, on equal inputs, within the error that bfloat16 explains.
 
 A value rounded to bfloat16 (8 significant bits) moves by at most 2^-8 of itself. Roundings of different tensors are
-independent, and a random projection neither amplifies nor damps them, so n roundings on the way from input to output
-give a relative error (Euclidean, over the whole output) of at most about sqrt(n) * 2^-8. The mean square of one rounding
+independent, and a random projection neither amplifies nor damps them, so n roundings on the way from input to
+output give a relative error (Euclidean, over the whole output) of at most about sqrt(n) * 2^-8. The mean square of one rounding
 is a third of its largest, which leaves a factor of 1.7 for what norms and softmax amplify. The truth is transformers'
 layer in float32 with the same (bfloat16-valued) weights and inputs; transformers' own bfloat16 layer has to lie within
 the same bound, or the bound would be wrong; and the two bfloat16 layers within sqrt(2) of it.
@@ -76,9 +76,9 @@ def test_norm(models: Models, hidden: torch.Tensor) -> None:
 
 @torch.inference_mode()
 def test_attention(models: Models, hidden: torch.Tensor) -> None:
-    """Ten roundings of q and ten of k reach the output through the scores (cosine, sine and weight included): projection,
-    norm, cos, sin, two products, sum. Then v, the probabilities, the mean, the gate's projection and sigmoid, the
-    product, the output: 7 more. A score's error moves its probability by as much: 2 * 7 + 7 = 21."""
+    """Seven roundings of q and seven of k reach the output through the scores, and a score's error moves its
+    probability by as much: projection, norm, cosine, sine, two products, sum. Then v, the probabilities, the mean, the
+    gate's projection and sigmoid, the product, the output: 2 * 7 + 7 = 21."""
     state, batch = models.runner.worker.memory.layers[3], models.batch()
     cos_sin = models.runner.worker.model.rotary(batch.positions, torch.bfloat16)
     ours = models.runner.worker.model.layers[3].self_attn(hidden, batch, state, cos_sin, SingleRank())
@@ -96,9 +96,9 @@ def test_attention(models: Models, hidden: torch.Tensor) -> None:
 
 @torch.inference_mode()
 def test_linear_attention(models: Models, hidden: torch.Tensor) -> None:
-    """q, k and v: projection, convolution, silu (3 each); beta: projection, sigmoid (2); decay: projection (1), which the
-    exponent of a sum over the tokens since amplifies by their number while they last (about 4); the delta rule's output,
-    the gate's projection, the gated norm, the output (4): 3 * 3 + 2 + 4 + 4 = 19."""
+    """q, k and v: projection, convolution, silu (3 each); beta: projection, sigmoid (2); decay: projection (1), which
+    the exponent of a sum over the tokens since amplifies by their number while they last (about 4); the delta rule's
+    output, the gate's projection, the gated norm, the output (4): 3 * 3 + 2 + 4 + 4 = 19."""
     state, batch = models.runner.worker.memory.layers[0], models.batch()
     ours = models.runner.worker.model.layers[0].linear_attn(hidden, batch, state, SingleRank())
     pair = (models.exact.model.layers[0].linear_attn, models.rounded.model.layers[0].linear_attn)
@@ -111,8 +111,8 @@ def test_linear_attention(models: Models, hidden: torch.Tensor) -> None:
 def test_moe_on_tokens_whose_experts_are_beyond_doubt(models: Models, hidden: torch.Tensor) -> None:
     """Routing is forced by taking only tokens whose k-th and next expert lie further apart than two roundings of the
     logits can move them. Router logit, its share; gate, up, silu, product, down, weighted sum; the shared expert's gate
-    logit, sigmoid, gate, up, silu, product, down, product; the sum of both: 17, and a logit's rounding (of a value up to
-    4) moves its share by 4 times as much: 20."""
+    logit, sigmoid, gate, up, silu, product, down, product; the sum of both: 17, and a logit's rounding (of a value up
+    to 4) moves its share by 4 times as much: 20."""
     exact, top_k = models.exact.model.layers[1].mlp, models.exact.config.num_experts_per_tok
     logits = (hidden.float() @ exact.gate.weight.t()).sort(descending=True).values
     margin = logits[:, top_k - 1] - logits[:, top_k]

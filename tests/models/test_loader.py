@@ -1,5 +1,6 @@
-"""Loading: the same parameters from every form of a checkpoint, the right slices for every rank, and no byte too many."""
+"""Loading: the same parameters from every form of a checkpoint, each rank's right slices, and no byte too many."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -127,11 +128,11 @@ def test_a_rank_reads_its_bytes_and_no_others(folder: Folder, partition: tuple[i
     """Column slices in whole rows, which needs tensor ranks; everything else to the byte."""
     for plan in folder.plans(partition, tp):
         stage = Stage(folder.config, plan.stage, partition, plan.shard, torch.float32)
-        statistics: list[LoadStatistics] = []
-        num_bytes = bytes_read_by(lambda s=stage, p=plan: statistics.append(load_weights(s, p, folder.checkpoint)))
+        load = partial(load_weights, stage, plan, folder.checkpoint)
+        num_bytes, statistics = bytes_read_by(load)
         pieces = [piece for parameter in plan.parameters for piece in parameter.pieces]
         assert num_bytes == sum(whole_rows(folder, piece) for piece in pieces)
-        assert num_bytes == statistics[0].bytes_read
+        assert num_bytes == statistics.bytes_read
         if tp == 1:
             assert num_bytes == sum(exact(folder, piece) for piece in pieces)
 
@@ -140,7 +141,7 @@ def test_opening_reads_the_header_and_nothing_behind_it(reference: Any, tmp_path
     write_checkpoint(reference, tmp_path)
     config: ModelConfig = read_config(tmp_path)
     header_bytes = (tmp_path / "model.safetensors").stat().st_size - len(read_raw(tmp_path / "model.safetensors")[1])
-    assert bytes_read_by(lambda: open_checkpoint(tmp_path, config)) == header_bytes
+    assert bytes_read_by(partial(open_checkpoint, tmp_path, config))[0] == header_bytes
 
 
 def test_files_without_a_tensor_for_this_rank_stay_closed(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -179,7 +180,7 @@ def test_progress_adds_up_to_the_planned_bytes(folder: Folder) -> None:
 def test_a_parameter_without_its_last_piece_is_noticed(folder: Folder) -> None:
     """The loader counts what it wrote; it does not trust the plan's audit."""
     plan = folder.plans((5,), 1)[0]
-    broken = [p for p in plan.parameters if p.name == "layers.0.linear_attn.in_proj.weight"][0]
+    broken = next(p for p in plan.parameters if p.name == "layers.0.linear_attn.in_proj.weight")
     object.__setattr__(broken, "pieces", broken.pieces[:-1])
     with pytest.raises(AuditError, match=r"layers\.0\.linear_attn\.in_proj\.weight: \d+ elements written"):
         folder.load(plan, (5,))

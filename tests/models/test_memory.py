@@ -1,6 +1,6 @@
 """Bytes from the config alone, and the partition that balances them."""
 
-from itertools import combinations
+from itertools import combinations, pairwise
 from typing import Any
 
 import pytest
@@ -25,7 +25,7 @@ def config_of(**shape: Any) -> ModelConfig:
 
 def partitions(num_layers: int, pp: int) -> list[tuple[int, ...]]:
     borders = ((0, *inner, num_layers) for inner in combinations(range(1, num_layers), pp - 1))
-    return [tuple(b - a for a, b in zip(cut, cut[1:], strict=False)) for cut in borders]
+    return [tuple(b - a for a, b in pairwise(cut)) for cut in borders]
 
 
 def ranks_of(config: ModelConfig, tp: int, partition: tuple[int, ...]) -> list[RankMemory]:

@@ -6,7 +6,9 @@ from splitrank.serving.messages import SequencePlan
 PAGE = 4
 
 
-def plan(request: int, start: int, tokens: list[int], pages: list[int], sample: bool = True, slot: int = 0) -> SequencePlan:
+def plan(
+    request: int, start: int, tokens: list[int], pages: list[int], sample: bool = True, slot: int = 0
+) -> SequencePlan:
     return SequencePlan(request, slot, start, tokens, pages, sample)
 
 

@@ -58,7 +58,10 @@ def test_greedy_beside_a_sampled_neighbour_takes_the_best() -> None:
         ({"top_p": 0.999}, [TopPLogitsWarper(0.999)]),
         ({"min_p": 0.1}, [MinPLogitsWarper(0.1)]),
         ({"min_p": 1.0}, [MinPLogitsWarper(1.0)]),
-        ({"top_k": 20, "top_p": 0.8, "min_p": 0.02}, [TopKLogitsWarper(20), TopPLogitsWarper(0.8), MinPLogitsWarper(0.02)]),
+        (
+            {"top_k": 20, "top_p": 0.8, "min_p": 0.02},
+            [TopKLogitsWarper(20), TopPLogitsWarper(0.8), MinPLogitsWarper(0.02)],
+        ),
     ],
     ids=str,
 )

@@ -45,7 +45,9 @@ class Steps:
         assert len(result.token_ids) == len(result.logprobs) == sum(sequence.sample for sequence in sequences)
         return result
 
-    def generate(self, request: int, slot: int, pages: list[int], tokens: list[int], length: int, count: int) -> list[int]:
+    def generate(
+        self, request: int, slot: int, pages: list[int], tokens: list[int], length: int, count: int
+    ) -> list[int]:
         """``count`` tokens after ``tokens``, the first of which stands at position ``length``."""
         output: list[int] = []
         for _ in range(count):
