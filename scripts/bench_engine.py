@@ -3,8 +3,8 @@
     python scripts/bench_engine.py [--shape S] [--dtypes bfloat16 float32] [--rounds 3] [--threads 2]
 
 Workloads: decode of 1 and of 8 equal requests, prefill of 512 tokens, and a queue of 32 requests with 16 to 256 output
-tokens, eight running (``transformers`` has no continuous batching for this model: four static batches, each as long as its
-longest). Then pp=2 with one thread a stage against pp=1 with two threads, 16 requests. Rounds are interleaved.
+tokens, eight running (``transformers`` has no continuous batching for this model: four static batches, each as long as
+its longest). Then pp=2 with one thread a stage against pp=1 with two threads, 16 requests. Rounds are interleaved.
 """
 
 import argparse
@@ -15,13 +15,15 @@ import statistics
 import tempfile
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
-from transformers import Qwen3_5MoeForCausalLM
+from bench_profile import expert_floor, profile_decode, read_bandwidth
+from bench_shapes import SHAPES, random_model, write_text_checkpoint
 
-from scripts.bench_profile import expert_floor, profile_decode, read_bandwidth
-from scripts.bench_shapes import SHAPES, random_model, write_text_checkpoint
 from splitrank.serving.bench import Job, measure, random_jobs
 from splitrank.serving.config import EngineConfig
 from splitrank.serving.engine_client import EngineClient
@@ -71,19 +73,16 @@ def workloads(vocab_size: int) -> dict[str, list[Job]]:
     }
 
 
-async def bench_against_transformers(
-    model: Qwen3_5MoeForCausalLM, config: EngineConfig, labels: dict[str, str], rounds: int
-) -> None:
+async def bench_against_transformers(model: Any, config: EngineConfig, labels: dict[str, str], rounds: int) -> None:
     """Alternates engine and peer, workload by workload."""
-    spec = resolve_launch(EngineConfig(**{**vars(config), "max_running_requests": NUM_RUNNING}))
+    spec = resolve_launch(replace(config, max_running_requests=NUM_RUNNING))
     client = await EngineClient.start(spec)
     try:
         for name, jobs in workloads(spec.vocab_size).items():
-            # Prefill is short: more rounds for a stable median.
-            count = 5 * rounds if "prefill" in name else rounds
-            engine, peer = await alternate(
-                lambda jobs=jobs: engine_seconds(client, jobs), lambda jobs=jobs: peer_seconds(model, jobs), count
-            )
+            # Prefill is short: more rounds for a stable median. The queue is long, and warm from the workloads before.
+            count = 5 * rounds if "prefill" in name else 1 if "queue" in name else rounds
+            run_engine, run_peer = partial(engine_seconds, client, jobs), partial(peer_seconds, model, jobs)
+            engine, peer = await alternate(run_engine, run_peer, count)
             tokens = sum(job.output_tokens for job in jobs) if "prefill" not in name else 512
             emit(
                 what=name,
@@ -100,12 +99,12 @@ async def bench_against_transformers(
 async def alternate(
     first: Callable[[], Awaitable[float]], second: Callable[[], Awaitable[float]], rounds: int
 ) -> tuple[float, float]:
-    """Medians of two measurements taken in turn, after one warm-up each."""
+    """Medians of two measurements taken in turn, after one warm-up each (none for a single round)."""
     times: tuple[list[float], list[float]] = ([], [])
-    for number in range(rounds + 1):
+    for number in range(rounds + (rounds > 1)):
         for measured, run in zip(times, (first, second), strict=True):
             seconds = await run()
-            if number:
+            if number or rounds == 1:
                 measured.append(seconds)
     return statistics.median(times[0]), statistics.median(times[1])
 
@@ -115,7 +114,7 @@ async def engine_seconds(client: EngineClient, jobs: list[Job]) -> float:
 
 
 @torch.inference_mode()
-def generate(model: Qwen3_5MoeForCausalLM, jobs: list[Job]) -> None:
+def generate(model: Any, jobs: list[Job]) -> None:
     """A static batch, as long as its longest job."""
     longest = max(job.output_tokens for job in jobs)
     prompts = torch.tensor([job.prompt for job in jobs])
@@ -131,7 +130,7 @@ def generate(model: Qwen3_5MoeForCausalLM, jobs: list[Job]) -> None:
     assert out.shape[1] == prompts.shape[1] + longest, out.shape
 
 
-async def peer_seconds(model: Qwen3_5MoeForCausalLM, jobs: list[Job]) -> float:
+async def peer_seconds(model: Any, jobs: list[Job]) -> float:
     began = time.perf_counter()
     for start in range(0, len(jobs), NUM_RUNNING):
         generate(model, jobs[start : start + NUM_RUNNING])
@@ -140,12 +139,12 @@ async def peer_seconds(model: Qwen3_5MoeForCausalLM, jobs: list[Job]) -> float:
 
 async def bench_pipeline(folder: str, dtype: str, labels: dict[str, str], rounds: int) -> None:
     """pp=2 with one thread a stage against pp=1 with two threads: 16 requests, 64 tokens each."""
-    common = {"model": folder, "dtype": dtype, "max_model_len": 1024, "max_running_requests": 16}
-    one = await EngineClient.start(resolve_launch(EngineConfig(**common, pp=1, threads_per_rank=2)))
-    two = await EngineClient.start(resolve_launch(EngineConfig(**common, pp=2, threads_per_rank=1)))
+    common = EngineConfig(model=folder, dtype=dtype, max_model_len=1024, max_running_requests=16)
+    one = await EngineClient.start(resolve_launch(replace(common, pp=1, threads_per_rank=2)))
+    two = await EngineClient.start(resolve_launch(replace(common, pp=2, threads_per_rank=1)))
     try:
         jobs = random_jobs(8192, 16, [64] * 16)
-        pp1, pp2 = await alternate(lambda: engine_seconds(one, jobs), lambda: engine_seconds(two, jobs), rounds)
+        pp1, pp2 = await alternate(partial(engine_seconds, one, jobs), partial(engine_seconds, two, jobs), rounds)
         emit(
             what="pp=2 x 1 thread against pp=1 x 2 threads, 16 requests",
             **labels,

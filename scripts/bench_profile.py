@@ -106,7 +106,7 @@ def _time_parts(model: torch.nn.Module, spent: dict[str, float]) -> None:
         starts[id(module)] = time.perf_counter()
 
     def leave(module: torch.nn.Module, *_: object) -> None:
-        spent[_PARTS.get(type(module), "norms")] += time.perf_counter() - starts[id(module)]  # type: ignore[call-overload]
+        spent[_PARTS.get(type(module), "norms")] += time.perf_counter() - starts[id(module)]
 
     for name, module in model.named_modules():
         if type(module) in _PARTS or (isinstance(module, RMSNorm) and name.endswith("layernorm")):

@@ -2,12 +2,13 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
 from transformers import Qwen3_5MoeForCausalLM, Qwen3_5MoeTextConfig
 
-SHAPES = {
+SHAPES: dict[str, dict[str, Any]] = {
     "S": {  # 129 M parameters, 74 MB read per token in bf16
         "hidden_size": 512,
         "num_hidden_layers": 8,
@@ -45,7 +46,7 @@ SHAPES = {
 }
 
 
-def random_model(shape: str, dtype: torch.dtype) -> Qwen3_5MoeForCausalLM:
+def random_model(shape: str, dtype: torch.dtype) -> Any:
     """The reference model of a shape; the seed is fixed."""
     torch.manual_seed(0)
     rope = {
@@ -55,10 +56,11 @@ def random_model(shape: str, dtype: torch.dtype) -> Qwen3_5MoeForCausalLM:
         "mrope_section": [11, 11, 10],
     }
     config = Qwen3_5MoeTextConfig(**SHAPES[shape], rope_parameters=rope, dtype=str(dtype).removeprefix("torch."))
-    return Qwen3_5MoeForCausalLM(config).to(dtype).eval()
+    model: Any = Qwen3_5MoeForCausalLM(config)
+    return model.to(dtype).eval()
 
 
-def write_text_checkpoint(model: Qwen3_5MoeForCausalLM, folder: Path) -> None:
+def write_text_checkpoint(model: Any, folder: Path) -> None:
     """Fused experts and text-only naming: the module's own names, which ``save_pretrained`` would split per expert."""
     save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, folder / "model.safetensors")
     (folder / "config.json").write_text(json.dumps(model.config.to_dict()))

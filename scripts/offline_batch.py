@@ -3,15 +3,17 @@
     python scripts/offline_batch.py "What is 2 plus 2?" "Name a prime." --pp 2
     python scripts/offline_batch.py --file questions.txt --model FOLDER --tp 2 --max-tokens 256
 
-Without ``--model`` the demo checkpoint answers. Answers go to stdout, progress to stderr.
+Without ``--model`` the demo checkpoint answers; without questions two examples are asked. Answers go to stdout,
+progress to stderr.
 """
 
 import argparse
-import sys
 from pathlib import Path
 
 from splitrank import LLM
 from splitrank.serving.sampling_params import SamplingParams
+
+EXAMPLES = ["What is 2 plus 2?", "Tom has 3 apples and buys 4 more. How many has he now?"]
 
 
 def main() -> int:
@@ -42,9 +44,7 @@ def parse_arguments() -> argparse.Namespace:
 def read_questions(arguments: argparse.Namespace) -> list[str]:
     lines = arguments.file.read_text(encoding="utf-8").splitlines() if arguments.file else []
     questions = [*arguments.questions, *(line for line in lines if line.strip())]
-    if not questions:
-        sys.exit("no questions: give some as arguments, or a file of them with --file")
-    return questions
+    return questions or EXAMPLES
 
 
 if __name__ == "__main__":

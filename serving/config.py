@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 DTYPES = ("auto", "bfloat16", "float32")
+LOG_LEVELS = ("debug", "info", "warning", "error")
 
 
 def option(default: Any, help: str, **metadata: Any) -> Any:
@@ -17,8 +18,8 @@ def option(default: Any, help: str, **metadata: Any) -> Any:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EngineConfig:
-    """What every command that runs the model shares. ``0`` means: derive it from the model and the machine."""
+class LayoutConfig:
+    """The model, its split, and what it is sized for: all that decides the bytes of a rank."""
 
     model: str = option(
         "", "checkpoint folder, or a hub id when online; the demo checkpoint if not given", aliases=("model-path",)
@@ -27,9 +28,24 @@ class EngineConfig:
     tp: int = option(1, "tensor-parallel ranks a stage", aliases=("tp-size", "tensor-parallel-size"))
     pp: int = option(1, "pipeline stages", aliases=("pp-size", "pipeline-parallel-size"))
     pp_partition: tuple[int, ...] = option((), "layers of each stage, e.g. 20,20; balanced by bytes if not given")
-    threads_per_rank: int = option(0, "torch threads of a rank; 0: cores divided by ranks, at least 1")
     max_model_len: int = option(0, "longest prompt plus output in tokens; 0: the model's, at most 32768 and what fits")
     max_running_requests: int = option(32, "requests computed at once (one recurrent-state slot each)")
+
+    def __post_init__(self) -> None:
+        _at_least(self, 1, "tp", "pp", "max_running_requests")
+        _at_least(self, 0, "max_model_len")
+        _one_of(self, dtype=DTYPES)
+        if self.pp_partition and len(self.pp_partition) != self.pp:
+            raise ValueError(f"pp_partition names {len(self.pp_partition)} stages, but pp is {self.pp}")
+        if self.pp_partition and min(self.pp_partition) < 1:
+            raise ValueError(f"pp_partition {list(self.pp_partition)} leaves a stage without layers")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineConfig(LayoutConfig):
+    """What every command that runs the model shares. ``0`` means: derive it from the model and the machine."""
+
+    threads_per_rank: int = option(0, "torch threads of a rank; 0: cores divided by ranks, at least 1")
     max_queued_requests: int = option(4096, "requests waiting beyond those; more are refused with 503")
     page_size: int = option(64, "tokens of one KV page")
     num_pages: int = option(0, "KV pages; 0: what the memory fraction holds, at most what all requests can use")
@@ -39,30 +55,34 @@ class EngineConfig:
     load_timeout_s: float = option(1800.0, "limit for loading the weights")
     step_timeout_s: float = option(300.0, "limit for one step of all ranks")
     heartbeat_timeout_s: float = option(15.0, "a rank silent for longer is taken for dead")
-    log_level: str = option("info", "log level", choices=("debug", "info", "warning", "error"))
+    log_level: str = option("info", "log level", choices=LOG_LEVELS)
 
     def __post_init__(self) -> None:
-        for name in ("tp", "pp", "max_running_requests", "max_queued_requests", "page_size", "chunked_prefill_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
-        for name in ("threads_per_rank", "max_model_len", "num_pages", "seed"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative, not {getattr(self, name)}")
+        super().__post_init__()
+        _at_least(self, 1, "max_queued_requests", "page_size", "chunked_prefill_size")
+        _at_least(self, 0, "threads_per_rank", "num_pages", "seed")
         for name in ("load_timeout_s", "step_timeout_s", "heartbeat_timeout_s"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be above 0, not {getattr(self, name)}")
-        for name, allowed in (("dtype", DTYPES), ("log_level", ("debug", "info", "warning", "error"))):
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name} must be one of {', '.join(allowed)}, not {getattr(self, name)!r}")
+        _one_of(self, log_level=LOG_LEVELS)
         if not 0.0 < self.mem_fraction_static <= 1.0:
             raise ValueError(f"mem_fraction_static must be above 0 and at most 1, not {self.mem_fraction_static}")
         # The delta rule works in blocks of 64 tokens: a chunk that ends inside a block would change its bits.
         if self.chunked_prefill_size % 64:
             raise ValueError(f"chunked_prefill_size must be a multiple of 64, not {self.chunked_prefill_size}")
-        if self.pp_partition and len(self.pp_partition) != self.pp:
-            raise ValueError(f"pp_partition names {len(self.pp_partition)} stages, but pp is {self.pp}")
-        if self.pp_partition and min(self.pp_partition) < 1:
-            raise ValueError(f"pp_partition {list(self.pp_partition)} leaves a stage without layers")
+
+
+def _at_least(config: LayoutConfig, low: int, *names: str) -> None:
+    for name in names:
+        if getattr(config, name) < low:
+            bound = f"be at least {low}" if low else "not be negative"
+            raise ValueError(f"{name} must {bound}, not {getattr(config, name)}")
+
+
+def _one_of(config: LayoutConfig, **allowed: tuple[str, ...]) -> None:
+    for name, values in allowed.items():
+        if getattr(config, name) not in values:
+            raise ValueError(f"{name} must be one of {', '.join(values)}, not {getattr(config, name)!r}")
 
 
 @dataclass(frozen=True, kw_only=True)

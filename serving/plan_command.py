@@ -10,13 +10,13 @@ from splitrank.models.config import FULL, ModelConfig, read_config
 from splitrank.models.memory import GIB, RankMemory, plan_all_ranks, rank_memory
 from splitrank.models.sharding import check_partition, check_tensor_parallel
 from splitrank.models.tensor_names import fused_expert_name
-from splitrank.serving.config import EngineConfig, option
+from splitrank.serving.config import LayoutConfig, option
 from splitrank.serving.model_files import model_folder
 from splitrank.serving.resolve import choose_partition, computing_dtype, wanted_length
 
 
 @dataclass(frozen=True, kw_only=True)
-class PlanConfig(EngineConfig):
+class PlanConfig(LayoutConfig):
     """``splitrank plan``."""
 
     memory_gib: float = option(0.0, "memory of one rank in GiB; then the plan says what fits, and refuses what cannot")

@@ -13,7 +13,7 @@ from splitrank.models.config import ModelConfig, read_config
 from splitrank.models.memory import GIB, RankMemory, balanced_partition, plan_all_ranks, rank_memory
 from splitrank.models.sharding import check_partition, check_tensor_parallel
 from splitrank.models.weight_plan import WeightPlan, audit_plan, audit_union
-from splitrank.serving.config import EngineConfig
+from splitrank.serving.config import EngineConfig, LayoutConfig
 from splitrank.serving.machine import usable_cores, usable_memory_bytes
 from splitrank.serving.messages import LaunchSpec
 from splitrank.serving.model_files import model_folder
@@ -69,7 +69,7 @@ def computing_dtype(dtype: str, model: ModelConfig) -> str:
     return model.dtype
 
 
-def wanted_length(config: EngineConfig, model: ModelConfig) -> int:
+def wanted_length(config: LayoutConfig, model: ModelConfig) -> int:
     """Longest prompt plus output, before memory is considered."""
     if config.max_model_len > model.max_position_embeddings:
         raise ValueError(
@@ -78,7 +78,7 @@ def wanted_length(config: EngineConfig, model: ModelConfig) -> int:
     return config.max_model_len or min(model.max_position_embeddings, DEFAULT_MAX_MODEL_LEN)
 
 
-def choose_partition(config: EngineConfig, model: ModelConfig, dtype: str, length: int) -> tuple[int, ...]:
+def choose_partition(config: LayoutConfig, model: ModelConfig, dtype: str, length: int) -> tuple[int, ...]:
     """The user's partition, or the one balanced by bytes at this length and concurrency."""
     if config.pp_partition:
         return config.pp_partition

@@ -78,7 +78,8 @@ class Tokenizer:
 def check_vocabulary(tokenizer: Tokenizer, vocab_size: int) -> None:
     """The embedding has ``vocab_size`` rows; a tokenizer that can name a row beyond raises ``ValueError``."""
     if tokenizer.vocab_size > vocab_size:
-        raise ValueError(f"the tokenizer has {tokenizer.vocab_size} ids, but the embedding only {vocab_size} rows")
+        held = f"tokenizer.json has {tokenizer.vocab_size} token ids"
+        raise ValueError(f"{held}, but the embedding of config.json only {vocab_size} rows")
 
 
 def _read_template(folder: Path) -> ChatTemplate | None:

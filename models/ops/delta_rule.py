@@ -55,33 +55,44 @@ def chunked_delta_rule(
     Inside a block the updates form a unit lower-triangular system; between blocks ``state`` [H, d, v] is carried, and
     it is updated in place.
     """
-    length = v.shape[0]
-    repeats = v.shape[1] // q.shape[1]
-    q, k = (_blocks(_unit(x).repeat_interleave(repeats, dim=1)) for x in (q, k))  # [H, N, B, d]
-    q = q * q.shape[-1] ** -0.5
-    values, beta = _blocks(v.float()), _blocks(beta.float().unsqueeze(-1))
-    log_decay = _blocks(log_decay.unsqueeze(-1)).squeeze(-1).cumsum(-1)  # [H, N, B], since the block's start
-    upper = torch.ones(BLOCK, BLOCK, dtype=torch.bool).triu(1)
-    pairwise = (log_decay.unsqueeze(-1) - log_decay.unsqueeze(-2)).masked_fill_(upper, -torch.inf).exp_()
+    length, num_heads, value_dim = v.shape
+    key_heads, key_dim = q.shape[1:]
+    grouped = (key_heads, num_heads // key_heads)  # [K, r]: r value heads share a key head
+    q, k = _blocks(_unit(q)).unsqueeze(1) * key_dim**-0.5, _blocks(_unit(k)).unsqueeze(1)  # [K, 1, N, B, d]
+    per_value_head = (v.float(), beta.float()[..., None], log_decay[..., None])
+    values, beta, log_decay = (_blocks(x).reshape(*grouped, -1, BLOCK, x.shape[-1]) for x in per_value_head)
+    log_decay = log_decay.squeeze(-1).cumsum(-1)  # since the block's start: [K, r, N, B]
     decay = log_decay.exp().unsqueeze(-1)
+    pairwise = _pairwise_decay(log_decay)
 
-    weighted_keys = k * beta
     keys_transposed = k.transpose(-1, -2)
-    system = (weighted_keys @ keys_transposed).mul_(pairwise)
-    within = (q @ keys_transposed).mul_(pairwise)
-    right = torch.cat((values * beta, weighted_keys * decay), dim=-1)
-    solved = torch.linalg.solve_triangular(system, right, upper=False, unitriangular=True)
-    new_values, old_reads = solved.split([v.shape[-1], k.shape[-1]], dim=-1)
+    system = (k @ keys_transposed * beta).mul(pairwise).flatten(0, 1)  # its products are per key head
+    within = (q @ keys_transposed * pairwise).flatten(0, 1)
+    # Inverting once and multiplying takes half the time of solving for all right-hand sides: LAPACK's solver is slow on
+    # many small systems. (I + L)^-1 is as well conditioned as the solutions are.
+    identity = torch.eye(BLOCK).expand_as(system)
+    inverse = torch.linalg.solve_triangular(system, identity, upper=False, unitriangular=True)
+    new_values = inverse @ (values * beta).flatten(0, 1)
+    old_reads = inverse @ (k * (beta * decay)).flatten(0, 1)
 
-    q_decayed = q * decay
-    k_to_end = (k * (log_decay[..., -1:] - log_decay).exp().unsqueeze(-1)).transpose(-1, -2)
-    block_decay = log_decay[..., -1].exp()[..., None, None]
-    out = torch.empty_like(values)
-    for block in range(values.shape[1]):
-        corrected = new_values[:, block] - old_reads[:, block] @ state
-        out[:, block] = q_decayed[:, block] @ state + within[:, block] @ corrected
-        state.mul_(block_decay[:, block]).add_(k_to_end[:, block] @ corrected)
+    reads = torch.cat((old_reads, (q * decay).flatten(0, 1)), dim=-2)  # both are multiplied by the state
+    to_end = (log_decay[..., -1:] - log_decay).exp().unsqueeze(-1)
+    k_to_end = (k * to_end).flatten(0, 1).transpose(-1, -2)
+    block_decay = log_decay[..., -1].exp().flatten(0, 1)[..., None, None]
+    out = torch.empty((num_heads, values.shape[2], BLOCK, value_dim))
+    for block in range(out.shape[1]):
+        read, queried = (reads[:, block] @ state).chunk(2, dim=-2)
+        corrected = new_values[:, block] - read
+        torch.baddbmm(queried, within[:, block], corrected, out=out[:, block])
+        state.mul_(block_decay[:, block]).baddbmm_(k_to_end[:, block], corrected)
     return out.flatten(1, 2)[:, :length].transpose(0, 1).to(v.dtype)
+
+
+def _pairwise_decay(log_decay: torch.Tensor) -> torch.Tensor:
+    """[..., B] -> [..., B, B]: the decay from position j to position i of a block, 0 for j after i."""
+    upper = torch.ones(BLOCK, BLOCK, dtype=torch.bool).triu(1)
+    # Masked before exp: the upper half would overflow.
+    return (log_decay.unsqueeze(-1) - log_decay.unsqueeze(-2)).masked_fill_(upper, -torch.inf).exp_()
 
 
 def _unit(x: torch.Tensor) -> torch.Tensor:

@@ -1,11 +1,11 @@
 """Each layer in bfloat16, on equal inputs, within the error that bfloat16 explains.
 
 A value rounded to bfloat16 (8 significant bits) moves by at most 2^-8 of itself. Roundings of different tensors are
-independent, and a random projection neither amplifies nor damps them, so n roundings on the way from input to
-output give a relative error (Euclidean, over the whole output) of at most about sqrt(n) * 2^-8. The mean square of one rounding
-is a third of its largest, which leaves a factor of 1.7 for what norms and softmax amplify. The truth is transformers'
-layer in float32 with the same (bfloat16-valued) weights and inputs; transformers' own bfloat16 layer has to lie within
-the same bound, or the bound would be wrong; and the two bfloat16 layers within sqrt(2) of it.
+independent, and a random projection neither amplifies nor damps them, so n roundings on the way from input to output
+give a relative error (Euclidean, over the whole output) of at most about sqrt(n) * 2^-8. The mean square of one
+rounding is a third of its largest, which leaves a factor of 1.7 for what norms and softmax amplify. The truth is
+transformers' layer in float32 with the same (bfloat16-valued) weights and inputs; transformers' own bfloat16 layer has
+to lie within the same bound, or the bound would be wrong; and the two bfloat16 layers within sqrt(2) of it.
 
 End to end there is no such bound: with random weights a rounding flips an expert.
 """

@@ -131,7 +131,8 @@ def test_a_plan_loads_no_torch(tmp_path: Path) -> None:
     """The bare command line in a process of its own: exit code, output, and what it imported."""
     program = (
         "import sys\nfrom splitrank.serving.cli import main\ncode = main(sys.argv[1:])\n"
-        "heavy = {'torch', 'transformers', 'numpy'} & sys.modules.keys()\nsys.exit(code or (f'imports {heavy}' if heavy else 0))"
+        "heavy = {'torch', 'transformers', 'numpy'} & sys.modules.keys()\n"
+        "sys.exit(code or (f'imports {heavy}' if heavy else 0))"
     )
     command = [
         sys.executable,

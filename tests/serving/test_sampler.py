@@ -173,7 +173,7 @@ def test_stop_tokens_stay_banned_under_any_bias_and_penalty() -> None:
 
 
 def run(num_steps: int, state: SamplingState, neighbours: list[SamplingState], position: int) -> list[int]:
-    """Tokens of ``state`` over steps, as row ``position`` among neighbours; logits of a request depend on its output."""
+    """Tokens of ``state`` over steps, as row ``position`` among neighbours; its logits depend on its output."""
     tokens: list[int] = []
     for step in range(num_steps):
         rows = [*(logits_of(1000 + 7 * step + i)[0] for i in range(len(neighbours)))]
