@@ -157,5 +157,5 @@ def test_bad_files_are_named(folder: Path) -> None:
 def test_vocabulary_larger_than_the_embedding(tokenizer: Tokenizer) -> None:
     size = tokenizer.vocab_size
     check_vocabulary(tokenizer, size)
-    with pytest.raises(ValueError, match=f"{size} ids.* {size - 1} rows"):
+    with pytest.raises(ValueError, match=f"tokenizer.json has {size} token ids.* config.json only {size - 1} rows"):
         check_vocabulary(tokenizer, size - 1)
