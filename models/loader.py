@@ -86,10 +86,14 @@ def check_allocation(parameters: dict[str, torch.nn.Parameter], plan: WeightPlan
 
 
 class _Files:
-    """Open file descriptors by path, closed together."""
+    """Open file descriptors by path, closed together, and the one buffer that all reads go through.
+
+    A buffer a block would leave holes in malloc's heap, as large together as the tensor.
+    """
 
     def __init__(self) -> None:
         self._descriptors: dict[Path, int] = {}
+        self._buffer = torch.empty(BLOCK_BYTES, dtype=torch.uint8)
 
     def __enter__(self) -> "_Files":
         return self
@@ -98,8 +102,16 @@ class _Files:
         for descriptor in self._descriptors.values():
             os.close(descriptor)
 
-    def read(self, entry: TensorEntry, offset: int, buffer: memoryview) -> None:
-        """Fills ``buffer`` from ``offset`` bytes into the tensor."""
+    def read(self, entry: TensorEntry, block: "_Block") -> torch.Tensor:
+        """A block of a tensor, valid until the next read."""
+        num_bytes = prod(block.shape) * entry.item_bytes
+        if num_bytes > self._buffer.nbytes:  # a single row larger than a block
+            self._buffer = torch.empty(num_bytes, dtype=torch.uint8)
+        raw = self._buffer[:num_bytes]
+        self._fill(entry, block.element * entry.item_bytes, memoryview(raw.numpy()))  # type: ignore[arg-type]  # numpy supports it
+        return raw.view(_TORCH_DTYPES[entry.dtype]).view(block.shape)
+
+    def _fill(self, entry: TensorEntry, offset: int, buffer: memoryview) -> None:
         if entry.file not in self._descriptors:
             self._descriptors[entry.file] = os.open(entry.file, os.O_RDONLY | os.O_CLOEXEC)
         done = 0
@@ -131,16 +143,11 @@ def _fill(
     target = parameter.data[tuple(slice(start, stop) for start, stop in piece.target)].view(source_shape)
     columns = piece.source[-1]
     for block in _blocks(entry.shape, piece.source, entry.item_bytes):
-        buffer = torch.empty(block.shape, dtype=_TORCH_DTYPES[entry.dtype])
-        files.read(entry, block.element * entry.item_bytes, _bytes_of(buffer))
+        buffer = files.read(entry, block)
         destination = target[block.target]
         destination.copy_(buffer[..., columns[0] : columns[1]] if buffer.shape[-1] != destination.shape[-1] else buffer)
         statistics.bytes_read += buffer.nbytes
         on_progress(destination.numel() * parameter.element_size())
-
-
-def _bytes_of(tensor: torch.Tensor) -> memoryview:
-    return memoryview(tensor.view(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]  # numpy supports it
 
 
 def _blocks(shape: tuple[int, ...], box: Box, item_bytes: int) -> Iterator[_Block]:

@@ -1,12 +1,13 @@
 """One rank's work: build the stage, load its weights, execute step plans. Knows no sockets: tests drive it directly."""
 
 from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 
 import torch
 
 from splitrank.comm.mesh import Mesh, mesh_position
-from splitrank.models.checkpoint import open_checkpoint
+from splitrank.models.checkpoint import Checkpoint, open_checkpoint
 from splitrank.models.config import read_config
 from splitrank.models.loader import load_weights, prepare
 from splitrank.models.memory import GIB, rank_memory
@@ -42,10 +43,14 @@ class Worker:
     def is_sampling_rank(self) -> bool:
         return self.stage_slice.is_last and self.position.tp_rank == 0
 
+    @cached_property
+    def checkpoint(self) -> Checkpoint:
+        """The headers, read once."""
+        return open_checkpoint(Path(self.spec.model_dir), self.config)
+
     def plan(self) -> WeightPlan:
         """This rank's weight plan, audited, from the checkpoint's headers."""
-        checkpoint = open_checkpoint(Path(self.spec.model_dir), self.config)
-        plan = plan_weights(self.config, self.stage_slice, self.shard, self.spec.dtype, checkpoint)
+        plan = plan_weights(self.config, self.stage_slice, self.shard, self.spec.dtype, self.checkpoint)
         audit_plan(plan)
         return plan
 
@@ -53,7 +58,7 @@ class Worker:
         """Builds the stage, loads it, allocates its state; returns the report line of this rank."""
         plan = self.plan()
         self.model = Stage(self.config, self.stage_slice, self.spec.partition, self.shard, self.dtype)
-        load_weights(self.model, plan, open_checkpoint(Path(self.spec.model_dir), self.config), on_progress)
+        load_weights(self.model, plan, self.checkpoint, on_progress)
         self.memory = StageMemory(
             self.config,
             self.stage_slice,

@@ -8,8 +8,9 @@ a row's bits do not depend on how many rows there are, which plain ``mm`` in flo
 import torch
 import torch.nn.functional as F
 
-# Packing needs both layouts of one weight at once; a weight larger than this (a large head) stays plain.
-MAX_PACKED_BYTES = 48 * 2**20
+# Packing needs both layouts of one weight at once, and loading may take 64 MiB more than the weights in all; a weight
+# larger than this (a large head) stays plain.
+MAX_PACKED_BYTES = 32 * 2**20
 # Rows below one block of 64 are mostly padding when packed; above, padding costs 63 rows at most.
 _MIN_ROWS = 64
 # In float32 the call of a small packed weight costs 20 us more than torch's own GEMM; bf16 gains at every size.

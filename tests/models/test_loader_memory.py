@@ -19,7 +19,6 @@ from tests.raw_safetensors import write_raw
 MIB = 2**20
 LARGE: dict[str, Any] = {
     "num_hidden_layers": 8,
-    "vocab_size": 32768,
     "hidden_size": 512,
     "num_experts": 96,
     "moe_intermediate_size": 512,
@@ -40,9 +39,9 @@ def shapes(raw: dict[str, Any], fused: bool) -> Iterator[tuple[str, tuple[int, .
                 yield expert_name(layer, expert, name), experts["one down_proj" if name == "down_proj" else name]
 
 
-def write_sparse_checkpoint(folder: Path, fused: bool) -> int:
+def write_sparse_checkpoint(folder: Path, fused: bool, vocab_size: int) -> int:
     """A checkpoint of holes, which read as zeros and take no disk; returns its bytes."""
-    raw = hub_config(random_text_config(**LARGE), "text", "bfloat16", tied=False)
+    raw = hub_config(random_text_config(**LARGE, vocab_size=vocab_size), "text", "bfloat16", tied=False)
     (folder / "config.json").write_text(json.dumps(raw))
     sizes = {name if name.startswith("lm_head") else "model." + name: shape for name, shape in shapes(raw, fused)}
     ends = list(accumulate(2 * prod(shape) for shape in sizes.values()))
@@ -57,12 +56,16 @@ def write_sparse_checkpoint(folder: Path, fused: bool) -> int:
     return ends[-1]
 
 
-@pytest.mark.parametrize("fused", [True, False], ids=["fused", "per expert"])
-@pytest.mark.parametrize(("pp", "tp", "rank"), [(2, 1, 1), (1, 2, 1)], ids=["pp=2", "tp=2"])
+# Of the vocabulary's rows of 1 KiB, 32 MiB are just packed, which takes both layouts at once; 64 MiB are more than may
+# be read in one block.
+@pytest.mark.parametrize(
+    ("pp", "tp", "rank", "fused", "vocab_size"),
+    [(2, 1, 1, True, 32768), (2, 1, 0, False, 65536), (1, 2, 1, True, 65536), (1, 2, 1, False, 131072)],
+)
 def test_loading_takes_the_rank_s_bytes_and_64_mib_at_most(
-    tmp_path: Path, fused: bool, pp: int, tp: int, rank: int
+    tmp_path: Path, pp: int, tp: int, rank: int, fused: bool, vocab_size: int
 ) -> None:
-    total = write_sparse_checkpoint(tmp_path, fused)
+    total = write_sparse_checkpoint(tmp_path, fused, vocab_size)
     assert total >= 10**9
     command = [sys.executable, "-m", "tests.load_one_rank", str(tmp_path), str(pp), str(tp), str(rank)]
     root = Path(__file__).parents[2]

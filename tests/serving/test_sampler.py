@@ -193,6 +193,11 @@ def test_a_seed_gives_the_same_draws_whatever_stands_beside_it() -> None:
     assert run(20, state_of(0, **{**params, "seed": 43}), [], 0) != alone
 
 
+def test_every_token_is_a_draw_of_its_own() -> None:
+    logits, state = torch.zeros(1, VOCAB_SIZE), state_of(temperature=1.0, seed=1)
+    assert len({drawn(logits, state)[0] for _ in range(20)}) > 10  # of 50 equally likely ones
+
+
 def test_without_a_seed_a_request_s_number_and_the_engine_s_seed_decide() -> None:
     def seeds(engine_seed: int) -> list[int]:
         params = SamplingParams(temperature=1.0)
