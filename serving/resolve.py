@@ -50,7 +50,7 @@ def resolve_launch(config: EngineConfig) -> LaunchSpec:
         chunked_prefill_size=config.chunked_prefill_size,
         max_queued_requests=config.max_queued_requests,
         vocab_size=model.vocab_size,
-        eos_token_ids=eos_token_ids(folder),
+        eos_token_ids=eos_token_ids(folder, model.vocab_size),
         seed=config.seed,
         load_timeout_s=config.load_timeout_s,
         step_timeout_s=config.step_timeout_s,
@@ -137,21 +137,23 @@ def _pages_that_fit(config: EngineConfig, ranks: list[RankMemory], memory_bytes:
     return pages
 
 
-def eos_token_ids(folder: Path) -> tuple[int, ...]:
+def eos_token_ids(folder: Path, vocab_size: int) -> tuple[int, ...]:
     """End-of-sequence ids: generation_config.json, else config.json; a number or a list. Empty if neither says."""
     for name in ("generation_config.json", "config.json"):
         raw = _json_object(folder / name)
         for holder in (raw, raw.get("text_config")):
             found = holder.get("eos_token_id") if isinstance(holder, dict) else None
             if found is not None:
-                return _id_list(folder / name, found)
+                return _id_list(folder / name, found, vocab_size)
     return ()
 
 
-def _id_list(file: Path, found: Any) -> tuple[int, ...]:
+def _id_list(file: Path, found: Any, vocab_size: int) -> tuple[int, ...]:
     ids = found if isinstance(found, list) else [found]
     if not all(isinstance(token, int) and not isinstance(token, bool) and token >= 0 for token in ids):
         raise ValueError(f"{file}: eos_token_id must be a token id or a list of them, not {found!r}")
+    if ids and max(ids) >= vocab_size:
+        raise ValueError(f"{file}: eos_token_id {max(ids)} is not in the vocabulary of {vocab_size}")
     return tuple(ids)
 
 

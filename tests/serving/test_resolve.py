@@ -121,13 +121,21 @@ def test_weights_that_do_not_fit_are_refused_with_the_numbers(ranks: list[RankMe
 def test_end_of_sequence_ids(tmp_path: Path, files: dict[str, Any], expected: tuple[int, ...]) -> None:
     for name, content in files.items():
         (tmp_path / name).write_text(json.dumps(content))
-    assert eos_token_ids(tmp_path) == expected
+    assert eos_token_ids(tmp_path, 10) == expected
 
 
 @pytest.mark.parametrize(
-    "content", ['{"eos_token_id": "x"}', '{"eos_token_id": [true]}', "[]", "{", '{"eos_token_id": -1}']
+    "content",
+    [
+        '{"eos_token_id": "x"}',
+        '{"eos_token_id": [true]}',
+        "[]",
+        "{",
+        '{"eos_token_id": -1}',
+        '{"eos_token_id": [3, 10]}',
+    ],
 )
 def test_a_broken_generation_config_is_named(tmp_path: Path, content: str) -> None:
     (tmp_path / "generation_config.json").write_text(content)
     with pytest.raises(ValueError, match=r"generation_config\.json: "):
-        eos_token_ids(tmp_path)
+        eos_token_ids(tmp_path, 10)
