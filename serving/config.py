@@ -109,6 +109,11 @@ def environment_api_key() -> str:
 
 
 def child_environment() -> dict[str, str]:
-    """Environment of engine and rank processes: loopback for gloo, no telemetry, unbuffered output."""
+    """Environment of engine and rank processes: loopback for gloo, unbuffered output, a malloc that keeps pages.
+
+    A step allocates and frees the same megabytes over and over. malloc's defaults map and unmap them each time: a
+    prefill of 512 tokens took 0.35 s instead of 0.30.
+    """
     loopback = {"GLOO_SOCKET_IFNAME": "lo", "TP_SOCKET_IFNAME": "lo"}
-    return {**os.environ, **loopback, "PYTHONUNBUFFERED": "1", "TOKENIZERS_PARALLELISM": "false"}
+    malloc = {"MALLOC_MMAP_THRESHOLD_": str(32 * 2**20), "MALLOC_TRIM_THRESHOLD_": str(512 * 2**20)}
+    return {**malloc, **os.environ, **loopback, "PYTHONUNBUFFERED": "1", "TOKENIZERS_PARALLELISM": "false"}

@@ -33,8 +33,10 @@ def delta_rule_step(
     q_and_k = torch.stack((q, k), dim=2).repeat_interleave(repeats, dim=1)  # [D, H, 2, d]
     decay = log_decay.exp()[..., None, None]
     rows = [states[slot] for slot in slots.tolist()]  # D views [H, d, v]
-    read = torch.stack([torch.bmm(pair, state) for pair, state in zip(q_and_k, rows, strict=True)])
-    read = read.mul_(decay)  # [D, H, 2, v]
+    read = torch.empty((len(rows), *v.shape[1:2], 2, v.shape[2]))  # [D, H, 2, v]
+    for pair, state, both in zip(q_and_k, rows, read, strict=True):
+        torch.bmm(pair, state, out=both)
+    read.mul_(decay)
     update = (v.float() - read[:, :, 1]).mul_(beta.float()[..., None])
     overlap = (q * k).sum(-1).repeat_interleave(repeats, dim=1)[..., None]
     for state, factor, key, new in zip(rows, decay, q_and_k[:, :, 1, :, None], update[:, :, None], strict=True):

@@ -36,8 +36,8 @@ def linear(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     num_rows = x.shape[0]
     padding = row_bucket(num_rows) - num_rows
     x = F.pad(x, (0, 0, 0, padding)) if padding else x.contiguous()
-    out: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
-    return out[:num_rows]
+    out: torch.Tensor = torch.ops.mkldnn._linear_pointwise.default(x, weight, None, "none", [], "")
+    return out[:num_rows] if padding else out
 
 
 def row_bucket(num_rows: int) -> int:
