@@ -202,7 +202,9 @@ class Scheduler:
             self._place(draft, request)
 
     def _admit(self, draft: Draft) -> None:
-        while self._waiting and self._chunk_fits(draft, self._waiting[0]):
+        # An even share, as of the decodes: short prompts that all went into one step would leave the other stages idle.
+        limit = -(-len(self._requests) // self._max_in_flight)
+        while self._waiting and len(draft.sequences) < limit and self._chunk_fits(draft, self._waiting[0]):
             request = self._waiting[0]
             if not self._has_room(len(request.prompt_token_ids)):
                 return
