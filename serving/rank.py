@@ -64,7 +64,7 @@ class _Phase:
 
 def _load(worker: Worker) -> str:
     """Loads; rank 0 shows its own progress, which stands for all since the ranks load side by side."""
-    total = worker.plan().num_bytes
+    total = worker.plan.num_bytes
     show = worker.spec.show_progress and worker.position.rank == 0
     with progress(total, f"loading rank 0 of {worker.spec.world_size}", unit="B", show=show) as bar:
         return worker.load(bar.update)

@@ -48,6 +48,7 @@ class Worker:
         """The headers, read once."""
         return open_checkpoint(Path(self.spec.model_dir), self.config)
 
+    @cached_property
     def plan(self) -> WeightPlan:
         """This rank's weight plan, audited, from the checkpoint's headers."""
         plan = plan_weights(self.config, self.stage_slice, self.shard, self.spec.dtype, self.checkpoint)
@@ -56,9 +57,8 @@ class Worker:
 
     def load(self, on_progress: Callable[[int], object] = lambda num_bytes: None) -> str:
         """Builds the stage, loads it, allocates its state; returns the report line of this rank."""
-        plan = self.plan()
         self.model = Stage(self.config, self.stage_slice, self.spec.partition, self.shard, self.dtype)
-        load_weights(self.model, plan, self.checkpoint, on_progress)
+        load_weights(self.model, self.plan, self.checkpoint, on_progress)
         self.memory = StageMemory(
             self.config,
             self.stage_slice,
@@ -68,7 +68,7 @@ class Worker:
             self.spec.page_size,
             self.spec.max_running_requests,
         )
-        report = self._report(plan)
+        report = self._report(self.plan)
         prepare(self.model)
         return report
 
