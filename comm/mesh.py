@@ -13,6 +13,7 @@ from torch._C._distributed_c10d import FileStore
 from splitrank.comm.collectives import Collectives, SingleRank, TorchCollectives
 from splitrank.comm.errors import CommunicationError
 from splitrank.comm.pipeline_link import PipelineLink
+from splitrank.comm.stage_socket import StageListener, connect
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,10 @@ def mesh_position(rank: int, pp_size: int, tp_size: int) -> MeshPosition:
     return MeshPosition(rank // tp_size, pp_size, rank % tp_size, tp_size)
 
 
+def _link_name(rank: int) -> str:
+    return f"link-{rank}"
+
+
 class Mesh:
     """This rank's communicators. Construction is collective: every rank of the world makes one at the same time.
 
@@ -50,12 +55,28 @@ class Mesh:
     def __init__(self, position: MeshPosition, rendezvous: Path, timeout_s: float) -> None:
         self.position = position
         self.collectives: Collectives = SingleRank()
-        self.link = PipelineLink(position.pp_rank, position.pp_size, position.tp_rank, position.tp_size, timeout_s)
-        self._joined = position.world_size > 1
-        if self._joined:
-            self._join(rendezvous, timeout_s)
+        listener = StageListener(rendezvous.parent, _link_name(position.rank)) if position.pp_rank > 0 else None
+        try:
+            self._joined = position.world_size > 1
+            if self._joined:
+                self._join_groups(rendezvous, timeout_s)
+            self.link = self._link_stages(listener, rendezvous.parent, timeout_s)
+        finally:
+            if listener is not None:
+                listener.close()
 
-    def _join(self, rendezvous: Path, timeout_s: float) -> None:
+    def _link_stages(self, listener: StageListener | None, folder: Path, timeout_s: float) -> PipelineLink:
+        """All ranks have joined the groups, so all listen."""
+        position = self.position
+        is_last = position.pp_rank == position.pp_size - 1
+        try:
+            following = None if is_last else connect(folder, _link_name(position.rank + position.tp_size))
+            previous = listener.accept(timeout_s) if listener is not None else None
+        except CommunicationError as error:
+            raise CommunicationError(f"{position}: could not link the stages: {error}") from error
+        return PipelineLink(position.pp_rank, previous, following, position.pp_size, timeout_s)
+
+    def _join_groups(self, rendezvous: Path, timeout_s: float) -> None:
         position, timeout = self.position, timedelta(seconds=timeout_s)
         try:
             store = FileStore(str(rendezvous), position.world_size)
@@ -76,6 +97,7 @@ class Mesh:
 
     def close(self) -> None:
         """Leaves the groups; safe to call when peers are gone."""
+        self.link.close()
         if self._joined:
             self._joined = False
             dist.destroy_process_group()
