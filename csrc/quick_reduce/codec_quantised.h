@@ -1,0 +1,148 @@
+// What the integer codecs share: symmetric quantisation of blocks of 32 elements with one bfloat16 scale.
+//
+//   amax = largest magnitude of the block, rounded to bfloat16        (what travels)
+//   q    = round_to_even(x * (Q / amax)) clamped to [-Q, Q]           Q = 127, 31, 7
+//   x'   = q * (amax * (1 / Q))
+//
+// |x' - x| <= amax * (1 / (2 Q) + 2^-8): half a step, and the largest element when the scale was rounded down. A block
+// whose amax is below 2^-100 becomes zeros; one with an infinity or a NaN has no finite element afterwards.
+// Ones, and their sums over 2, 4 and 8 ranks, come through exactly.
+#pragma once
+
+#include "packet.h"
+
+namespace splitrank::quick_reduce {
+
+// Integers of `Bits` bits for K elements, in planes: low nibbles first, then pairs of bits, or whole bytes.
+template <int Bits, int K>
+struct Quants;
+
+template <int K>
+struct Quants<8, K> {
+    Words<uint32_t, K / 4> bytes;
+    QR_FN void set(int i, uint32_t q) { bytes.word[i / 4] |= (q & 0xff) << (8 * (i % 4)); }
+    QR_FN uint32_t get(int i) const { return bytes.word[i / 4] >> (8 * (i % 4)) & 0xff; }
+};
+
+template <int K>
+struct Quants<4, K> {
+    Words<uint32_t, K / 8> nibbles;
+    QR_FN void set(int i, uint32_t q) { nibbles.word[i / 8] |= (q & 0xf) << (4 * (i % 8)); }
+    QR_FN uint32_t get(int i) const { return nibbles.word[i / 8] >> (4 * (i % 8)) & 0xf; }
+};
+
+template <int K>
+struct Quants<6, K> {
+    Words<uint32_t, K / 8> nibbles;
+    Words<uint16_t, K / 8> pairs;
+    QR_FN void set(int i, uint32_t q) {
+        nibbles.word[i / 8] |= (q & 0xf) << (4 * (i % 8));
+        pairs.word[i / 8] |= uint16_t((q >> 4 & 3) << (2 * (i % 8)));
+    }
+    QR_FN uint32_t get(int i) const {
+        return (nibbles.word[i / 8] >> (4 * (i % 8)) & 0xf) | uint32_t(pairs.word[i / 8] >> (2 * (i % 8)) & 3) << 4;
+    }
+};
+
+template <class Type, int Bits, CodecKind Kind>
+struct CodecQuantised {
+    static constexpr CodecKind kKind = Kind;
+    static constexpr int kMax = (1 << (Bits - 1)) - 1;    // Q
+    static constexpr uint32_t kBias = 1u << (Bits - 1);   // makes q unsigned
+    static constexpr uint64_t kBlockBytes = kBlock * Bits / 8 + 2;
+
+    template <int K>
+    struct Encoded {
+        Quants<Bits, K> quants;
+        uint16_t amax;  // bfloat16
+    };
+
+    static QR_FN uint64_t capacity(uint64_t segment_bytes) { return segment_bytes / kBlockBytes * kBlock / 512 * 512; }
+
+    template <int K, class Exec>
+    static QR_DEVICE Encoded<K> encode_raw(Exec& exec, const RawPacket<Type, K>& raw) {
+        float values[K];
+        unpack<Type, K>(raw, values);
+        return encode<K>(exec, values);
+    }
+
+    template <int K, class Exec>
+    static QR_DEVICE Encoded<K> encode(Exec& exec, const float (&values)[K]) {
+        uint32_t largest = 0;  // of the magnitudes' bits: ordered like the magnitudes, and NaN above all
+        QR_UNROLL
+        for (int i = 0; i < K; ++i) {
+            const uint32_t magnitude = bit_cast<uint32_t>(values[i]) & 0x7fffffff;
+            largest = magnitude > largest ? magnitude : largest;
+        }
+        largest = exec.group_max(largest);
+        Encoded<K> encoded{};
+        encoded.amax = Bfloat16::from_float(bit_cast<float>(largest));
+        const float amax = Bfloat16::to_float(encoded.amax);
+        const bool tiny = amax < kTiny;
+        if (tiny) encoded.amax = 0;
+        const float inverse = tiny ? 0.0f : float(kMax) / amax;
+        QR_UNROLL
+        for (int i = 0; i < K; ++i) {
+            float scaled = values[i] * inverse;
+            scaled = scaled > float(kMax) ? float(kMax) : scaled;
+            scaled = scaled < float(-kMax) ? float(-kMax) : scaled;
+            // Adding 1.5 * 2^23 leaves the nearest integer, ties to even, in the low bits.
+            encoded.quants.set(i, bit_cast<uint32_t>(scaled + kRounder) + kBias);
+        }
+        return encoded;
+    }
+
+    template <int K>
+    static QR_DEVICE void decode(const Encoded<K>& encoded, float (&values)[K]) {
+        const float step = Bfloat16::to_float(encoded.amax) * (1.0f / float(kMax));
+        QR_UNROLL
+        for (int i = 0; i < K; ++i) values[i] = float(int32_t(encoded.quants.get(i)) - int32_t(kBias)) * step;
+    }
+
+    template <int K>
+    static QR_DEVICE RawPacket<Type, K> decode_raw(const Encoded<K>& encoded) {
+        float values[K];
+        decode<K>(encoded, values);
+        return pack<Type, K>(values);
+    }
+
+    template <int K, class Exec>
+    static QR_DEVICE Encoded<K> load(Exec& exec, const std::byte* segment, uint64_t capacity, uint64_t packet) {
+        Encoded<K> encoded;
+        if constexpr (Bits == 8) {
+            encoded.quants.bytes = exec.template load_exchange<Words<uint32_t, K / 4>>(segment + packet * K);
+        } else {
+            encoded.quants.nibbles = exec.template load_exchange<Words<uint32_t, K / 8>>(segment + packet * (K / 2));
+            if constexpr (Bits == 6)
+                encoded.quants.pairs =
+                    exec.template load_exchange<Words<uint16_t, K / 8>>(segment + capacity / 2 + packet * (K / 4));
+        }
+        encoded.amax = exec.template load_exchange<Words<uint16_t, 1>>(scale(segment, capacity, packet * K)).word[0];
+        return encoded;
+    }
+
+    template <int K, class Exec>
+    static QR_DEVICE void store(Exec& exec, std::byte* segment, uint64_t capacity, uint64_t packet,
+                                const Encoded<K>& encoded) {
+        if constexpr (Bits == 8) {
+            exec.store_exchange(segment + packet * K, encoded.quants.bytes);
+        } else {
+            exec.store_exchange(segment + packet * (K / 2), encoded.quants.nibbles);
+            if constexpr (Bits == 6)
+                exec.store_exchange(segment + capacity / 2 + packet * (K / 4), encoded.quants.pairs);
+        }
+        if (packet * K % kBlock == 0)  // the first of the lanes that share it
+            exec.store_exchange(const_cast<std::byte*>(scale(segment, capacity, packet * K)),
+                                Words<uint16_t, 1>{{encoded.amax}});
+    }
+
+  private:
+    static constexpr float kRounder = 12582912.0f;
+    static constexpr float kTiny = 7.888609052210118e-31f;  // 2^-100: below, Q / amax could overflow
+
+    static QR_FN const std::byte* scale(const std::byte* segment, uint64_t capacity, uint64_t element) {
+        return segment + capacity * Bits / 8 + element / kBlock * 2;
+    }
+};
+
+}  // namespace splitrank::quick_reduce

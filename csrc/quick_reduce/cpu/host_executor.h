@@ -1,0 +1,81 @@
+// The protocol on a host thread: one lane a block, exchange memory shared between threads or processes.
+#pragma once
+
+#include <immintrin.h>
+#include <sched.h>
+#include <time.h>
+
+#include <cstring>
+
+#include "../packet.h"
+
+namespace splitrank::quick_reduce {
+
+class HostExecutor {
+  public:
+    static constexpr int kLaneElements = 32;  // a whole block of the codecs: no scale is shared between lanes
+    static constexpr int kWave = 1;
+    static constexpr int kUnroll = 1;
+
+    uint32_t lane() const { return 0; }
+    uint32_t num_lanes() const { return 1; }
+
+    // Streaming stores are weakly ordered even on x86: the fence comes before the flag.
+    void release_block() { _mm_sfence(); }
+    bool all(bool ok) { return ok; }
+
+    void store_flag(uint64_t* flag, uint64_t value) { __atomic_store_n(flag, value, __ATOMIC_RELEASE); }
+    uint64_t load_flag(const uint64_t* flag) const { return __atomic_load_n(flag, __ATOMIC_ACQUIRE); }
+    uint32_t exchange(uint32_t* word, uint32_t value) { return __atomic_exchange_n(word, value, __ATOMIC_ACQ_REL); }
+    bool claim(uint32_t* word, uint32_t value) {
+        uint32_t zero = 0;
+        return __atomic_compare_exchange_n(word, &zero, value, false, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE);
+    }
+    void store_complete(uint32_t* word) { __atomic_store_n(word, 1u, __ATOMIC_RELEASE); }
+
+    uint64_t now_ns() const {
+        timespec now;
+        clock_gettime(CLOCK_MONOTONIC, &now);
+        return uint64_t(now.tv_sec) * 1'000'000'000u + uint64_t(now.tv_nsec);
+    }
+    // Ranks may outnumber the cores: after some thousand polls the peer may need this one.
+    void pause(uint32_t spins) const { spins < kSpinsBeforeYield ? _mm_pause() : void(sched_yield()); }
+
+    uint32_t group_max(uint32_t value) const { return value; }
+
+    template <class P>
+    P load_input(const void* from) const {
+        return load<P>(from);
+    }
+    template <class P>
+    void store_output(void* to, const P& packet) const {
+        std::memcpy(to, &packet, sizeof(P));
+    }
+    template <class P>
+    P load_exchange(const void* from) const {
+        return load<P>(from);
+    }
+    // Past the caches: overwriting lines that the peer has read would fetch them back from its core first.
+    template <class P>
+    void store_exchange(void* to, const P& packet) const {
+        if constexpr (sizeof(P) % 16 == 0) {
+            const auto* from = reinterpret_cast<const __m128i*>(&packet);
+            auto* line = static_cast<__m128i*>(to);
+            for (size_t i = 0; i < sizeof(P) / 16; ++i) _mm_stream_si128(line + i, _mm_loadu_si128(from + i));
+        } else {
+            std::memcpy(to, &packet, sizeof(P));
+        }
+    }
+
+  private:
+    static constexpr uint32_t kSpinsBeforeYield = 4096;
+
+    template <class P>
+    static P load(const void* from) {
+        P packet;
+        std::memcpy(&packet, from, sizeof(P));
+        return packet;
+    }
+};
+
+}  // namespace splitrank::quick_reduce

@@ -1,0 +1,173 @@
+// The handshake, once for all targets: claim a slot, publish a phase, await a phase, fail without hanging.
+//
+// A flag holds (fingerprint, sequence number of the slot); a reader accepts exactly the one it expects. An older one has
+// not been replaced yet: wait. Nothing else can ever become right, because nobody overwrites what was not read (two_shot.h
+// and one_shot.h say why): it is an error and not a reason to wait.
+//
+// `Exec` is where the protocol runs: a host thread, the lanes of a GPU block, a fibre of the tests. It has
+//   static constexpr int kLaneElements   elements that one lane codes at once: 8 on a GPU (4 lanes share a scale), 32 on a host
+//   static constexpr int kWave           lanes that run in step: loops over shared scales end together
+//   static constexpr int kUnroll         packets a lane has in flight
+//   uint32_t lane(), num_lanes()         within the block that runs this slot
+//   void release_block()                 every lane's exchange stores are performed for all ranks; then all lanes go on
+//   bool all(bool)                       all lanes meet; true if true on each; what any lane acquired, all have acquired
+//   void store_flag(uint64_t*, uint64_t) system scope, ordered after release_block
+//   uint64_t load_flag(const uint64_t*)  system scope, acquire
+//   uint32_t exchange(uint32_t*, uint32_t), bool claim(uint32_t* from_zero, uint32_t)   atomics on this rank's memory
+//   uint64_t now_ns(), void pause(uint32_t spins)
+//   void store_complete(uint32_t*)       writes 1, ordered after all stores before it, visible to the host
+//   uint32_t group_max(uint32_t)         largest over the lanes that share a scale
+//   P load_input<P>(const void*), void store_output(void*, P)        this rank's tensors
+//   P load_exchange<P>(const void*), void store_exchange(void*, P)   exchange memory: own, and any rank's
+#pragma once
+
+#include "call.h"
+#include "failure.h"
+#include "layout.h"
+
+namespace splitrank::quick_reduce {
+
+// This rank's own memory of a slot; no peer sees it. Kept on the device, so that a replayed graph advances it.
+struct alignas(kLine) SlotState {
+    uint32_t sequence;  // uses so far
+    uint32_t holder;    // id of the call that runs on it, 0 if none: the ticket
+};
+
+// A communicator as the device sees it. Passed by value.
+struct View {
+    std::byte* regions[kMaxWorldSize];  // exchange memory of every rank, as mapped here
+    SlotState* slots;                   // [num_slots], local
+    Failure* failure;                   // local, readable by the host
+    const uint64_t* host_abort;         // local, writable by the host while a kernel spins; polled seldom
+    uint32_t rank;
+    RegionShape shape;
+};
+
+template <class Exec, class Layout, int W>
+class Handshake {
+  public:
+    QR_DEVICE Handshake(Exec& exec, const View& view, const Layout& layout, const Call& call, uint32_t slot)
+        : exec_(exec), view_(view), layout_(layout), call_(call), slot_(slot) {}
+
+    // Takes the slot's ticket. False: the communicator is poisoned or another call is running.
+    QR_DEVICE bool begin() {
+        SlotState& state = view_.slots[slot_];
+        bool ok = true;
+        if (exec_.lane() == 0) {
+            const uint32_t holder = exec_.exchange(&state.holder, call_.id);
+            const uint64_t abort = exec_.load_flag(&control(view_.rank)->abort);
+            if (abort != 0)
+                ok = fail(FailureKind::kAborted, 0, uint32_t(abort - 1), 0, abort);
+            else if (holder != 0)
+                ok = fail(FailureKind::kOverlap, 0, view_.rank, call_.id, holder);
+        }
+        ok = exec_.all(ok);
+        sequence_ = state.sequence + 1;
+        return ok;
+    }
+
+    // The next use of the slot, after one tile is done.
+    QR_DEVICE void advance() { ++sequence_; }
+
+    // Gives the ticket back; `sequence` counts the uses that were completed.
+    QR_DEVICE void end() {
+        exec_.all(true);  // every lane has read the sequence and is done with the slot
+        if (exec_.lane() == 0) {
+            view_.slots[slot_].sequence = sequence_ - 1;
+            exec_.exchange(&view_.slots[slot_].holder, 0);
+        }
+    }
+
+    QR_DEVICE Phase first() const { return first_phase(sequence_); }
+    QR_DEVICE uint32_t sequence() const { return sequence_; }
+
+    // Where `source` writes for `reader` in this phase.
+    QR_DEVICE std::byte* data(uint32_t reader, Phase phase, uint32_t source) const {
+        return view_.regions[reader] + layout_.data(slot_, phase, source);
+    }
+
+    // Tells every peer that this rank's data of `phase` is complete.
+    QR_DEVICE void publish(Phase phase) {
+        exec_.release_block();
+        for (uint32_t peer = exec_.lane(); peer < W; peer += exec_.num_lanes())
+            if (peer != view_.rank) exec_.store_flag(flag(peer, phase, view_.rank), expected());
+    }
+
+    // Waits for the data of every peer. False: somebody failed, and it is on record.
+    QR_DEVICE bool await(Phase phase) {
+        bool ok = true;
+        for (uint32_t peer = exec_.lane(); peer < W && ok; peer += exec_.num_lanes())
+            if (peer != view_.rank) ok = await_peer(phase, peer);
+        return exec_.all(ok);
+    }
+
+  private:
+    static constexpr uint32_t kSpinsPerLook = 256;  // polls between two looks at abort words and the clock
+
+    QR_DEVICE uint64_t expected() const { return uint64_t(call_.fingerprint) << 32 | sequence_; }
+    QR_DEVICE uint64_t* flag(uint32_t reader, Phase phase, uint32_t source) const {
+        return reinterpret_cast<uint64_t*>(view_.regions[reader] + layout_.flag(slot_, phase, source));
+    }
+    QR_DEVICE Control* control(uint32_t rank) const { return reinterpret_cast<Control*>(view_.regions[rank]); }
+
+    QR_DEVICE bool await_peer(Phase phase, uint32_t peer) {
+        const uint64_t* address = flag(view_.rank, phase, peer);
+        uint64_t began = 0;
+        for (uint32_t spins = 0;; ++spins) {
+            const uint64_t seen = exec_.load_flag(address);
+            if (seen == expected()) return true;
+            if (const FailureKind kind = judge(seen); kind != FailureKind::kNone)
+                return fail(kind, number(phase), peer, expected(), seen);
+            if (spins % kSpinsPerLook == kSpinsPerLook - 1) {
+                const uint64_t now = exec_.now_ns();
+                if (began == 0) began = now;
+                if (const uint64_t abort = aborted(); abort != 0)
+                    return fail(FailureKind::kAborted, number(phase), uint32_t(abort - 1), expected(), seen);
+                if (now - began > call_.timeout_ns)
+                    return fail(FailureKind::kTimeout, number(phase), peer, expected(), seen);
+            }
+            exec_.pause(spins);
+        }
+    }
+
+    // A value that is not the expected one: older is fine, anything else can never become right.
+    QR_DEVICE FailureKind judge(uint64_t seen) const {
+        const int32_t lead = int32_t(uint32_t(seen) - sequence_);
+        if (lead == 0) return FailureKind::kMismatch;
+        return lead > 0 ? FailureKind::kAhead : FailureKind::kNone;
+    }
+
+    QR_DEVICE uint64_t aborted() {
+        const uint64_t word = exec_.load_flag(&control(view_.rank)->abort);
+        return word != 0 ? word : exec_.load_flag(view_.host_abort);
+    }
+
+    // Records the first failure of this rank and raises every rank's abort word. Always false.
+    QR_DEVICE bool fail(FailureKind kind, uint32_t phase, uint32_t peer, uint64_t expected, uint64_t seen) {
+        if (exec_.claim(&view_.failure->kind, uint32_t(kind))) {
+            Failure& record = *view_.failure;
+            record.rank = view_.rank;
+            record.slot = slot_;
+            record.phase = phase;
+            record.peer = peer;
+            record.expected = expected;
+            record.seen = seen;
+            exec_.store_complete(&record.complete);
+        }
+        if (exec_.load_flag(&control(view_.rank)->abort) == 0)  // else a peer was first and has told everybody
+            for (uint32_t rank = 0; rank < W; ++rank)
+                exec_.store_flag(&control(rank)->abort, uint64_t(1) + view_.rank);
+        return false;
+    }
+
+    QR_DEVICE static uint32_t number(Phase phase) { return phase == kSecond ? 2 : 1; }
+
+    Exec& exec_;
+    const View& view_;
+    const Layout& layout_;
+    const Call& call_;
+    const uint32_t slot_;
+    uint32_t sequence_ = 0;
+};
+
+}  // namespace splitrank::quick_reduce

@@ -1,0 +1,55 @@
+// Where things lie in a rank's exchange memory. Every rank has one region, mapped by all its peers.
+//
+// Addresses depend on (slot, phase, source rank) only, never on a call's size: the layout this engine was born from put
+// the second phase's flags behind as many first-phase flags as the call had blocks, so that a larger next call
+// overwrote a flag that a slow rank still awaited.
+#pragma once
+
+#include "portability.h"
+
+namespace splitrank::quick_reduce {
+
+// The first phase has two places, used in turn: a one-shot call has no second phase that would tell the sender that its
+// last message was read, but a peer's message k + 1 tells that it has read message k, so k + 2 may take k's place.
+enum Phase : uint32_t { kFirstEven = 0, kFirstOdd = 1, kSecond = 2 };
+constexpr uint32_t kNumPhases = 3;
+
+QR_FN Phase first_phase(uint32_t sequence) { return sequence & 1 ? kFirstOdd : kFirstEven; }
+
+constexpr uint64_t kLine = 64;  // bytes of a flag's own cache line
+constexpr uint64_t kControlBytes = 4096;
+
+struct RegionShape {
+    uint32_t world_size;
+    uint32_t num_slots;
+    uint64_t segment_bytes;  // of one encoded segment at most; a multiple of 128
+};
+
+// Head of a region. Any rank may raise the abort word of any other; nobody lowers it.
+struct Control {
+    uint64_t abort;  // 0, or 1 + the rank that failed first as far as this rank knows
+};
+
+class IsolatedLayout {
+  public:
+    QR_FN IsolatedLayout(const RegionShape& shape) : shape_(shape) {}
+
+    QR_FN uint64_t flag(uint32_t slot, Phase phase, uint32_t source) const {
+        return kControlBytes + place(slot, phase, source) * kLine;
+    }
+    QR_FN uint64_t data(uint32_t slot, Phase phase, uint32_t source) const {
+        return data_begin() + place(slot, phase, source) * shape_.segment_bytes;
+    }
+    QR_FN uint64_t num_bytes() const { return data_begin() + num_places() * shape_.segment_bytes; }
+
+  private:
+    QR_FN uint64_t place(uint64_t slot, uint64_t phase, uint64_t source) const {
+        return (slot * kNumPhases + phase) * shape_.world_size + source;
+    }
+    QR_FN uint64_t num_places() const { return uint64_t(shape_.num_slots) * kNumPhases * shape_.world_size; }
+    QR_FN uint64_t data_begin() const { return round_up(kControlBytes + num_places() * kLine, 4096); }
+
+    RegionShape shape_;
+};
+
+}  // namespace splitrank::quick_reduce

@@ -1,0 +1,81 @@
+// One-shot: every rank sends its whole tile to all, and all sum. One handshake instead of two, for small messages;
+// full precision only (with a codec, ranks would still agree, but the traffic it saves is what small messages lack).
+//
+// Nothing is overwritten before it was read: message k + 2 takes the place of message k (layout.h), and its writer has
+// awaited the reader's message k + 1, which the reader sent after it had read message k.
+#pragma once
+
+#include "codec_none.h"
+#include "handshake.h"
+
+namespace splitrank::quick_reduce {
+
+template <class Exec, class Type, class Layout, int W>
+class OneShot {
+  public:
+    using Sync = Handshake<Exec, Layout, W>;
+    using Codec = CodecNone<Type>;
+
+    QR_DEVICE OneShot(Exec& exec, const View& view, const Call& call) : exec_(exec), view_(view), call_(call) {}
+
+    QR_DEVICE void send(Sync& sync, uint64_t tile) {
+        const Segment segment = one_shot_segment(call_, tile);
+        for_packets(
+            exec_, segment.count, [&](uint64_t packet) { return load_own(segment, packet); },
+            [&](uint64_t packet, const Raw& raw) {
+                if (packet * K >= segment.count) return;
+                for (uint32_t step = 1; step < W; ++step) {
+                    const uint32_t peer = (view_.rank + step) % W;
+                    Codec::template store<K>(exec_, sync.data(peer, sync.first(), view_.rank), 0, packet, raw);
+                }
+            });
+        sync.publish(sync.first());
+    }
+
+    QR_DEVICE bool reduce(Sync& sync, uint64_t tile) {
+        if (!sync.await(sync.first())) return false;
+        const Segment segment = one_shot_segment(call_, tile);
+        for_packets(
+            exec_, segment.count, [&](uint64_t packet) { return load_all(sync, segment, packet); },
+            [&](uint64_t packet, const Parts& parts) {
+                float values[W][K];
+                QR_UNROLL
+                for (uint32_t rank = 0; rank < W; ++rank) unpack<Type, K>(parts.of[rank], values[rank]);
+                sum_ranks<W, K>(values);
+                store_output<Type, K>(exec_, call_.output, segment.begin + packet * K,
+                                      valid_elements<K>(segment.count, packet), pack<Type, K>(values[0]));
+            });
+        return true;
+    }
+
+  private:
+    static constexpr int K = Exec::kLaneElements;
+    using Raw = RawPacket<Type, K>;
+    struct Parts {
+        Raw of[W];
+    };
+
+    QR_DEVICE Raw load_own(const Segment& segment, uint64_t packet) {
+        return load_input<Type, K>(exec_, call_.input, segment.begin + packet * K,
+                                   valid_elements<K>(segment.count, packet));
+    }
+    QR_DEVICE Parts load_all(const Sync& sync, const Segment& segment, uint64_t packet) {
+        Parts parts;
+        QR_UNROLL
+        for (uint32_t rank = 0; rank < W; ++rank) {
+            if (rank == view_.rank)
+                parts.of[rank] = load_own(segment, packet);
+            else if (packet * K < segment.count)
+                parts.of[rank] = Codec::template load<K>(exec_, sync.data(view_.rank, sync.first(), rank), 0, packet);
+            else
+                parts.of[rank] = Raw{};
+        }
+        return parts;
+    }
+
+    Exec& exec_;
+    const View& view_;
+    const Call& call_;
+};
+
+}  // namespace splitrank::quick_reduce

@@ -1,0 +1,137 @@
+// Packets: what one lane moves at once, kLaneElements (K) neighbouring elements; and the three element types.
+#pragma once
+
+#include "call.h"
+
+namespace splitrank::quick_reduce {
+
+struct Float32 {
+    using Storage = uint32_t;
+    static constexpr DType kDType = DType::kFloat32;
+    static QR_FN float to_float(uint32_t bits) { return bit_cast<float>(bits); }
+    static QR_FN uint32_t from_float(float value) { return bit_cast<uint32_t>(value); }
+};
+
+struct Bfloat16 {
+    using Storage = uint16_t;
+    static constexpr DType kDType = DType::kBfloat16;
+    static QR_FN float to_float(uint16_t bits) { return bit_cast<float>(uint32_t(bits) << 16); }
+    // Round to nearest even, in integers: the same on every target. NaN stays NaN.
+    static QR_FN uint16_t from_float(float value) {
+        const uint32_t bits = bit_cast<uint32_t>(value);
+        const uint32_t rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+        const uint32_t quiet_nan = bits >> 16 | 0x40;
+        return uint16_t((bits & 0x7fffffff) > 0x7f800000 ? quiet_nan : rounded);
+    }
+};
+
+struct Float16 {
+    using Storage = uint16_t;
+    static constexpr DType kDType = DType::kFloat16;
+    // Exact: the exponent moves by multiplication with a power of two, which also makes subnormals right.
+    static QR_FN float to_float(uint16_t half) {
+        const uint32_t magnitude = uint32_t(half & 0x7fff) << 13;
+        const float moved = bit_cast<float>(magnitude) * bit_cast<float>(uint32_t(0x77800000));  // 2^112
+        const uint32_t special = bit_cast<uint32_t>(moved) | 0x7f800000;                         // infinity or NaN
+        const uint32_t bits = magnitude >= 0x0f800000 ? special : bit_cast<uint32_t>(moved);
+        return bit_cast<float>(bits | uint32_t(half & 0x8000) << 16);
+    }
+    // Round to nearest even; beyond 65504 infinity, as IEEE says and as torch does. NaN stays NaN.
+    static QR_FN uint16_t from_float(float value) {
+        const uint32_t bits = bit_cast<uint32_t>(value);
+        const uint32_t magnitude = bits & 0x7fffffff;
+        const uint32_t normal = (magnitude - 0x38000000 + 0xfff + (magnitude >> 13 & 1)) >> 13;
+        // Below 2^-14 an addition to 0.5 rounds at the right place: the sum's last bit is worth 2^-24.
+        const uint32_t subnormal = bit_cast<uint32_t>(bit_cast<float>(magnitude) + 0.5f) - 0x3f000000;
+        const uint32_t nan = 0x7e00;
+        uint32_t half = magnitude < 0x38800000 ? subnormal : normal;
+        half = magnitude >= 0x47800000 ? 0x7c00 : half;
+        half = magnitude > 0x7f800000 ? nan : half;
+        return uint16_t(half | (bits >> 16 & 0x8000));
+    }
+};
+
+// N words of 4, 2 or 1 bytes, moved as one.
+template <class Word, int N>
+struct alignas(sizeof(Word) * N >= 16 ? 16 : sizeof(Word) * N) Words {
+    Word word[N];
+};
+
+// K elements as they lie in the input and in the output.
+template <class Type, int K>
+using RawPacket = Words<typename Type::Storage, K>;
+
+template <class Type, int K>
+QR_FN void unpack(const RawPacket<Type, K>& raw, float (&values)[K]) {
+    QR_UNROLL
+    for (int i = 0; i < K; ++i) values[i] = Type::to_float(raw.word[i]);
+}
+
+template <class Type, int K>
+QR_FN RawPacket<Type, K> pack(const float (&values)[K]) {
+    RawPacket<Type, K> raw;
+    QR_UNROLL
+    for (int i = 0; i < K; ++i) raw.word[i] = Type::from_float(values[i]);
+    return raw;
+}
+
+// Elements [first, first + K) of a tensor whose segment ends after `valid` of them; zeros behind the end.
+template <class Type, int K, class Exec>
+QR_DEVICE RawPacket<Type, K> load_input(Exec& exec, const void* tensor, uint64_t first, uint64_t valid) {
+    using Storage = typename Type::Storage;
+    const Storage* from = static_cast<const Storage*>(tensor) + first;
+    if (valid >= K) return exec.template load_input<RawPacket<Type, K>>(from);
+    RawPacket<Type, K> raw;
+    QR_UNROLL
+    for (int i = 0; i < K; ++i) raw.word[i] = uint64_t(i) < valid ? from[i] : Storage(0);
+    return raw;
+}
+
+template <class Type, int K, class Exec>
+QR_DEVICE void store_output(Exec& exec, void* tensor, uint64_t first, uint64_t valid, const RawPacket<Type, K>& raw) {
+    using Storage = typename Type::Storage;
+    Storage* to = static_cast<Storage*>(tensor) + first;
+    if (valid >= K) return exec.store_output(to, raw);
+    QR_UNROLL
+    for (int i = 0; i < K; ++i)
+        if (uint64_t(i) < valid) to[i] = raw.word[i];
+}
+
+// What is left of a segment of `count` elements from packet `packet` on.
+template <int K>
+QR_FN uint64_t valid_elements(uint64_t count, uint64_t packet) {
+    return count > packet * K ? count - packet * K : 0;
+}
+
+// Sum over ranks along one fixed binary tree, ((0+1)+(2+3))+((4+5)+(6+7)), in float32: the same bits on every rank.
+template <int W, int K>
+QR_FN void sum_ranks(float (&values)[W][K]) {
+    QR_UNROLL
+    for (int stride = 1; stride < W; stride *= 2)
+        QR_UNROLL
+        for (int rank = 0; rank + stride < W; rank += 2 * stride)
+            QR_UNROLL
+            for (int i = 0; i < K; ++i) values[rank][i] += values[rank + stride][i];
+}
+
+// Runs `use(packet, load(packet))` for this lane's packets of a segment of `count` elements, kUnroll loads ahead of
+// their uses. All lanes of a wave run equally often, because lanes that share a scale meet in `use`; `load` and `use`
+// see packets behind the end and must treat them as empty.
+template <class Exec, class Load, class Use>
+QR_DEVICE void for_packets(Exec& exec, uint64_t count, Load&& load, Use&& use) {
+    constexpr int kUnroll = Exec::kUnroll;
+    const uint64_t packets = divide_up(count, Exec::kLaneElements);
+    const uint64_t bound = round_up(packets, Exec::kWave);
+    const uint64_t stride = exec.num_lanes();
+    uint64_t packet = exec.lane();
+    for (; packet + (kUnroll - 1) * stride < bound; packet += kUnroll * stride) {
+        decltype(load(packet)) loaded[kUnroll];
+        QR_UNROLL
+        for (int i = 0; i < kUnroll; ++i) loaded[i] = load(packet + i * stride);
+        QR_UNROLL
+        for (int i = 0; i < kUnroll; ++i) use(packet + i * stride, loaded[i]);
+    }
+    for (; packet < bound; packet += stride) use(packet, load(packet));
+}
+
+}  // namespace splitrank::quick_reduce
