@@ -1,7 +1,7 @@
 """The contract of the tensor-parallel collectives, and two of its backends: one rank, and torch's gloo.
 
 Every row-parallel layer ends in ``all_reduce_``; nothing else in the model sums over ranks. A backend is chosen where
-the rank starts and passed as an argument; a faster one (shared memory, IPC) joins behind the same contract.
+the rank starts and passed as an argument; the fast one (shared memory, IPC) is in ``quick_collectives.py``.
 """
 
 from datetime import timedelta
@@ -27,6 +27,14 @@ class Collectives(Protocol):
         """Concatenates [rows, widths[rank]] of all ranks along the last dim: [rows, sum(widths)] on every rank."""
         ...
 
+    def check(self) -> None:
+        """Raises ``CommunicationError`` if a call failed on the device. Before a step's result leaves the rank."""
+        ...
+
+    def close(self) -> None:
+        """Gives back what the backend holds. By all ranks at about the same time; safe when peers are gone."""
+        ...
+
 
 class SingleRank:
     """The identity: a stage of one tensor rank."""
@@ -39,6 +47,12 @@ class SingleRank:
     def all_gather_columns(self, tensor: torch.Tensor, widths: tuple[int, ...]) -> torch.Tensor:
         return tensor
 
+    def check(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
 
 class TorchCollectives:
     """The reference backend: torch.distributed on the group of one stage."""
@@ -48,8 +62,9 @@ class TorchCollectives:
         self._group, self._timeout = group, timedelta(seconds=timeout_s)
 
     def all_reduce_(self, tensor: torch.Tensor) -> torch.Tensor:
-        self._wait(dist.all_reduce(tensor, group=self._group, async_op=True), "all-reduce")
-        return tensor
+        summed = tensor.contiguous()  # of a view with gaps, gloo sums what lies between as well
+        self._wait(dist.all_reduce(summed, group=self._group, async_op=True), "all-reduce")
+        return tensor if summed is tensor else tensor.copy_(summed)
 
     def all_gather_columns(self, tensor: torch.Tensor, widths: tuple[int, ...]) -> torch.Tensor:
         # gloo gathers equal shapes only, so the narrower shards travel padded.
@@ -57,6 +72,12 @@ class TorchCollectives:
         shards = [torch.empty_like(padded) for _ in widths]
         self._wait(dist.all_gather(shards, padded, group=self._group, async_op=True), "all-gather")
         return torch.cat([shard[..., :width] for shard, width in zip(shards, widths, strict=True)], dim=-1)
+
+    def check(self) -> None:
+        """Every call has waited for its end."""
+
+    def close(self) -> None:
+        """The mesh owns the group."""
 
     def _wait(self, work: dist.Work | None, name: str) -> None:
         wait(work, self._timeout, f"tensor rank {self.rank} of {self.size}: {name} failed")

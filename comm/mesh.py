@@ -1,4 +1,4 @@
-"""The mesh of ranks: the only creator of process groups.
+"""The mesh of ranks: the only creator of process groups and communicators.
 
 Axes: pipeline (stages) x tensor (ranks of a stage); global rank = pp_rank * tp_size + tp_rank.
 """
@@ -7,12 +7,16 @@ from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
+import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import FileStore
 
 from splitrank.comm.collectives import Collectives, SingleRank, TorchCollectives
 from splitrank.comm.errors import CommunicationError
 from splitrank.comm.pipeline_link import PipelineLink
+from splitrank.comm.quick_collectives import QuickCollectives
+from splitrank.comm.quick_reduce import QuickAllReduce
+from splitrank.comm.selection import AllReduceOptions, describe, select
 from splitrank.comm.stage_socket import StageListener, connect
 
 
@@ -50,17 +54,31 @@ class Mesh:
     """This rank's communicators. Construction is collective: every rank of the world makes one at the same time.
 
     ``rendezvous`` is a file all ranks can reach and that did not exist before. ``timeout_s`` bounds every wait.
+    ``all_reduce`` chooses the collectives of a stage, for tensors on ``device``; ``report`` is a line that says how.
     """
 
-    def __init__(self, position: MeshPosition, rendezvous: Path, timeout_s: float) -> None:
+    def __init__(
+        self,
+        position: MeshPosition,
+        rendezvous: Path,
+        timeout_s: float,
+        all_reduce: AllReduceOptions | None = None,
+        device: torch.device | None = None,
+    ) -> None:
         self.position = position
         self.collectives: Collectives = SingleRank()
+        self.report, self._joined = "", False
+        self._options, self._device = all_reduce or AllReduceOptions(), device or torch.device("cpu")
         listener = StageListener(rendezvous.parent, _link_name(position.rank)) if position.pp_rank > 0 else None
         try:
-            self._joined = position.world_size > 1
-            if self._joined:
-                self._join_groups(rendezvous, timeout_s)
+            if position.world_size > 1:
+                group = self._join_groups(rendezvous, timeout_s)
+                if group is not None:
+                    self.collectives, self.report = self._make_collectives(group, timeout_s)
             self.link = self._link_stages(listener, rendezvous.parent, timeout_s)
+        except BaseException:
+            self._leave_groups()
+            raise
         finally:
             if listener is not None:
                 listener.close()
@@ -76,28 +94,47 @@ class Mesh:
             raise CommunicationError(f"{position}: could not link the stages: {error}") from error
         return PipelineLink(position.pp_rank, previous, following, position.pp_size, timeout_s)
 
-    def _join_groups(self, rendezvous: Path, timeout_s: float) -> None:
-        position, timeout = self.position, timedelta(seconds=timeout_s)
+    def _make_collectives(self, group: dist.ProcessGroup, timeout_s: float) -> tuple[Collectives, str]:
+        """What the options and the measured table choose for this stage, and the line that says so."""
+        rank, size, options = self.position.tp_rank, self.position.tp_size, self._options
+        torch_ = TorchCollectives(group, rank, size, timeout_s)
+        target = "hip" if self._device.type == "cuda" and torch.version.hip else self._device.type
+        selection = select(options, size, target)
+        if not selection.quick:
+            return torch_, describe(options, selection, self.position.pp_rank, 0)
+        quick = QuickAllReduce(group, rank, size, timeout_s, self._device)
+        line = describe(options, selection, self.position.pp_rank, quick.num_bytes)
+        return QuickCollectives(quick, torch_, selection, options.codec), line
+
+    def _join_groups(self, rendezvous: Path, timeout_s: float) -> dist.ProcessGroup | None:
+        """The group of this rank's stage; None for a stage of one rank."""
+        position, timeout, own = self.position, timedelta(seconds=timeout_s), None
         try:
             store = FileStore(str(rendezvous), position.world_size)
             dist.init_process_group(
                 "gloo", store=store, rank=position.rank, world_size=position.world_size, timeout=timeout
             )
+            self._joined = True
             for stage in range(position.pp_size):
                 # new_group is collective over the world: every rank makes the groups of all stages.
                 members = [stage * position.tp_size + tp_rank for tp_rank in range(position.tp_size)]
                 group = dist.new_group(members, timeout=timeout, backend="gloo") if position.tp_size > 1 else None
                 if group is not None and stage == position.pp_rank:
                     assert not isinstance(group, int)
-                    self.collectives = TorchCollectives(group, position.tp_rank, position.tp_size, timeout_s)
+                    own = group
         except RuntimeError as error:
             raise CommunicationError(
                 f"{position}: could not join the other ranks: {str(error).splitlines()[0]}"
             ) from error
+        return own
 
     def close(self) -> None:
         """Leaves the groups; safe to call when peers are gone."""
         self.link.close()
+        self._leave_groups()
+
+    def _leave_groups(self) -> None:
+        self.collectives.close()
         if self._joined:
             self._joined = False
             dist.destroy_process_group()

@@ -1,10 +1,11 @@
 """Engine against ``transformers.generate`` in one run, as ratios; JSON lines on stdout.
 
-    python scripts/bench_engine.py [--shape S] [--dtypes bfloat16 float32] [--rounds 3] [--threads 2]
+    python scripts/bench_engine.py [--shape S] [--dtypes bfloat16 float32] [--rounds 3] [--threads 2] [--only tensor]
 
 Workloads: decode of 1 and of 8 equal requests, prefill of 512 tokens, and a queue of 32 requests with 16 to 256 output
 tokens, eight running (``transformers`` has no continuous batching for this model: four static batches, each as long as
-its longest). Then pp=2 with one thread a stage against pp=1 with two threads, 16 requests. Rounds are interleaved.
+its longest). Then pp=2 with one thread a stage against pp=1 with two threads, 16 requests; and decode at tp=2 with the
+quick all-reduce against gloo (``--only tensor``: this alone). Rounds are interleaved.
 """
 
 import argparse
@@ -38,10 +39,12 @@ def main() -> None:
     parser.add_argument("--dtypes", nargs="+", default=["bfloat16", "float32"], choices=["bfloat16", "float32"])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--only", choices=["tensor"])
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     for dtype in args.dtypes:
-        asyncio.run(bench_dtype(args.shape, dtype, args.rounds, args.threads))
+        bench = bench_tensor_alone if args.only else bench_dtype
+        asyncio.run(bench(args.shape, dtype, args.rounds, args.threads))
 
 
 def emit(**fields: object) -> None:
@@ -58,6 +61,7 @@ async def bench_dtype(shape: str, dtype: str, rounds: int, threads: int) -> None
         await bench_against_transformers(model, base, {"shape": shape, "dtype": dtype}, rounds)
         del model
         await bench_pipeline(folder, dtype, {"shape": shape, "dtype": dtype}, rounds)
+        await bench_tensor(folder, dtype, {"shape": shape, "dtype": dtype}, rounds)
         emit(what="where the time goes", shape=shape, dtype=dtype, **profile_decode(folder, dtype, threads))
 
 
@@ -156,6 +160,36 @@ async def bench_pipeline(folder: str, dtype: str, labels: dict[str, str], rounds
     finally:
         await one.close()
         await two.close()
+
+
+async def bench_tensor_alone(shape: str, dtype: str, rounds: int, threads: int) -> None:
+    """Of the machine's threads, each tensor rank gets one, whatever ``threads`` says."""
+    with tempfile.TemporaryDirectory() as folder:
+        write_text_checkpoint(random_model(shape, getattr(torch, dtype)), Path(folder))
+        await bench_tensor(folder, dtype, {"shape": shape, "dtype": dtype}, rounds)
+
+
+async def bench_tensor(folder: str, dtype: str, labels: dict[str, str], rounds: int) -> None:
+    """tp=2, one thread a rank: decode of 1 and of 8 requests with the quick all-reduce and with gloo."""
+    config = EngineConfig(model=folder, dtype=dtype, max_model_len=1024, tp=2, threads_per_rank=1)
+    quick = await EngineClient.start(resolve_launch(replace(config, all_reduce="quick")))
+    gloo = await EngineClient.start(resolve_launch(replace(config, all_reduce="torch")))
+    try:
+        for requests in (1, 8):
+            jobs = random_jobs(8192, 16, [64] * requests)
+            one, other = await alternate(
+                partial(engine_seconds, quick, jobs), partial(engine_seconds, gloo, jobs), rounds
+            )
+            emit(
+                what=f"tp=2, decode of {requests}, quick all-reduce against gloo",
+                **labels,
+                quick_tokens_per_s=round(requests * 64 / one, 1),
+                gloo_tokens_per_s=round(requests * 64 / other, 1),
+                ratio=round(other / one, 2),
+            )
+    finally:
+        await quick.close()
+        await gloo.close()
 
 
 if __name__ == "__main__":

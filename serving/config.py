@@ -8,6 +8,8 @@ import os
 from dataclasses import dataclass, field
 from typing import Any
 
+from splitrank.comm.selection import BACKENDS, CODECS, AllReduceOptions
+
 DTYPES = ("auto", "bfloat16", "float32")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
@@ -55,10 +57,17 @@ class EngineConfig(LayoutConfig):
     load_timeout_s: float = option(1800.0, "limit for loading the weights")
     step_timeout_s: float = option(300.0, "limit for one step of all ranks")
     heartbeat_timeout_s: float = option(15.0, "a rank silent for longer is taken for dead")
+    all_reduce: str = option(
+        "auto", "sums over tensor ranks; auto takes what was measured to be fastest, by message size", choices=BACKENDS
+    )
+    all_reduce_codec: str = option(
+        "none", "integers that large messages of the quick all-reduce travel as; changes answers", choices=CODECS
+    )
     log_level: str = option("info", "log level", choices=LOG_LEVELS)
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        AllReduceOptions(self.all_reduce, self.all_reduce_codec)
         _at_least(self, 1, "max_queued_requests", "page_size", "chunked_prefill_size")
         _at_least(self, 0, "threads_per_rank", "num_pages", "seed")
         for name in ("load_timeout_s", "step_timeout_s", "heartbeat_timeout_s"):

@@ -24,6 +24,8 @@ class LaunchSpec(msgspec.Struct, frozen=True, kw_only=True):
     pp_size: int
     partition: tuple[int, ...]  # layers a stage
     threads_per_rank: int
+    all_reduce: str = "auto"  # "auto", "quick" or "torch"
+    all_reduce_codec: str = "none"  # "none", "int8", "int6" or "int4"
     max_model_len: int  # tokens, prompt + output
     max_running_requests: int  # recurrent-state slots
     page_size: int  # tokens a KV page
@@ -49,6 +51,7 @@ class RankReady(msgspec.Struct, frozen=True, tag=True):
     rank: int
     pid: int
     report: str  # one printable line: stage, layers, weight bytes planned = allocated, KV and state bytes
+    stage_report: str = ""  # from tensor rank 0 of several: how the stage sums over them
 
 
 class RankFailed(msgspec.Struct, frozen=True, tag=True):
@@ -66,7 +69,7 @@ class Heartbeat(msgspec.Struct, frozen=True, tag=True):
 
 
 class EngineReady(msgspec.Struct, frozen=True, tag=True):
-    reports: list[str]  # one line a rank, in rank order
+    reports: list[str]  # one line a rank, in rank order, then one a stage of several tensor ranks
 
 
 class EngineFailed(msgspec.Struct, frozen=True, tag=True):

@@ -64,5 +64,7 @@ def _fingerprint(spec: LaunchSpec) -> str:
     config = Path(spec.model_dir) / "config.json"
     content = config.read_bytes() if config.is_file() else b""
     layout = [spec.dtype, spec.partition, spec.threads_per_rank, spec.chunked_prefill_size, spec.page_size, spec.seed]
+    if spec.tp_size > 1:
+        layout += [spec.all_reduce, spec.all_reduce_codec]
     digest = hashlib.blake2b(content + msgspec.json.encode(layout), digest_size=4).hexdigest()
     return f"splitrank-{__version__}-tp{spec.tp_size}-pp{spec.pp_size}-{digest}"

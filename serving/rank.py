@@ -36,7 +36,7 @@ def _run(spec: LaunchSpec, rank: int, link: RankLink) -> int:
         phase.enter("join")
         worker = Worker(spec, rank)
         phase.enter("load")
-        link.ready(_load(worker))
+        link.ready(_load(worker), worker.stage_report)
         _serve(worker, link, phase)
     except _EXPECTED as error:
         link.fail(phase.name, str(error) or type(error).__name__)

@@ -53,10 +53,10 @@ class RankLink:
         """What heartbeats say this rank is doing: "load", "warm-up", "serve"."""
         self._phase = phase
 
-    def ready(self, report: str) -> None:
-        """``report``: one printable line about what this rank holds."""
+    def ready(self, report: str, stage_report: str = "") -> None:
+        """``report``: one printable line about what this rank holds; ``stage_report``: one for its whole stage."""
         self._phase = "serve"
-        self._send(RankReady(rank=self._rank, pid=os.getpid(), report=report))
+        self._send(RankReady(rank=self._rank, pid=os.getpid(), report=report, stage_report=stage_report))
 
     def receive(self) -> tuple[StepPlan, str] | None:
         """The next plan and its hash; None to shut down. An idle engine may leave this waiting for long: the front's

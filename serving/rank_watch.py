@@ -31,7 +31,8 @@ class RankWatch:
 
     @property
     def reports(self) -> list[str]:
-        return [self._ready[rank].report for rank in sorted(self._ready)]
+        ready = [self._ready[rank] for rank in sorted(self._ready)]
+        return [one.report for one in ready] + [one.stage_report for one in ready if one.stage_report]
 
     @property
     def confession(self) -> str | None:

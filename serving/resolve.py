@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from splitrank.comm.selection import AllReduceOptions
 from splitrank.models.checkpoint import Checkpoint, open_checkpoint
 from splitrank.models.config import ModelConfig, read_config
 from splitrank.models.memory import GIB, RankMemory, balanced_partition, plan_all_ranks, rank_memory
@@ -28,6 +29,7 @@ def resolve_launch(config: EngineConfig) -> LaunchSpec:
     folder = model_folder(config.model)
     model = read_config(folder)
     check_tensor_parallel(model, config.tp)
+    AllReduceOptions(config.all_reduce, config.all_reduce_codec).check_tensor_parallel(config.tp)
     check_partition(model.num_hidden_layers, config.pp, config.pp_partition or None)
     dtype = computing_dtype(config.dtype, model)
     checkpoint = open_checkpoint(folder, model)
@@ -43,6 +45,8 @@ def resolve_launch(config: EngineConfig) -> LaunchSpec:
         pp_size=config.pp,
         partition=partition,
         threads_per_rank=config.threads_per_rank or max(1, usable_cores() // (config.tp * config.pp)),
+        all_reduce=config.all_reduce,
+        all_reduce_codec=config.all_reduce_codec,
         max_model_len=capacity.max_model_len,
         max_running_requests=config.max_running_requests,
         page_size=config.page_size,

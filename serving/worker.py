@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from splitrank.comm.mesh import Mesh, mesh_position
+from splitrank.comm.selection import AllReduceOptions
 from splitrank.models.checkpoint import Checkpoint, open_checkpoint
 from splitrank.models.config import read_config
 from splitrank.models.loader import load_weights, prepare
@@ -35,13 +36,19 @@ class Worker:
         self.shard = TensorShard(self.position.tp_rank, spec.tp_size)
         self.dtype: torch.dtype = getattr(torch, spec.dtype)
         timeout_s = max(spec.step_timeout_s, JOIN_TIMEOUT_S)
-        self.mesh = Mesh(self.position, Path(spec.run_dir) / "rendezvous", timeout_s)
+        options = AllReduceOptions(spec.all_reduce, spec.all_reduce_codec)
+        self.mesh = Mesh(self.position, Path(spec.run_dir) / "rendezvous", timeout_s, options)
         self._sampling: dict[int, SamplingState] = {}
         self._swapped: dict[int, list[torch.Tensor]] = {}
 
     @property
     def is_sampling_rank(self) -> bool:
         return self.stage_slice.is_last and self.position.tp_rank == 0
+
+    @property
+    def stage_report(self) -> str:
+        """How the stage sums over its tensor ranks, from the first of them; empty if there is but one."""
+        return self.mesh.report if self.position.tp_rank == 0 else ""
 
     @cached_property
     def checkpoint(self) -> Checkpoint:
@@ -99,6 +106,7 @@ class Worker:
             return None
         states = [self._sampling[sequence.request] for sequence in batch.sampled]
         tokens, logprobs = sample(logits, states) if logits is not None and states else ([], [])
+        self.mesh.collectives.check()  # the tokens are on the host: nothing of this step is still running
         return StepResult(plan.step, plan_hash, tokens, logprobs)
 
     def _forward(self, planned: PlannedBatch, step: int, plan_hash: str) -> torch.Tensor | None:
@@ -110,6 +118,7 @@ class Worker:
             state = StageState(*link.receive(2, shape, self.dtype, step, plan_hash))
         output = self.model(batch, state, self.memory, self.mesh.collectives)
         if isinstance(output, StageState):
+            self.mesh.collectives.check()
             link.send(tuple(output), step, plan_hash)
             return None
         logits: torch.Tensor = output

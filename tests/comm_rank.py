@@ -13,6 +13,7 @@ import torch
 
 from splitrank.comm.errors import CommunicationError
 from splitrank.comm.mesh import Mesh, mesh_position
+from splitrank.comm.selection import AllReduceOptions
 
 TIMEOUT_S = 3.0
 HASH, OTHER_HASH = "0123456789abcdef", "fedcba9876543210"
@@ -146,14 +147,14 @@ def deaf_stage(folder: Path, rank: int) -> Seen:
 
 
 def dead_tensor_rank(folder: Path, rank: int) -> Seen:
-    mesh = _mesh(folder, rank, 1, 2)
+    mesh = _mesh(folder, rank, 1, 2, "torch")
     if rank == 0:
         os._exit(0)  # as if killed: nothing is closed
     return seconds_and_error(lambda: mesh.collectives.all_reduce_(torch.ones(4)))
 
 
 def silent_tensor_rank(folder: Path, rank: int) -> Seen:
-    mesh = _mesh(folder, rank, 1, 2)
+    mesh = _mesh(folder, rank, 1, 2, "torch")
     if rank == 0:
         _stay_for_the_other(folder, rank)
         return []
@@ -166,9 +167,10 @@ def lonely(folder: Path, rank: int) -> Seen:
     return seconds_and_error(lambda: _mesh(folder, rank, 2, 1))
 
 
-def _mesh(folder: Path, rank: int, pp_size: int, tp_size: int) -> Mesh:
+def _mesh(folder: Path, rank: int, pp_size: int, tp_size: int, all_reduce: str = "auto") -> Mesh:
     """Closed when the process ends, as a rank does it, whatever happened."""
-    mesh = Mesh(mesh_position(rank, pp_size, tp_size), folder / "rendezvous", TIMEOUT_S)
+    position = mesh_position(rank, pp_size, tp_size)
+    mesh = Mesh(position, folder / "rendezvous", TIMEOUT_S, AllReduceOptions(all_reduce))
     atexit.register(mesh.close)
     return mesh
 

@@ -48,6 +48,14 @@ def test_only_comm_speaks_to_other_ranks() -> None:
     assert complaints(lambda source: imports_of(source, "torch.distributed"), "serving", "models") == []
 
 
+def test_only_comm_knows_the_compiled_all_reduce() -> None:
+    def names_it(source: str) -> list[str]:
+        return ["names a compiled module"] if "_quick_reduce_" in source else []
+
+    assert complaints(names_it, "serving", "models") == []
+    assert complaints(names_it, "comm") == ["comm/native.py: names a compiled module"]
+
+
 def test_nothing_that_ships_imports_what_does_not() -> None:
     forbidden = ("transformers", "pickle", "scripts", "tests", "serving", "models", "comm")
     assert complaints(lambda source: imports_of(source, *forbidden), *CODE_FOLDERS) == []
@@ -68,7 +76,10 @@ def test_every_folder_has_its_page() -> None:
     assert missing == []
 
 
-@pytest.mark.parametrize(("link", "target"), [(name, name) for name in CODE_FOLDERS] + [("demo", "configs/demo")])
+DATA_LINKS = [("demo", "configs/demo"), ("all_reduce", "configs/all_reduce")]
+
+
+@pytest.mark.parametrize(("link", "target"), [(name, name) for name in CODE_FOLDERS] + DATA_LINKS)
 def test_the_package_links_to_the_top_level_folders(link: str, target: str) -> None:
     assert (ROOT / "splitrank" / link).readlink() == Path("..") / target
 

@@ -25,7 +25,7 @@ struct Call {
     uint64_t num_tiles;
     uint32_t num_slots;
     uint32_t id;           // number of this call on this communicator (when captured: of the capture), never 0
-    uint32_t fingerprint;  // of all that ranks must agree on; see fingerprint()
+    uint32_t fingerprint;  // 24 bits, of all that ranks must agree on; see fingerprint()
     uint64_t timeout_ns;   // of each wait
 };
 
@@ -55,7 +55,7 @@ QR_FN uint32_t fingerprint(const Call& call, DType dtype, CodecKind codec, Algor
     uint32_t hash = 2166136261u;
     for (uint64_t word : words)
         for (int byte = 0; byte < 8; ++byte) hash = (hash ^ uint32_t(word >> (8 * byte) & 0xff)) * 16777619u;
-    return hash;
+    return (hash >> 24 ^ hash) & 0xffffff;
 }
 
 // Cuts a message: `capacity` is what a segment holds at most in elements, `wanted_slots` how many may work side by side.

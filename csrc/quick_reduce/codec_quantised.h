@@ -1,9 +1,10 @@
 // What the integer codecs share: symmetric quantisation of blocks of 32 elements with one bfloat16 scale.
 //
 //   amax = largest magnitude of the block, rounded to bfloat16        (what travels)
-//   q    = round_to_even(x * (Q / amax)) clamped to [-Q, Q]           Q = 127, 31, 7
+//   q    = round_to_even(x * (Q / amax))                              Q = 127, 31, 7
 //   x'   = q * (amax * (1 / Q))
 //
+// |q| <= Q without a clamp: rounded down to bfloat16, amax is at most 2^-8 too small, and Q (1 + 2^-8) rounds to Q.
 // |x' - x| <= amax * (1 / (2 Q) + 2^-8): half a step, and the largest element when the scale was rounded down. A block
 // whose amax is below 2^-100 becomes zeros; one with an infinity or a NaN has no finite element afterwards.
 // Ones, and their sums over 2, 4 and 8 ranks, come through exactly.
@@ -83,11 +84,8 @@ struct CodecQuantised {
         const float inverse = tiny ? 0.0f : float(kMax) / amax;
         QR_UNROLL
         for (int i = 0; i < K; ++i) {
-            float scaled = values[i] * inverse;
-            scaled = scaled > float(kMax) ? float(kMax) : scaled;
-            scaled = scaled < float(-kMax) ? float(-kMax) : scaled;
             // Adding 1.5 * 2^23 leaves the nearest integer, ties to even, in the low bits.
-            encoded.quants.set(i, bit_cast<uint32_t>(scaled + kRounder) + kBias);
+            encoded.quants.set(i, bit_cast<uint32_t>(values[i] * inverse + kRounder) + kBias);
         }
         return encoded;
     }
@@ -96,7 +94,8 @@ struct CodecQuantised {
     static QR_DEVICE void decode(const Encoded<K>& encoded, float (&values)[K]) {
         const float step = Bfloat16::to_float(encoded.amax) * (1.0f / float(kMax));
         QR_UNROLL
-        for (int i = 0; i < K; ++i) values[i] = float(int32_t(encoded.quants.get(i)) - int32_t(kBias)) * step;
+        for (int i = 0; i < K; ++i)  // 2^23 + q exactly, cheaper than a conversion
+            values[i] = (bit_cast<float>(kTwo23 | encoded.quants.get(i)) - (8388608.0f + float(kBias))) * step;
     }
 
     template <int K>
@@ -138,6 +137,7 @@ struct CodecQuantised {
 
   private:
     static constexpr float kRounder = 12582912.0f;
+    static constexpr uint32_t kTwo23 = 0x4b000000;  // 2^23
     static constexpr float kTiny = 7.888609052210118e-31f;  // 2^-100: below, Q / amax could overflow
 
     static QR_FN const std::byte* scale(const std::byte* segment, uint64_t capacity, uint64_t element) {

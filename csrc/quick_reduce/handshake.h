@@ -29,7 +29,7 @@ namespace splitrank::quick_reduce {
 
 // This rank's own memory of a slot; no peer sees it. Kept on the device, so that a replayed graph advances it.
 struct alignas(kLine) SlotState {
-    uint32_t sequence;  // uses so far
+    uint64_t sequence;  // uses so far
     uint32_t holder;    // id of the call that runs on it, 0 if none: the ticket
 };
 
@@ -43,6 +43,31 @@ struct View {
     RegionShape shape;
 };
 
+// The ticket, by one lane of a block. The uses are read when the ticket is taken and not earlier: beside a call that is
+// just ending one would read its number, take the ticket that it gives back, and write where its last message is still
+// being read. gpu/executor.h does both in one access.
+struct Taken {
+    uint32_t holder;  // the call that already runs, 0 if none
+    uint64_t uses;
+};
+template <class Exec>
+QR_DEVICE Taken take_ticket(Exec& exec, SlotState& state, uint32_t id) {
+    const uint32_t holder = exec.exchange(&state.holder, id);
+    return {holder, holder == 0 ? state.sequence : 0};
+}
+template <class Exec>
+QR_DEVICE void give_ticket(Exec& exec, SlotState& state, uint64_t uses) {
+    state.sequence = uses;
+    exec.exchange(&state.holder, 0);
+}
+// How the other lanes learn the uses: told before all lanes meet, heard after it.
+template <class Exec>
+QR_DEVICE void tell_uses(Exec&, uint64_t) {}
+template <class Exec>
+QR_DEVICE uint64_t hear_uses(Exec&, const SlotState& state) {
+    return state.sequence;
+}
+
 template <class Exec, class Layout, int W>
 class Handshake {
   public:
@@ -54,15 +79,16 @@ class Handshake {
         SlotState& state = view_.slots[slot_];
         bool ok = true;
         if (exec_.lane() == 0) {
-            const uint32_t holder = exec_.exchange(&state.holder, call_.id);
+            const Taken taken = take_ticket(exec_, state, call_.id);
+            if (taken.holder != 0) ok = fail(FailureKind::kOverlap, 0, view_.rank, call_.id, taken.holder);
+            tell_uses(exec_, taken.uses);
+        }
+        if (exec_.lane() == exec_.num_lanes() / 2) {
             const uint64_t abort = exec_.load_flag(&control(view_.rank)->abort);
-            if (abort != 0)
-                ok = fail(FailureKind::kAborted, 0, uint32_t(abort - 1), 0, abort);
-            else if (holder != 0)
-                ok = fail(FailureKind::kOverlap, 0, view_.rank, call_.id, holder);
+            if (abort != 0) ok = fail(FailureKind::kAborted, 0, uint32_t(abort - 1), 0, abort) && ok;
         }
         ok = exec_.all(ok);
-        sequence_ = state.sequence + 1;
+        sequence_ = hear_uses(exec_, state) + 1;
         return ok;
     }
 
@@ -72,14 +98,18 @@ class Handshake {
     // Gives the ticket back; `sequence` counts the uses that were completed.
     QR_DEVICE void end() {
         exec_.all(true);  // every lane has read the sequence and is done with the slot
-        if (exec_.lane() == 0) {
-            view_.slots[slot_].sequence = sequence_ - 1;
-            exec_.exchange(&view_.slots[slot_].holder, 0);
-        }
+        if (exec_.lane() == 0) give_ticket(exec_, view_.slots[slot_], sequence_ - 1);
     }
 
+    // Goes on where `other` is: for a block that has several slots in hand (gpu/kernels.h).
+    QR_DEVICE void become(const Handshake& other) {
+        slot_ = other.slot_;
+        sequence_ = other.sequence_;
+    }
+    QR_DEVICE bool has_begun() const { return sequence_ != 0; }
+
     QR_DEVICE Phase first() const { return first_phase(sequence_); }
-    QR_DEVICE uint32_t sequence() const { return sequence_; }
+    QR_DEVICE uint64_t sequence() const { return sequence_; }
 
     // Where `source` writes for `reader` in this phase.
     QR_DEVICE std::byte* data(uint32_t reader, Phase phase, uint32_t source) const {
@@ -101,10 +131,33 @@ class Handshake {
         return exec_.all(ok);
     }
 
+    // The same, and nobody had given up by then. For who has read memory that a peer owns: one that gives up goes on to
+    // use it for something else, but raises the abort words first.
+    QR_DEVICE bool await_unaborted(Phase phase) {
+        bool ok = true;
+        if (exec_.lane() == exec_.num_lanes() / 2)  // while other lanes await
+            if (const uint64_t abort = exec_.load_flag(&control(view_.rank)->abort); abort != 0)
+                ok = fail(FailureKind::kAborted, number(phase), uint32_t(abort - 1), expected(), 0);
+        const bool arrived = await(phase);
+        return exec_.all(ok) && arrived;
+    }
+
+    // The host has not prepared this call (registered.h). Always false.
+    QR_DEVICE bool refuse() {
+        if (exec_.lane() == 0) fail(FailureKind::kMismatch, 0, view_.rank, expected(), 0);
+        return exec_.all(false);
+    }
+
   private:
     static constexpr uint32_t kSpinsPerLook = 256;  // polls between two looks at abort words and the clock
 
-    QR_DEVICE uint64_t expected() const { return uint64_t(call_.fingerprint) << 32 | sequence_; }
+    // 24 bits of fingerprint, 40 of sequence. 32 would not do: after 2^31 one-shot calls, the flag that the last two-shot
+    // call has left would look like one from the future.
+    static constexpr int kSequenceBits = 40;
+
+    QR_DEVICE uint64_t expected() const {
+        return uint64_t(call_.fingerprint) << kSequenceBits | (sequence_ & ((uint64_t(1) << kSequenceBits) - 1));
+    }
     QR_DEVICE uint64_t* flag(uint32_t reader, Phase phase, uint32_t source) const {
         return reinterpret_cast<uint64_t*>(view_.regions[reader] + layout_.flag(slot_, phase, source));
     }
@@ -123,7 +176,8 @@ class Handshake {
                 if (began == 0) began = now;
                 if (const uint64_t abort = aborted(); abort != 0)
                     return fail(FailureKind::kAborted, number(phase), uint32_t(abort - 1), expected(), seen);
-                if (now - began > call_.timeout_ns)
+                // Look once more: this lane itself may have been away for that long.
+                if (now - began > call_.timeout_ns && exec_.load_flag(address) == seen)
                     return fail(FailureKind::kTimeout, number(phase), peer, expected(), seen);
             }
             exec_.pause(spins);
@@ -132,7 +186,7 @@ class Handshake {
 
     // A value that is not the expected one: older is fine, anything else can never become right.
     QR_DEVICE FailureKind judge(uint64_t seen) const {
-        const int32_t lead = int32_t(uint32_t(seen) - sequence_);
+        const int64_t lead = int64_t((seen - sequence_) << (64 - kSequenceBits));  // its sign, and whether it is 0
         if (lead == 0) return FailureKind::kMismatch;
         return lead > 0 ? FailureKind::kAhead : FailureKind::kNone;
     }
@@ -154,9 +208,10 @@ class Handshake {
             record.seen = seen;
             exec_.store_complete(&record.complete);
         }
-        if (exec_.load_flag(&control(view_.rank)->abort) == 0)  // else a peer was first and has told everybody
-            for (uint32_t rank = 0; rank < W; ++rank)
-                exec_.store_flag(&control(rank)->abort, uint64_t(1) + view_.rank);
+        // Also if a peer was first: it may have died before it had told everybody.
+        const uint64_t first = exec_.load_flag(&control(view_.rank)->abort);
+        for (uint32_t rank = 0; rank < W; ++rank)
+            exec_.store_flag(&control(rank)->abort, first != 0 ? first : uint64_t(1) + view_.rank);
         return false;
     }
 
@@ -166,8 +221,8 @@ class Handshake {
     const View& view_;
     const Layout& layout_;
     const Call& call_;
-    const uint32_t slot_;
-    uint32_t sequence_ = 0;
+    uint32_t slot_;
+    uint64_t sequence_ = 0;
 };
 
 }  // namespace splitrank::quick_reduce

@@ -14,7 +14,7 @@ namespace splitrank::quick_reduce {
 enum Phase : uint32_t { kFirstEven = 0, kFirstOdd = 1, kSecond = 2 };
 constexpr uint32_t kNumPhases = 3;
 
-QR_FN Phase first_phase(uint32_t sequence) { return sequence & 1 ? kFirstOdd : kFirstEven; }
+QR_FN Phase first_phase(uint64_t sequence) { return sequence & 1 ? kFirstOdd : kFirstEven; }
 
 constexpr uint64_t kLine = 64;  // bytes of a flag's own cache line
 constexpr uint64_t kControlBytes = 4096;

@@ -21,11 +21,12 @@ class OneShot {
     QR_DEVICE void send(Sync& sync, uint64_t tile) {
         const Segment segment = one_shot_segment(call_, tile);
         for_packets(
-            exec_, segment.count, [&](uint64_t packet) { return load_own(segment, packet); },
-            [&](uint64_t packet, const Raw& raw) {
-                if (packet * K >= segment.count) return;
+            exec_, segment.count, [&](uint64_t packet, auto whole) { return load_own(segment, packet, whole); },
+            [&](uint64_t packet, const Raw& raw, auto whole) {
+                if (!in(segment, packet, whole)) return;
+                QR_UNROLL
                 for (uint32_t step = 1; step < W; ++step) {
-                    const uint32_t peer = (view_.rank + step) % W;
+                    const uint32_t peer = peer_at<W>(view_.rank, step);
                     Codec::template store<K>(exec_, sync.data(peer, sync.first(), view_.rank), 0, packet, raw);
                 }
             });
@@ -36,14 +37,15 @@ class OneShot {
         if (!sync.await(sync.first())) return false;
         const Segment segment = one_shot_segment(call_, tile);
         for_packets(
-            exec_, segment.count, [&](uint64_t packet) { return load_all(sync, segment, packet); },
-            [&](uint64_t packet, const Parts& parts) {
+            exec_, segment.count, [&](uint64_t packet, auto whole) { return load_all(sync, segment, packet, whole); },
+            [&](uint64_t packet, const Parts& parts, auto whole) {
                 float values[W][K];
                 QR_UNROLL
-                for (uint32_t rank = 0; rank < W; ++rank) unpack<Type, K>(parts.of[rank], values[rank]);
+                for (uint32_t step = 0; step < W; ++step)
+                    unpack<Type, K>(parts.of[step], values[tree_place<W>(view_.rank, step)]);
                 sum_ranks<W, K>(values);
                 store_output<Type, K>(exec_, call_.output, segment.begin + packet * K,
-                                      valid_elements<K>(segment.count, packet), pack<Type, K>(values[0]));
+                                      valid_elements<K>(segment.count, packet, whole), pack<Type, K>(values[0]));
             });
         return true;
     }
@@ -55,20 +57,25 @@ class OneShot {
         Raw of[W];
     };
 
-    QR_DEVICE Raw load_own(const Segment& segment, uint64_t packet) {
-        return load_input<Type, K>(exec_, call_.input, segment.begin + packet * K,
-                                   valid_elements<K>(segment.count, packet));
+    template <class IsWhole>
+    static QR_DEVICE bool in(const Segment& segment, uint64_t packet, IsWhole) {
+        return IsWhole::value || packet * K < segment.count;
     }
-    QR_DEVICE Parts load_all(const Sync& sync, const Segment& segment, uint64_t packet) {
+
+    template <class IsWhole>
+    QR_DEVICE Raw load_own(const Segment& segment, uint64_t packet, IsWhole whole) {
+        return load_input<Type, K>(exec_, call_.input, segment.begin + packet * K,
+                                   valid_elements<K>(segment.count, packet, whole));
+    }
+    // By distance, the own part first.
+    template <class IsWhole>
+    QR_DEVICE Parts load_all(const Sync& sync, const Segment& segment, uint64_t packet, IsWhole whole) {
         Parts parts;
+        parts.of[0] = load_own(segment, packet, whole);
         QR_UNROLL
-        for (uint32_t rank = 0; rank < W; ++rank) {
-            if (rank == view_.rank)
-                parts.of[rank] = load_own(segment, packet);
-            else if (packet * K < segment.count)
-                parts.of[rank] = Codec::template load<K>(exec_, sync.data(view_.rank, sync.first(), rank), 0, packet);
-            else
-                parts.of[rank] = Raw{};
+        for (uint32_t step = 1; step < W; ++step) {
+            const std::byte* from = sync.data(view_.rank, sync.first(), peer_at<W>(view_.rank, step));
+            parts.of[step] = in(segment, packet, whole) ? Codec::template load<K>(exec_, from, 0, packet) : Raw{};
         }
         return parts;
     }

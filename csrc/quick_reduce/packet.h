@@ -97,9 +97,16 @@ QR_DEVICE void store_output(Exec& exec, void* tensor, uint64_t first, uint64_t v
         if (uint64_t(i) < valid) to[i] = raw.word[i];
 }
 
+// Says at compile time that a packet lies wholly in its segment; else what is left must be counted.
+template <bool Is>
+struct Whole {
+    static constexpr bool value = Is;
+};
+
 // What is left of a segment of `count` elements from packet `packet` on.
-template <int K>
-QR_FN uint64_t valid_elements(uint64_t count, uint64_t packet) {
+template <int K, bool Is>
+QR_FN uint64_t valid_elements(uint64_t count, uint64_t packet, Whole<Is>) {
+    if (Is) return K;
     return count > packet * K ? count - packet * K : 0;
 }
 
@@ -114,24 +121,61 @@ QR_FN void sum_ranks(float (&values)[W][K]) {
             for (int i = 0; i < K; ++i) values[rank][i] += values[rank + stride][i];
 }
 
-// Runs `use(packet, load(packet))` for this lane's packets of a segment of `count` elements, kUnroll loads ahead of
-// their uses. All lanes of a wave run equally often, because lanes that share a scale meet in `use`; `load` and `use`
-// see packets behind the end and must treat them as empty.
+// Which rank is `step` away, and where its values belong for sum_ranks. For powers of two both by exclusive or: the tree
+// of the distances is then the tree of the ranks with some pairs swapped, which changes no bit of a sum; and values of a
+// GPU lane are indexed by constants only.
+template <int W>
+QR_FN uint32_t peer_at(uint32_t rank, uint32_t step) {
+    return (W & (W - 1)) == 0 ? rank ^ step : (rank + step) % W;
+}
+template <int W>
+QR_FN uint32_t tree_place(uint32_t rank, uint32_t step) {
+    return (W & (W - 1)) == 0 ? step : peer_at<W>(rank, step);
+}
+
+// A lane's packets of a segment, in groups whose loads go ahead of their uses.
+//
+// All lanes of a wave run equally often, because lanes that share a scale meet in `use`: whether a group lies wholly in
+// the segment is asked for the wave's last lane. `load` and `use` see packets behind the end, and treat them as empty.
+template <class Exec, class Load, class Use>
+class PacketLoop {
+  public:
+    QR_DEVICE PacketLoop(Exec& exec, uint64_t count, Load& load, Use& use)
+        : count_(count), stride_(exec.num_lanes()), packet_(exec.lane()), load_(load), use_(use) {}
+
+    QR_DEVICE void run() {
+        while (group<Exec::kUnroll>()) {}
+        if (Exec::kUnroll > 2) group<2>();
+        const uint64_t bound = round_up(divide_up(count_, Exec::kLaneElements), Exec::kWave);
+        for (; packet_ < bound; packet_ += stride_) use_(packet_, load_(packet_, Whole<false>()), Whole<false>());
+    }
+
+  private:
+    template <int N>
+    QR_DEVICE bool group() {
+        using Loaded = decltype(load_(packet_, Whole<true>()));
+        const uint64_t last = (packet_ | (Exec::kWave - 1)) + (N - 1) * stride_;
+        if ((last + 1) * Exec::kLaneElements > count_) return false;
+        Loaded loaded[N];
+        QR_UNROLL
+        for (int i = 0; i < N; ++i) loaded[i] = load_(packet_ + i * stride_, Whole<true>());
+        QR_UNROLL
+        for (int i = 0; i < N; ++i) use_(packet_ + i * stride_, loaded[i], Whole<true>());
+        packet_ += N * stride_;
+        return true;
+    }
+
+    const uint64_t count_;
+    const uint64_t stride_;
+    uint64_t packet_;
+    Load& load_;
+    Use& use_;
+};
+
+// Runs `use(packet, load(packet, whole), whole)` for this lane's packets of a segment of `count` elements.
 template <class Exec, class Load, class Use>
 QR_DEVICE void for_packets(Exec& exec, uint64_t count, Load&& load, Use&& use) {
-    constexpr int kUnroll = Exec::kUnroll;
-    const uint64_t packets = divide_up(count, Exec::kLaneElements);
-    const uint64_t bound = round_up(packets, Exec::kWave);
-    const uint64_t stride = exec.num_lanes();
-    uint64_t packet = exec.lane();
-    for (; packet + (kUnroll - 1) * stride < bound; packet += kUnroll * stride) {
-        decltype(load(packet)) loaded[kUnroll];
-        QR_UNROLL
-        for (int i = 0; i < kUnroll; ++i) loaded[i] = load(packet + i * stride);
-        QR_UNROLL
-        for (int i = 0; i < kUnroll; ++i) use(packet + i * stride, loaded[i]);
-    }
-    for (; packet < bound; packet += stride) use(packet, load(packet));
+    PacketLoop<Exec, Load, Use>(exec, count, load, use).run();
 }
 
 }  // namespace splitrank::quick_reduce

@@ -24,14 +24,14 @@ class TwoShot {
     // Phase 1: this rank's part of each peer's segment goes to that peer.
     QR_DEVICE void send(Sync& sync, uint64_t tile) {
         for (uint32_t step = 1; step < W; ++step) {
-            const uint32_t owner = (view_.rank + step) % W;  // every rank starts with another peer
+            const uint32_t owner = peer_at<W>(view_.rank, step);  // every rank starts with another peer
             const Segment segment = two_shot_segment(call_, W, tile, owner);
             std::byte* to = sync.data(owner, sync.first(), view_.rank);
             for_packets(
-                exec_, segment.count, [&](uint64_t packet) { return load_own(segment, packet); },
-                [&](uint64_t packet, const Raw& raw) {
+                exec_, segment.count, [&](uint64_t packet, auto whole) { return load_own(segment, packet, whole); },
+                [&](uint64_t packet, const Raw& raw, auto whole) {
                     const auto encoded = Codec::template encode_raw<K>(exec_, raw);
-                    if (in(segment, packet)) Codec::template store<K>(exec_, to, capacity_, packet, encoded);
+                    if (in(segment, packet, whole)) Codec::template store<K>(exec_, to, capacity_, packet, encoded);
                 });
         }
         sync.publish(sync.first());
@@ -42,19 +42,23 @@ class TwoShot {
         if (!sync.await(sync.first())) return false;
         const Segment segment = two_shot_segment(call_, W, tile, view_.rank);
         for_packets(
-            exec_, segment.count, [&](uint64_t packet) { return load_all(sync, segment, packet); },
-            [&](uint64_t packet, const Parts& parts) {
+            exec_, segment.count, [&](uint64_t packet, auto whole) { return load_all(sync, segment, packet, whole); },
+            [&](uint64_t packet, const Parts& parts, auto whole) {
                 float values[W][K];
                 QR_UNROLL
-                for (uint32_t rank = 0; rank < W; ++rank) Codec::template decode<K>(parts.of[rank], values[rank]);
+                for (uint32_t step = 1; step < W; ++step)
+                    Codec::template decode<K>(parts.peers[step - 1], values[tree_place<W>(view_.rank, step)]);
+                // The own part as the peers would have decoded it.
+                Codec::template decode<K>(Codec::template encode_raw<K>(exec_, parts.own),
+                                          values[tree_place<W>(view_.rank, 0)]);
                 sum_ranks<W, K>(values);
                 const auto encoded = Codec::template encode<K>(exec_, values[0]);
-                if (!in(segment, packet)) return;
+                if (!in(segment, packet, whole)) return;
                 QR_UNROLL
-                for (uint32_t peer = 0; peer < W; ++peer)
-                    if (peer != view_.rank)
-                        Codec::template store<K>(exec_, sync.data(peer, kSecond, view_.rank), capacity_, packet, encoded);
-                store_own(segment, packet, Codec::template decode_raw<K>(encoded));
+                for (uint32_t step = 1; step < W; ++step)
+                    Codec::template store<K>(exec_, sync.data(peer_at<W>(view_.rank, step), kSecond, view_.rank),
+                                             capacity_, packet, encoded);
+                store_own(segment, packet, Codec::template decode_raw<K>(encoded), whole);
             });
         sync.publish(kSecond);
         return true;
@@ -64,16 +68,16 @@ class TwoShot {
     QR_DEVICE bool receive(Sync& sync, uint64_t tile) {
         if (!sync.await(kSecond)) return false;
         for (uint32_t step = 1; step < W; ++step) {
-            const uint32_t owner = (view_.rank + step) % W;
+            const uint32_t owner = peer_at<W>(view_.rank, step);
             const Segment segment = two_shot_segment(call_, W, tile, owner);
             const std::byte* from = sync.data(view_.rank, kSecond, owner);
             for_packets(
                 exec_, segment.count,
-                [&](uint64_t packet) {
-                    return in(segment, packet) ? Codec::template load<K>(exec_, from, capacity_, packet) : Encoded{};
+                [&](uint64_t packet, auto whole) {
+                    return in(segment, packet, whole) ? Codec::template load<K>(exec_, from, capacity_, packet) : Encoded{};
                 },
-                [&](uint64_t packet, const Encoded& encoded) {
-                    if (in(segment, packet)) store_own(segment, packet, Codec::template decode_raw<K>(encoded));
+                [&](uint64_t packet, const Encoded& encoded, auto whole) {
+                    if (in(segment, packet, whole)) store_own(segment, packet, Codec::template decode_raw<K>(encoded), whole);
                 });
         }
         return true;
@@ -84,29 +88,34 @@ class TwoShot {
     using Raw = RawPacket<Type, K>;
     using Encoded = typename Codec::template Encoded<K>;
     struct Parts {
-        Encoded of[W];  // by rank; the own one as the peers would have decoded it
+        Raw own;
+        Encoded peers[W - 1];  // by distance
     };
 
-    static QR_DEVICE bool in(const Segment& segment, uint64_t packet) { return packet * K < segment.count; }
+    template <class IsWhole>
+    static QR_DEVICE bool in(const Segment& segment, uint64_t packet, IsWhole) {
+        return IsWhole::value || packet * K < segment.count;
+    }
 
-    QR_DEVICE Raw load_own(const Segment& segment, uint64_t packet) {
+    template <class IsWhole>
+    QR_DEVICE Raw load_own(const Segment& segment, uint64_t packet, IsWhole whole) {
         return load_input<Type, K>(exec_, call_.input, segment.begin + packet * K,
-                                   valid_elements<K>(segment.count, packet));
+                                   valid_elements<K>(segment.count, packet, whole));
     }
-    QR_DEVICE void store_own(const Segment& segment, uint64_t packet, const Raw& raw) {
+    template <class IsWhole>
+    QR_DEVICE void store_own(const Segment& segment, uint64_t packet, const Raw& raw, IsWhole whole) {
         store_output<Type, K>(exec_, call_.output, segment.begin + packet * K,
-                              valid_elements<K>(segment.count, packet), raw);
+                              valid_elements<K>(segment.count, packet, whole), raw);
     }
-    QR_DEVICE Parts load_all(const Sync& sync, const Segment& segment, uint64_t packet) {
+    template <class IsWhole>
+    QR_DEVICE Parts load_all(const Sync& sync, const Segment& segment, uint64_t packet, IsWhole whole) {
         Parts parts;
+        parts.own = load_own(segment, packet, whole);
         QR_UNROLL
-        for (uint32_t rank = 0; rank < W; ++rank) {
-            if (rank == view_.rank)
-                parts.of[rank] = Codec::template encode_raw<K>(exec_, load_own(segment, packet));
-            else
-                parts.of[rank] = in(segment, packet)
-                                     ? Codec::template load<K>(exec_, sync.data(view_.rank, sync.first(), rank), capacity_, packet)
-                                     : Encoded{};
+        for (uint32_t step = 1; step < W; ++step) {
+            const std::byte* from = sync.data(view_.rank, sync.first(), peer_at<W>(view_.rank, step));
+            parts.peers[step - 1] =
+                in(segment, packet, whole) ? Codec::template load<K>(exec_, from, capacity_, packet) : Encoded{};
         }
         return parts;
     }

@@ -28,6 +28,7 @@ def describe_run(config: GenerateConfig, spec: LaunchSpec) -> dict[str, Any]:
         "dtype": spec.dtype,
         "tp": spec.tp_size,
         "pp": spec.pp_size,
+        "all_reduce_codec": spec.all_reduce_codec,
         "max_model_len": spec.max_model_len,
         "chunked_prefill_size": spec.chunked_prefill_size,
         "seed": config.seed,

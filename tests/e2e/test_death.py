@@ -78,9 +78,18 @@ def test_a_stopped_rank(rank: int) -> None:
         check_death(server, server.rank(rank), signal.SIGSTOP, f"rank {rank} (stage {rank}, tp 0) has been silent")
 
 
-def test_a_killed_tensor_rank() -> None:
-    with Server("--tp", 2) as server:
-        check_death(server, server.rank(1), signal.SIGKILL, "rank 1 (stage 0, tp 1) was killed by signal 9")
+@pytest.mark.parametrize("all_reduce", ["quick", "torch"])
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_killed_tensor_rank(rank: int, all_reduce: str) -> None:
+    with Server("--tp", 2, "--all-reduce", all_reduce) as server:
+        check_death(
+            server, server.rank(rank), signal.SIGKILL, f"rank {rank} (stage 0, tp {rank}) was killed by signal 9"
+        )
+
+
+def test_a_stopped_tensor_rank() -> None:
+    with Server("--tp", 2, "--all-reduce", "quick", "--heartbeat-timeout-s", 3) as server:
+        check_death(server, server.rank(1), signal.SIGSTOP, "rank 1 (stage 0, tp 1) has been silent")
 
 
 def test_a_killed_engine() -> None:

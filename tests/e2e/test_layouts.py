@@ -29,13 +29,39 @@ def one_rank() -> list[list[int]]:
     return answers(PROMPTS, SHORT)
 
 
-LAYOUTS = [{"pp": 2}, {"pp": 3, "pp_partition": (1, 5, 2)}, {"tp": 4}, {"tp": 2, "pp": 2}]
+LAYOUTS = [
+    {"pp": 2},
+    {"pp": 3, "pp_partition": (1, 5, 2)},
+    {"tp": 2, "all_reduce": "torch"},
+    {"tp": 2, "all_reduce": "quick"},
+    {"tp": 2, "pp": 2},  # auto
+    {"tp": 4, "all_reduce": "quick"},
+    {"tp": 4, "pp": 2, "all_reduce": "quick"},
+]
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
 def test_layouts_give_the_same_tokens(one_rank: list[list[int]], layout: dict[str, Any]) -> None:
     assert [len(tokens) for tokens in one_rank] == [16] * len(PROMPTS)
     assert answers(PROMPTS, SHORT, **layout) == one_rank
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"all_reduce": "torch"}, ["all-reduce torch (as asked)"]),
+        ({}, ["all-reduce quick, codec none", "(cpu.toml)", "MiB a rank"]),
+        ({"all_reduce_codec": "int8"}, ["all-reduce quick, codec int8"]),
+    ],
+    ids=str,
+)
+def test_each_stage_says_how_it_sums(options: dict[str, Any], words: list[str]) -> None:
+    with LLM(**OPTIONS, tp=2, pp=2, **options) as llm:
+        reports = llm._engine.client.reports  # type: ignore[attr-defined]
+        assert len(llm.generate(PROMPTS[3:], SHORT)[0].token_ids) == 16
+    assert len(reports) == 4 + 2
+    for stage, line in enumerate(reports[4:]):
+        assert [word for word in (f"stage {stage}: ", *words) if word not in line] == []
 
 
 def engine_stats(llm: LLM) -> EngineStats:

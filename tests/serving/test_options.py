@@ -118,6 +118,24 @@ def test_help_shows_defaults(capsys) -> None:
     assert "some words (default: u v)" in text
 
 
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [
+        (["--all-reduce", "nccl"], "argument --all-reduce: invalid choice: 'nccl' (choose from auto, quick, torch)"),
+        (["--all-reduce-codec", "int5"], "argument --all-reduce-codec: invalid choice: 'int5'"),
+        (["--all-reduce", "torch", "--all-reduce-codec", "int8"], "all_reduce_codec int8: torch has no codecs"),
+    ],
+)
+def test_an_all_reduce_that_cannot_be_is_refused(capsys, toml, argv: list[str], expected: str) -> None:
+    with pytest.raises(SystemExit) as exit_info:
+        load_config(ServeConfig, argv, "prog")
+    assert exit_info.value.code == 2
+    assert expected in capsys.readouterr().err.replace("'auto', 'quick', 'torch'", "auto, quick, torch")
+    file = toml('all_reduce = "quick"\nall_reduce_codec = "int6"')
+    config = load_config(ServeConfig, ["--config", file], "prog")
+    assert (config.all_reduce, config.all_reduce_codec) == ("quick", "int6")
+
+
 @pytest.mark.parametrize("flags", [("--tp", "--pp"), ("--tp-size", "--pp-size")])
 def test_the_names_that_users_of_other_engines_type(flags: tuple[str, str]) -> None:
     config = load_config(ServeConfig, [flags[0], "2", flags[1], "3", "--model-path", "m"], "prog")

@@ -18,9 +18,9 @@ def watch_with(beats: dict[int, int], now: float = 0.0, ready: bool = True) -> R
 def test_ready_when_every_rank_is_and_reports_are_in_rank_order() -> None:
     watch = watch_with({3: -1, 1: -1, 0: -1})
     assert not watch.all_ready
-    watch.hear(RankReady(2, 1002, "report 2"), 1.0)
+    watch.hear(RankReady(2, 1002, "report 2", "stage 1"), 1.0)
     assert watch.all_ready
-    assert watch.reports == ["report 0", "report 1", "report 2", "report 3"]
+    assert watch.reports == ["report 0", "report 1", "report 2", "report 3", "stage 1"]
 
 
 def test_a_silent_rank_is_named_with_what_it_did_last() -> None:

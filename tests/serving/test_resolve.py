@@ -55,6 +55,11 @@ def test_the_spec_says_what_follows(folder: Path) -> None:
         ({"num_pages": 40}, {"num_pages": 40, "max_model_len": 1024}),
         ({"num_pages": 10, "page_size": 8}, {"num_pages": 10, "max_model_len": 80}),
         ({"threads_per_rank": 3}, {"threads_per_rank": 3}),
+        ({"tp": 2}, {"all_reduce": "auto", "all_reduce_codec": "none"}),
+        (
+            {"tp": 2, "all_reduce": "quick", "all_reduce_codec": "int8"},
+            {"all_reduce": "quick", "all_reduce_codec": "int8"},
+        ),
     ],
     ids=str,
 )
@@ -68,6 +73,7 @@ def test_what_the_user_says_holds(folder: Path, changes: dict[str, Any], expecte
     [
         ({"tp": 3}, "tp 3 does not divide num_attention_heads 4"),
         ({"tp": 8}, "tp 8 does not divide num_attention_heads 4"),
+        ({"all_reduce_codec": "int8"}, "all_reduce_codec int8: with tp 1 nothing is reduced"),
         ({"pp": 6}, "pp 6 exceeds the model's 5 layers"),
         ({"pp": 2, "pp_partition": (2, 2)}, r"\[2, 2\] sums to 4, but the model has 5 layers"),
         ({"max_model_len": 2000}, "max_model_len 2000 exceeds the model's 1024 positions"),

@@ -58,17 +58,28 @@ class HostExecutor {
     // Past the caches: overwriting lines that the peer has read would fetch them back from its core first.
     template <class P>
     void store_exchange(void* to, const P& packet) const {
-        if constexpr (sizeof(P) % 16 == 0) {
-            const auto* from = reinterpret_cast<const __m128i*>(&packet);
-            auto* line = static_cast<__m128i*>(to);
-            for (size_t i = 0; i < sizeof(P) / 16; ++i) _mm_stream_si128(line + i, _mm_loadu_si128(from + i));
+        if constexpr (sizeof(P) % sizeof(Vector) == 0) {
+            const auto* from = reinterpret_cast<const char*>(&packet);
+            for (size_t i = 0; i < sizeof(P) / sizeof(Vector); ++i)
+                stream(static_cast<Vector*>(to) + i, load<Vector>(from + i * sizeof(Vector)));
         } else {
             std::memcpy(to, &packet, sizeof(P));
         }
     }
 
   private:
-    static constexpr uint32_t kSpinsBeforeYield = 4096;
+    static constexpr uint32_t kSpinsBeforeYield = 512;
+
+#if defined(__AVX512F__)
+    using Vector = __m512i;
+    static void stream(Vector* to, Vector value) { _mm512_stream_si512(to, value); }
+#elif defined(__AVX2__)
+    using Vector = __m256i;
+    static void stream(Vector* to, Vector value) { _mm256_stream_si256(to, value); }
+#else
+    using Vector = __m128i;
+    static void stream(Vector* to, Vector value) { _mm_stream_si128(to, value); }
+#endif
 
     template <class P>
     static P load(const void* from) {

@@ -1,0 +1,58 @@
+"""A vote of all ranks of a stage: each says that it could do its part, or why not, and all hear all.
+
+Whether a shared resource exists is then one decision. A record of fixed size travels: no pickle, and no size first.
+"""
+
+import struct
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from splitrank.comm.errors import CommunicationError
+from splitrank.comm.waiting import wait
+
+_TEXT_BYTES, _PAYLOAD_BYTES = 512, 512
+_RECORD = struct.Struct(f"<H{_TEXT_BYTES}sH{_PAYLOAD_BYTES}s")
+
+
+@dataclass(frozen=True)
+class Vote:
+    """One rank's: ``refusal`` is empty if it could; ``payload`` is for the others."""
+
+    refusal: str = ""
+    payload: bytes = b""
+
+
+class Ballot:
+    """The voters: ranks of ``group``. Calls are made by all ranks in the same order."""
+
+    def __init__(self, group: dist.ProcessGroup, rank: int, size: int, timeout_s: float) -> None:
+        self._group, self._rank, self._size, self._timeout_s = group, rank, size, timeout_s
+
+    def hold(self, vote: Vote, what: str, timeout_s: float | None = None) -> list[bytes]:
+        """Every rank's payload; ``CommunicationError`` on every rank if one refused, with its reason."""
+        votes = self._exchange(vote, what, timeout_s or self._timeout_s)
+        refusals = [f"tensor rank {rank}: {vote.refusal}" for rank, vote in enumerate(votes) if vote.refusal]
+        if refusals:
+            raise CommunicationError(f"{what} failed on {'; '.join(refusals)}")
+        return [vote.payload for vote in votes]
+
+    def _exchange(self, vote: Vote, what: str, timeout_s: float) -> list[Vote]:
+        own = torch.frombuffer(bytearray(_pack(vote)), dtype=torch.uint8)
+        all_votes = [torch.empty_like(own) for _ in range(self._size)]
+        work = dist.all_gather(all_votes, own, group=self._group, async_op=True)
+        wait(work, timedelta(seconds=timeout_s), f"tensor rank {self._rank} of {self._size}: {what}: no vote")
+        return [_unpack(one.numpy().tobytes()) for one in all_votes]
+
+
+def _pack(vote: Vote) -> bytes:
+    text = vote.refusal.encode()[:_TEXT_BYTES]
+    assert len(vote.payload) <= _PAYLOAD_BYTES, len(vote.payload)
+    return _RECORD.pack(len(text), text, len(vote.payload), vote.payload)
+
+
+def _unpack(record: bytes) -> Vote:
+    text_bytes, text, payload_bytes, payload = _RECORD.unpack(record)
+    return Vote(text[:text_bytes].decode(errors="replace"), payload[:payload_bytes])

@@ -1,0 +1,59 @@
+"""The quick backend of ``Collectives``: each message goes one-shot, two-shot or to torch, as the table says."""
+
+from math import prod
+
+import torch
+
+from splitrank.comm.collectives import TorchCollectives
+from splitrank.comm.quick_reduce import ALIGNMENT, DTYPE_CODES, QuickAllReduce
+from splitrank.comm.selection import Selection, Thresholds
+
+
+class QuickCollectives:
+    """``codec`` is for two-shot messages; small ones and gathered columns travel in full precision."""
+
+    def __init__(self, quick: QuickAllReduce, torch_: TorchCollectives, selection: Selection, codec: str) -> None:
+        self.rank, self.size = quick.rank, quick.world_size
+        self.quick, self.torch, self._codec = quick, torch_, codec
+        self._thresholds: dict[torch.dtype, Thresholds] = {
+            dtype: selection.thresholds[dtype.itemsize] for dtype in DTYPE_CODES
+        }
+
+    def all_reduce_(self, tensor: torch.Tensor) -> torch.Tensor:
+        return self._sum(tensor, self._codec)
+
+    def all_gather_columns(self, tensor: torch.Tensor, widths: tuple[int, ...]) -> torch.Tensor:
+        shape = (*tensor.shape[:-1], sum(widths))
+        limits = self._thresholds.get(tensor.dtype)
+        if limits is not None and prod(shape) * tensor.itemsize > limits.two_shot_bytes:
+            return self.torch.all_gather_columns(tensor, widths)
+        # A sum over columns that one rank fills: -0.0 + x is x for every x, so no bit changes (a signalling NaN would
+        # turn quiet).
+        gathered = torch.full(shape, -0.0, dtype=tensor.dtype, device=tensor.device)
+        start = sum(widths[: self.rank])
+        gathered[..., start : start + widths[self.rank]] = tensor
+        return self._sum(gathered, "none")
+
+    def check(self) -> None:
+        """Raises if a call failed on the device; see ``QuickAllReduce.check``."""
+        self.quick.check()
+
+    def close(self) -> None:
+        self.quick.close()
+
+    def _sum(self, tensor: torch.Tensor, codec: str) -> torch.Tensor:
+        limits = self._thresholds.get(tensor.dtype)
+        if limits is None:
+            raise ValueError(f"a sum over ranks takes float32, bfloat16 and float16, not {tensor.dtype}")
+        num_bytes = tensor.nbytes
+        if num_bytes > limits.two_shot_bytes:
+            return self.torch.all_reduce_(tensor)
+        one_shot = num_bytes <= limits.one_shot_bytes
+        # Views that the kernels cannot take are summed in a copy.
+        fit = tensor.is_contiguous() and tensor.data_ptr() % ALIGNMENT == 0
+        summed = tensor if fit else tensor.clone(memory_format=torch.contiguous_format)
+        if one_shot:
+            self.quick.all_reduce(summed, None, "one-shot")
+        else:
+            self.quick.all_reduce(summed, None, "two-shot", codec)
+        return tensor if fit else tensor.copy_(summed)

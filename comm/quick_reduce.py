@@ -1,0 +1,222 @@
+"""The quick all-reduce on tensors: made by a vote of all ranks, checked call by call, torn down together.
+
+Sums are ``codec(sum of codec(x_r))`` in float32 along one fixed tree over the ranks, ((0+1)+(2+3))+..., rounded once:
+the same bits on every rank, at any cut, on every target. Peers are awaited for ``timeout_s`` at most.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+
+from splitrank.comm.ballot import Ballot, Vote
+from splitrank.comm.errors import CommunicationError
+from splitrank.comm.failure_text import describe
+from splitrank.comm.native import ALGORITHM_CODES, CODEC_CODES, Communicator, load_module
+from splitrank.comm.selection import WORLD_SIZES
+
+DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+ALIGNMENT = 16
+CLOSE_LIMIT_S = 5.0
+
+
+@dataclass(frozen=True)
+class RegionShape:
+    """A rank's exchange memory: ``num_slots`` x 3 places x ranks x ``segment_bytes``, whatever the messages' sizes."""
+
+    num_slots: int
+    segment_bytes: int
+
+
+# A host thread works its slots off in turn: few and large ones keep it busy. Accelerators' modules know their own.
+HOST_SHAPE = RegionShape(4, 128 * 2**10)
+
+
+class QuickAllReduce:
+    """One stage's communicator on this rank. Construction and ``close`` are collective over ``group`` (gloo).
+
+    Raises ``CommunicationError`` on every rank if one rank could not do its part, and leaves nothing behind.
+    """
+
+    def __init__(
+        self,
+        group: dist.ProcessGroup | None,
+        rank: int,
+        world_size: int,
+        timeout_s: float,
+        device: torch.device | None = None,
+        shape: RegionShape | None = None,
+    ) -> None:
+        if world_size not in (1, *WORLD_SIZES):
+            raise ValueError(f"the quick all-reduce sums over 1, 2, 4 or 8 ranks, not over {world_size}")
+        self.rank, self.world_size, self.timeout_s = rank, world_size, timeout_s
+        self.device = _with_index(device or torch.device("cpu"))
+        self.num_bytes = 0
+        self._timeout_ns = int(timeout_s * 1e9)
+        self._where = f"tensor rank {rank} of {world_size}: quick all-reduce"
+        self._is_cuda = self.device.type == "cuda"
+        self._native: Communicator | None = None
+        self._poison: str | None = None
+        if world_size > 1:
+            assert group is not None, "several ranks vote through a group"
+            self._ballot = Ballot(group, rank, world_size, timeout_s)
+            self._native = self._join(shape)
+            self.num_bytes = self._native.num_bytes
+
+    def all_reduce(
+        self, input: torch.Tensor, output: torch.Tensor | None = None, algorithm: str = "two-shot", codec: str = "none"
+    ) -> torch.Tensor:
+        """Sums ``input`` over the ranks into ``output`` (or in place) and returns it; an empty tensor is its own sum.
+
+        On an accelerator this enqueues on the current stream; a failure shows in ``check``. ``ValueError`` for a tensor
+        or a name that is not one of those known; ``CommunicationError`` for peers that fail or make another call.
+        """
+        output = input if output is None else output
+        address, out_address = input.data_ptr(), output.data_ptr()
+        dtype = DTYPE_CODES.get(input.dtype)
+        if dtype is None or not self._is_fit(input, address):
+            raise ValueError(self._refusal(input))
+        if output is not input:
+            self._check_output(input, output, address, out_address)
+        if algorithm not in ALGORITHM_CODES or codec not in CODEC_CODES:
+            raise ValueError(self._unknown(algorithm, codec))
+        num_elements = input.numel()
+        if self.world_size == 1 or num_elements == 0:
+            return output if output is input else output.copy_(input)
+        if self._native is None:
+            raise CommunicationError(f"{self._where}: it is closed")
+        if not self._native.all_reduce(
+            address,
+            out_address,
+            num_elements,
+            dtype,
+            CODEC_CODES[codec],
+            ALGORITHM_CODES[algorithm],
+            self._timeout_ns,
+            torch.cuda.current_stream(self.device).cuda_stream if self._is_cuda else 0,
+        ):
+            self._fail(
+                f" of {num_elements:,} {input.dtype} elements ({algorithm}, codec {codec})".replace("torch.", "")
+            )
+        return output
+
+    def check(self) -> None:
+        """Raises if any call so far failed. After an accelerator's step, and before its result is used."""
+        if self._native is not None and self._native.failure() is not None:
+            self._fail("")
+
+    def abort(self) -> None:
+        """This rank gives up: every rank's waits end, and every later call fails."""
+        if self._native is not None:
+            self._native.abort()
+
+    def close(self) -> None:
+        """Gives the memory back when all ranks have come here, or after a few seconds without the others."""
+        if self._native is None:
+            return
+        native, self._native = self._native, None
+        agreed = native.failure() is None and self._all_are_here()
+        if not agreed:
+            native.abort()
+        if self._is_cuda:
+            native.leave()
+            agreed = agreed and self._all_are_here()
+        # A host rank unmaps its own view only. A peer's kernel may still write into an accelerator's memory: without
+        # the peers' word that they have left, it stays until the process ends.
+        if agreed or not self._is_cuda:
+            native.close()
+
+    def _join(self, shape: RegionShape | None) -> Communicator:
+        """Makes the region, exchanges handles, maps the peers; all or nobody."""
+        what = f"{self._where}: start"
+        native, vote = self._make(shape)
+        try:
+            payloads = self._ballot.hold(vote, what)
+            heads, handles = zip(*(payload.split(b"\n", 1) for payload in payloads), strict=True)
+            self._ballot.hold(Vote(self._open(native, list(heads), list(handles))), what)
+        except BaseException:
+            if native is not None:
+                native.close()
+            raise
+        assert native is not None
+        return native
+
+    def _make(self, shape: RegionShape | None) -> tuple[Communicator | None, Vote]:
+        """The own region, and what the others must know of it: what it was made by, its slots, its handle."""
+        try:
+            module = load_module(self.device.type)
+            if shape is None:
+                shape = RegionShape(*module.default_shape(self.world_size)) if self._is_cuda else HOST_SHAPE
+            arguments = (self.rank, self.world_size, shape.num_slots, shape.segment_bytes, self.device.index or 0)
+            native = module.Communicator(*arguments)
+            head = f"protocol {module.PROTOCOL} on {module.TARGET} segments {shape.segment_bytes} slots"
+            return native, Vote(payload=f"{head} {native.max_slots()}\n".encode() + native.handle())
+        except (ValueError, OSError, MemoryError, RuntimeError) as error:
+            return None, Vote(_one_line(error))
+
+    def _open(self, native: Communicator | None, heads: list[bytes], handles: list[bytes]) -> str:
+        """The reason why the peers cannot be mapped; empty if they are."""
+        assert native is not None, "its refusal has ended the start"
+        kinds = [head.decode().rpartition(" ") for head in heads]
+        own = kinds[self.rank][0]
+        for rank, (kind, _, _) in enumerate(kinds):
+            if kind != own:
+                return f"it has {own}, tensor rank {rank} has {kind}"
+        try:
+            native.open(handles, min(int(slots) for _, _, slots in kinds))
+        except (ValueError, OSError, MemoryError, RuntimeError) as error:
+            return _one_line(error)
+        return ""
+
+    def _all_are_here(self) -> bool:
+        try:
+            self._ballot.hold(Vote(), f"{self._where}: end", min(CLOSE_LIMIT_S, self.timeout_s))
+        except CommunicationError:
+            return False
+        return True
+
+    def _is_fit(self, tensor: torch.Tensor, address: int) -> bool:
+        return tensor.device == self.device and tensor.is_contiguous() and address % ALIGNMENT == 0
+
+    def _refusal(self, tensor: torch.Tensor) -> str:
+        if tensor.dtype not in DTYPE_CODES:
+            return f"{self._where} takes float32, bfloat16 and float16, not {tensor.dtype}"
+        if tensor.device != self.device:
+            return f"{self._where} was made for {self.device}, the tensor is on {tensor.device}"
+        if not tensor.is_contiguous():
+            layout = f"shape {list(tensor.shape)} with strides {list(tensor.stride())}"
+            return f"{self._where} takes contiguous tensors, not {layout}"
+        past = tensor.data_ptr() % ALIGNMENT
+        return f"{self._where} takes tensors aligned to {ALIGNMENT} bytes, this one starts {past} bytes behind"
+
+    def _check_output(self, input: torch.Tensor, output: torch.Tensor, address: int, out_address: int) -> None:
+        if (output.dtype, output.shape) != (input.dtype, input.shape):
+            found = f"{output.dtype} {list(output.shape)}"
+            raise ValueError(f"{self._where}: the output is {found}, the input {input.dtype} {list(input.shape)}")
+        if not self._is_fit(output, out_address):
+            raise ValueError(self._refusal(output))
+        distance = abs(address - out_address)
+        if 0 < distance < input.nbytes:
+            raise ValueError(f"{self._where}: input and output overlap, {distance} bytes apart, {input.nbytes} long")
+
+    def _unknown(self, algorithm: str, codec: str) -> str:
+        names = f"algorithm {algorithm!r} and codec {codec!r}"
+        return f"{self._where} knows {', '.join(ALGORITHM_CODES)} and {', '.join(CODEC_CODES)}, not {names}"
+
+    def _fail(self, call: str) -> None:
+        """The first failure poisons the communicator; later calls repeat it."""
+        assert self._native is not None
+        if self._poison is None:
+            self._poison = describe(self._native.failure(), self.rank, self.timeout_s)
+            raise CommunicationError(f"{self._where}{call}: {self._poison}")
+        raise CommunicationError(f"{self._where}{call}: an earlier call failed: {self._poison}")
+
+
+def _with_index(device: torch.device) -> torch.device:
+    if device.type == "cuda" and device.index is None:
+        return torch.device("cuda", torch.cuda.current_device())
+    return device
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join((str(error) or type(error).__name__).split())

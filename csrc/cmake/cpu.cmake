@@ -1,0 +1,24 @@
+# splitrank._quick_reduce_cpu
+if(NOT CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64|amd64)$")
+    message(FATAL_ERROR "splitrank: the CPU's quick all-reduce is written for x86-64, not ${CMAKE_SYSTEM_PROCESSOR}")
+endif()
+
+set(cpu_dir ${CMAKE_SOURCE_DIR}/quick_reduce/cpu)
+pybind11_add_module(_quick_reduce_cpu MODULE NO_EXTRAS
+    ${CMAKE_SOURCE_DIR}/bindings/quick_reduce_cpu.cc
+    ${cpu_dir}/communicator.cc
+    ${cpu_dir}/handle.cc
+    ${cpu_dir}/instruction_sets.cc
+    ${cpu_dir}/kernels_avx2.cc
+    ${cpu_dir}/kernels_avx512.cc
+    ${cpu_dir}/kernels_baseline.cc
+    ${cpu_dir}/shared_memory.cc)
+target_compile_options(_quick_reduce_cpu PRIVATE -O3 -ffp-contract=off -Wall -Wextra)
+
+# No link-time optimisation: it would inline across instruction sets. instruction_sets.cc asks for the same features.
+set_target_properties(_quick_reduce_cpu PROPERTIES INTERPROCEDURAL_OPTIMIZATION OFF)
+set_source_files_properties(${cpu_dir}/kernels_avx2.cc PROPERTIES COMPILE_OPTIONS "-mavx2")
+set_source_files_properties(${cpu_dir}/kernels_avx512.cc PROPERTIES COMPILE_OPTIONS
+    "-mavx512f;-mavx512bw;-mavx512dq;-mavx512vl;-mprefer-vector-width=512")
+
+install(TARGETS _quick_reduce_cpu LIBRARY DESTINATION splitrank)

@@ -1,0 +1,22 @@
+// What a launch hands to the kernels.
+#pragma once
+
+#include "../handshake.h"
+
+namespace splitrank::quick_reduce {
+
+// Of a block. More ranks need more registers for their parts.
+constexpr int max_threads(uint32_t world_size) { return world_size == 2 ? 1024 : 512; }
+constexpr uint32_t kSlotsPerBlock = 3;  // at most: as many as a tile has stages (kernels.h)
+
+// All that one rank's blocks need.
+struct Job {
+    View view;
+    Call call;  // num_slots: blocks, each with kSlotsPerBlock slots
+    const void* const* inputs;  // Registered: every rank's input as mapped here
+};
+
+// The kernel's address for a launch; null if there is none.
+const void* find_kernel(DType dtype, uint32_t world_size, CodecKind codec, Algorithm algorithm);
+
+}  // namespace splitrank::quick_reduce

@@ -1,0 +1,125 @@
+"""One contract, every backend, real processes: the same sums by the specification, and the same bits on every rank."""
+
+import subprocess
+import sys
+from functools import reduce
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from splitrank.comm.collectives import SingleRank
+from splitrank.comm.quick_reduce import QuickAllReduce
+from splitrank.serving.config import child_environment
+from tests.collectives_rank import BACKENDS, DTYPES, WIDTHS, Case, cases, columns
+from tests.quick_reduce_spec import error_bound, expected_sum
+
+ROOT = Path(__file__).parents[2]
+WORLD_SIZES = (2, 4, 8)
+EXACT = [backend for backend in BACKENDS if backend != "torch"]
+CODECS = {backend: backend.partition(" ")[2] or "none" for backend in BACKENDS}
+
+Outcome = list[dict[str, torch.Tensor]]  # by rank
+
+
+def run_ranks(module: str, *arguments: object, world_size: int, limit_s: float) -> None:
+    """All ranks side by side; one that fails takes the others along."""
+    command = [sys.executable, "-m", module, *map(str, arguments)]
+    ranks = [
+        subprocess.Popen(
+            [*command, str(rank), str(world_size)], cwd=ROOT, env=child_environment(), stderr=subprocess.PIPE
+        )
+        for rank in range(world_size)
+    ]
+    try:
+        for number, rank in enumerate(ranks):
+            _, errors = rank.communicate(timeout=limit_s)
+            assert rank.returncode == 0, f"rank {number}: {errors.decode()}"
+    finally:
+        for rank in ranks:
+            rank.kill()
+            rank.communicate()
+
+
+@pytest.fixture(scope="module", params=WORLD_SIZES)
+def outcome(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Outcome:
+    folder = tmp_path_factory.mktemp(f"ranks{request.param}")
+    run_ranks("tests.collectives_rank", folder, world_size=request.param, limit_s=100)
+    return [load_file(folder / f"rank{rank}.safetensors") for rank in range(request.param)]
+
+
+def inputs(case: Case, outcome: Outcome) -> list[torch.Tensor]:
+    return [case.inputs(rank) for rank in range(len(outcome))]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_every_rank_has_the_same_bits(outcome: Outcome, backend: str) -> None:
+    names = [name for name in outcome[0] if name.startswith(backend + "/")]
+    assert len(names) == len(cases(len(outcome))) + 1 + len(DTYPES)
+    for name in names:
+        first = outcome[0][name]
+        bits = torch.int32 if first.dtype == torch.float32 else torch.int16
+        for other in outcome[1:]:
+            assert torch.equal(other[name].view(bits), first.view(bits)), name
+
+
+@pytest.mark.parametrize("backend", EXACT)
+def test_sums_are_those_of_the_specification_bit_by_bit(outcome: Outcome, backend: str) -> None:
+    for case in cases(len(outcome)):
+        expected = expected_sum(inputs(case, outcome), CODECS[backend])
+        assert torch.equal(outcome[0][f"{backend}/{case.number}"], expected), case
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_sums_are_within_the_derived_bound(outcome: Outcome, backend: str) -> None:
+    for case in cases(len(outcome)):
+        parts = inputs(case, outcome)
+        found, exact = outcome[0][f"{backend}/{case.number}"].double(), sum(part.double() for part in parts)
+        bound = error_bound(parts, CODECS[backend])
+        if backend == "torch":  # rounds after every addition
+            sizes = reduce(torch.add, (part.float().abs() for part in parts))
+            bound = bound + len(parts) * torch.finfo(parts[0].dtype).eps * sizes
+        assert ((found - exact).abs() <= bound).all(), case
+
+
+def test_the_inputs_would_show_another_order_of_the_sum(outcome: Outcome) -> None:
+    """Else the bitwise test would prove nothing: ((0+1)+2)+3 gives other bits than (0+1)+(2+3)."""
+    if len(outcome) == 2:
+        pytest.skip("two ranks have one order")
+    parts = inputs(max(cases(len(outcome)), key=lambda case: (case.dtype == "float32", case.size)), outcome)
+    assert not torch.equal(reduce(torch.add, parts), expected_sum(parts))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_views_that_no_kernel_takes_are_summed_all_the_same(outcome: Outcome, backend: str) -> None:
+    last = cases(len(outcome))[-1]
+    parts = [last.inputs(rank).repeat(999, 1) for rank in range(len(outcome))]
+    exact, bound = sum(part.double() for part in parts), error_bound(parts, CODECS[backend])
+    bound = bound + len(parts) * torch.finfo(parts[0].dtype).eps * sum(part.abs() for part in parts)
+    assert ((outcome[0][f"{backend}/view"].double() - exact).abs() <= bound).all()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_gathered_columns_keep_every_bit(outcome: Outcome, backend: str) -> None:
+    for dtype in DTYPES.values():
+        gathered = outcome[0][f"{backend}/gather {dtype}"]
+        expected = torch.cat([columns(rank, dtype) for rank in range(len(outcome))], dim=1)
+        bits = torch.int32 if dtype == torch.float32 else torch.int16
+        assert gathered.shape == (3, sum(WIDTHS[: len(outcome)]))
+        assert torch.equal(gathered.view(bits), expected.view(bits))
+
+
+def test_one_rank_is_the_identity() -> None:
+    tensor = torch.randn(5, 3)
+    kept = tensor.clone()
+    for collectives in (SingleRank(),):
+        assert collectives.all_reduce_(tensor) is tensor
+        assert collectives.all_gather_columns(tensor, (3,)) is tensor
+        collectives.check()
+        collectives.close()
+    quick = QuickAllReduce(None, 0, 1, timeout_s=1.0)
+    assert quick.all_reduce(tensor) is tensor
+    assert torch.equal(quick.all_reduce(tensor, torch.empty(5, 3)), kept)
+    assert quick.num_bytes == 0
+    quick.close()

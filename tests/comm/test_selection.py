@@ -1,0 +1,183 @@
+"""What the options and the measured tables choose, and what is refused before anything starts. No ranks needed."""
+
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from splitrank.comm.selection import (
+    NO_LIMIT,
+    WORLD_SIZES,
+    AllReduceOptions,
+    Thresholds,
+    describe,
+    format_bytes,
+    load_table,
+    select,
+    tables_folder,
+)
+
+TABLE = """
+target = "cuda"
+thresholds = [
+    { world_size = 2, element_bytes = 2, one_shot_bytes = 4096, two_shot_bytes = 1048576 },
+    { world_size = 2, element_bytes = 4, one_shot_bytes = 8192 },
+    { world_size = 4, element_bytes = 4, one_shot_bytes = 0 },
+]
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "cuda.toml").write_text(TABLE)
+    return tmp_path
+
+
+def test_auto_is_what_was_measured(folder: Path) -> None:
+    chosen = select(AllReduceOptions(), 2, "cuda", folder)
+    assert chosen.quick
+    assert chosen.thresholds == {2: Thresholds(4096, 2**20), 4: Thresholds(8192, NO_LIMIT)}
+    assert chosen.reason == "cuda.toml"
+
+
+@pytest.mark.parametrize("options", [AllReduceOptions("quick"), AllReduceOptions("auto", "int8")])
+def test_quick_and_codecs_never_take_torch(folder: Path, options: AllReduceOptions) -> None:
+    chosen = select(options, 2, "cuda", folder)
+    assert chosen.thresholds == {2: Thresholds(4096), 4: Thresholds(8192)}
+
+
+@pytest.mark.parametrize(
+    ("options", "world_size", "target", "reason"),
+    [
+        (AllReduceOptions("torch"), 2, "cuda", "as asked"),
+        (AllReduceOptions(), 3, "cuda", "the quick all-reduce sums over 2, 4 or 8 ranks, not over 3"),
+        (AllReduceOptions(), 4, "cuda", "no measured table for 4 ranks on cuda"),  # one dtype is missing
+        (AllReduceOptions(), 2, "hip", "no measured table for 2 ranks on hip; --all-reduce quick is there"),
+    ],
+)
+def test_when_all_goes_through_torch(
+    folder: Path, options: AllReduceOptions, world_size: int, target: str, reason: str
+) -> None:
+    chosen = select(options, world_size, target, folder)
+    assert not chosen.quick
+    assert reason in chosen.reason
+    assert describe(options, chosen, 1, 0) == f"stage 1: all-reduce torch ({chosen.reason})"
+
+
+def test_quick_runs_without_a_table(folder: Path) -> None:
+    chosen = select(AllReduceOptions("quick"), 2, "hip", folder)
+    assert chosen.quick
+    assert chosen.reason == "unmeasured"
+
+
+def test_a_codec_without_a_table_needs_the_word_quick(folder: Path) -> None:
+    with pytest.raises(ValueError, match=r"int8: no measured table .* give --all-reduce quick"):
+        select(AllReduceOptions("auto", "int8"), 2, "hip", folder)
+    assert select(AllReduceOptions("quick", "int8"), 2, "hip", folder).quick
+
+
+@pytest.mark.parametrize(
+    ("backend", "codec", "message"),
+    [
+        ("nccl", "none", "all_reduce must be one of auto, quick, torch, not 'nccl'"),
+        ("auto", "fp8", "all_reduce_codec must be one of none, int8, int6, int4, not 'fp8'"),
+        ("torch", "int8", "all_reduce_codec int8: torch has no codecs"),
+    ],
+)
+def test_options_that_cannot_be(backend: str, codec: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        AllReduceOptions(backend, codec)
+
+
+@pytest.mark.parametrize(
+    ("backend", "codec", "tp", "message"),
+    [
+        ("quick", "none", 3, "all_reduce quick: .* sums over 2, 4 or 8 tensor ranks, not over 3; give auto or torch"),
+        ("quick", "none", 16, "not over 16"),
+        ("auto", "int4", 3, "all_reduce_codec int4: .* not over 3, and torch has no codecs"),
+        ("auto", "int4", 1, "all_reduce_codec int4: with tp 1 nothing is reduced"),
+        ("quick", "int4", 1, "with tp 1 nothing is reduced"),
+    ],
+)
+def test_layouts_that_cannot_be(backend: str, codec: str, tp: int, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        AllReduceOptions(backend, codec).check_tensor_parallel(tp)
+
+
+@pytest.mark.parametrize(("backend", "tp"), [("auto", 3), ("torch", 3), ("quick", 1), ("quick", 8)])
+def test_layouts_that_can_be(backend: str, tp: int) -> None:
+    AllReduceOptions(backend).check_tensor_parallel(tp)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("one_shot_bytes = 4096", "one_shot_bytes = -1"), "a number of 0 or more"),
+        (("one_shot_bytes = 4096", "one_shot = 4096"), "a row has element_bytes, one_shot_bytes, world_size"),
+        (("4096, two_shot_bytes = 1048576", "4096, two_shot_bytes = 100"), "two_shot_bytes is below one_shot_bytes"),
+        (('"cuda"', '"cpu"'), "target must be 'cuda', not 'cpu'"),
+        (("]\n", "\n"), "not valid TOML"),
+    ],
+)
+def test_a_broken_table_is_named(folder: Path, change: tuple[str, str], message: str) -> None:
+    (folder / "cuda.toml").write_text(TABLE.replace(*change))
+    with pytest.raises(ValueError, match=rf"cuda\.toml: .*{message}"):
+        load_table("cuda", folder)
+
+
+def test_the_shipped_tables_are_complete() -> None:
+    names = {path.stem for path in tables_folder().glob("*.toml")}
+    assert "cpu" in names
+    assert names <= {"cpu", "cuda", "hip"}
+    for name in names:
+        table = load_table(name)
+        assert table is not None
+        assert {(size, width) for size in WORLD_SIZES for width in (2, 4)} <= set(table.thresholds) or name != "cpu"
+
+
+def test_the_line_at_start(folder: Path) -> None:
+    options = AllReduceOptions("auto", "none")
+    line = describe(options, select(options, 2, "cuda", folder), 0, 3 * 2**20)
+    assert line == (
+        "stage 0: all-reduce quick, codec none; 16 bit: one-shot to 4 KiB, two-shot above to 1 MiB; "
+        "32 bit: one-shot to 8 KiB, two-shot above (cuda.toml); 3.0 MiB a rank"
+    )
+
+
+def test_bytes_are_not_rounded() -> None:
+    assert [format_bytes(count) for count in (0, 16384, 3 * 2**20, 1500)] == ["0 B", "16 KiB", "3 MiB", "1,500 B"]
+
+
+@pytest.fixture(scope="module")
+def table_writer() -> ModuleType:
+    spec = spec_from_file_location("table", Path(__file__).parents[2] / "scripts" / "all_reduce_table.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def line(num_bytes: int, one_shot: float, two_shot: float, gloo: float) -> dict[str, object]:
+    times = {"one_shot_us": one_shot, "two_shot_us": two_shot, "gloo_us": gloo}
+    return {"what": "all-reduce", "world_size": 2, "dtype": "bfloat16", "bytes": num_bytes, **times}
+
+
+@pytest.mark.parametrize(
+    ("lines", "expected"),
+    [
+        ([line(4096, 1, 2, 9), line(8192, 3, 2, 9)], Thresholds(4096)),
+        ([line(8192, 3, 2, 9), line(16384, 1, 2, 9), line(4096, 1, 2, 9)], Thresholds(4096)),  # no gap is jumped
+        ([line(4096, 1, 2, 9), line(8192, 9, 5, 6), line(16384, 9, 8, 7)], Thresholds(4096, 8192)),
+        ([line(4096, 9, 8, 7)], Thresholds(0, 0)),  # torch from the first byte
+    ],
+)
+def test_a_measured_table_says_what_was_fastest(
+    table_writer: ModuleType, folder: Path, lines: list[dict[str, object]], expected: Thresholds
+) -> None:
+    file = table_writer.write_table([*lines, {"what": "gather of logits"}], "cuda", folder=folder)
+    table = load_table("cuda", folder)
+    assert file == folder / "cuda.toml"
+    assert table is not None
+    assert table.thresholds == {(2, 2): expected, (2, 4): Thresholds(8192), (4, 4): Thresholds(0)}

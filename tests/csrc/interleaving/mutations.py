@@ -1,0 +1,214 @@
+"""The invariants of the protocol, each broken on purpose in a copy of the headers; a schedule must tell."""
+
+from dataclasses import dataclass
+
+from tests.csrc.programs import Patch
+
+
+@dataclass(frozen=True)
+class Mutation:
+    name: str
+    invariant: int  # of the design's list
+    patches: tuple[Patch, ...]
+    arguments: tuple[str, ...] = ()  # of the interleaving program; none: schedules without a fault
+
+
+def one(name: str, invariant: int, file: str, old: str, new: str, *arguments: str) -> Mutation:
+    return Mutation(name, invariant, (Patch(file, old, new),), arguments)
+
+
+MUTATIONS = (
+    # 1. Storage of the phases is disjoint.
+    one("phases-share-storage", 1, "layout.h", "(slot * kNumPhases + phase)", "(slot * kNumPhases + phase % 2)"),
+    one("slots-overlap", 1, "layout.h", "(slot * kNumPhases + phase)", "(slot + phase)"),
+    one(
+        "data-of-phases-shared",
+        1,
+        "layout.h",
+        "data_begin() + place(slot, phase, source)",
+        "data_begin() + place(slot, phase % 2, source)",
+    ),
+    # 2. Nothing is overwritten before it was read.
+    one(
+        "one-shot-without-parity",
+        2,
+        "layout.h",
+        "sequence & 1 ? kFirstOdd : kFirstEven",
+        "(void(sequence), kFirstEven)",
+    ),
+    one("second-phase-not-awaited", 2, "two_shot.h", "if (!sync.await(kSecond)) return false;", ""),
+    one("first-phase-not-awaited", 2, "one_shot.h", "if (!sync.await(sync.first())) return false;", ""),
+    one("start-not-awaited", 2, "gpu/registered.h", "if (!sync.await(sync.first())) return false;", ""),
+    one("end-not-awaited", 2, "gpu/registered.h", "return sync.await_unaborted(kSecond);", "return true;"),
+    one("stages-share-a-slot", 2, "gpu/kernels.h", "block + (kStages - 1) * num_blocks", "block"),
+    # 3. Sequence numbers belong to the slot and advance once a use.
+    one(
+        "sequence-from-the-host", 3, "handshake.h", "sequence_ = hear_uses(exec_, state) + 1;", "sequence_ = call_.id;"
+    ),
+    one("sequence-not-kept", 3, "handshake.h", "    state.sequence = uses;\n", ""),
+    one("sequence-advances-twice", 3, "handshake.h", "{ ++sequence_; }", "{ sequence_ += 2; }"),
+    # 4. All data is performed before the flag.
+    one("no-release-before-the-flag", 4, "handshake.h", "        exec_.release_block();\n", ""),
+    Mutation(
+        "flag-before-data",
+        4,
+        (
+            Patch("two_shot.h", "        sync.publish(kSecond);\n        return true;", "        return true;"),
+            Patch(
+                "two_shot.h",
+                "        if (!sync.await(sync.first())) return false;\n",
+                "        if (!sync.await(sync.first())) return false;\n        sync.publish(kSecond);\n",
+            ),
+        ),
+    ),
+    # 5. One call in flight, enforced by the ticket.
+    one(
+        "ticket-ignored",
+        5,
+        "handshake.h",
+        "if (taken.holder != 0) ok",
+        "if (taken.holder == ~0u) ok",
+        "--fault",
+        "overlap",
+    ),
+    Mutation(
+        "sequence-read-before-the-ticket",
+        5,
+        (
+            Patch(
+                "handshake.h",
+                "        SlotState& state = view_.slots[slot_];\n        bool ok = true;\n",
+                "        SlotState& state = view_.slots[slot_];\n        bool ok = true;\n"
+                "        sequence_ = state.sequence + 1;\n",
+            ),
+            Patch("handshake.h", "        sequence_ = hear_uses(exec_, state) + 1;\n", ""),
+        ),
+        ("--fault", "overlap"),
+    ),
+    # 6. All ranks agree on the call.
+    one(
+        "fingerprint-ignored",
+        6,
+        "handshake.h",
+        "if (seen == expected()) return true;",
+        "if (uint32_t(seen) == uint32_t(sequence_)) return true;",
+        "--faults",
+    ),
+    one(
+        "fingerprint-without-size",
+        6,
+        "call.h",
+        "call.num_elements,      call.seg",
+        "0,      call.seg",
+        "--fault",
+        "size",
+    ),
+    one("fingerprint-without-dtype", 6, "call.h", "uint64_t(dtype) << 16", "uint64_t(dtype) * 0", "--fault", "dtype"),
+    one("fingerprint-without-codec", 6, "call.h", "uint64_t(codec) << 8", "uint64_t(codec) * 0", "--fault", "codec"),
+    one("fingerprint-without-number", 6, "call.h", "{call.id, ", "{0, ", "--fault", "overlap"),
+    # 7. Every wait is bounded, and ends when anybody gives up; later calls fail at once.
+    one("timeout-ignored", 7, "handshake.h", "now - began > call_.timeout_ns", "false", "--fault", "dead-peer"),
+    one(
+        "abort-word-not-polled",
+        7,
+        "handshake.h",
+        "return word != 0 ? word : exec_.load_flag(view_.host_abort);",
+        "return word * 0;",
+        "--fault",
+        "dead-peer-one-limit",
+    ),
+    one(
+        "host-abort-not-polled",
+        7,
+        "handshake.h",
+        "word != 0 ? word : exec_.load_flag(view_.host_abort)",
+        "word",
+        "--fault",
+        "host-gives-up",
+    ),
+    one(
+        "abort-words-not-raised",
+        7,
+        "handshake.h",
+        "            exec_.store_flag(&control(rank)->abort, first",
+        "            if (rank == view_.rank) exec_.store_flag(&control(rank)->abort, first",
+        "--fault",
+        "dead-peer-one-limit",
+    ),
+    one(
+        "input-reused-by-who-gave-up",
+        7,
+        "gpu/registered.h",
+        "return sync.await_unaborted(kSecond);",
+        "return sync.await(kSecond);",
+        "--fault",
+        "impatience",
+    ),
+    one(
+        "poison-ignored",
+        7,
+        "handshake.h",
+        "            if (abort != 0) ok = fail(",
+        "            if (abort == ~0u) ok = fail(",
+        "--faults",
+    ),
+    one(
+        "record-not-completed",
+        7,
+        "handshake.h",
+        "            exec_.store_complete(&record.complete);\n",
+        "",
+        "--faults",
+    ),
+    one("ahead-taken-for-old", 7, "handshake.h", "lead > 0 ? FailureKind::kAhead", "lead < 0 ? FailureKind::kAhead"),
+    one("sequence-of-32-bits", 3, "handshake.h", "kSequenceBits = 40", "kSequenceBits = 32"),
+    # 9. Sizes are counted in 64 bits.
+    one("offset-of-32-bits", 9, "layout.h", "QR_FN uint64_t data(", "QR_FN uint32_t data(", "--plans"),
+    one("count-of-32-bits", 9, "call.h", "const uint64_t tile_begin", "const uint32_t tile_begin", "--plans"),
+    one(
+        "region-too-small",
+        9,
+        "layout.h",
+        "uint64_t(shape_.num_slots) * kNumPhases",
+        "uint64_t(shape_.num_slots)",
+        "--plans",
+    ),
+    # 10. Exact, deterministic, and the same bits on every rank.
+    one(
+        "sum-starts-with-oneself",
+        10,
+        "packet.h",
+        "return (W & (W - 1)) == 0 ? step : peer_at<W>(rank, step);",
+        "return W > kMaxWorldSize ? rank : step;",
+    ),
+    one(
+        "another-tree",
+        10,
+        "packet.h",
+        "for (int stride = 1; stride < W; stride *= 2)",
+        "for (int stride = 2; stride >= 1; stride /= 2)",
+    ),
+    one(
+        "segment-begins-within-a-block",
+        10,
+        "call.h",
+        "round_up(divide_up(left, world_size), kBlock)",
+        "divide_up(left, world_size)",
+        "--plans",
+    ),
+    one(
+        "own-part-not-coded",
+        10,
+        "two_shot.h",
+        "Codec::template decode<K>(Codec::template encode_raw<K>(exec_, parts.own),",
+        "unpack<Type, K>(parts.own,",
+    ),
+    one(
+        "own-result-not-coded",
+        10,
+        "two_shot.h",
+        "store_own(segment, packet, Codec::template decode_raw<K>(encoded), whole);\n"
+        "            });\n        sync.publish",
+        "store_own(segment, packet, pack<Type, K>(values[0]), whole);\n            });\n        sync.publish",
+    ),
+)

@@ -1,0 +1,80 @@
+"""Compiles the C++ programs of this folder, and runs them with a limit."""
+
+import json
+import shutil
+import subprocess
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+FOLDER = Path(__file__).parent
+CSRC = FOLDER.parents[1] / "csrc"
+BUILD_SECONDS = 100
+# As the shipped host build: sums and codecs give the same bits everywhere.
+FLAGS = ("-std=c++20", "-Wall", "-Wextra", "-Werror", "-ffp-contract=off")
+
+
+def build(sources: Iterable[Path], program: Path, *flags: str, headers: Path = CSRC) -> Path:
+    """Compiles what is not yet an object, two files at a time."""
+    program.parent.mkdir(parents=True, exist_ok=True)
+
+    def to_object(source: Path) -> Path:
+        if source.suffix == ".o":
+            return source
+        return compile_one(source, program.parent / f"{program.name}.{source.stem}.o", *flags, headers=headers)
+
+    with ThreadPoolExecutor(2) as compilers:
+        objects = list(compilers.map(to_object, sources))
+    link = ["g++", "-o", str(program), *map(str, objects), *(flag for flag in flags if flag.startswith("-fsanitize"))]
+    run_compiler([*link, "-pthread"])
+    return program
+
+
+def compile_one(source: Path, target: Path, *flags: str, headers: Path = CSRC) -> Path:
+    folders = [f"-I{headers}", f"-I{source.parent}"]
+    run_compiler(["g++", *FLAGS, *flags, *folders, "-c", str(source), "-o", str(target)])
+    return target
+
+
+def run_compiler(command: Sequence[str]) -> None:
+    done = subprocess.run(command, capture_output=True, text=True, timeout=BUILD_SECONDS, check=False)
+    assert done.returncode == 0, f"{' '.join(command)}\n{done.stderr}"
+
+
+@dataclass(frozen=True)
+class Finished:
+    returncode: int
+    stdout: str
+    stderr: str
+
+    def json(self) -> dict[str, Any]:
+        report: dict[str, Any] = json.loads(self.stdout.splitlines()[-1])
+        return report
+
+
+def run(program: Path, *arguments: str, seconds: float = 100) -> Finished:
+    command = [str(program), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, check=False)
+    return Finished(done.returncode, done.stdout, done.stderr)
+
+
+@dataclass(frozen=True)
+class Patch:
+    """A place of a header, and what a mutation writes there instead."""
+
+    file: str
+    old: str
+    new: str
+
+
+def mutated_headers(target: Path, patches: Sequence[Patch]) -> Path:
+    """A copy of the headers with the patches; each place must be there exactly once."""
+    shutil.copytree(CSRC / "quick_reduce", target / "quick_reduce")
+    for patch in patches:
+        path = target / "quick_reduce" / patch.file
+        text = path.read_text(encoding="utf-8")
+        assert text.count(patch.old) == 1, f"{patch.file} holds {text.count(patch.old)} times: {patch.old}"
+        path.write_text(text.replace(patch.old, patch.new), encoding="utf-8")
+    return target

@@ -1,0 +1,193 @@
+"""The memory order of the quick all-reduce in the machine code of AMD GPUs, and that the check of it can fail."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SCRIPT = ROOT / "scripts/check_amd_isa.py"
+PACKAGES = "clang-22 lld-22 llvm-22"
+TOOLS = ("clang++-22", "ld.lld-22", "llvm-objdump-22", "llvm-readelf-22", "llvm-symbolizer-22", "llvm-cxxfilt-22")
+
+pytestmark = pytest.mark.skipif(
+    any(shutil.which(tool) is None for tool in TOOLS), reason=f"needs Debian's packages {PACKAGES}"
+)
+
+ONE_SHOT = """#include "quick_reduce/gpu/kernels.h"
+namespace splitrank::quick_reduce {
+template __global__ void all_reduce_kernel<OneShotWork<GpuExecutor<8, UNROLL>, Bfloat16, WORLD>>(Job);
+}
+"""
+
+
+def check(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(SCRIPT), "-j2", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("world_size", [2, 4, 8])
+@pytest.mark.parametrize("dtype", ["fp32", "bf16", "fp16"])
+def test_every_kernel_keeps_the_rules_on_every_machine(dtype: str, world_size: int, tmp_path: Path) -> None:
+    report = tmp_path / "report.json"
+    done = check("--dtype", dtype, "--world-size", world_size, "--json", report)
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(report.read_text())["rows"]
+    names = {f"two-shot {dtype} {codec} W={world_size}" for codec in ("none", "int8", "int6", "int4")}
+    names |= {f"{algorithm} {dtype} none W={world_size}" for algorithm in ("one-shot", "registered")}
+    assert {(row["kernel"], row["arch"]) for row in rows} == {
+        (name, arch) for name in names for arch in ("gfx90a", "gfx942", "gfx950")
+    }
+    for row in rows:
+        assert row["counts"]["releases"] > 0
+        assert row["counts"]["acquires"] > 0
+        assert row["resources"]["vgpr_spill_count"] == 0
+
+
+WAIT = r"\n\ts_waitcnt vmcnt(0)\n\tglobal_store_dwordx2"
+RELEASE_STORE = (
+    "__scoped_atomic_store_n((detail::Global<uint64_t>*)to, value, __ATOMIC_RELEASE, __MEMORY_SCOPE_SYSTEM);"
+)
+ALL = ("gfx90a", "gfx942")  # gfx950 spells like gfx942
+
+# name: (what is replaced in the primitives, by what, the rules that must be broken, the machines)
+MUTATIONS: dict[str, tuple[str, str, set[str], tuple[str, ...]]] = {
+    "a flag that does not wait for its write-back": (WAIT, r"\n\tglobal_store_dwordx2", {"release-wait"}, ALL),
+    "a flag without write-back": (
+        f'asm volatile(QR_WRITE_BACK "{WAIT}',
+        r'asm volatile("s_waitcnt vmcnt(0)\n\tglobal_store_dwordx2',
+        {"release-writeback"},
+        ALL,
+    ),
+    "a flag that is released on one of two paths": (
+        f'asm volatile(QR_WRITE_BACK "{WAIT}',
+        'if (value & 1) detail::release_system();\n    asm volatile("global_store_dwordx2',
+        {"release-writeback"},
+        ALL,
+    ),
+    "a flag at the scope of the device": (
+        'off" QR_SYSTEM_SCOPE ::"v"(to),\n                 "v"(value)\n                 : "memory");\n}\n'
+        "QR_DEVICE void store_release_system(uint32_t",
+        'off sc1" ::"v"(to),\n                 "v"(value)\n                 : "memory");\n}\n'
+        "QR_DEVICE void store_release_system(uint32_t",
+        {"flag-scope"},
+        ("gfx942",),
+    ),
+    "waves that do not write back before the barrier": (
+        "void drain_stores() { detail::release_system(); }",
+        "void drain_stores() {}",
+        {"barrier-writeback"},
+        ALL,
+    ),
+    "a barrier that does not wait for stores": (
+        '"workgroup");\n    detail::wait_for_memory();\n',
+        '"workgroup");\n',
+        {"barrier-drain"},
+        ALL,
+    ),
+    "an acquire that leaves the caches alone": (
+        '__builtin_amdgcn_fence(__ATOMIC_ACQUIRE, ""); }',
+        "}",
+        {"acquire-invalidate"},
+        ALL,
+    ),
+    "an acquire for the device alone": (
+        '__builtin_amdgcn_fence(__ATOMIC_ACQUIRE, ""); }',
+        '__builtin_amdgcn_fence(__ATOMIC_ACQUIRE, "agent"); }',
+        {"acquire-invalidate"},
+        ALL,
+    ),
+    "flags that are loaded from this device's caches": (
+        "from, __ATOMIC_RELAXED, __MEMORY_SCOPE_SYSTEM);\n    detail::acquire",
+        "from, __ATOMIC_RELAXED, __MEMORY_SCOPE_DEVICE);\n    detail::acquire",
+        {"flag-scope"},
+        ("gfx942",),
+    ),
+    "exchange data like any other": (
+        "__builtin_nontemporal_store(bit_cast<detail::Quad>(value), (detail::Global<detail::Quad>*)to)",
+        "*(detail::Global<detail::Quad>*)to = bit_cast<detail::Quad>(value)",
+        {"empty"},
+        ALL,
+    ),
+    "too much LDS": ("kMaxWaves = 1024 / kWaveSize", "kMaxWaves = 1024", {"group_segment_fixed_size"}, ALL),
+}
+
+
+def mutate(folder: Path, before: str, after: str) -> Path:
+    """A copy of the sources with one change in the primitives."""
+    csrc = folder / "csrc"
+    shutil.copytree(ROOT / "csrc/quick_reduce", csrc / "quick_reduce", ignore=shutil.ignore_patterns("cpu", "*.cc"))
+    primitives = csrc / "quick_reduce/gpu/hip_primitives.h"
+    text = primitives.read_text()
+    assert text.count(before) == 1, f"hip_primitives.h has {text.count(before)} of {before!r}"
+    primitives.write_text(text.replace(before, after))
+    return csrc
+
+
+def kernel_source(folder: Path, world_size: int = 2, unroll: int = 1) -> Path:
+    source = folder / "kernel.hip"
+    source.write_text(ONE_SHOT.replace("UNROLL", str(unroll)).replace("WORLD", str(world_size)))
+    return source
+
+
+@pytest.mark.parametrize("name", MUTATIONS)
+def test_broken_primitives_are_found(name: str, tmp_path: Path) -> None:
+    before, after, rules, archs = MUTATIONS[name]
+    csrc = mutate(tmp_path, before, after)
+    for arch in archs:
+        report = tmp_path / "report.json"
+        done = check("--csrc", csrc, "--source", kernel_source(tmp_path), "--arch", arch, "--json", report)
+        assert done.returncode == 1, f"{arch}: not found"
+        (row,) = json.loads(report.read_text())["rows"]
+        assert rules <= {violation["rule"] for violation in row["violations"]}, (arch, done.stderr)
+        for rule in rules:
+            assert f"one-shot bf16 none W=2 on {arch} at 0x" in done.stderr
+            assert f": {rule}: " in done.stderr
+
+
+def test_the_compilers_own_release_store_lacks_its_wait(tmp_path: Path) -> None:
+    """The reason for the assembly in the primitives. If this fails, this compiler is repaired."""
+    text = (ROOT / "csrc/quick_reduce/gpu/hip_primitives.h").read_text()
+    start = text.index("{", text.index("void store_release_system(uint64_t*")) + 1
+    body = text[start : text.index("}", start)]
+    csrc = mutate(tmp_path, body, RELEASE_STORE)
+    done = check("--csrc", csrc, "--source", kernel_source(tmp_path), "--arch", "gfx942")
+    assert done.returncode == 1
+    assert ": release-wait: global_store_dwordx2" in done.stderr
+
+
+def test_spills_are_found(tmp_path: Path) -> None:
+    source = kernel_source(tmp_path, world_size=8, unroll=8)
+    done = check("--source", source, "--arch", "gfx942")
+    assert done.returncode == 1
+    assert "vgpr_spill_count: " in done.stderr
+    assert ": scratch: scratch_" in done.stderr
+
+
+def test_a_missing_kernel_is_an_error(tmp_path: Path) -> None:
+    csrc = tmp_path / "csrc"
+    shutil.copytree(ROOT / "csrc/quick_reduce", csrc / "quick_reduce", ignore=shutil.ignore_patterns("cpu", "*.cc"))
+    dispatch = csrc / "quick_reduce/gpu/dispatch.h"
+    text = dispatch.read_text()
+    assert text.count("CodecInt6<") == 1
+    dispatch.write_text(text.replace("CodecInt6<", "CodecInt4<"))
+    done = check("--csrc", csrc, "--arch", "gfx942", "--dtype", "bf16", "--world-size", "2")
+    assert done.returncode == 1
+    assert "two-shot bf16 int6 W=2 on gfx942: no such kernel was compiled" in done.stderr
+
+
+def test_missing_tools_are_named(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, str(SCRIPT)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={"PATH": str(tmp_path)},
+        check=False,
+    )
+    assert done.returncode == 2
+    assert f"apt-get install {PACKAGES}" in done.stderr

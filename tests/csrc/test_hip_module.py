@@ -1,0 +1,112 @@
+"""splitrank._quick_reduce_gpu for HIP: built as on a ROCm machine but with Debian's headers and runtime, and imported.
+
+Through the CMake route that a ROCm machine takes, with a plain clang as the HIP compiler and rocm_stub/ for a ROCm. The
+kernels are real: machine code of gfx942 in the module, registered with the runtime when it is imported. There is no
+AMD GPU to run them.
+"""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+CSRC = ROOT / "csrc"
+STUB = Path(__file__).parent / "rocm_stub"
+HEADER = Path("/usr/include/hip/hip_runtime_api.h")
+PACKAGES = "clang-22 clang-tools-22 lld-22 llvm-22 libamdhip64-dev"
+TOOLS = ("clang++-22", "clang-offload-bundler-22", "ld.lld-22", "llvm-objdump-22")
+
+pytestmark = [
+    pytest.mark.timeout(600),  # the kernels take most of a minute on an idle core
+    pytest.mark.skipif(
+        not HEADER.exists() or any(shutil.which(tool) is None for tool in TOOLS),
+        reason=f"needs Debian's packages {PACKAGES}",
+    ),
+]
+
+
+def run(*command: object, timeout: int = 580) -> str:
+    done = subprocess.run([str(word) for word in command], capture_output=True, text=True, timeout=timeout, check=False)
+    assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def module(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("hip")
+    bin_folder = Path(sys.executable).parent
+    cmake = shutil.which("cmake", path=str(bin_folder)) or "cmake"
+    ninja = shutil.which("ninja", path=str(bin_folder)) or "ninja"
+    pybind11 = run(sys.executable, "-m", "pybind11", "--cmakedir").strip()
+    settings = {
+        "CMAKE_MAKE_PROGRAM": ninja,
+        "Python_EXECUTABLE": sys.executable,
+        "pybind11_DIR": pybind11,
+        "SPLITRANK_GPU": "hip",
+        "CMAKE_HIP_COMPILER": shutil.which("clang++-22"),
+        "CMAKE_HIP_COMPILER_ROCM_ROOT": STUB,
+        "CMAKE_HIP_ARCHITECTURES": "gfx942",
+        "CMAKE_HIP_FLAGS": "-nogpuinc -nogpulib -Wno-unused-command-line-argument",
+        "SPLITRANK_HIP_INCLUDE": CSRC / "quick_reduce/gpu/hip_prelude.h",
+        "hip_DIR": STUB / "lib/cmake/hip",
+    }
+    run(cmake, "-G", "Ninja", "-S", CSRC, "-B", folder, *(f"-D{key}={value}" for key, value in settings.items()))
+    run(ninja, "-C", folder, "-j2", "_quick_reduce_gpu")
+    (built,) = folder.glob("_quick_reduce_gpu*.so")
+    return built
+
+
+def python(module: Path, program: str) -> str:
+    return run(sys.executable, "-c", f"import sys; sys.path.insert(0, {str(module.parent)!r})\n{program}", timeout=60)
+
+
+def test_it_imports_and_finds_no_device(module: Path) -> None:
+    program = "import _quick_reduce_gpu as gpu; print(gpu.TARGET, gpu.device_count())"
+    assert python(module, program).split() == ["hip", "0"]
+
+
+def test_a_communicator_says_that_there_is_no_device(module: Path) -> None:
+    program = """
+import _quick_reduce_gpu as gpu
+for world_size in (2, 3):
+    try:
+        gpu.Communicator(0, world_size, 8, 1024)
+    except (RuntimeError, ValueError) as error:
+        print(type(error).__name__, error)
+"""
+    assert python(module, program).splitlines() == [
+        "RuntimeError device 0: hip finds 0 devices",
+        "ValueError world size 3: it must be 1, 2, 4 or 8",
+    ]
+
+
+def test_the_kernels_are_in_the_module(module: Path, tmp_path: Path) -> None:
+    copy = tmp_path / module.name
+    shutil.copy(module, copy)  # the parts are written beside it
+    run("llvm-objdump-22", "--offloading", copy)
+    parts = list(tmp_path.glob("*gfx942*"))
+    assert len(parts) == 3  # one a dtype
+    symbols = [line for part in parts for line in run("llvm-objdump-22", "-t", part).splitlines()]
+    descriptors = {line.split()[-1] for line in symbols if "all_reduce_kernel" in line and line.endswith(".kd")}
+    assert len(descriptors) == 54
+    assert run("llvm-objdump-22", "-T", module).count("__hipRegisterFatBinary") == 1
+
+
+@pytest.mark.parametrize("side", ["device", "host"])
+def test_kernels_compile_with_the_headers_of_rocm(side: str, tmp_path: Path) -> None:
+    """As on a ROCm machine, without the prelude. The headers are old: LLVM 22 lacks a macro that they use."""
+    source = tmp_path / "kernel.hip"
+    source.write_text(
+        '#include "quick_reduce/gpu/kernels.h"\n'
+        "namespace splitrank::quick_reduce {\n"
+        "template __global__ void all_reduce_kernel<OneShotWork<GpuExecutor<8, 1>, Bfloat16, 2>>(Job);\n"
+        "}\n"
+    )
+    flags = ["--offload-arch=gfx942", f"--offload-{side}-only", "--rocm-path=/usr", "-nogpulib", "-std=c++17", "-O1"]
+    flags += ["-D__HIP_PLATFORM_AMD__=1", "-D__AMDGCN_WAVEFRONT_SIZE=64", "-Wall", "-Wextra", "-Werror"]
+    run(
+        "clang++-22", "-x", "hip", *flags, "-include", "hip/hip_runtime.h", f"-I{CSRC}", "-c", source, "-o", "/dev/null"
+    )

@@ -1,0 +1,159 @@
+"""Random, seeded schedules over the shipped templates: the protocol holds, and what it replaced does not."""
+
+import shutil
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from tests.csrc.interleaving.mutations import MUTATIONS, Mutation
+from tests.csrc.programs import FOLDER, Patch, build, compile_one, mutated_headers, run
+
+SOURCES = FOLDER / "interleaving"
+PARTS = (
+    "check",
+    "kernels",
+    "kernels_2",
+    "kernels_3",
+    "kernels_4",
+    "kernels_8",
+    "main",
+    "plan",
+    "plans",
+    "scheduler",
+    "world",
+)
+WORLD_SIZES = (2, 3, 4, 8)
+OPTIMISED = "-O1"  # builds twice as fast as -O2, and runs nearly as fast
+MOST_SCHEDULES = "60000"  # of a mutation; all but a few are seen within a hundred
+
+
+def headers_for_fibres(target: Path, patches: Sequence[Patch] = ()) -> Path:
+    """The shipped headers, but the GPU's kernels find fibres where they look for a device."""
+    headers = mutated_headers(target, patches)
+    shutil.copy(SOURCES / "executor_stub.h", headers / "quick_reduce" / "gpu" / "executor.h")
+    return headers
+
+
+@pytest.fixture(scope="session")
+def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    sources = [SOURCES / f"{part}.cc" for part in PARTS]
+    folder = tmp_path_factory.mktemp("interleaving")
+    return build(sources, folder / "interleaving", OPTIMISED, headers=headers_for_fibres(folder / "headers"))
+
+
+@pytest.fixture(scope="session")
+def scheduler(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The part that no mutation changes."""
+    target = tmp_path_factory.mktemp("scheduler") / "scheduler.o"
+    return compile_one(SOURCES / "scheduler.cc", target, OPTIMISED)
+
+
+def test_no_schedule_breaks_the_protocol(program: Path) -> None:
+    done = run(program, "--schedules", "12000")
+    assert done.returncode == 0, done.stderr
+    report = done.json()
+    assert report["schedules"] == 12000
+    assert report["failed_calls"] == 0
+    assert all(report["by_world_size"][size] > 2000 for size in WORLD_SIZES)
+
+
+def test_places_are_disjoint_and_messages_cut_without_a_gap(program: Path) -> None:
+    assert run(program, "--plans").json() == {"violations": 0, "first": ""}
+
+
+def test_no_fault_hangs_or_gives_a_wrong_sum(program: Path) -> None:
+    done = run(program, "--faults", "--schedules", "12000")
+    assert done.returncode == 0, done.stderr
+    report = done.json()
+    assert report["schedules"] == 12000
+    assert all(count > 300 for count in report["by_fault"][1:]), "some fault was hardly tried"
+    assert all(count > 100 for count in report["by_failure"][1:]), "some kind of failure was hardly seen"
+
+
+@pytest.mark.parametrize("world_size", WORLD_SIZES)
+@pytest.mark.parametrize(
+    ("protocol", "harm"),
+    [
+        ("historical-equal", "hangs"),
+        ("historical-equal", "wrong_sums"),
+        ("historical-at-least", "wrong_sums"),
+        ("historical-addresses", "false_failures"),
+    ],
+)
+def test_the_historical_layout_fails(program: Path, protocol: str, harm: str, world_size: int) -> None:
+    """Also for two ranks: there the victim must stand still between two of its own polls."""
+    done = run(program, "--protocol", protocol, "--world-size", str(world_size), "--schedules", "1000", "--all")
+    assert done.returncode == 1
+    assert done.json()[harm] >= 5
+
+
+@pytest.mark.parametrize("protocol", ["historical-equal", "historical-at-least", "historical-addresses"])
+def test_the_historical_layout_fails_only_when_sizes_change(program: Path, protocol: str) -> None:
+    """So the model of it is fair, and nothing but the layout is to blame."""
+    done = run(program, "--protocol", protocol, "--equal-sizes", "--schedules", "1000")
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_seed_replays_its_schedule(program: Path) -> None:
+    arguments = ("--protocol", "historical-equal", "--world-size", "3")
+    first = run(program, *arguments, "--seed", "7", "--schedules", "1000").json()
+    again = run(program, *arguments, "--seed", str(first["first_seed"]), "--schedules", "1").json()
+    assert again["violations"] == 1
+    assert again["first"] == first["first"]
+
+
+def test_an_unknown_argument_is_refused(program: Path) -> None:
+    done = run(program, "--schedule", "1")
+    assert done.returncode == 2
+    assert "--schedule" in done.stderr
+
+
+@pytest.fixture(scope="session")
+def builder(scheduler: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator["Builder"]:
+    builder = Builder(scheduler, tmp_path_factory.mktemp("mutations"))
+    yield builder
+    builder.pool.shutdown(cancel_futures=True)
+
+
+class Builder:
+    """Builds a mutation, and the next one beside it."""
+
+    def __init__(self, scheduler: Path, folder: Path) -> None:
+        self.scheduler, self.folder = scheduler, folder
+        self.pool = ThreadPoolExecutor(2)
+        self.builds: dict[str, Future[Path]] = {}
+
+    def build(self, mutation: Mutation) -> Path:
+        self.start(mutation)
+        if mutation in MUTATIONS[:-1]:
+            self.start(MUTATIONS[MUTATIONS.index(mutation) + 1])
+        return self.builds[mutation.name].result()
+
+    def start(self, mutation: Mutation) -> None:
+        if mutation.name not in self.builds:
+            self.builds[mutation.name] = self.pool.submit(self.compile, mutation)
+
+    def compile(self, mutation: Mutation) -> Path:
+        folder = self.folder / mutation.name
+        headers = headers_for_fibres(folder / "headers", mutation.patches)
+        # Unused things and the like are a mutation's business.
+        flags = (OPTIMISED, "-DSMALL_TABLE", "-w")
+        program = build([SOURCES / "mutated.cc", self.scheduler], folder / "mutated", *flags, headers=headers)
+        shutil.rmtree(headers)
+        return program
+
+
+@pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: f"{mutation.invariant}-{mutation.name}")
+def test_a_broken_invariant_is_seen(builder: Builder, mutation: Mutation) -> None:
+    done = run(builder.build(mutation), *mutation.arguments, "--schedules", MOST_SCHEDULES)
+    assert done.returncode == 1, f"{mutation.name} went unseen: {done.stdout}"
+    assert done.json()["violations"] == 1
+
+
+def test_the_small_table_without_a_mutation_is_fine(builder: Builder) -> None:
+    program = builder.build(Mutation("none", 0, ()))
+    for arguments in ((), ("--faults",), ("--fault", "overlap"), ("--fault", "impatience")):
+        done = run(program, *arguments, "--schedules", "5000")
+        assert done.returncode == 0, done.stderr

@@ -1,0 +1,50 @@
+"""ThreadSanitizer over ranks as threads: no race in ours, and it would see one."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.csrc.programs import FOLDER, Patch, build, mutated_headers, run
+
+SOURCE = FOLDER / "threads" / "threads.cc"
+FLAGS = (
+    "-O1",
+    "-g",
+    "-fsanitize=thread",
+    "-Wno-tsan",
+)  # the fence for streaming stores orders nothing that it looks at
+REPORTED = 66  # ThreadSanitizer's exit status
+
+
+@pytest.fixture(scope="module")
+def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build([SOURCE], tmp_path_factory.mktemp("threads") / "threads", *FLAGS)
+
+
+@pytest.mark.parametrize(("world_size", "num_calls"), [(2, 120), (4, 60)])
+def test_no_race(program: Path, world_size: int, num_calls: int) -> None:
+    done = run(program, "shipped", str(world_size), str(num_calls))
+    assert done.returncode == 0, done.stderr[:4000]
+    assert done.json() == {"ranks": world_size, "calls": num_calls, "bad_ranks": 0}
+
+
+@pytest.mark.parametrize("executor", ["relaxed-store", "relaxed-poll"])
+def test_a_relaxed_flag_is_reported(program: Path, executor: str) -> None:
+    done = run(program, executor, "2", "12")
+    assert done.returncode == REPORTED
+    assert "data race" in done.stderr
+
+
+def test_a_flag_before_its_data_is_reported(tmp_path: Path) -> None:
+    early = Patch(
+        "two_shot.h",
+        "    QR_DEVICE void send(Sync& sync, uint64_t tile) {\n",
+        "    QR_DEVICE void send(Sync& sync, uint64_t tile) {\n        sync.publish(sync.first());\n",
+    )
+    not_late = Patch(
+        "two_shot.h", "        sync.publish(sync.first());\n    }\n\n    // Phase 2", "    }\n\n    // Phase 2"
+    )
+    headers = mutated_headers(tmp_path / "headers", [not_late, early])
+    done = run(build([SOURCE], tmp_path / "threads", *FLAGS, headers=headers), "shipped", "2", "12")
+    assert done.returncode == REPORTED
+    assert "data race" in done.stderr
