@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from generator import SPLITS
 from gsm8k_train import Solved
 from model_config import special_id
+from problem import Problem
 from tokenizers import Tokenizer
 from write_splits import chosen
 
@@ -46,20 +48,20 @@ def chat_prompt(question: str, thinking: bool) -> str:
 
 def make_tasks(count: int, development: list[Solved]) -> dict[str, list[Task]]:
     """``count`` of each sort; the first of the test sets. GSM8K's are of its train split's held-back end."""
-    seen, new = chosen("seen", count), chosen("new_frames", count)
+    splits = {split: chosen(split, count) for split in SPLITS if split != "train"}
     shots = [(one.question, one.answer) for one in chosen("train", NUM_SHOTS)]
-    tasks = {
-        "seen": [Task(question_prompt(one.question, []), str(one.result)) for one in seen],
-        "new_frames": [Task(question_prompt(one.question, []), str(one.result)) for one in new],
-        "seen_5_shot": [Task(question_prompt(one.question, shots), str(one.result)) for one in seen],
-        "new_frames_5_shot": [Task(question_prompt(one.question, shots), str(one.result)) for one in new],
-        "seen_chat": [Task(chat_prompt(one.question, thinking=True), str(one.result)) for one in seen],
-        "gsm8k_dev": [
-            Task(question_prompt(one.question, []), one.answer.rpartition("#### ")[2].replace(",", "").strip())
-            for one in development[:count]
-        ],
-    }
+    tasks = {split: [_task(one, []) for one in problems] for split, problems in splits.items()}
+    tasks |= {f"{split}_5_shot": [_task(one, shots) for one in splits[split]] for split in ("seen", "new_frames")}
+    tasks["seen_chat"] = [Task(chat_prompt(one.question, thinking=True), str(one.result)) for one in splits["seen"]]
+    tasks["gsm8k_dev"] = [
+        Task(question_prompt(one.question, []), one.answer.rpartition("#### ")[2].replace(",", "").strip())
+        for one in development[:count]
+    ]
     return {name: listed for name, listed in tasks.items() if listed}
+
+
+def _task(problem: Problem, shots: list[tuple[str, str]]) -> Task:
+    return Task(question_prompt(problem.question, shots), str(problem.result))
 
 
 def evaluate(model: Any, tokenizer: Tokenizer, tasks: dict[str, list[Task]], batch_rows: int = 384) -> dict[str, Score]:

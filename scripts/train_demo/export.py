@@ -38,17 +38,23 @@ def write_weights(model: torch.nn.Module, folder: Path, max_file_bytes: int = MA
     tensors = hub_tensors(model)
     files = _split(tensors, max_file_bytes)
     if len(files) == 1:
-        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+        _save(tensors, folder / "model.safetensors")
         return [folder / "model.safetensors"]
     names = [f"model-{number:05}-of-{len(files):05}.safetensors" for number in range(1, len(files) + 1)]
     for name, part in zip(names, files, strict=True):
-        save_file(part, folder / name, metadata={"format": "pt"})
+        _save(part, folder / name)
     index = {
         "metadata": {"total_size": sum(map(_num_bytes, tensors.values()))},
         "weight_map": {tensor: name for name, part in zip(names, files, strict=True) for tensor in part},
     }
     (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
     return [folder / name for name in names]
+
+
+def _save(tensors: dict[str, Tensor], path: Path) -> None:
+    """Readable by all: safetensors makes its files for the owner alone."""
+    save_file(tensors, path, metadata={"format": "pt"})
+    path.chmod(0o644)
 
 
 def _split(tensors: dict[str, Tensor], max_file_bytes: int) -> list[dict[str, Tensor]]:
