@@ -250,9 +250,9 @@ bool Communicator::all_reduce(uint64_t input, uint64_t output, uint64_t num_elem
     check_open();
     check_codes(dtype, codec, algorithm);
     const uint64_t num_bytes = num_elements * element_bytes(DType(dtype));
-    if (num_elements == 0) return !failure();
+    if (num_elements == 0) return !is_poisoned();
     check_tensors(input, output, num_bytes, Algorithm(algorithm));
-    if (failure()) return false;
+    if (is_poisoned()) return false;
     const DeviceGuard guard(device_);
     if (world_size_ == 1) return copy(input, output, num_bytes, stream);
     const auto queue = reinterpret_cast<Stream>(stream);
@@ -290,6 +290,10 @@ void Communicator::register_inputs(const std::vector<std::vector<std::string>>& 
 std::optional<Failure> Communicator::failure() const {
     if (!host_words_ || __atomic_load_n(&host_words_->failure.complete, __ATOMIC_ACQUIRE) == 0) return std::nullopt;
     return host_words_->failure;
+}
+
+bool Communicator::is_poisoned() const {
+    return failure() || (host_words_ && __atomic_load_n(&host_words_->abort, __ATOMIC_ACQUIRE) != 0);
 }
 
 // The own kernels look at the host's word while they spin. The copies, past any kernel, are for the peers' kernels and

@@ -70,6 +70,8 @@ class Communicator {
     struct HostWords;
 
     void check_open() const;
+    // A kernel failed, or the host gave up: abort words in device memory may still be on their way.
+    bool is_poisoned() const;
     bool copy(uint64_t input, uint64_t output, uint64_t num_bytes, uint64_t stream);
 
     const uint32_t rank_;
