@@ -5,10 +5,7 @@
 #include <cstring>
 #include <stdexcept>
 
-#include "../codec_int4.h"
-#include "../codec_int6.h"
-#include "../codec_int8.h"
-#include "../codec_none.h"
+#include "../arguments.h"
 #include "pipeline.h"
 
 namespace splitrank::quick_reduce_cpu {
@@ -17,25 +14,7 @@ using namespace quick_reduce;
 
 namespace {
 
-constexpr uint64_t kAlignment = 16;
-constexpr uint64_t kSegmentAlignment = 128;
-constexpr uint64_t kMinSegmentBytes = 1024;  // every codec gets at least one of its 512 elements
-constexpr uint64_t kMaxSegmentBytes = 1u << 30;
 constexpr uint64_t kPieceBytes = 4096;  // a slot's work: below, a handshake costs more than waiting for a longer piece
-
-std::string text(uint64_t number) { return std::to_string(number); }
-
-void check_shape(uint32_t rank, uint32_t world_size, uint32_t num_slots, uint64_t segment_bytes) {
-    if (world_size != 1 && world_size != 2 && world_size != 4 && world_size != 8)
-        throw std::invalid_argument("world size " + text(world_size) + ": it must be 1, 2, 4 or 8");
-    if (rank >= world_size) throw std::invalid_argument("rank " + text(rank) + " of " + text(world_size));
-    if (num_slots < 1 || num_slots > kMaxSlots)
-        throw std::invalid_argument(text(num_slots) + " slots: between 1 and " + text(kMaxSlots) + " are possible");
-    if (segment_bytes % kSegmentAlignment != 0 || segment_bytes < kMinSegmentBytes || segment_bytes > kMaxSegmentBytes)
-        throw std::invalid_argument("segments of " + text(segment_bytes) + " bytes: it must be a multiple of " +
-                                    text(kSegmentAlignment) + " between " + text(kMinSegmentBytes) + " and " +
-                                    text(kMaxSegmentBytes));
-}
 
 FindKernel choose(const std::string& name) {
     if (name.empty()) return (end_instruction_sets() - 1)->find_kernel;
@@ -58,28 +37,6 @@ void check_codes(uint32_t dtype, uint32_t codec, uint32_t algorithm) {
         throw std::invalid_argument("one-shot has full precision only, not codec code " + text(codec));
 }
 
-void check_tensors(uint64_t input, uint64_t output, uint64_t num_bytes) {
-    if (input == 0 || output == 0) throw std::invalid_argument("a null pointer to " + text(num_bytes) + " bytes");
-    if (input % kAlignment != 0 || output % kAlignment != 0)
-        throw std::invalid_argument("tensors must be aligned to " + text(kAlignment) + " bytes: the input starts " +
-                                    text(input % kAlignment) + " and the output " + text(output % kAlignment) +
-                                    " bytes behind");
-    const uint64_t distance = input < output ? output - input : input - output;
-    if (distance != 0 && distance < num_bytes)
-        throw std::invalid_argument("input and output overlap: " + text(distance) + " bytes apart, " + text(num_bytes) +
-                                    " bytes long");
-}
-
-uint64_t capacity(CodecKind codec, DType dtype, uint64_t segment_bytes) {
-    switch (codec) {
-        case CodecKind::kInt8: return CodecInt8<Float32>::capacity(segment_bytes);
-        case CodecKind::kInt6: return CodecInt6<Float32>::capacity(segment_bytes);
-        case CodecKind::kInt4: return CodecInt4<Float32>::capacity(segment_bytes);
-        case CodecKind::kNone: break;
-    }
-    return segment_bytes / element_bytes(dtype);
-}
-
 Control* control(std::byte* region) { return reinterpret_cast<Control*>(region); }
 uint64_t load(const uint64_t& word) { return __atomic_load_n(&word, __ATOMIC_ACQUIRE); }
 void store(uint64_t& word, uint64_t value) { __atomic_store_n(&word, value, __ATOMIC_RELEASE); }
@@ -100,7 +57,7 @@ class Communicator::Running {
 Communicator::Communicator(uint32_t rank, uint32_t world_size, uint32_t num_slots, uint64_t segment_bytes,
                            const std::string& instruction_set)
     : rank_(rank), world_size_(world_size), num_slots_(num_slots), segment_bytes_(segment_bytes) {
-    check_shape(rank, world_size, num_slots, segment_bytes);
+    check_shape(rank, world_size, num_slots, kMaxSlots, segment_bytes);
     find_kernel_ = choose(instruction_set);
     const IsolatedLayout layout({world_size, num_slots, segment_bytes});
     region_ = SharedMemory::create(world_size == 1 ? kControlBytes : layout.num_bytes());
@@ -179,7 +136,7 @@ Call Communicator::plan(uint64_t num_elements, DType dtype, CodecKind codec, Alg
     call.num_elements = num_elements;
     call.id = next_id();
     cut_into_tiles(call, algorithm == Algorithm::kOneShot ? 1 : world_size_,
-                   capacity(codec, dtype, view_.shape.segment_bytes), view_.shape.num_slots,
+                   segment_capacity(codec, dtype, view_.shape.segment_bytes), view_.shape.num_slots,
                    kPieceBytes / element_bytes(dtype));
     call.fingerprint = fingerprint(call, dtype, codec, algorithm);
     return call;

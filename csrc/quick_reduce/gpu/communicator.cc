@@ -3,10 +3,7 @@
 #include <algorithm>
 #include <cstring>
 
-#include "../codec_int4.h"
-#include "../codec_int6.h"
-#include "../codec_int8.h"
-#include "../codec_none.h"
+#include "../arguments.h"
 
 namespace splitrank::quick_reduce_gpu {
 
@@ -14,14 +11,8 @@ using namespace quick_reduce;
 
 namespace {
 
-constexpr uint64_t kAlignment = 16;
-constexpr uint64_t kSegmentAlignment = 128;
-constexpr uint64_t kMinSegmentBytes = 1024;  // every codec gets at least one of its 512 elements
-constexpr uint64_t kMaxSegmentBytes = 1u << 30;
 constexpr uint32_t kMaxSlots = 4096;
 constexpr uint32_t kFreeMultiprocessors = 4;  // for kernels of others, NCCL's among them
-
-std::string text(uint64_t number) { return std::to_string(number); }
 
 struct Handle {
     uint32_t protocol;
@@ -31,19 +22,6 @@ struct Handle {
     uint64_t segment_bytes;
     MemoryName region;
 };
-
-void check_shape(uint32_t rank, uint32_t world_size, uint32_t num_slots, uint64_t segment_bytes) {
-    if (world_size != 1 && world_size != 2 && world_size != 4 && world_size != 8)
-        throw std::invalid_argument("world size " + text(world_size) + ": it must be 1, 2, 4 or 8");
-    if (rank >= world_size) throw std::invalid_argument("rank " + text(rank) + " of " + text(world_size));
-    if (num_slots < kSlotsPerBlock || num_slots > kMaxSlots)
-        throw std::invalid_argument(text(num_slots) + " slots: between " + text(kSlotsPerBlock) + " and " +
-                                    text(kMaxSlots) + " are possible");
-    if (segment_bytes % kSegmentAlignment != 0 || segment_bytes < kMinSegmentBytes || segment_bytes > kMaxSegmentBytes)
-        throw std::invalid_argument("segments of " + text(segment_bytes) + " bytes: it must be a multiple of " +
-                                    text(kSegmentAlignment) + " between " + text(kMinSegmentBytes) + " and " +
-                                    text(kMaxSegmentBytes));
-}
 
 void check_device(int device) {
     const int count = device_count();
@@ -64,28 +42,9 @@ void check_codes(uint32_t dtype, uint32_t codec, uint32_t algorithm) {
                                     " with codec code " + text(codec));
 }
 
-void check_tensors(uint64_t input, uint64_t output, uint64_t num_bytes, Algorithm algorithm) {
-    if (input == 0 || output == 0) throw std::invalid_argument("a null pointer to " + text(num_bytes) + " bytes");
-    if (input % kAlignment != 0 || output % kAlignment != 0)
-        throw std::invalid_argument("tensors must be aligned to " + text(kAlignment) + " bytes: the input starts " +
-                                    text(input % kAlignment) + " and the output " + text(output % kAlignment) +
-                                    " bytes behind");
-    const uint64_t distance = input < output ? output - input : input - output;
-    if (distance != 0 && distance < num_bytes)
-        throw std::invalid_argument("input and output overlap: " + text(distance) + " bytes apart, " + text(num_bytes) +
-                                    " bytes long");
-    if (distance == 0 && algorithm == Algorithm::kRegistered)
+void check_output(uint64_t input, uint64_t output, Algorithm algorithm) {
+    if (input == output && algorithm == Algorithm::kRegistered)
         throw std::invalid_argument("the registered algorithm needs an output beside the input: peers read the input");
-}
-
-uint64_t capacity(CodecKind codec, DType dtype, uint64_t segment_bytes) {
-    switch (codec) {
-        case CodecKind::kInt8: return CodecInt8<Float32>::capacity(segment_bytes);
-        case CodecKind::kInt6: return CodecInt6<Float32>::capacity(segment_bytes);
-        case CodecKind::kInt4: return CodecInt4<Float32>::capacity(segment_bytes);
-        case CodecKind::kNone: break;
-    }
-    return segment_bytes / element_bytes(dtype);
 }
 
 // One a multiprocessor at most. With two, on one of two pairs of H200s, every tenth kind of call took 400 us longer each
@@ -124,7 +83,7 @@ struct Communicator::HostWords {
 
 Communicator::Communicator(uint32_t rank, uint32_t world_size, uint32_t num_slots, uint64_t segment_bytes, int device)
     : rank_(rank), world_size_(world_size), num_slots_(num_slots), segment_bytes_(segment_bytes), device_(device) {
-    check_shape(rank, world_size, num_slots, segment_bytes);
+    check_shape(rank, world_size, num_slots, kMaxSlots, segment_bytes);
     check_device(device);
     const DeviceGuard guard(device);
     if (world_size == 1) {
@@ -229,7 +188,7 @@ Job Communicator::plan(uint64_t input, uint64_t output, uint64_t num_elements, u
     call.id = last_id_;
     const auto kind = Algorithm(algorithm);
     const uint64_t ranks_per_tile = kind == Algorithm::kTwoShot ? world_size_ : 1;
-    uint64_t limit = capacity(CodecKind(codec), DType(dtype), view_.shape.segment_bytes);
+    uint64_t limit = segment_capacity(CodecKind(codec), DType(dtype), view_.shape.segment_bytes);
     uint64_t tiles_per_block = tuning.tiles_per_block;
     if (kind == Algorithm::kRegistered) {  // nothing is staged: one tile a block, however large
         limit = round_up(num_elements, kBlock);
@@ -251,7 +210,8 @@ bool Communicator::all_reduce(uint64_t input, uint64_t output, uint64_t num_elem
     check_codes(dtype, codec, algorithm);
     const uint64_t num_bytes = num_elements * element_bytes(DType(dtype));
     if (num_elements == 0) return !is_poisoned();
-    check_tensors(input, output, num_bytes, Algorithm(algorithm));
+    check_tensors(input, output, num_bytes);
+    check_output(input, output, Algorithm(algorithm));
     if (is_poisoned()) return false;
     const DeviceGuard guard(device_);
     if (world_size_ == 1) return copy(input, output, num_bytes, stream);
