@@ -16,7 +16,7 @@ from model_config import text_config
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-MAX_FILE_BYTES = 15_700_000  # the lent machine gives files of up to 16 MiB back
+MAX_FILE_BYTES = 15_700_000  # two files, each small enough for transfers limited to 16 MiB
 _FLOAT32 = ("linear_attn.A_log", "linear_attn.norm.weight")
 _OURS, _HUBS = "model.", "model.language_model."
 
