@@ -41,7 +41,9 @@ class Rank:
         return collectives.quick
 
     def say(self, what: object) -> None:
-        print(json.dumps(what), flush=True)
+        # One write: print() writes the line and its end apart, and two threads that speak at once would mix them.
+        sys.stdout.write(json.dumps(what) + "\n")
+        sys.stdout.flush()
 
     def attempt(self, action: Callable[[], object]) -> None:
         """Says how long it took and what it ended with ("" if it went well)."""

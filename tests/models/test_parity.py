@@ -67,7 +67,7 @@ class Pair:
 def reference_logits(model: Qwen3_5MoeForCausalLM, parts: list[list[int]]) -> torch.Tensor:
     """Logits of all positions, the parts fed one after the other."""
     cache = DynamicCache(config=model.config)
-    outputs = [model(torch.tensor([part]), past_key_values=cache, use_cache=True).logits[0] for part in parts]
+    outputs = [model(torch.tensor([part]), cache=cache, use_cache=True).logits[0] for part in parts]
     return torch.cat(outputs)
 
 
@@ -100,7 +100,7 @@ def test_64_greedy_tokens_are_the_same(pair: Pair) -> None:
     cache = DynamicCache(config=pair.reference.config)
     sequence = pair.runner.start(len(prompt) + 64)
     with torch.no_grad():
-        expected = [pair.reference(torch.tensor([p]), past_key_values=cache).logits[0, -1:] for p in chunks(prompt)][-1]
+        expected = [pair.reference(torch.tensor([p]), cache=cache).logits[0, -1:] for p in chunks(prompt)][-1]
     found = pair.runner.prefill(sequence, prompt)[-1:]
     theirs, ours = [], []
     for _ in range(64):
@@ -109,7 +109,7 @@ def test_64_greedy_tokens_are_the_same(pair: Pair) -> None:
         ours.append(int(found.argmax()))
         found = pair.runner.decode(sequence, ours[-1:])
         with torch.no_grad():
-            expected = pair.reference(torch.tensor([theirs[-1:]]), past_key_values=cache).logits[0, -1:]
+            expected = pair.reference(torch.tensor([theirs[-1:]]), cache=cache).logits[0, -1:]
     pair.runner.end(sequence)
     assert ours == theirs
 

@@ -1,0 +1,101 @@
+"""A rank with one planted fault, named by SPLITRANK_TEST_FAULT: what a comparison of layouts must not let pass.
+
+Each fault is of a layout alone, so that the first layout of a comparison is sound: the experts of two layers are
+swapped between stages (pp=2), one all-reduce of a step is left out (tp=2), a KV page is given to two requests (pp=2).
+"""
+
+import dataclasses
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from splitrank.models.loader import load_weights
+from splitrank.models.weight_plan import LocalParameter, WeightPlan
+from splitrank.serving import rank, worker
+from splitrank.serving.batching import PlannedBatch, make_batch
+from splitrank.serving.messages import LaunchSpec, SequencePlan
+
+FAULT = "SPLITRANK_TEST_FAULT"
+
+
+def swap_experts(first: int, second: int) -> None:
+    """Each of the two layers gets the routed experts of the other; the plan's audit has seen the right names."""
+    swapped = {f"layers.{first}.": f"layers.{second}.", f"layers.{second}.": f"layers.{first}."}
+
+    def renamed(parameter: LocalParameter) -> LocalParameter:
+        prefix = next((prefix for prefix in swapped if parameter.name.startswith(prefix + "mlp.experts.")), None)
+        if prefix is None:
+            return parameter
+        pieces = tuple(
+            dataclasses.replace(piece, tensor=piece.tensor.replace(prefix, swapped[prefix], 1))
+            for piece in parameter.pieces
+        )
+        return dataclasses.replace(parameter, pieces=pieces)
+
+    def load(module: torch.nn.Module, plan: WeightPlan, *others: Any) -> Any:
+        parameters = tuple(map(renamed, plan.parameters))
+        assert parameters != plan.parameters, "no expert of the two layers is on this rank"
+        return load_weights(module, dataclasses.replace(plan, parameters=parameters), *others)
+
+    worker.load_weights = load
+
+
+def skip_an_all_reduce(number: int) -> None:
+    """Of every step, on all ranks alike: each goes on with its own part of that sum."""
+    execute = worker.Worker.execute
+
+    def faulty(self: worker.Worker, *arguments: Any) -> Any:
+        collectives = self.mesh.collectives
+        sound, calls = collectives.all_reduce_, iter(range(10**6))
+
+        def all_reduce_(tensor: torch.Tensor) -> torch.Tensor:
+            return tensor if next(calls) == number else sound(tensor)
+
+        collectives.all_reduce_ = all_reduce_  # type: ignore[method-assign]
+        try:
+            return execute(self, *arguments)
+        finally:
+            collectives.all_reduce_ = sound  # type: ignore[method-assign]
+
+    worker.Worker.execute = faulty  # type: ignore[method-assign]
+
+
+def share_a_page() -> None:
+    """The first page of a request with an odd number is also that of the request before it."""
+    first_page: dict[int, int] = {}
+
+    def shared(sequence: SequencePlan) -> SequencePlan:
+        own = first_page.setdefault(sequence.request, sequence.pages[0])
+        page = first_page.get(sequence.request - 1, own) if sequence.request % 2 else own
+        return SequencePlan(**{**_fields(sequence), "pages": [page, *sequence.pages[1:]]})
+
+    def faulty(sequences: list[SequencePlan], page_size: int) -> PlannedBatch:
+        return make_batch([shared(sequence) for sequence in sequences], page_size)
+
+    worker.make_batch = faulty
+
+
+def _fields(sequence: SequencePlan) -> dict[str, Any]:
+    return {name: getattr(sequence, name) for name in sequence.__struct_fields__}
+
+
+# Fault: (does the layout have it, how it is planted). Layers 3 and 4 of the demo lie on different stages at pp=2.
+FAULTS: dict[str, tuple[Callable[[LaunchSpec], bool], Callable[[], None]]] = {
+    "experts swapped between stages": (lambda spec: spec.pp_size == 2, lambda: swap_experts(3, 4)),
+    "one all-reduce skipped": (lambda spec: spec.tp_size == 2, lambda: skip_an_all_reduce(4)),
+    "a page given to two requests": (lambda spec: spec.pp_size == 2, share_a_page),
+}
+
+
+def main() -> int:
+    has_fault, plant = FAULTS[os.environ[FAULT]]
+    if has_fault(rank.load_spec(sys.argv[sys.argv.index("--run-dir") + 1])):
+        plant()
+    return rank.main()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
