@@ -4,7 +4,7 @@ from importlib import import_module
 from typing import Protocol, TypedDict, cast
 
 DEVICE_MODULES = {"cpu": "splitrank._quick_reduce_cpu", "cuda": "splitrank._quick_reduce_gpu"}
-ALGORITHM_CODES = {"one-shot": 0, "two-shot": 1, "registered": 2}  # csrc/quick_reduce/call.h
+ALGORITHM_CODES = {"one-shot": 0, "two-shot": 1, "registered": 2, "tagged": 3}  # csrc/quick_reduce/call.h
 CODEC_CODES = {"none": 0, "int8": 1, "int6": 2, "int4": 3}
 
 

@@ -33,6 +33,8 @@ SIZES = [8 * KIB * 4**i for i in range(7)] + [128 * MIB]
 TIMEOUT_NS = 5_000_000_000
 BFLOAT16 = 1  # the native module's code
 PEERS = ("one-element-kernel", "nccl", "symm-one-shot", "symm-two-shot")
+OURS = ["tagged", "registered", "one-shot", "two-shot", "int8", "int6", "int4"]
+LIMITS = {"tagged": 128 * KIB}  # bytes; the others take every size
 Way = Callable[[], object]
 
 
@@ -42,7 +44,7 @@ def main() -> None:
     parser.add_argument("--sizes", type=int, nargs="+", default=SIZES)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--tune", action="store_true")
-    parser.add_argument("--ours", nargs="+", default=["registered", "one-shot", "two-shot", "int8", "int6", "int4"])
+    parser.add_argument("--ours", nargs="+", default=OURS)
     parser.add_argument("--no-peers", action="store_true", help="only our own ways")
     parser.add_argument("--modules", nargs="*", default=[], help="other builds of the native module: NAME=FILE")
     options = parser.parse_args()
@@ -180,7 +182,8 @@ def make_ways(x: torch.Tensor, y: torch.Tensor, ours: dict[str, Quick], options:
         ways["nccl"] = lambda: dist.all_reduce(in_place)
         ways["symm-one-shot"] = lambda: torch.ops.symm_mem.one_shot_all_reduce(shared, "sum", group)
         ways["symm-two-shot"] = lambda: torch.ops.symm_mem.two_shot_all_reduce_(shared, "sum", group)
-    for (name, quick), way in itertools.product(ours.items(), options.ours):
+    fitting = [way for way in options.ours if num_bytes <= LIMITS.get(way, num_bytes)]
+    for (name, quick), way in itertools.product(ours.items(), fitting):
         for tuning in tunings(way, num_bytes) if options.tune else [{}]:
             label = " ".join([f"{name}:{way}" if name else way, *(f"{key}={value}" for key, value in tuning.items())])
             ways[label] = functools.partial(quick.all_reduce, x, y, way, **tuning)
@@ -188,7 +191,10 @@ def make_ways(x: torch.Tensor, y: torch.Tensor, ours: dict[str, Quick], options:
 
 
 def tunings(way: str, num_bytes: int) -> list[dict[str, int]]:
-    """What to try; a block has tiles of 2 KiB or more."""
+    """What to try; a block has tiles of 2 KiB or more, of tagged words at most."""
+    if way == "tagged":
+        sizes = itertools.product([64, 128, 256], [512, 1024, 2048])
+        return [{"num_blocks": 128, "num_threads": threads, "min_tile_bytes": least} for threads, least in sizes]
     blocks = [16, 64] if num_bytes < MIB else [64, 128]
     tiles = [1] if way == "registered" or num_bytes < MIB else [1, 2]
     threads = [128, 256] if num_bytes < MIB else [256, 512, 1024]

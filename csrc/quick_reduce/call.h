@@ -7,7 +7,7 @@ namespace splitrank::quick_reduce {
 
 enum class DType : uint32_t { kFloat32 = 0, kBfloat16 = 1, kFloat16 = 2 };
 enum class CodecKind : uint32_t { kNone = 0, kInt8 = 1, kInt6 = 2, kInt4 = 3 };
-enum class Algorithm : uint32_t { kOneShot = 0, kTwoShot = 1, kRegistered = 2 };
+enum class Algorithm : uint32_t { kOneShot = 0, kTwoShot = 1, kRegistered = 2, kTagged = 3 };
 
 constexpr uint64_t kBlock = 32;  // elements that share one scale; every segment starts at a multiple of it
 
@@ -16,7 +16,7 @@ QR_FN uint64_t element_bytes(DType dtype) { return dtype == DType::kFloat32 ? 4 
 // One rank's view of a call. Passed by value to the kernel.
 //
 // A tile is what one slot does in one handshake. Two-shot: `world_size` segments of at most `segment_elements`, one to
-// be summed by each rank. One-shot: one segment, summed by everybody. Slot s does tiles s, s + num_slots, ...
+// be summed by each rank. All others: one segment, summed by everybody. Slot s does tiles s, s + num_slots, ...
 struct Call {
     const void* input;
     void* output;  // may be the input

@@ -19,6 +19,9 @@
 //   uint32_t group_max(uint32_t)         largest over the lanes that share a scale
 //   P load_input<P>(const void*), void store_output(void*, P)        this rank's tensors
 //   P load_exchange<P>(const void*), void store_exchange(void*, P)   exchange memory: own, and any rank's
+// and for tagged.h
+//   TaggedWord load_tagged(const TaggedWord*), void store_tagged(TaggedWord*, TaggedWord)   one access each, which no other
+//                                        splits: the whole word or the one before; system scope, ordered with nothing else
 #pragma once
 
 #include "call.h"
@@ -26,6 +29,12 @@
 #include "layout.h"
 
 namespace splitrank::quick_reduce {
+
+// Eight bytes of a message and the flag that says whose they are.
+struct alignas(16) TaggedWord {
+    uint64_t data;
+    uint64_t flag;
+};
 
 // This rank's own memory of a slot; no peer sees it. Kept on the device, so that a replayed graph advances it.
 struct alignas(kLine) SlotState {
@@ -116,6 +125,11 @@ class Handshake {
         return view_.regions[reader] + layout_.data(slot_, phase, source);
     }
 
+    // The same for tagged words.
+    QR_DEVICE TaggedWord* tagged(uint32_t reader, uint32_t source) const {
+        return reinterpret_cast<TaggedWord*>(view_.regions[reader] + layout_.tagged(slot_, first(), source));
+    }
+
     // Tells every peer that this rank's data of `phase` is complete.
     QR_DEVICE void publish(Phase phase) {
         exec_.release_block();
@@ -142,6 +156,18 @@ class Handshake {
         return exec_.all(ok) && arrived;
     }
 
+    // A word of this use.
+    QR_DEVICE TaggedWord tag(uint64_t data) const { return {data, expected()}; }
+    QR_DEVICE bool has_come(const TaggedWord& word) const { return word.flag == expected(); }
+
+    // Waits for a word of `peer`'s. Of one lane alone: false on one is to be told to all.
+    QR_DEVICE bool await_word(const TaggedWord* from, uint32_t peer, TaggedWord& word) {
+        return await_flag(first(), peer, [&] {
+            word = exec_.load_tagged(from);
+            return word.flag;
+        });
+    }
+
     // The host has not prepared this call (registered.h). Always false.
     QR_DEVICE bool refuse() {
         if (exec_.lane() == 0) fail(FailureKind::kMismatch, 0, view_.rank, expected(), 0);
@@ -165,9 +191,15 @@ class Handshake {
 
     QR_DEVICE bool await_peer(Phase phase, uint32_t peer) {
         const uint64_t* address = flag(view_.rank, phase, peer);
+        return await_flag(phase, peer, [&] { return exec_.load_flag(address); });
+    }
+
+    // `look` reads the flag that `peer` writes in this phase.
+    template <class Look>
+    QR_DEVICE bool await_flag(Phase phase, uint32_t peer, Look&& look) {
         uint64_t began = 0;
         for (uint32_t spins = 0;; ++spins) {
-            const uint64_t seen = exec_.load_flag(address);
+            const uint64_t seen = look();
             if (seen == expected()) return true;
             if (const FailureKind kind = judge(seen); kind != FailureKind::kNone)
                 return fail(kind, number(phase), peer, expected(), seen);
@@ -177,7 +209,7 @@ class Handshake {
                 if (const uint64_t abort = aborted(); abort != 0)
                     return fail(FailureKind::kAborted, number(phase), uint32_t(abort - 1), expected(), seen);
                 // Look once more: this lane itself may have been away for that long.
-                if (now - began > call_.timeout_ns && exec_.load_flag(address) == seen)
+                if (now - began > call_.timeout_ns && look() == seen)
                     return fail(FailureKind::kTimeout, number(phase), peer, expected(), seen);
             }
             exec_.pause(spins);

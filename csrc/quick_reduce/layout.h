@@ -13,6 +13,7 @@ namespace splitrank::quick_reduce {
 // last message was read, but a peer's message k + 1 tells that it has read message k, so k + 2 may take k's place.
 enum Phase : uint32_t { kFirstEven = 0, kFirstOdd = 1, kSecond = 2 };
 constexpr uint32_t kNumPhases = 3;
+constexpr uint32_t kNumFirstPhases = 2;
 
 QR_FN Phase first_phase(uint64_t sequence) { return sequence & 1 ? kFirstOdd : kFirstEven; }
 
@@ -22,7 +23,9 @@ constexpr uint64_t kControlBytes = 4096;
 struct RegionShape {
     uint32_t world_size;
     uint32_t num_slots;
-    uint64_t segment_bytes;  // of one encoded segment at most; a multiple of 128
+    uint64_t segment_bytes;         // of one encoded segment at most; a multiple of 128
+    uint32_t num_tagged_slots = 0;  // the first ones, which have places for tagged words too (tagged.h)
+    uint64_t tagged_bytes = 0;      // of such a place; a multiple of 256
 };
 
 // Head of a region. Any rank may raise the abort word of any other; nobody lowers it.
@@ -40,7 +43,15 @@ class IsolatedLayout {
     QR_FN uint64_t data(uint32_t slot, Phase phase, uint32_t source) const {
         return data_begin() + place(slot, phase, source) * shape_.segment_bytes;
     }
-    QR_FN uint64_t num_bytes() const { return data_begin() + num_places() * shape_.segment_bytes; }
+    // Of the first phase, where words bring their flags along: nothing but tagged words is ever written there.
+    QR_FN uint64_t tagged(uint32_t slot, Phase phase, uint32_t source) const {
+        const uint64_t place = (uint64_t(slot) * kNumFirstPhases + phase) * shape_.world_size + source;
+        return tagged_begin() + place * shape_.tagged_bytes;
+    }
+    QR_FN uint64_t num_bytes() const {
+        const uint64_t num_tagged = uint64_t(shape_.num_tagged_slots) * kNumFirstPhases * shape_.world_size;
+        return tagged_begin() + num_tagged * shape_.tagged_bytes;
+    }
 
   private:
     QR_FN uint64_t place(uint64_t slot, uint64_t phase, uint64_t source) const {
@@ -48,6 +59,7 @@ class IsolatedLayout {
     }
     QR_FN uint64_t num_places() const { return uint64_t(shape_.num_slots) * kNumPhases * shape_.world_size; }
     QR_FN uint64_t data_begin() const { return round_up(kControlBytes + num_places() * kLine, 4096); }
+    QR_FN uint64_t tagged_begin() const { return data_begin() + num_places() * shape_.segment_bytes; }
 
     RegionShape shape_;
 };

@@ -11,7 +11,7 @@ from splitrank._quick_reduce_cpu import Communicator
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # by code, as in csrc/quick_reduce/call.h
 CODECS = ("none", "int8", "int6", "int4")
-ONE_SHOT, TWO_SHOT, REGISTERED = 0, 1, 2
+ONE_SHOT, TWO_SHOT, REGISTERED, TAGGED = 0, 1, 2, 3
 LIMIT_S = 20.0
 NUM_SLOTS = 4
 SEGMENT_BYTES = 4096

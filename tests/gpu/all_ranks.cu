@@ -21,6 +21,7 @@ QR_DEVICE void play_one(const Played& call, uint32_t block) {
     using Raw = RawExecutor<Type, W>;
     using Coded = CodecExecutor<Type, W>;
     if (call.algorithm == Algorithm::kOneShot) return run_block<OneShotWork<Raw, Type, W>>(call.job, block);
+    if (call.algorithm == Algorithm::kTagged) return run_once<TaggedWork<Raw, Type, W>>(call.job, block);
     if (call.algorithm == Algorithm::kRegistered) return run_block<RegisteredWork<Raw, Type, W>>(call.job, block);
     switch (call.codec) {
         case CodecKind::kNone: return run_block<TwoShotWork<Raw, Type, CodecNone<Type>, W>>(call.job, block);

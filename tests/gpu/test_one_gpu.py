@@ -13,6 +13,7 @@ from tests.quick_reduce_spec import expected_sum
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(500)]
 
 WAYS = [("one-shot", "none"), ("registered", "none"), *(("two-shot", c) for c in ("none", "int8", "int6", "int4"))]
+TAGGED = ("tagged", "none")  # has a place for 2 KiB a block
 SIZES = (1, 7, 31, 32, 33, 255, 1000, 4096, 4097, 100_003, 1 << 20)
 
 
@@ -44,7 +45,7 @@ def test_every_way_and_size_has_the_bits_of_the_specification(world: OneGpu, dty
     calls = []
     for number, count in enumerate(SIZES):
         parts = random_parts(world.world_size, count, dtype, number)
-        calls += [make_call(parts, *way) for way in WAYS]
+        calls += [make_call(parts, *way) for way in (*WAYS, TAGGED)[: None if count <= 4097 else -1]]
     assert world.play(calls, longest_stall_ns=20_000) == [None] * world.world_size
     check_results(calls)
 
@@ -77,7 +78,7 @@ def test_growing_and_shrinking_calls_with_stalled_ranks(world: OneGpu, codec: st
             outputs = [torch.full_like(inputs[0], 99) for _ in inputs] if size <= 64 else [
                 torch.empty_like(part) for part in inputs
             ]  # fmt: skip
-            way = ("two-shot", codec) if number % 3 else ("one-shot", "none")
+            way = ("two-shot", codec) if number % 3 else TAGGED if size <= 4 else ("one-shot", "none")
             calls.append(Call(inputs, outputs, *way))
     assert world.play(calls, longest_stall_ns=30_000) == [None] * world.world_size
     for call in calls:
@@ -94,7 +95,7 @@ def test_ranks_that_disagree_about_the_size_fail_and_do_not_hang(world: OneGpu) 
     assert kinds <= {"mismatch", "aborted"}
 
 
-@pytest.mark.parametrize("algorithm", ["one-shot", "two-shot", "registered"])
+@pytest.mark.parametrize("algorithm", ["one-shot", "two-shot", "registered", "tagged"])
 def test_a_call_missing_on_one_rank_is_a_failure_on_all(world: OneGpu, algorithm: str) -> None:
     calls = [make_call([torch.ones(4096) for _ in range(world.world_size)], algorithm) for _ in range(3)]
     failures = world.play(calls, absent={2: 1})
@@ -106,7 +107,7 @@ def test_a_call_missing_on_one_rank_is_a_failure_on_all(world: OneGpu, algorithm
     check_results(calls[:2])
 
 
-@pytest.mark.parametrize("algorithm", ["one-shot", "two-shot", "registered"])
+@pytest.mark.parametrize("algorithm", ["one-shot", "two-shot", "registered", "tagged"])
 def test_a_call_missing_in_between_is_never_a_wrong_sum(world: OneGpu, algorithm: str) -> None:
     # Of another size each: two calls alike in everything cannot be told apart.
     calls = [

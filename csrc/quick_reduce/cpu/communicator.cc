@@ -29,9 +29,9 @@ FindKernel choose(const std::string& name) {
 void check_codes(uint32_t dtype, uint32_t codec, uint32_t algorithm) {
     if (dtype > uint32_t(DType::kFloat16)) throw std::invalid_argument("unknown dtype code " + text(dtype));
     if (codec > uint32_t(CodecKind::kInt4)) throw std::invalid_argument("unknown codec code " + text(codec));
-    if (algorithm == uint32_t(Algorithm::kRegistered))
-        throw std::invalid_argument("the registered algorithm is for accelerators; a host has one-shot and two-shot");
-    if (algorithm > uint32_t(Algorithm::kRegistered))
+    if (algorithm == uint32_t(Algorithm::kRegistered) || algorithm == uint32_t(Algorithm::kTagged))
+        throw std::invalid_argument("registered and tagged are for accelerators; a host has one-shot and two-shot");
+    if (algorithm > uint32_t(Algorithm::kTagged))
         throw std::invalid_argument("unknown algorithm code " + text(algorithm));
     if (algorithm == uint32_t(Algorithm::kOneShot) && codec != uint32_t(CodecKind::kNone))
         throw std::invalid_argument("one-shot has full precision only, not codec code " + text(codec));

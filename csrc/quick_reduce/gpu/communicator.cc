@@ -12,6 +12,7 @@ using namespace quick_reduce;
 namespace {
 
 constexpr uint32_t kMaxSlots = 4096;
+constexpr uint64_t kTaggedBytes = 4096;  // half of them message: 2 KiB a block
 constexpr uint32_t kFreeMultiprocessors = 4;  // for kernels of others, NCCL's among them
 
 struct Handle {
@@ -33,10 +34,12 @@ void check_device(int device) {
 void check_codes(uint32_t dtype, uint32_t codec, uint32_t algorithm) {
     if (dtype > uint32_t(DType::kFloat16)) throw std::invalid_argument("unknown dtype code " + text(dtype));
     if (codec > uint32_t(CodecKind::kInt4)) throw std::invalid_argument("unknown codec code " + text(codec));
-    if (algorithm > uint32_t(Algorithm::kRegistered))
+    if (algorithm > uint32_t(Algorithm::kTagged))
         throw std::invalid_argument("unknown algorithm code " + text(algorithm));
     if (algorithm == uint32_t(Algorithm::kRegistered) && !kHasRegistered)
         throw std::invalid_argument(std::string("the registered algorithm is not offered on ") + kTarget);
+    if (algorithm == uint32_t(Algorithm::kTagged) && !kHasTagged)
+        throw std::invalid_argument(std::string("the tagged algorithm is not offered on ") + kTarget);
     if (algorithm != uint32_t(Algorithm::kTwoShot) && codec != uint32_t(CodecKind::kNone))
         throw std::invalid_argument("only two-shot has codecs, not algorithm code " + text(algorithm) +
                                     " with codec code " + text(codec));
@@ -45,6 +48,12 @@ void check_codes(uint32_t dtype, uint32_t codec, uint32_t algorithm) {
 void check_output(uint64_t input, uint64_t output, Algorithm algorithm) {
     if (input == output && algorithm == Algorithm::kRegistered)
         throw std::invalid_argument("the registered algorithm needs an output beside the input: peers read the input");
+}
+
+// Blocks have one slot each in the tagged algorithm.
+RegionShape region_shape(uint32_t world_size, uint32_t num_slots, uint64_t segment_bytes) {
+    return {world_size, num_slots, segment_bytes, kHasTagged ? num_slots / kSlotsPerBlock : 0,
+            kHasTagged ? kTaggedBytes : 0};
 }
 
 // One a multiprocessor at most. With two, on one of two pairs of H200s, every tenth kind of call took 400 us longer each
@@ -56,8 +65,9 @@ uint32_t resident_blocks(uint32_t world_size, int device) {
     int per_multiprocessor = 1;
     for (uint32_t dtype = 0; dtype < 3; ++dtype)
         for (uint32_t codec = 0; codec < 4; ++codec)
-            for (uint32_t algorithm = 0; algorithm < 3; ++algorithm) {
+            for (uint32_t algorithm = 0; algorithm < 4; ++algorithm) {
                 const void* kernel = find_kernel(DType(dtype), world_size, CodecKind(codec), Algorithm(algorithm));
+                if (kernel == nullptr) continue;
                 int fit = 0;
                 check(QR_RUNTIME(OccupancyMaxActiveBlocksPerMultiprocessor)(&fit, kernel,
                                                                            max_threads(world_size), 0), "occupancy");
@@ -92,7 +102,7 @@ Communicator::Communicator(uint32_t rank, uint32_t world_size, uint32_t num_slot
     }
     max_slots_ = std::min(num_slots, kSlotsPerBlock * resident_blocks(world_size, device));
     const uint64_t region_bytes =
-        round_up(IsolatedLayout({world_size, num_slots, segment_bytes}).num_bytes(), 2u << 20);
+        round_up(IsolatedLayout(region_shape(world_size, num_slots, segment_bytes)).num_bytes(), 2u << 20);
     region_.reset(static_cast<std::byte*>(allocate_exchange(region_bytes)));
     check(QR_RUNTIME(Memset)(region_.get(), 0, region_bytes), "zeroing exchange memory");
     void* memory = nullptr;
@@ -152,7 +162,7 @@ void Communicator::open(const std::vector<std::string>& handles, uint32_t num_sl
         view_.failure = &static_cast<HostWords*>(words)->failure;
         view_.host_abort = &static_cast<HostWords*>(words)->abort;
         view_.rank = rank_;
-        view_.shape = {world_size_, num_slots, segment_bytes_};
+        view_.shape = region_shape(world_size_, num_slots, segment_bytes_);
     }
     state_ = State::kOpen;
 }
@@ -190,6 +200,13 @@ Job Communicator::plan(uint64_t input, uint64_t output, uint64_t num_elements, u
     const uint64_t ranks_per_tile = kind == Algorithm::kTwoShot ? world_size_ : 1;
     uint64_t limit = segment_capacity(CodecKind(codec), DType(dtype), view_.shape.segment_bytes);
     uint64_t tiles_per_block = tuning.tiles_per_block;
+    if (kind == Algorithm::kTagged) {  // one use of a slot a call
+        limit = kTaggedBytes / sizeof(TaggedWord) * 8 / element_bytes(DType(dtype));
+        tiles_per_block = 1;
+        if (num_elements > limit * tuning.num_blocks)
+            throw std::invalid_argument(text(num_elements) + " elements: the tagged algorithm takes " +
+                                        text(limit * tuning.num_blocks) + " with " + text(tuning.num_blocks) + " blocks");
+    }
     if (kind == Algorithm::kRegistered) {  // nothing is staged: one tile a block, however large
         limit = round_up(num_elements, kBlock);
         tiles_per_block = 1;

@@ -13,7 +13,7 @@
 
 namespace splitrank::quick_reduce_gpu {
 
-constexpr int kProtocol = 1;
+constexpr int kProtocol = 2;
 
 // What a rank should ask for: some 124 MiB, whatever the messages' sizes.
 struct Shape {

@@ -7,6 +7,7 @@
 #include "../portability.h"
 
 #define QR_GRID_CONSTANT __grid_constant__  // arguments stay in constant memory; without it, a local copy
+#define QR_WHOLE_WORDS                      // .b128 is a scalar: one access, where .v4.u32 would be four
 
 namespace splitrank::quick_reduce::gpu {
 
@@ -53,6 +54,20 @@ QR_DEVICE uint64_t load_relaxed_system(const uint64_t* from) {
     uint64_t value;
     asm volatile("ld.relaxed.sys.global.u64 %0, [%1];" : "=l"(value) : "l"(from) : "memory");
     return value;
+}
+QR_DEVICE Vector16 load_whole_system(const Vector16* from) {
+    uint64_t low, high;
+    asm volatile("{\n\t.reg .b128 word;\n\tld.relaxed.sys.global.b128 word, [%2];\n\tmov.b128 {%0, %1}, word;\n\t}"
+                 : "=l"(low), "=l"(high)
+                 : "l"(from)
+                 : "memory");
+    return {uint32_t(low), uint32_t(low >> 32), uint32_t(high), uint32_t(high >> 32)};
+}
+QR_DEVICE void store_whole_system(Vector16* to, Vector16 value) {
+    const uint64_t low = uint64_t(value.y) << 32 | value.x, high = uint64_t(value.w) << 32 | value.z;
+    asm volatile("{\n\t.reg .b128 word;\n\tmov.b128 word, {%1, %2};\n\tst.relaxed.sys.global.b128 [%0], word;\n\t}" ::"l"(to),
+                 "l"(low), "l"(high)
+                 : "memory");
 }
 QR_DEVICE uint64_t& shared_word() {
     __shared__ uint64_t word;

@@ -16,6 +16,11 @@ const void* kernel_of_type(CodecKind codec, Algorithm algorithm) {
     using Coded = CodecExecutor<Type, W>;
     if (algorithm == Algorithm::kOneShot) return kernel_address<OneShotWork<Raw, Type, W>>();
     if (algorithm == Algorithm::kRegistered) return kernel_address<RegisteredWork<Raw, Type, W>>();
+#ifdef QR_WHOLE_WORDS
+    if (algorithm == Algorithm::kTagged) return kernel_address<TaggedWork<Raw, Type, W>>();
+#else
+    if (algorithm == Algorithm::kTagged) return nullptr;
+#endif
     switch (codec) {
         case CodecKind::kNone: return kernel_address<TwoShotWork<Raw, Type, CodecNone<Type>, W>>();
         case CodecKind::kInt8: return kernel_address<TwoShotWork<Coded, Type, CodecInt8<Type>, W>>();

@@ -21,7 +21,9 @@
 //   W2 = uint16_t, W4 = uint32_t, W8 = uint64_t, W16 = Vector16:
 //     W load_tensor(const W*), void store_tensor(W*, W)      this rank's tensors; W16 only
 //     W load_exchange(const W*), void store_exchange(W*, W)  exchange memory: own or a peer's; never from a stale cache line
-// and QR_GRID_CONSTANT if by-value arguments of kernels need a word to stay where they are.
+// and QR_GRID_CONSTANT if by-value arguments of kernels need a word to stay where they are; and QR_WHOLE_WORDS if there are
+//   Vector16 load_whole_system(const Vector16*), void store_whole_system(Vector16*, Vector16)   16 bytes in one access that
+//                                                 no other splits, relaxed
 #pragma once
 
 #include "../handshake.h"
@@ -100,6 +102,14 @@ class GpuExecutor {
         last_seen_ = seen;
         return seen;
     }
+#ifdef QR_WHOLE_WORDS
+    QR_DEVICE TaggedWord load_tagged(const TaggedWord* from) const {
+        return bit_cast<TaggedWord>(gpu::load_whole_system(reinterpret_cast<const gpu::Vector16*>(from)));
+    }
+    QR_DEVICE void store_tagged(TaggedWord* to, const TaggedWord& word) const {
+        gpu::store_whole_system(reinterpret_cast<gpu::Vector16*>(to), bit_cast<gpu::Vector16>(word));
+    }
+#endif
     QR_DEVICE uint32_t exchange(uint32_t* word, uint32_t value) { return gpu::exchange_device(word, value); }
     QR_DEVICE bool claim(uint32_t* word, uint32_t value) { return gpu::claim_system(word, value); }
     QR_DEVICE void store_complete(uint32_t* word) { gpu::store_release_system(word, 1u); }

@@ -5,6 +5,7 @@
 #include "../codec_int6.h"
 #include "../codec_int8.h"
 #include "../one_shot.h"
+#include "../tagged.h"
 #include "../two_shot.h"
 #include "executor.h"
 #include "job.h"
@@ -79,6 +80,34 @@ struct RegisteredWork {
     Registered<Exec, Type, IsolatedLayout, W> registered_;
 };
 
+// The algorithm whose blocks do one tile each.
+template <class Executor, class Type, int W>
+struct TaggedWork {
+    using Exec = Executor;
+    using Sync = Handshake<Exec, IsolatedLayout, W>;
+    static constexpr int kWorld = W;
+    static constexpr int kStages = 0;
+
+    QR_DEVICE TaggedWork(Exec& exec, const Job& job, uint32_t tile) : tagged_(exec, job.view, job.call, tile) {}
+    QR_DEVICE void prefetch() { tagged_.prefetch(); }
+    QR_DEVICE bool run(Sync& sync) { return tagged_.run(sync); }
+
+  private:
+    Tagged<Exec, Type, IsolatedLayout, W> tagged_;
+};
+
+template <class Work>
+QR_DEVICE void run_once(const Job& job, uint32_t block) {
+    typename Work::Exec exec;
+    const IsolatedLayout layout(job.view.shape);
+    Work work(exec, job, block);
+    typename Work::Sync sync(exec, job.view, layout, job.call, block);
+    work.prefetch();
+    if (!sync.begin() || !work.run(sync)) return;
+    sync.advance();
+    sync.end();
+}
+
 // Block b of B does tiles b, b + B, b + 2 B, ...; tile number j of a block is in its slot b + (j mod kStages) B.
 template <class Work>
 QR_DEVICE void run_block(const Job& job, uint32_t block) {
@@ -122,7 +151,10 @@ QR_DEVICE void run_block(const Job& job, uint32_t block) {
 template <class Work>
 __global__ void __launch_bounds__(max_threads(Work::kWorld))
 all_reduce_kernel(const QR_GRID_CONSTANT Job job) {
-    run_block<Work>(job, gpu::block_index());
+    if constexpr (Work::kStages == 0)
+        run_once<Work>(job, gpu::block_index());
+    else
+        run_block<Work>(job, gpu::block_index());
 }
 
 }  // namespace splitrank::quick_reduce

@@ -22,10 +22,12 @@ using IpcHandle = QR_RUNTIME(IpcMemHandle_t);
 #if defined(SPLITRANK_HIP)
 constexpr const char* kTarget = "hip";
 constexpr bool kHasRegistered = false;  // peers would read tensors that this rank's caches hold: never tried
+constexpr bool kHasTagged = false;      // no document promises that 16 bytes are stored in one piece
 constexpr auto kMultiprocessorCount = hipDeviceAttributeMultiprocessorCount;
 #else
 constexpr const char* kTarget = "cuda";
 constexpr bool kHasRegistered = true;
+constexpr bool kHasTagged = true;
 constexpr auto kMultiprocessorCount = cudaDevAttrMultiProcessorCount;
 #endif
 

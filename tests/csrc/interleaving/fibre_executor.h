@@ -3,10 +3,13 @@
 
 #include <cstring>
 
+#include "quick_reduce/handshake.h"
 #include "quick_reduce/packet.h"
 #include "scheduler.h"
 
 namespace interleaving {
+
+using splitrank::quick_reduce::TaggedWord;
 
 // Where the lanes that run one slot of one stream meet.
 class Block {
@@ -73,6 +76,15 @@ class FibreExecutor {
         scheduler_.point();
         const uint64_t* own = scheduler_.own_flag(flag);
         return own != nullptr ? *own : *flag;
+    }
+    // Whole words: one store, one load. Like a flag, it may come before or after any other store.
+    void store_tagged(TaggedWord* to, const TaggedWord& word) {
+        scheduler_.store(to, &word, sizeof(word), true);
+        scheduler_.point();
+    }
+    TaggedWord load_tagged(const TaggedWord* from) {
+        scheduler_.point();
+        return *from;
     }
     uint32_t exchange(uint32_t* word, uint32_t value) {
         scheduler_.point();

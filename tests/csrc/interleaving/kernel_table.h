@@ -14,6 +14,7 @@
 #include "quick_reduce/cpu/pipeline.h"
 #include "quick_reduce/gpu/kernels.h"
 #include "quick_reduce/one_shot.h"
+#include "quick_reduce/tagged.h"
 #include "quick_reduce/two_shot.h"
 #include "reference.h"
 
@@ -76,6 +77,25 @@ bool registered_slot(FibreExecutor& exec, const View& view, const Call& call, co
     return true;
 }
 
+// A slot has one tile: contracts see to it (plan.cc).
+template <class Layout, class Type, int W>
+bool tagged_slot(FibreExecutor& exec, const View& view, const Call& call, const void* const*, uint32_t slot) {
+    const auto layout = make_layout<Layout>(view, call);
+    Tagged<FibreExecutor, Type, Layout, W> tagged(exec, view, call, slot);
+    Handshake<FibreExecutor, Layout, W> sync(exec, view, layout, call, slot);
+    tagged.prefetch();
+    if (!sync.begin() || !tagged.run(sync)) return false;
+    sync.advance();
+    sync.end();
+    return true;
+}
+
+template <class Work>
+void once(FibreExecutor& exec, const View& view, const Call& call, const void* const* inputs, uint32_t number) {
+    FibreExecutor::begun = &exec;
+    run_once<Work>(Job{view, call, inputs}, number);
+}
+
 template <class Work>
 void block(FibreExecutor& exec, const View& view, const Call& call, const void* const* inputs, uint32_t number) {
     FibreExecutor::begun = &exec;
@@ -120,15 +140,27 @@ constexpr Kernel shipped_registered() {
             CodecNone<Type>::capacity};
 }
 
+template <class Type, int W>
+constexpr Kernel shipped_tagged() {
+    return {{Type::kDType, CodecKind::kNone, Algorithm::kTagged},
+            tagged_slot<IsolatedLayout, Type, W>,
+            once<TaggedWork<FibreExecutor, Type, W>>,
+            nullptr,
+            reference<Type, CodecNone<Type>>,
+            [](uint64_t) { return Tagged<FibreExecutor, Type, IsolatedLayout, W>::capacity(kTaggedBytes); }};
+}
+
 template <int W>
 constexpr Kernel kShipped[] = {
     shipped_registered<Float32, W>(),
+    shipped_tagged<Float32, W>(),
     shipped_one_shot<Float32, W>(),
     shipped_two_shot<Float32, CodecNone<Float32>, W>(),
     shipped_two_shot<Float32, CodecInt4<Float32>, W>(),
     shipped_two_shot<Bfloat16, CodecInt4<Bfloat16>, W>(),
 #ifndef SMALL_TABLE
     shipped_registered<Bfloat16, W>(),
+    shipped_tagged<Bfloat16, W>(),
     shipped_one_shot<Bfloat16, W>(),
     shipped_one_shot<Float16, W>(),
     shipped_two_shot<Float32, CodecInt8<Float32>, W>(),

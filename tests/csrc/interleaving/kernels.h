@@ -13,6 +13,8 @@ using quick_reduce::CodecKind;
 using quick_reduce::DType;
 using quick_reduce::View;
 
+constexpr uint64_t kTaggedBytes = 768;  // of a place for tagged words: three packets of 32 floats
+
 // The layouts that can be asked for.
 enum class Protocol {
     kShipped,

@@ -37,6 +37,14 @@ MUTATIONS = (
         "(void(sequence), kFirstEven)",
     ),
     one("second-phase-not-awaited", 2, "two_shot.h", "if (!sync.await(kSecond)) return false;", ""),
+    one(
+        "tagged-without-parity",
+        2,
+        "handshake.h",
+        "layout_.tagged(slot_, first(), source)",
+        "layout_.tagged(slot_, kFirstEven, source)",
+    ),
+    one("words-not-awaited", 2, "tagged.h", "if (ok && !sync.has_come(words[word]))", "if (false)"),
     one("first-phase-not-awaited", 2, "one_shot.h", "if (!sync.await(sync.first())) return false;", ""),
     one("start-not-awaited", 2, "gpu/registered.h", "if (!sync.await(sync.first())) return false;", ""),
     one("end-not-awaited", 2, "gpu/registered.h", "return sync.await_unaborted(kSecond);", "return true;"),
@@ -60,6 +68,15 @@ MUTATIONS = (
                 "        if (!sync.await(sync.first())) return false;\n        sync.publish(kSecond);\n",
             ),
         ),
+    ),
+    one(
+        "word-in-two-pieces",
+        4,
+        "tagged.h",
+        "exec_.store_tagged(to + index(packet, word), sync.tag(pieces.of[word]));",
+        "{ TaggedWord* at = to + index(packet, word);\n"
+        "                  exec_.store_flag(&at->flag, sync.tag(0).flag);\n"
+        "                  exec_.store_exchange(&at->data, pieces.of[word]); }",
     ),
     # 5. One call in flight, enforced by the ticket.
     one(
@@ -94,6 +111,15 @@ MUTATIONS = (
         "if (uint32_t(seen) == uint32_t(sequence_)) return true;",
         "--faults",
     ),
+    one(
+        "fingerprint-of-words-ignored",
+        6,
+        "handshake.h",
+        "return word.flag == expected();",
+        "return uint32_t(word.flag) == uint32_t(sequence_);",
+        "--faults",
+    ),
+    one("tagged-places-shared", 1, "layout.h", "* kNumFirstPhases + phase)", "* kNumFirstPhases)"),
     one(
         "fingerprint-without-size",
         6,

@@ -33,8 +33,10 @@ Contract make_contract(const Kernels& kernels, const Plan& plan, Random& random)
     const uint64_t per_tile = kernel.kind.algorithm == Algorithm::kTwoShot ? plan.world_size : 1;
     contract.capacity = std::min<uint64_t>(32 * random.between(1, 3), kernel.capacity(Plan::kSegmentBytes));
     // Up to three rounds of all slots; sometimes a handful of elements, sometimes an odd number.
-    const uint32_t most = uint32_t(contract.capacity * per_tile * contract.wanted_slots * random.between(1, 3));
+    const uint32_t rounds = kernel.kind.algorithm == Algorithm::kTagged ? 1 : random.between(1, 3);
+    const uint32_t most = uint32_t(contract.capacity * per_tile * contract.wanted_slots * rounds);
     contract.num_elements = random.chance(0.15) ? random.between(1, 40) : random.between(1, most);
+    if (rounds == 1) contract.num_elements = std::min<uint64_t>(contract.num_elements, most);
     return contract;
 }
 
@@ -69,12 +71,24 @@ std::vector<PlannedCall> make_calls(const Choice& choice, const Plan& plan, cons
     return calls;
 }
 
+// The host refuses a tagged call with more than one tile a slot.
+bool can_be_made(const Contract& contract, const Kernels& kernels) {
+    if (contract.kind.algorithm != Algorithm::kTagged) return true;
+    const auto is_its = [&](const Kernel& kernel) { return kernel.kind == contract.kind; };
+    const uint64_t capacity = std::find_if(kernels.begin(), kernels.end(), is_its)->capacity(Plan::kSegmentBytes);
+    return contract.num_elements <= contract.wanted_slots * std::min(contract.capacity, capacity) &&
+           contract.capacity <= capacity;
+}
+
 // Another contract that differs in what the fault names, and in nothing else.
 bool spoil(Contract& contract, const Plan& plan, const Kernels& kernels, Random& random) {
     const Kind was = contract.kind;
     if (plan.fault == Fault::kSize) {
+        const uint64_t was_elements = contract.num_elements;
         contract.num_elements += random.chance(0.5) ? random.between(1, 200) : 32;
-        return true;
+        if (can_be_made(contract, kernels)) return true;
+        contract.num_elements = was_elements == 1 ? 1 : was_elements - 1;
+        return contract.num_elements != was_elements;
     }
     std::vector<Kind> others;
     for (const Kernel& kernel : kernels) {
@@ -87,7 +101,9 @@ bool spoil(Contract& contract, const Plan& plan, const Kernels& kernels, Random&
         if (plan.fault == Fault::kDType) only(kind.dtype, was.dtype);
         if (plan.fault == Fault::kCodec) only(kind.codec, was.codec);
         if (plan.fault == Fault::kAlgorithm) only(kind.algorithm, was.algorithm);
-        if (differs && kind == was) others.push_back(kernel.kind);
+        Contract other = contract;
+        other.kind = kernel.kind;
+        if (differs && kind == was && can_be_made(other, kernels)) others.push_back(kernel.kind);
     }
     if (others.empty()) return false;
     contract.kind = others[random.below(uint32_t(others.size()))];

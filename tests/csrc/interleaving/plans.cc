@@ -3,8 +3,7 @@
 #include <algorithm>
 #include <vector>
 
-#include "quick_reduce/call.h"
-#include "quick_reduce/layout.h"
+#include "quick_reduce/handshake.h"
 
 namespace interleaving {
 
@@ -35,6 +34,13 @@ std::string check_layout(const RegionShape& shape) {
                 ranges.push_back({flag, flag + kLine});
                 ranges.push_back({data, data + shape.segment_bytes});
                 if (flag % kLine != 0 || data % 128 != 0) return "a flag or a message is not aligned";
+            }
+    for (uint32_t slot = 0; slot < shape.num_tagged_slots; ++slot)
+        for (const Phase phase : {kFirstEven, kFirstOdd})
+            for (uint32_t source = 0; source < shape.world_size; ++source) {
+                const uint64_t words = layout.tagged(slot, phase, source);
+                ranges.push_back({words, words + shape.tagged_bytes});
+                if (words % sizeof(TaggedWord) != 0) return "tagged words are not aligned";
             }
     if (!disjoint(ranges)) return "two places of the layout overlap";
     return ranges.back().end <= layout.num_bytes() ? "" : "a place lies behind the region";
@@ -67,7 +73,8 @@ std::string check_plans() {
     for (const uint32_t world_size : {2u, 3u, 4u, 8u}) {
         for (const uint32_t num_slots : {1u, 2u, 37u, 128u})
             for (const uint64_t segment_bytes : {uint64_t(128), uint64_t(640), uint64_t(1) << 16, uint64_t(1) << 28})
-                if (std::string wrong = check_layout({world_size, num_slots, segment_bytes}); !wrong.empty())
+                if (std::string wrong = check_layout({world_size, num_slots, segment_bytes, num_slots / 3, 768});
+                    !wrong.empty())
                     return wrong;
         for (uint64_t num_elements = 1; num_elements < 3000; num_elements += num_elements < 300 ? 1 : 37)
             for (const uint64_t capacity : {32, 96, 512})

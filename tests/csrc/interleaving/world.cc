@@ -53,7 +53,7 @@ World::World(Scheduler& scheduler, const Choice& choice, const Plan& plan)
 
 void World::make_rank(uint32_t index) {
     Rank& rank = ranks_[index];
-    const RegionShape shape{plan_.world_size, plan_.region_slots(), Plan::kSegmentBytes};
+    const RegionShape shape{plan_.world_size, plan_.region_slots(), Plan::kSegmentBytes, plan_.num_slots, kTaggedBytes};
     rank.region.resize(IsolatedLayout(shape).num_bytes());
     rank.slots.resize(plan_.region_slots());
     const bool behind = plan_.fault == Fault::kLostCount && index == plan_.culprit;
