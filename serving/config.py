@@ -53,6 +53,9 @@ class EngineConfig(LayoutConfig):
     num_pages: int = option(0, "KV pages; 0: what the memory fraction holds, at most what all requests can use")
     mem_fraction_static: float = option(0.6, "share of the memory for weights, KV pages and states of all ranks")
     chunked_prefill_size: int = option(512, "prefill chunk in tokens; chunks end at absolute multiples of it")
+    prefix_cache_mib: int = option(
+        512, "host memory of a rank for states of prompt prefixes that requests share; 0: compute every prompt whole"
+    )
     seed: int = option(0, "seed of requests that give none is drawn from this one")
     load_timeout_s: float = option(1800.0, "limit for loading the weights")
     step_timeout_s: float = option(300.0, "limit for one step of all ranks")
@@ -69,7 +72,7 @@ class EngineConfig(LayoutConfig):
         super().__post_init__()
         AllReduceOptions(self.all_reduce, self.all_reduce_codec)
         _at_least(self, 1, "max_queued_requests", "page_size", "chunked_prefill_size")
-        _at_least(self, 0, "threads_per_rank", "num_pages", "seed")
+        _at_least(self, 0, "threads_per_rank", "num_pages", "seed", "prefix_cache_mib")
         for name in ("load_timeout_s", "step_timeout_s", "heartbeat_timeout_s"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be above 0, not {getattr(self, name)}")

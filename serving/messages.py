@@ -32,6 +32,10 @@ class LaunchSpec(msgspec.Struct, frozen=True, kw_only=True):
     num_pages: int
     chunked_prefill_size: int  # chunks end at absolute multiples of it
     max_queued_requests: int
+    prefix_cache_bytes: int = 0  # of a rank's host memory, for snapshots of prompt prefixes; 0: none are kept
+    prefix_block_size: int = 64  # tokens: prefixes are whole blocks of them
+    state_bytes: int = 0  # of one request on the fullest rank, and of one KV page there
+    kv_page_bytes: int = 0
     vocab_size: int
     eos_token_ids: tuple[int, ...]
     seed: int
@@ -110,6 +114,7 @@ class RequestOutput(msgspec.Struct, frozen=True, tag=True):
     stop_token_id: int | None = None
     error: str | None = None
     error_code: str | None = None  # "queue_full", "engine_dead", "invalid_request"
+    num_cached_tokens: int = 0  # of its prompt: taken from a snapshot, not computed
 
 
 class RequestOutputs(msgspec.Struct, frozen=True, tag=True):
@@ -129,10 +134,11 @@ class EngineStats(msgspec.Struct, frozen=True, tag=True):
     free_slots: int
     num_slots: int
     steps: int
-    prompt_tokens: int
+    prompt_tokens: int  # computed
     generated_tokens: int
     preemptions: int
     aborts: int
+    cached_tokens: int = 0  # of prompts: taken from snapshots
 
 
 # ---------------------------------------------------------------- steps
@@ -165,8 +171,17 @@ class SwapPlan(msgspec.Struct, frozen=True, array_like=True):
     pages: list[int]
 
 
+class SnapshotPlan(msgspec.Struct, frozen=True, array_like=True):
+    """State and pages of a prompt's prefix are copied from a slot and pages into host memory, or from there."""
+
+    snapshot: int  # the engine's number of it, never reused
+    slot: int
+    pages: list[int]
+
+
 class StepPlan(msgspec.Struct, frozen=True, tag=True):
-    """One microbatch, executed by every rank in step order: swap out, swap in, run ``sequences``, release."""
+    """One microbatch, executed by every rank in step order: release, swap out, swap in, restore snapshots, run
+    ``sequences``, save snapshots, drop snapshots."""
 
     step: int  # 0, 1, 2, … without gaps
     previous_hash: str  # hash of the plan before it ("" for step 0): chains all plans together
@@ -175,6 +190,9 @@ class StepPlan(msgspec.Struct, frozen=True, tag=True):
     released: list[int]  # forget these before anything else of this step
     swap_out: list[SwapPlan]
     swap_in: list[SwapPlan]
+    restored: list[SnapshotPlan] = []
+    saved: list[SnapshotPlan] = []
+    dropped: list[int] = []  # snapshots to forget
 
 
 def plan_hash(plan_bytes: bytes) -> str:

@@ -34,6 +34,10 @@ class Request:
     last_step: int = -1
     slot: int = -1
     pages: list[int] = field(default_factory=list)
+    num_cached: int = 0  # tokens of the prompt that came from a snapshot
+    prefix_blocks: list[bytes] | None = None  # digests of its prompt's blocks, once they were asked for
+    branch: int = 0  # the share that would pass this position ends there, and the ranks save it; 0: no such
+    branch_digest: bytes = b""
 
     @property
     def num_known(self) -> int:
@@ -49,10 +53,12 @@ class Request:
         return not self.aborted and self.num_scheduled < self.num_known
 
     def next_end(self, chunk_size: int) -> int:
-        """Where the next share ends: at an absolute multiple of ``chunk_size`` or with the prompt; a decode is one."""
+        """Where the next share ends: at an absolute multiple of ``chunk_size``, at the branch, or with the prompt; a
+        decode is one token."""
         if not self.is_prefilling:
             return self.num_scheduled + 1
-        return min((self.num_scheduled // chunk_size + 1) * chunk_size, len(self.prompt_token_ids))
+        end = min((self.num_scheduled // chunk_size + 1) * chunk_size, len(self.prompt_token_ids))
+        return self.branch if self.num_scheduled < self.branch < end else end
 
     def tokens_until(self, end: int) -> list[int]:
         if self.is_prefilling:

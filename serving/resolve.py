@@ -36,7 +36,8 @@ def resolve_launch(config: EngineConfig) -> LaunchSpec:
     length = wanted_length(config, model)
     partition = choose_partition(config, model, dtype, length)
     plans = _audited_plans(model, config.tp, partition, dtype, checkpoint)
-    capacity = size_cache(config, [rank_memory(model, plan, dtype) for plan in plans], length)
+    ranks = [rank_memory(model, plan, dtype) for plan in plans]
+    capacity = size_cache(config, ranks, length)
     return LaunchSpec(
         run_dir="",
         model_dir=str(folder.resolve()),
@@ -53,6 +54,9 @@ def resolve_launch(config: EngineConfig) -> LaunchSpec:
         num_pages=capacity.num_pages,
         chunked_prefill_size=config.chunked_prefill_size,
         max_queued_requests=config.max_queued_requests,
+        prefix_cache_bytes=config.prefix_cache_mib * 2**20,
+        state_bytes=max(rank.state_bytes_per_request for rank in ranks),
+        kv_page_bytes=max(rank.kv_bytes_per_token for rank in ranks) * config.page_size,
         vocab_size=model.vocab_size,
         eos_token_ids=eos_token_ids(folder, model.vocab_size),
         seed=config.seed,

@@ -7,9 +7,9 @@ so the oldest one always gets on.
 
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 
 from splitrank.serving.cache import Pool, pages_needed
+from splitrank.serving.draft import Counters, Draft, StepInFlight
 from splitrank.serving.messages import (
     AddRequest,
     AdmittedRequest,
@@ -17,42 +17,14 @@ from splitrank.serving.messages import (
     LaunchSpec,
     RequestOutput,
     SequencePlan,
+    SnapshotPlan,
     StepPlan,
     StepResult,
     SwapPlan,
     TokenLogprobs,
 )
+from splitrank.serving.prefix_cache import Match, PrefixCache
 from splitrank.serving.request import Request, Status
-
-
-@dataclass(slots=True)
-class Draft:
-    """The step being planned."""
-
-    sequences: list[SequencePlan] = field(default_factory=list)
-    requests: list[Request] = field(default_factory=list)  # of ``sequences``, in the same order
-    admitted: list[AdmittedRequest] = field(default_factory=list)
-    swap_out: list[SwapPlan] = field(default_factory=list)
-    swap_in: list[SwapPlan] = field(default_factory=list)
-    is_short_of_pages: bool = False
-    num_decodes: int = 0
-    num_prefill_tokens: int = 0
-
-
-@dataclass(slots=True)
-class StepInFlight:
-    step: int
-    requests: list[Request]
-    samples: list[bool]
-
-
-@dataclass(slots=True)
-class Counters:
-    steps: int = 0
-    prompt_tokens: int = 0
-    generated_tokens: int = 0
-    preemptions: int = 0
-    aborts: int = 0
 
 
 class Scheduler:
@@ -64,6 +36,7 @@ class Scheduler:
         self._max_in_flight = max_in_flight
         self._pages = Pool(spec.num_pages)
         self._slots = Pool(spec.max_running_requests)
+        self._prefixes = PrefixCache(spec)
         self._requests: dict[str, Request] = {}  # every open one
         self._waiting: deque[Request] = deque()
         self._running: dict[int, Request] = {}
@@ -138,6 +111,7 @@ class Scheduler:
         if request.status is Status.RUNNING:
             self._give_back(request)
         self._swapped.pop(request.number, None)
+        self._prefixes.forgo(request.branch_digest)
         del self._requests[request.request_id]
         request.status = Status.FINISHED
 
@@ -204,14 +178,28 @@ class Scheduler:
     def _admit(self, draft: Draft) -> None:
         # An even share, as of the decodes: short prompts that all went into one step would leave the other stages idle.
         limit = -(-len(self._requests) // self._max_in_flight)
-        while self._waiting and len(draft.sequences) < limit and self._chunk_fits(draft, self._waiting[0]):
+        while self._waiting and len(draft.sequences) < limit:
             request = self._waiting[0]
-            if not self._has_room(len(request.prompt_token_ids)):
+            if request.prefix_blocks is None:
+                request.prefix_blocks = self._prefixes.blocks(request.prompt_token_ids)
+            request.num_scheduled = self._prefixes.peek(request.prefix_blocks, self._next_step)
+            if not self._chunk_fits(draft, request) or not self._has_room(len(request.prompt_token_ids)):
                 return
             self._waiting.popleft()
             self._start_running(request)
             draft.admitted.append(AdmittedRequest(request.number, request.prompt_token_ids, request.params))
-            self._place(draft, request)
+            self._begin(draft, request, self._prefixes.match(request.prefix_blocks, self._next_step))
+
+    def _begin(self, draft: Draft, request: Request, match: Match) -> None:
+        """Its first share: from the start, or from a prefix that the ranks remember."""
+        request.branch, request.branch_digest = match.branch, match.branch_digest
+        request.num_cached = request.num_scheduled
+        self._place(draft, request)
+        if match.snapshot is not None:
+            assert match.snapshot.num_tokens == request.num_cached
+            pages = request.pages[: pages_needed(request.num_cached, self._spec.page_size)]
+            draft.restored.append(SnapshotPlan(match.snapshot.number, request.slot, pages))
+            self._counters.cached_tokens += request.num_cached
 
     def _has_room(self, num_tokens: int) -> bool:
         """A slot, and pages beside one for each running request.
@@ -248,6 +236,15 @@ class Scheduler:
         request.num_scheduled = end
         request.num_in_flight += 1
         request.last_step = self._next_step
+        if end == request.branch:
+            self._save(draft, request)
+
+    def _save(self, draft: Draft, request: Request) -> None:
+        """The step leaves the request where its prompt and another one part: the ranks keep a copy."""
+        snapshot, dropped = self._prefixes.keep(request.branch_digest, request.branch, self._next_step)
+        draft.saved.append(SnapshotPlan(snapshot.number, request.slot, list(request.pages)))
+        draft.dropped += dropped
+        request.branch_digest = b""
 
     # ------------------------------------------------------------ preemption
 
@@ -294,6 +291,9 @@ class Scheduler:
             released=self._released,
             swap_out=draft.swap_out,
             swap_in=draft.swap_in,
+            restored=draft.restored,
+            saved=draft.saved,
+            dropped=draft.dropped,
         )
         self._released = []
         self._next_step += 1
@@ -338,6 +338,7 @@ class Scheduler:
             logprobs=None if logprobs is None else [logprobs],
             finish_reason=reason,
             stop_token_id=token if reason == "stop" else None,
+            num_cached_tokens=request.num_cached,
         )
 
     # ------------------------------------------------------------ looking in
@@ -354,6 +355,7 @@ class Scheduler:
             num_slots=self._slots.size,
             steps=counters.steps,
             prompt_tokens=counters.prompt_tokens,
+            cached_tokens=counters.cached_tokens,
             generated_tokens=counters.generated_tokens,
             preemptions=counters.preemptions,
             aborts=counters.aborts,

@@ -27,6 +27,7 @@ class TextOutput:
     logprobs: list[TokenLogprobs] | None = None  # one for each of token_ids
     finish_reason: str | None = None  # "stop" or "length": the last output
     stop_reason: str | int | None = None  # the stop string or stop token id, if one of those ended it
+    num_cached_tokens: int = 0  # of the prompt
 
 
 class Client(Protocol):
@@ -92,13 +93,15 @@ def _to_text(output: RequestOutput, detokenizer: Detokenizer, params: SamplingPa
         pieces.append(text)
         if stop is not None:
             logprobs = output.logprobs[: index + 1] if output.logprobs is not None else None
-            return TextOutput("".join(pieces), output.token_ids[: index + 1], logprobs, "stop", stop)
+            shown = output.token_ids[: index + 1]
+            return TextOutput("".join(pieces), shown, logprobs, "stop", stop, output.num_cached_tokens)
     stop = None
     if output.finish_reason is not None:
         text, stop = detokenizer.finish()
         pieces.append(text)
     reason, stop_reason = (output.finish_reason, _stop_token(output, params)) if stop is None else ("stop", stop)
-    return TextOutput("".join(pieces), output.token_ids, output.logprobs, reason, stop_reason)
+    text = "".join(pieces)
+    return TextOutput(text, output.token_ids, output.logprobs, reason, stop_reason, output.num_cached_tokens)
 
 
 def _stop_token(output: RequestOutput, params: SamplingParams) -> int | None:

@@ -40,6 +40,7 @@ class Worker:
         self.mesh = Mesh(self.position, Path(spec.run_dir) / "rendezvous", timeout_s, options)
         self._sampling: dict[int, SamplingState] = {}
         self._swapped: dict[int, list[torch.Tensor]] = {}
+        self._snapshots: dict[int, list[torch.Tensor]] = {}
 
     @property
     def is_sampling_rank(self) -> bool:
@@ -100,8 +101,10 @@ class Worker:
         self._forget(plan.released)
         self._remember(plan)
         self._swap(plan)
+        self._restore_snapshots(plan)
         batch = make_batch(plan.sequences, self.spec.page_size)
         logits = self._forward(batch, plan.step, plan_hash) if plan.sequences else None
+        self._save_snapshots(plan)
         if not self.is_sampling_rank:
             return None
         states = [self._sampling[sequence.request] for sequence in batch.sampled]
@@ -144,6 +147,16 @@ class Worker:
         for back in plan.swap_in:
             saved = self._swapped.pop(back.request)
             self.memory.restore(saved, torch.tensor(back.pages, dtype=torch.int64), back.slot)
+
+    def _restore_snapshots(self, plan: StepPlan) -> None:
+        for restored in plan.restored:
+            self.memory.restore(self._snapshots[restored.snapshot], torch.tensor(restored.pages), restored.slot)
+
+    def _save_snapshots(self, plan: StepPlan) -> None:
+        for saved in plan.saved:
+            self._snapshots[saved.snapshot] = self.memory.save(torch.tensor(saved.pages), saved.slot)
+        for snapshot in plan.dropped:  # with little room, also one that was saved a moment ago
+            del self._snapshots[snapshot]
 
     def close(self) -> None:
         self.mesh.close()

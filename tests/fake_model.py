@@ -7,7 +7,7 @@ known without an engine (``expected_tokens``), and any slip in paging, swapping,
 from dataclasses import dataclass, field
 
 from splitrank.serving.cache import pages_needed
-from splitrank.serving.messages import LaunchSpec, SequencePlan, StepPlan, StepResult, SwapPlan
+from splitrank.serving.messages import LaunchSpec, SequencePlan, SnapshotPlan, StepPlan, StepResult, SwapPlan
 
 Cell = tuple[int, int, int]  # request, position, token
 SlotState = tuple[int, int, int]  # request, tokens folded, folded value
@@ -41,21 +41,30 @@ class FakeModel:
     history: dict[int, list[int]] = field(default_factory=dict)  # of every request that is not released
     prompts: dict[int, list[int]] = field(default_factory=dict)
     host: dict[int, tuple[SlotState, list[dict[int, Cell]]]] = field(default_factory=dict)
+    snapshots: dict[int, tuple[list[int], int]] = field(default_factory=dict)  # tokens, folded value
+    cut: dict[int, set[int]] = field(default_factory=dict)  # positions where a request's chunks met beside multiples
 
     def execute(self, plan: StepPlan, digest: str) -> StepResult:
         for request in plan.released:
-            del self.history[request], self.prompts[request]
+            del self.history[request], self.prompts[request], self.cut[request]
             self.host.pop(request, None)
         for admitted in plan.admitted:
             assert admitted.request not in self.history, f"request {admitted.request} is admitted twice"
             self.history[admitted.request] = []
             self.prompts[admitted.request] = admitted.prompt_token_ids
+            self.cut[admitted.request] = set()
         for swap in plan.swap_out:
             self._swap_out(swap)
         for swap in plan.swap_in:
             self._swap_in(swap)
+        for restored in plan.restored:
+            self._restore(restored, plan)
         self._check_disjoint(plan)
         values = [self._run(sequence) for sequence in plan.sequences]
+        for saved in plan.saved:
+            self._save(saved)
+        for snapshot in plan.dropped:
+            del self.snapshots[snapshot]
         tokens = [
             token_of(value, self.spec.vocab_size)
             for sequence, value in zip(plan.sequences, values, strict=True)
@@ -74,6 +83,27 @@ class FakeModel:
         self.slots[swap.slot] = state
         self.pages.update(zip(swap.pages, contents, strict=True))
 
+    def _save(self, saved: SnapshotPlan) -> None:
+        request, num_tokens, value = self.slots[saved.slot]
+        assert saved.snapshot not in self.snapshots
+        assert len(saved.pages) == pages_needed(num_tokens, self.spec.page_size)
+        assert num_tokens % self.spec.prefix_block_size == 0
+        self.snapshots[saved.snapshot] = (self.history[request][:num_tokens], value)
+
+    def _restore(self, restored: SnapshotPlan, plan: StepPlan) -> None:
+        """For a request that begins with this step, and whose prompt begins with those very tokens."""
+        tokens, value = self.snapshots[restored.snapshot]
+        (sequence,) = [one for one in plan.sequences if one.slot == restored.slot]
+        assert sequence.start == len(tokens) < len(self.prompts[sequence.request])
+        assert self.prompts[sequence.request][: len(tokens)] == tokens, "a snapshot of another prompt"
+        assert restored.pages == sequence.pages[: pages_needed(len(tokens), self.spec.page_size)]
+        self.history[sequence.request] = list(tokens)
+        self.cut[sequence.request].add(len(tokens))
+        self.slots[restored.slot] = (sequence.request, len(tokens), value)
+        for position, token in enumerate(tokens):
+            page = self.pages.setdefault(restored.pages[position // self.spec.page_size], {})
+            page[position % self.spec.page_size] = (sequence.request, position, token)
+
     def _check_disjoint(self, plan: StepPlan) -> None:
         pages = [page for sequence in plan.sequences for page in sequence.pages]
         slots = [sequence.slot for sequence in plan.sequences]
@@ -83,19 +113,24 @@ class FakeModel:
         assert all(0 <= slot < self.spec.max_running_requests for slot in slots)
         chunks = [sequence for sequence in plan.sequences if self._is_prompt(sequence)]
         assert sum(len(chunk.tokens) for chunk in chunks) <= self.spec.chunked_prefill_size
+        saving = {saved.slot for saved in plan.saved}
         for chunk in chunks:
-            self._check_boundaries(chunk)
+            self._check_boundaries(chunk, chunk.slot in saving)
         for sequence in plan.sequences:
             assert self._is_prompt(sequence) or (len(sequence.tokens) == 1 and sequence.sample)
 
     def _is_prompt(self, sequence: SequencePlan) -> bool:
         return sequence.start < len(self.prompts[sequence.request])
 
-    def _check_boundaries(self, chunk: SequencePlan) -> None:
+    def _check_boundaries(self, chunk: SequencePlan, is_saved: bool) -> None:
+        """Chunks meet at multiples of the size, and where a snapshot was taken of this prompt or of its beginning."""
         prompt, size = self.prompts[chunk.request], self.spec.chunked_prefill_size
         end = chunk.start + len(chunk.tokens)
-        assert chunk.start % size == 0
-        assert end == min(chunk.start + size, len(prompt))
+        cut = self.cut[chunk.request]
+        assert chunk.start % size == 0 or chunk.start in cut
+        if is_saved:
+            cut.add(end)
+        assert end == min((chunk.start // size + 1) * size, len(prompt)) or end in cut
         assert chunk.tokens == prompt[chunk.start : end]
         assert chunk.sample == (end == len(prompt))
 

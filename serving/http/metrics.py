@@ -28,6 +28,7 @@ GAUGES = {
 }
 COUNTERS = {
     "steps": "steps computed",
+    "cached_tokens": "tokens of prompts that came from snapshots of shared prefixes",
     "preemptions": "requests swapped out so far",
     "aborts": "requests aborted so far",
 }

@@ -19,6 +19,7 @@ class Collected:
     logprobs: list[TokenLogprobs] | None = None
     finish_reason: str | None = None
     stop_reason: str | int | None = None
+    num_cached_tokens: int = 0
 
     def add(self, output: TextOutput) -> None:
         self.text += output.text
@@ -26,6 +27,7 @@ class Collected:
         if output.logprobs is not None:
             self.logprobs = [*(self.logprobs or []), *output.logprobs]
         self.finish_reason, self.stop_reason = output.finish_reason, output.stop_reason
+        self.num_cached_tokens = output.num_cached_tokens
 
 
 class ChoiceFormat(Protocol):

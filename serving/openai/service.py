@@ -57,7 +57,8 @@ class OpenAIService:
             for generation, answer in zip(request.generations, answers, strict=True)
         ]
         num_tokens = sum(len(answer.token_ids) for answer in answers)
-        return {**self._envelope(request, stream=False), "choices": choices, "usage": _usage(request, num_tokens)}
+        usage = _usage(request, num_tokens, [answer.num_cached_tokens for answer in answers])
+        return {**self._envelope(request, stream=False), "choices": choices, "usage": usage}
 
     async def stream_events(self, request: ParsedRequest) -> AsyncGenerator[bytes, None]:
         """Server-sent events, ``[DONE]`` last. The first comes with the first token: the request was accepted then."""
@@ -66,16 +67,17 @@ class OpenAIService:
             envelope["usage"] = None
         formats = [choice_format(request, self._engine.tokenizer, generation) for generation in request.generations]
         started = [False] * len(formats)
-        num_tokens = 0
+        num_tokens, num_cached = 0, [0] * len(formats)
         async with aclosing(merge([self._outputs(generation) for generation in request.generations])) as outputs:
             async for index, output in outputs:
                 num_tokens += len(output.token_ids)
+                num_cached[index] = output.num_cached_tokens
                 parts = _parts(request, request.generations[index], formats[index], output, not started[index])
                 started[index] = True
                 for part in parts:
                     yield _event({**envelope, "choices": [{"index": index, **part}]})
         if request.include_usage:
-            yield _event({**envelope, "choices": [], "usage": _usage(request, num_tokens)})
+            yield _event({**envelope, "choices": [], "usage": _usage(request, num_tokens, num_cached)})
         yield DONE
 
     def _outputs(self, generation: Generation) -> AsyncGenerator[TextOutput, None]:
@@ -123,12 +125,17 @@ def _parts(
     return parts
 
 
-def _usage(request: ParsedRequest, num_completion_tokens: int) -> dict[str, Any]:
+def _usage(request: ParsedRequest, num_completion_tokens: int, num_cached: list[int]) -> dict[str, Any]:
+    """``num_cached``: of the prompt, by choice. Choices of one prompt count once, with what all of them had."""
+    cached: dict[int, int] = {}
+    for generation, count in zip(request.generations, num_cached, strict=True):
+        prompt = id(generation.prompt_token_ids)
+        cached[prompt] = min(count, cached.get(prompt, count))
     return {
         "prompt_tokens": request.num_prompt_tokens,
         "completion_tokens": num_completion_tokens,
         "total_tokens": request.num_prompt_tokens + num_completion_tokens,
-        "prompt_tokens_details": {"cached_tokens": 0},
+        "prompt_tokens_details": {"cached_tokens": sum(cached.values())},
     }
 
 

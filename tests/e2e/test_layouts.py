@@ -108,3 +108,16 @@ def test_a_prompt_of_many_chunks_and_a_full_context() -> None:
             llm.generate([[5] * 1000], SamplingParams(max_tokens=25))
         (filled,) = llm.generate([[5] * 1000], SamplingParams(max_tokens=24, ignore_eos=True))
         assert (len(filled.token_ids), filled.finish_reason) == (24, "length")
+
+
+COMMON = [(11 * index) % 4000 for index in range(300)]  # four whole blocks of 64
+SHARING = [[*COMMON, *([50 + index] * (index + 1))] for index in range(5)]
+
+
+@pytest.mark.parametrize("layout", [{"pp": 1}, {"pp": 2}, {"tp": 2}, {"page_size": 16}, {"page_size": 96}], ids=str)
+def test_a_shared_prefix_is_computed_twice_and_then_copied(layout: dict[str, int]) -> None:
+    whole = answers(SHARING, SHORT, **layout, prefix_cache_mib=0)
+    with LLM(**OPTIONS, **layout) as llm:
+        one_by_one = [tokens_of(llm.generate([prompt], SHORT, show_progress=False)) for prompt in SHARING]
+        wait_until(lambda: engine_stats(llm).cached_tokens == 3 * 256, "the count of cached tokens")
+    assert [tokens for (tokens,) in one_by_one] == whole
