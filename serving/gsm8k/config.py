@@ -40,7 +40,9 @@ class Gsm8kConfig(EngineConfig):
     """``splitrank gsm8k``."""
 
     layouts: tuple[str, ...] = option(("pp=1", "pp=2"), "layouts to compare: pp=1 pp=2 tp=2 'tp=2 pp=2'")
-    data: str = option("", "test questions, a jsonl file; the hub's openai/gsm8k if not given")
+    data: str = option(
+        "", "test questions, a jsonl file; if not given, test.jsonl beside the weights, else the hub's openai/gsm8k"
+    )
     train: str = option("", "jsonl file that the shots come from; train.jsonl beside the test questions if not given")
     shots: int = option(5, "solved examples in front of each question: the first ones of the train file")
     limit: int = option(0, "ask only the first N questions; 0: all")

@@ -1,4 +1,4 @@
-"""Questions and solutions: from local jsonl files, or from the hub's ``openai/gsm8k`` when online."""
+"""Questions and solutions: a jsonl file, the checkpoint's own, or the hub's ``openai/gsm8k`` when online."""
 
 import importlib
 import json
@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from splitrank.serving.demo_checkpoint import demo_checkpoint_path
 from splitrank.serving.gsm8k.config import Gsm8kConfig
 from splitrank.serving.gsm8k.extract import reference_answer
 
@@ -26,13 +27,19 @@ class Question:
 
 def load_data(config: Gsm8kConfig) -> tuple[list[Question], list[Question]]:
     """(test questions, shots). ValueError, one line, for a missing or malformed file and for shots from the test."""
-    test_path = Path(config.data) if config.data else None
+    test_path = Path(config.data) if config.data else _beside_the_weights(config.model)
     test = read_jsonl(test_path) if test_path else _read_hub("test")
     if not test:
         raise ValueError(f"{test_path or HUB_DATASET} holds no questions")
     shots = _load_shots(config, test_path)
     _refuse_leaks(shots, test)
     return test[: config.limit or None], shots
+
+
+def _beside_the_weights(model: str) -> Path | None:
+    """A checkpoint's own test questions, if it is a folder that has any: the demo does."""
+    path = (Path(model) if model else demo_checkpoint_path()) / "test.jsonl"
+    return path if path.is_file() else None
 
 
 def read_jsonl(path: Path) -> list[Question]:

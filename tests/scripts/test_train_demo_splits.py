@@ -43,6 +43,16 @@ def test_the_same_seed_gives_the_same_bytes_in_any_process(small, tmp_path: Path
     assert not set(digests(tmp_path / "here").values()) & set(digests(tmp_path / "other").values())
 
 
+def test_the_demo_has_the_beginnings_of_these(small, tmp_path: Path) -> None:
+    write_files(tmp_path)
+    made, shipped = (
+        {name: (folder / name).read_text().splitlines() for name in SMALL}
+        for folder in (tmp_path, Path(__file__).parents[2] / "configs/demo")
+    )
+    assert shipped["train.jsonl"][:60] == made["train.jsonl"]
+    assert shipped["test.jsonl"][:40] + shipped["test.jsonl"][500:540] == made["test.jsonl"]
+
+
 def test_splitrank_reads_them(small, tmp_path: Path) -> None:
     splits = write_files(tmp_path)
     questions, shots = load_data(Gsm8kConfig(data=str(tmp_path / "test.jsonl")))

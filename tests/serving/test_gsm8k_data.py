@@ -99,6 +99,15 @@ def test_missing_and_empty_data(tmp_path: Path) -> None:
         load_data(Gsm8kConfig(data=str(tmp_path / "test.jsonl"), shots=0))
 
 
+def test_a_checkpoint_s_own_questions_are_the_default(tmp_path: Path) -> None:
+    questions, shots = load_data(Gsm8kConfig())
+    assert (len(questions), len(shots)) == (1000, 5)
+    for name in ("test", "train"):
+        (tmp_path / f"{name}.jsonl").write_text(f'{{"question": "{name}?", "answer": "#### 1"}}\n')
+    questions, shots = load_data(Gsm8kConfig(model=str(tmp_path), shots=1))
+    assert (questions[0].question, shots[0].question) == ("test?", "train?")
+
+
 def test_the_hub_is_asked_without_local_data(monkeypatch: pytest.MonkeyPatch) -> None:
     tables = {
         "main/test-00000-of-00001.parquet": [{"question": "1+1?", "answer": "#### 2"}],
@@ -108,18 +117,18 @@ def test_the_hub_is_asked_without_local_data(monkeypatch: pytest.MonkeyPatch) ->
     parquet.read_table = lambda path, columns: types.SimpleNamespace(to_pylist=lambda: tables[path])  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", parquet)
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda repo, file, repo_type: file)
-    questions, shots = load_data(Gsm8kConfig(shots=1))
+    questions, shots = load_data(Gsm8kConfig(model="org/model", shots=1))
     assert (questions[0].question, shots[0].question) == ("1+1?", "3+3?")
 
 
 def test_offline_the_hub_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", types.ModuleType("pyarrow.parquet"))
     with pytest.raises(ValueError, match=r"cannot fetch openai/gsm8k from the hub \(.*--data") as raised:
-        load_data(Gsm8kConfig(shots=1))
+        load_data(Gsm8kConfig(model="org/model", shots=1))
     assert "\n" not in str(raised.value)
 
 
 def test_without_pyarrow_the_hub_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
     with pytest.raises(ValueError, match="install pyarrow"):
-        load_data(Gsm8kConfig())
+        load_data(Gsm8kConfig(model="org/model"))
