@@ -57,7 +57,7 @@ async def bench_dtype(shape: str, dtype: str, rounds: int, threads: int) -> None
     model = random_model(shape, getattr(torch, dtype))
     with tempfile.TemporaryDirectory() as folder:
         write_text_checkpoint(model, Path(folder))
-        base = EngineConfig(model=folder, dtype=dtype, max_model_len=1024, threads_per_rank=threads)
+        base = EngineConfig(model=folder, dtype=dtype, max_model_len=1024, prefix_cache_mib=0, threads_per_rank=threads)
         await bench_against_transformers(model, base, {"shape": shape, "dtype": dtype}, rounds)
         del model
         await bench_pipeline(folder, dtype, {"shape": shape, "dtype": dtype}, rounds)
@@ -143,7 +143,7 @@ async def peer_seconds(model: Any, jobs: list[Job]) -> float:
 
 async def bench_pipeline(folder: str, dtype: str, labels: dict[str, str], rounds: int) -> None:
     """pp=2 with one thread a stage against pp=1 with two threads: 16 requests, 64 tokens each."""
-    common = EngineConfig(model=folder, dtype=dtype, max_model_len=1024, max_running_requests=16)
+    common = EngineConfig(model=folder, dtype=dtype, max_model_len=1024, prefix_cache_mib=0, max_running_requests=16)
     one = await EngineClient.start(resolve_launch(replace(common, pp=1, threads_per_rank=2)))
     two = await EngineClient.start(resolve_launch(replace(common, pp=2, threads_per_rank=1)))
     try:
@@ -171,7 +171,7 @@ async def bench_tensor_alone(shape: str, dtype: str, rounds: int, threads: int) 
 
 async def bench_tensor(folder: str, dtype: str, labels: dict[str, str], rounds: int) -> None:
     """tp=2, one thread a rank: decode of 1 and of 8 requests with the quick all-reduce and with gloo."""
-    config = EngineConfig(model=folder, dtype=dtype, max_model_len=1024, tp=2, threads_per_rank=1)
+    config = EngineConfig(model=folder, dtype=dtype, max_model_len=1024, prefix_cache_mib=0, tp=2, threads_per_rank=1)
     quick = await EngineClient.start(resolve_launch(replace(config, all_reduce="quick")))
     gloo = await EngineClient.start(resolve_launch(replace(config, all_reduce="torch")))
     try:

@@ -25,6 +25,7 @@ class BenchConfig(EngineConfig):
 
     concurrency: tuple[int, ...] = option((1, 8), "requests at once, one workload each, e.g. 1,8,32")
     prompt_tokens: int = option(128, "tokens of each prompt")
+    prefix_cache_mib: int = option(0, "as elsewhere; here off, because every round asks the same prompts")
     output_tokens: int = option(128, "tokens of each answer")
     rounds: int = option(3, "times each workload is run; the median is reported")
 
