@@ -79,10 +79,11 @@ class PrefixCache:
         if hit >= 0:
             self._snapshots.move_to_end(digests[hit])
             snapshot = self._snapshots[digests[hit]]
-        if seen <= hit or not self._is_wanted(digests[seen], (seen + 1) * self._spec.prefix_block_size):
+        branch = (seen + 1) * self._spec.prefix_block_size
+        if seen <= hit or not self._is_wanted(digests[seen], branch):
             return Match(snapshot, 0)
         self._pending.add(digests[seen])
-        return Match(snapshot, (seen + 1) * self._spec.prefix_block_size, digests[seen])
+        return Match(snapshot, branch, digests[seen])
 
     def keep(self, digest: Digest, num_tokens: int, step: int) -> tuple[Snapshot, list[int]]:
         """The state after ``num_tokens`` is saved in ``step``: its snapshot, and the numbers of those that leave."""

@@ -14,6 +14,11 @@
 
 namespace splitrank::quick_reduce {
 
+// Elements that a place of so many bytes holds.
+QR_FN uint64_t tagged_capacity(DType dtype, uint64_t tagged_bytes) {
+    return tagged_bytes / sizeof(TaggedWord) * 8 / element_bytes(dtype) / kBlock * kBlock;
+}
+
 template <class Exec, class Type, class Layout, int W>
 class Tagged {
   public:
@@ -21,11 +26,6 @@ class Tagged {
 
     QR_DEVICE Tagged(Exec& exec, const View& view, const Call& call, uint32_t tile)
         : exec_(exec), view_(view), call_(call), segment_(one_shot_segment(call, tile)) {}
-
-    // Elements that a place holds.
-    static constexpr uint64_t capacity(uint64_t tagged_bytes) {
-        return tagged_bytes / sizeof(TaggedWord) * 8 / sizeof(typename Type::Storage) / kBlock * kBlock;
-    }
 
     // Before the slot is claimed: its number and the input come from memory at the same time.
     QR_DEVICE void prefetch() { own_ = load_own(exec_.lane()); }

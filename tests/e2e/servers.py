@@ -30,8 +30,8 @@ def wait_until(condition: Callable[[], object], what: str, limit_s: float = EXIT
         time.sleep(POLL_S)
 
 
-def splitrank_command(*arguments: object) -> list[str]:
-    return [sys.executable, "-m", "splitrank.serving", *map(str, arguments)]
+def splitrank_command(*arguments: object, module: str = "splitrank.serving") -> list[str]:
+    return [sys.executable, "-m", module, *map(str, arguments)]
 
 
 def environment(temporary: Path) -> dict[str, str]:
@@ -67,12 +67,13 @@ def temporary_folder() -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def run_command(temporary: Path, *arguments: object, limit_s: float = 100.0) -> subprocess.CompletedProcess[str]:
-    """A whole ``splitrank`` command; past the limit its processes are killed."""
-    command = splitrank_command(*arguments)
-    return subprocess.run(
-        command, cwd=ROOT, env=environment(temporary), capture_output=True, text=True, timeout=limit_s
-    )
+def run_command(
+    temporary: Path, *arguments: object, limit_s: float = 100.0, module: str = "splitrank.serving", **variables: str
+) -> subprocess.CompletedProcess[str]:
+    """A whole ``splitrank`` command; past the limit its processes are killed. ``variables`` of its environment."""
+    command = splitrank_command(*arguments, module=module)
+    environ = environment(temporary) | variables
+    return subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True, timeout=limit_s)
 
 
 class Server:

@@ -5,8 +5,6 @@ the first layout is right everywhere, and what a fault changes is counted like a
 """
 
 import json
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +19,7 @@ from splitrank.serving.gsm8k.extract import extract_flexible
 from splitrank.serving.tokenizer import Tokenizer
 from tests.e2e.checkpoints import copy_demo
 from tests.e2e.faulty_rank import FAULT, FAULTS
-from tests.e2e.servers import ROOT, environment, temporary_folder
+from tests.e2e.servers import run_command, temporary_folder
 from tests.e2e.test_gsm8k import write_questions
 
 NUM_QUESTIONS = 24  # eight that differ one way are p = 0.0078
@@ -41,14 +39,7 @@ class Exam:
         report = self.folder / "report.json"
         module = "tests.e2e.faulty_splitrank" if fault else "splitrank.serving"
         command = ["gsm8k", "--model", self.model, "--data", self.questions, "--report", report, *OPTIONS]
-        finished = subprocess.run(
-            [sys.executable, "-m", module, *map(str, command), "--layouts", *layouts],
-            cwd=ROOT,
-            env={**environment(self.folder), FAULT: fault},
-            capture_output=True,
-            text=True,
-            timeout=100,
-        )
+        finished = run_command(self.folder, *command, "--layouts", *layouts, module=module, **{FAULT: fault})
         return finished.returncode, finished.stdout + finished.stderr, json.loads(report.read_text())
 
 

@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "../arguments.h"
+#include "../tagged.h"
 
 namespace splitrank::quick_reduce_gpu {
 
@@ -201,7 +202,7 @@ Job Communicator::plan(uint64_t input, uint64_t output, uint64_t num_elements, u
     uint64_t limit = segment_capacity(CodecKind(codec), DType(dtype), view_.shape.segment_bytes);
     uint64_t tiles_per_block = tuning.tiles_per_block;
     if (kind == Algorithm::kTagged) {  // one use of a slot a call
-        limit = kTaggedBytes / sizeof(TaggedWord) * 8 / element_bytes(DType(dtype));
+        limit = tagged_capacity(DType(dtype), view_.shape.tagged_bytes);
         tiles_per_block = 1;
         if (num_elements > limit * tuning.num_blocks)
             throw std::invalid_argument(text(num_elements) + " elements: the tagged algorithm takes " +

@@ -77,7 +77,8 @@ bool registered_slot(FibreExecutor& exec, const View& view, const Call& call, co
     return true;
 }
 
-// A slot has one tile: contracts see to it (plan.cc).
+// A slot has one tile: contracts see to it (plan.cc). Beside run_once, because that one copies the call, and a host that
+// gives up shortens the limit of a call that runs (world.cc).
 template <class Layout, class Type, int W>
 bool tagged_slot(FibreExecutor& exec, const View& view, const Call& call, const void* const*, uint32_t slot) {
     const auto layout = make_layout<Layout>(view, call);
@@ -147,7 +148,7 @@ constexpr Kernel shipped_tagged() {
             once<TaggedWork<FibreExecutor, Type, W>>,
             nullptr,
             reference<Type, CodecNone<Type>>,
-            [](uint64_t) { return Tagged<FibreExecutor, Type, IsolatedLayout, W>::capacity(kTaggedBytes); }};
+            [](uint64_t) { return tagged_capacity(Type::kDType, kTaggedBytes); }};
 }
 
 template <int W>
