@@ -11,11 +11,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import delta_rule
 import torch
 import torch.nn.functional as F
 from delta_rule import chunked_delta_rule
 from torch import Tensor, nn
 from transformers import Qwen3_5MoeForCausalLM, Qwen3_5MoeTextConfig
+from transformers.models.qwen3_5_moe import modeling_qwen3_5_moe
 
 
 def build_model(text_config: dict[str, Any], seed: int, *, fast: bool = True) -> Any:
@@ -52,9 +54,11 @@ def _replace_mixer(mixer: Any) -> None:
 
 
 def _train_mixer(mixer: Any, x_BTD: Tensor) -> Tensor:
-    """Rows are padded on the right, if at all, so no mask is needed."""
+    """Rows are padded on the right, if at all, so no mask is needed; here to whole chunks, while they are narrow."""
+    wanted = x_BTD.shape[1]
+    x_BTD = F.pad(x_BTD, (0, 0, 0, -wanted % delta_rule.CHUNK))
     batch, tokens, _ = x_BTD.shape
-    qkv: Tensor = F.silu(_short_convolution(mixer.in_proj_qkv(x_BTD), mixer.conv1d.weight[:, 0]))
+    qkv = _short_convolution(mixer.in_proj_qkv(x_BTD), mixer.conv1d.weight[:, 0])
     query, key, value = torch.split(qkv, [mixer.key_dim, mixer.key_dim, mixer.value_dim], dim=-1)
     log_decay = -mixer.A_log.float().exp() * F.softplus(mixer.in_proj_a(x_BTD).float() + mixer.dt_bias)
     beta = mixer.in_proj_b(x_BTD).sigmoid()
@@ -68,12 +72,12 @@ def _train_mixer(mixer: Any, x_BTD: Tensor) -> Tensor:
         ).to(qkv.dtype)
     gate = mixer.in_proj_z(x_BTD).reshape(-1, mixer.head_v_dim)
     normed = mixer.norm(outputs.reshape(-1, mixer.head_v_dim), gate)
-    mixed: Tensor = mixer.out_proj(normed.reshape(batch, tokens, -1))
+    mixed: Tensor = mixer.out_proj(normed.reshape(batch, tokens, -1)[:, :wanted])
     return mixed
 
 
 def _short_convolution(x_BTC: Tensor, weight_CW: Tensor) -> Tensor:
-    """Causal and per channel: output t sees inputs t-W+1 to t."""
+    """Causal and per channel: output t sees inputs t-W+1 to t; then SiLU."""
     width = weight_CW.shape[1]
     weight = weight_CW.to(x_BTC.dtype)
     padded = F.pad(x_BTC, (0, 0, width - 1, 0))
@@ -81,17 +85,34 @@ def _short_convolution(x_BTC: Tensor, weight_CW: Tensor) -> Tensor:
     total = padded[:, :tokens] * weight[:, 0]
     for offset in range(1, width):
         total = total + padded[:, offset : offset + tokens] * weight[:, offset]
-    return total
+    return F.silu(total)
 
 
 def _dense_experts(self: Any, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
     experts, double_inner, hidden = self.gate_up_proj.shape
-    weights = torch.zeros(hidden_states.shape[0], experts, dtype=top_k_weights.dtype, device=hidden_states.device)
-    weights = weights.scatter(1, top_k_index, top_k_weights)
     both = F.linear(hidden_states, self.gate_up_proj.reshape(experts * double_inner, hidden))
-    gate, up = both.view(-1, experts, 2, double_inner // 2).unbind(dim=2)
-    inner = F.silu(gate) * up * weights.unsqueeze(-1).to(gate.dtype)
-    return F.linear(inner.flatten(1), self.down_proj.transpose(0, 1).reshape(hidden, -1))
+    inner = _expert_inner(both, top_k_index, top_k_weights, experts)
+    return F.linear(inner, self.down_proj.transpose(0, 1).reshape(hidden, -1))
+
+
+def _expert_inner(both: Tensor, top_k_index: Tensor, top_k_weights: Tensor, experts: int) -> Tensor:
+    """[tokens, experts * inner]: zero for the experts that a token did not choose."""
+    weights = torch.zeros(both.shape[0], experts, dtype=top_k_weights.dtype, device=both.device)
+    weights = weights.scatter(1, top_k_index, top_k_weights)
+    gate, up = both.view(both.shape[0], experts, 2, -1).unbind(dim=2)
+    return (F.silu(gate) * up * weights.unsqueeze(-1).to(gate.dtype)).flatten(1)
+
+
+def compile_parts() -> None:
+    """torch.compile for what lies between the large products, for every number of rows and tokens at once."""
+    global _short_convolution, _expert_inner
+    torch._dynamo.config.recompile_limit = 32  # one row, one chunk, bf16 or float32: each is a graph of its own
+    _short_convolution = torch.compile(_short_convolution, dynamic=True)
+    _expert_inner = torch.compile(_expert_inner, dynamic=True)
+    for name in ("chunks", "strict_part", "within_chunks"):
+        setattr(delta_rule, name, torch.compile(getattr(delta_rule, name), dynamic=True))
+    for kind in (modeling_qwen3_5_moe.Qwen3_5MoeRMSNorm, modeling_qwen3_5_moe.Qwen3_5MoeRMSNormGated):
+        kind.forward = torch.compile(kind.forward, dynamic=True)  # type: ignore[method-assign]
 
 
 @contextmanager

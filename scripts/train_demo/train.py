@@ -5,7 +5,8 @@
         --total-seconds 1300 --time-limit-s 560 --resume
 
 ``--work`` holds last.pt, curves.jsonl and, at every stop, export/ (hub-named weights). The learning rate follows
-``--total-seconds`` of training over all commands together, or ``--total-steps``.
+``--total-seconds`` of training over all commands together, or ``--total-steps``. Under ``torchrun`` each process has
+a GPU and its own batches; the gradients are averaged.
 """
 
 import argparse
@@ -16,16 +17,17 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-import delta_rule
 import torch
 from batches import Batch, DataOptions, batches_from
 from checkpoint import Progress, load, save
 from curves import Curves
+from data_parallel import Workers
 from evaluation import Task, evaluate, make_tasks
 from export import read_weights, write_weights
 from gsm8k_train import read_train
-from model import build_model, num_parameters, training_loss
+from model import build_model, compile_parts, num_parameters, training_loss
 from model_config import text_config, tiny_text_config
+from muon import MuonAdamW, has_matrices
 from schedule import learning_rate
 from tokenizers import Tokenizer
 
@@ -64,7 +66,9 @@ class Options:
     tiny: bool = _option(False, "a model for testing this program")
     float32: bool = _option(False, "no bf16 autocast")
     plain_forward: bool = _option(False, "transformers' own forward pass in training, to compare speed and loss")
-    compile: bool = _option(False, "torch.compile for the inside of the delta rule's chunks")
+    adamw: bool = _option(False, "AdamW for the matrices too, to compare")
+    tf32: bool = _option(False, "TF32 for the delta rule's products")
+    compile: bool = _option(False, "torch.compile for what is between the large products")
 
 
 class Run:
@@ -73,7 +77,8 @@ class Run:
     def __init__(self, options: Options) -> None:
         self.options = options
         self.started = time.monotonic()
-        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.workers = Workers()
+        self.device = self.workers.device
         self.work = Path(options.work)
         self.work.mkdir(parents=True, exist_ok=True)
         config = tiny_text_config() if options.tiny else text_config()
@@ -83,7 +88,8 @@ class Run:
         self.progress = self._begin()
         self.num_skipped = 0
         self.already = self.progress.seconds
-        self.curves = Curves(self.work / "curves.jsonl", self.progress.step)
+        self.spent = 0.0
+        self.curves = Curves(self.work / "curves.jsonl", self.progress.step) if self.workers.first else None
         solved, development = read_train(Path(options.gsm8k)) if options.gsm8k else ([], [])
         self.data = DataOptions(
             options.tokenizer, solved, str(options.seed), options.tokens_per_batch, options.documents_per_block
@@ -91,7 +97,9 @@ class Run:
         self.tokenizer = Tokenizer.from_file(options.tokenizer)
         wanted = options.evaluate_count if options.evaluate_every_s else 0
         self.tasks: dict[str, list[Task]] = make_tasks(wanted, development) if wanted else {}
-        print(f"{num_parameters(self.model) / 1e6:.2f} M parameters on {self.device}, from {self.progress}", flush=True)
+        if self.workers.first:
+            size = f"{num_parameters(self.model) / 1e6:.2f} M parameters"
+            print(f"{size} on {self.workers.count} {self.device}, from {self.progress}", flush=True)
 
     def _begin(self) -> Progress:
         last = self.work / "last.pt"
@@ -101,10 +109,10 @@ class Run:
             read_weights(self.model, Path(self.options.init_from))
         return Progress()
 
-    @property
-    def spent(self) -> float:
-        """Seconds of this command."""
-        return time.monotonic() - self.started
+    def _look_at_clock(self) -> None:
+        """``spent`` are the seconds of this command; of the first process, so that all stop at the same step."""
+        self.spent = self.workers.agreed(time.monotonic() - self.started)
+        self.progress.seconds = self.already + self.spent
 
     @property
     def share_done(self) -> float:
@@ -126,23 +134,33 @@ class Run:
         place = self.progress
         batches = batches_from(self.data, place.block, place.offset, self.options.workers, self.device == "cuda")
         evaluation_s = 20.0 if self.tasks else 1.0  # what a last evaluation is expected to take, until one was timed
+        self._look_at_clock()
         while not self.finished(1.5 * evaluation_s + 5.0):
-            chosen = list(itertools.islice(batches, self.options.accumulate))
+            chosen = list(itertools.islice(batches, self.options.accumulate * self.workers.count))
             logged.add(*self._step([batch for _, _, batch in chosen]))
             place.step += 1
             place.block, place.offset = chosen[-1][0], chosen[-1][1] + 1
-            place.seconds = self.already + self.spent
             if place.step % self.options.log_every == 0:
-                self.curves.write(step=place.step, tokens=place.num_tokens, seconds=place.seconds, **logged.take())
-            if saving.due():
-                save(self.work / "last.pt", self.model, self.optimizer, place)
-            if self.tasks and evaluating.due():
+                self._write(step=place.step, tokens=place.num_tokens, seconds=place.seconds, **logged.take())
+            if saving.due(self.spent):
+                self._save()
+            if self.tasks and evaluating.due(self.spent):
                 evaluation_s = self._evaluate()
-        place.seconds = self.already + self.spent
-        save(self.work / "last.pt", self.model, self.optimizer, place)
-        write_weights(self.model, self.work / "export")
+            self._look_at_clock()
+        self._save()
+        if self.workers.first:
+            write_weights(self.model, self.work / "export")
         if self.tasks:
             self._evaluate()
+        self.workers.close()
+
+    def _save(self) -> None:
+        if self.workers.first:
+            save(self.work / "last.pt", self.model, self.optimizer, self.progress)
+
+    def _write(self, **fields: Any) -> None:
+        if self.curves:
+            self.curves.write(**fields)
 
     def _step(self, batches: list[Batch]) -> tuple[torch.Tensor, int]:
         """(loss, balance loss and gradient norm, still on the device; number of tokens)."""
@@ -151,7 +169,9 @@ class Run:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.zero_grad(set_to_none=True)
-        losses = torch.stack([self._backward(*batch, 1 / len(batches)) for batch in batches]).mean(dim=0)
+        mine = batches[self.workers.rank :: self.workers.count]
+        losses = torch.stack([self._backward(*batch, 1 / len(mine)) for batch in mine]).mean(dim=0)
+        self.workers.average_gradients(self.model)
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), options.clip)
         if norm.isfinite():
             self.optimizer.step()
@@ -173,28 +193,27 @@ class Run:
         return torch.stack((loss.detach(), balance.detach()))
 
     def _evaluate(self) -> float:
-        """Seconds that it took."""
+        """Seconds that it took. The first process asks; the others wait for its clock."""
         began = time.monotonic()
-        scores = evaluate(self.model, self.tokenizer, self.tasks)
-        self.progress.seconds = self.already + self.spent
-        self.curves.write(
-            step=self.progress.step,
-            seconds=self.progress.seconds,
-            accuracy={name: round(score.accuracy, 4) for name, score in scores.items()},
-            unfinished={name: score.unfinished for name, score in scores.items()},
-        )
-        return time.monotonic() - began
+        if self.workers.first:
+            scores = evaluate(self.model, self.tokenizer, self.tasks)
+            self._write(
+                step=self.progress.step,
+                seconds=self.progress.seconds,
+                accuracy={name: round(score.accuracy, 4) for name, score in scores.items()},
+                unfinished={name: score.unfinished for name, score in scores.items()},
+            )
+        return self.workers.agreed(time.monotonic() - began)
 
 
 class _Every:
-    """True once ``seconds`` have passed since the last time."""
+    """True once ``seconds`` have passed since the last time; by a clock that all processes agree on."""
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
-        self._last = time.monotonic()
+        self._last = 0.0
 
-    def due(self) -> bool:
-        now = time.monotonic()
+    def due(self, now: float) -> bool:
         if now - self._last < self._seconds:
             return False
         self._last = now
@@ -223,15 +242,18 @@ class _Log:
         return {"loss": loss, "balance": balance, "norm": norm, "tokens_per_s": speed}
 
 
-def _make_optimizer(model: torch.nn.Module, options: Options) -> torch.optim.AdamW:
-    matrices: list[torch.Tensor] = []
-    others: list[torch.Tensor] = []
+def _make_optimizer(model: torch.nn.Module, options: Options) -> torch.optim.Optimizer:
+    groups: dict[str, dict[str, Any]] = {
+        "matrices": {"params": [], "weight_decay": options.weight_decay, "muon": not options.adamw},
+        "small matrices": {"params": [], "weight_decay": options.weight_decay},
+        "others": {"params": [], "weight_decay": 0.0},
+    }
     for name, weight in model.named_parameters():
         decays = weight.ndim >= 2 and "conv1d" not in name and "embed_tokens" not in name
-        (matrices if decays else others).append(weight)
-    groups = [{"params": matrices, "weight_decay": options.weight_decay}, {"params": others, "weight_decay": 0.0}]
+        sort = "matrices" if has_matrices(name, weight) else "small matrices" if decays else "others"
+        groups[sort]["params"].append(weight)
     fused = next(model.parameters()).is_cuda
-    return torch.optim.AdamW(groups, lr=options.peak_rate, betas=(0.9, 0.95), eps=1e-8, fused=fused)
+    return MuonAdamW(groups.values(), options.peak_rate, fused)
 
 
 def parse_options(arguments: list[str] | None = None) -> Options:
@@ -254,8 +276,8 @@ def parse_options(arguments: list[str] | None = None) -> Options:
 def main() -> None:
     options = parse_options()
     if options.compile:
-        delta_rule.within_chunks = torch.compile(delta_rule.within_chunks, dynamic=True)
-    torch.set_float32_matmul_precision("highest")
+        compile_parts()
+    torch.set_float32_matmul_precision("high" if options.tf32 else "highest")
     Run(options).train()
 
 

@@ -1,7 +1,10 @@
 """The training program on a CPU: the same function as transformers', resumable, exported as the hub has it."""
 
 import json
+import os
 import random
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -125,6 +128,12 @@ def run_options(work: Path) -> Options:
     )
 
 
+_GIVEN = (
+    *("tokenizer", "work", "total_steps", "tokens_per_batch", "documents_per_block", "warmup_steps", "log_every"),
+    *("evaluate_every_s", "workers", "accumulate"),
+)
+
+
 def read_lines(work: Path) -> list[dict[str, float]]:
     lines = [json.loads(line) for line in (work / "curves.jsonl").read_text().splitlines()]
     return [{name: line[name] for name in ("step", "tokens", "loss", "balance", "norm")} for line in lines]
@@ -142,6 +151,27 @@ def test_a_resumed_run_has_the_same_curve(tmp_path: Path, capsys) -> None:
     assert weights[0] == weights[1]
     lines = [json.loads(line) for line in (tmp_path / "whole" / "curves.jsonl").read_text().splitlines()]
     assert draw([*lines, {"step": 6, "seconds": 9.0, "accuracy": {"seen": 0.5}}]).count("<polyline") == 2
+
+
+def test_two_processes_take_turns_with_the_batches_of_one(tmp_path: Path, capsys) -> None:
+    """One process with two batches a step, two with one each: the same gradients, so the same weights."""
+    one = replace(run_options(tmp_path / "one"), total_steps=3, accumulate=2, float32=True)
+    Run(one).train()
+    two = replace(one, work=str(tmp_path / "two"), accumulate=1)
+    flags = [f"--{name.replace('_', '-')}={getattr(two, name)}" for name in _GIVEN]
+    program = Path(sys.modules["train"].__file__ or "")
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(program), "--tiny", "--float32"]
+    subprocess.run(
+        [sys.executable, *command, *flags], check=True, timeout=240, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+    lines = [read_lines(tmp_path / name)[-1] for name in ("one", "two")]
+    assert lines[0]["step"] == lines[1]["step"] == 3
+    assert lines[1]["norm"] == pytest.approx(lines[0]["norm"], rel=1e-3)
+    models = [build_model(tiny_text_config(), seed=0) for _ in lines]
+    for model, name in zip(models, ("one", "two"), strict=True):
+        read_weights(model, tmp_path / name / "export")
+    for mine, wanted in zip(models[0].parameters(), models[1].parameters(), strict=True):
+        assert (mine - wanted).norm() <= 1e-2 * wanted.norm()
 
 
 def test_a_run_ends_in_time(tmp_path: Path, capsys) -> None:
