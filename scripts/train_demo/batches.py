@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from documents import Document
+from documents import Document, text_of
 from gsm8k_train import Solved
 from mix import documents
 from model_config import special_id
@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 # Row lengths: fine where most rows are, so that little is padding; few enough for torch.compile's shapes.
-LENGTHS = (*range(32, 257, 16), *range(288, 513, 32), *range(576, 1025, 64), *range(1152, 2049, 128))
+LENGTHS = (*range(80, 257, 16), *range(288, 513, 32), *range(576, 1025, 64), *range(1152, 2049, 128))
 PADDING_WEIGHT = -1.0
 
 Row = tuple[list[int], list[float]]
@@ -38,14 +38,12 @@ class DataOptions:
 
 
 def encode(tokenizer: Tokenizer, document: Document) -> Row:
-    """Piece by piece, as a prompt is encoded apart from what the model writes after it."""
-    ids: list[int] = []
-    weights: list[float] = []
-    for text, weight in document:
-        piece = tokenizer.encode(text, add_special_tokens=False).ids
-        ids += piece
-        weights += [weight] * len(piece)
-    return ids, weights
+    """As a prompt is encoded when it is served: whole, so that a question mark and the line end behind it are one
+    token. A token has the weight of the piece that it begins in."""
+    encoding = tokenizer.encode(text_of(document), add_special_tokens=False)
+    ends = list(itertools.accumulate(len(text) for text, _ in document))
+    weights = [document[bisect.bisect_right(ends, start)][1] for start, _ in encoding.offsets]
+    return encoding.ids, weights
 
 
 def make_batches(rows: list[Row], tokens_per_batch: int, rng: random.Random) -> list[Batch]:

@@ -1,7 +1,8 @@
 """Problems of any length, composed step by step: chains of people, boxes that fill and empty, shopping, a working week.
 
 A composer returns a ``Kind`` as the text templates do: its draws, one frame, one step for each event. The sentences
-are in stories.txt; the held-out frame tells the same events in sentences that training never sees.
+are in stories.txt, several for each event; the held-out frame tells the same events in sentences that training never
+sees.
 """
 
 import random
@@ -15,17 +16,17 @@ Composer = Callable[[random.Random, int], Kind]
 Event = Callable[["_Tale", str], str]
 
 
-def _read_sentences(path: Path) -> dict[str, dict[str, str]]:
-    """By name: the one for training (``ask``) and the held-out one (``new``)."""
-    sentences: dict[str, dict[str, str]] = {}
+def _read_sentences(path: Path) -> dict[str, dict[str, list[str]]]:
+    """By name: those for training (``ask``) and the held-out ones (``new``)."""
+    sentences: dict[str, dict[str, list[str]]] = {}
     name = ""
     for line in path.read_text(encoding="utf-8").replace("\n  ", " ").splitlines():
         if line.startswith(" "):
             word, _, sentence = line.strip().partition(" ")
-            sentences[name][word] = sentence
+            sentences[name][word].append(sentence)
         elif line and not line.startswith("#"):
             name = line
-            sentences[name] = {}
+            sentences[name] = {"ask": [], "new": []}
     return sentences
 
 
@@ -37,6 +38,7 @@ class _Tale:
     """A kind in the making: every sentence twice, for training and for the held-out frame."""
 
     kind: Kind
+    rng: random.Random
     told: list[str] = field(default_factory=list)
     told_new: list[str] = field(default_factory=list)
 
@@ -53,7 +55,7 @@ class _Tale:
     def say(self, sentence: str, **places: str) -> None:
         """``places``: a number's name for ``n`` and ``m``, a slot like ``{name2}`` for the others."""
         for told, word in ((self.told, "ask"), (self.told_new, "new")):
-            text = _SENTENCES[sentence][word]
+            text = self.rng.choice(_SENTENCES[sentence][word])
             for place, filling in places.items():
                 if filling.startswith("{"):
                     text = text.replace(f"{{{place}}}", filling)
@@ -77,7 +79,7 @@ class _Tale:
 
 def _people(rng: random.Random, length: int, name: str) -> tuple[_Tale, list[str]]:
     """(tale, values of the people): each is compared with the one before."""
-    tale = _Tale(Kind(name))
+    tale = _Tale(Kind(name), rng)
     values = [tale.draw(4, 40)]
     tale.say("chain_start", n=values[0])
     for index in range(2, length + 2):
@@ -130,7 +132,7 @@ def _events(
 
 def box_story(rng: random.Random, length: int) -> Kind:
     """Things come and go."""
-    tale = _Tale(Kind("box_story"))
+    tale = _Tale(Kind("box_story"), rng)
     start = tale.draw(10, 80)
     tale.say("box_start", n=start)
     _events(tale, rng, length, start, (_gain, _loss, _double), (_gain, _loss, _packs, _gifts))
@@ -170,7 +172,7 @@ def _gifts(tale: _Tale, value: str) -> str:
 
 def _purchases(rng: random.Random, length: int, name: str) -> tuple[_Tale, str, int]:
     """(tale, name of the total, its bound)."""
-    tale = _Tale(Kind(name))
+    tale = _Tale(Kind(name), rng)
     costs: list[str] = []
     for index in range(1, max(2, length - 1) + 1):
         goods, number, price = f"{{goods{index}}}", tale.draw(2, 9), tale.draw(2, 12)
@@ -197,7 +199,7 @@ def shopping_change(rng: random.Random, length: int) -> Kind:
 
 def working_week(rng: random.Random, length: int) -> Kind:
     """Days compared with each other, then added."""
-    tale = _Tale(Kind("working_week"))
+    tale = _Tale(Kind("working_week"), rng)
     values = [tale.draw(4, 30)]
     tale.say("week_start", n=values[0])
     for index in range(2, max(2, min(length, 7)) + 1):  # a week has seven days
@@ -218,7 +220,7 @@ def _day(tale: _Tale, rng: random.Random, day: str, before: str, value: str) -> 
 
 def budget(rng: random.Random, length: int) -> Kind:
     """Money comes and goes."""
-    tale = _Tale(Kind("budget"))
+    tale = _Tale(Kind("budget"), rng)
     start = tale.draw(20, 120)
     tale.say("budget_start", n=start)
     _events(tale, rng, length, start, (_spend, _receive), (_spend, _receive, _work, _buy_some))

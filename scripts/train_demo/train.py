@@ -28,7 +28,7 @@ from gsm8k_train import read_train
 from model import build_model, compile_parts, num_parameters, training_loss
 from model_config import text_config, tiny_text_config
 from muon import MuonAdamW, has_matrices
-from schedule import learning_rate
+from schedule import DECAY_SHARE, learning_rate
 from tokenizers import Tokenizer
 
 MAX_SKIPPED = 10  # steps in a row whose gradient is not finite
@@ -54,6 +54,7 @@ class Options:
     documents_per_block: int = _option(4_000, "documents that are sorted by length together")
     peak_rate: float = _option(2e-3, "learning rate after the warm-up")
     warmup_steps: int = _option(200, "steps of the warm-up")
+    decay_share: float = _option(DECAY_SHARE, "share of the run over whose end the learning rate falls to nothing")
     weight_decay: float = _option(0.05, "on matrices")
     balance: float = _option(0.01, "weight of the router's balance loss")
     clip: float = _option(1.0, "largest norm of the gradient")
@@ -165,7 +166,7 @@ class Run:
     def _step(self, batches: list[Batch]) -> tuple[torch.Tensor, int]:
         """(loss, balance loss and gradient norm, still on the device; number of tokens)."""
         options, place = self.options, self.progress
-        rate = learning_rate(options.peak_rate, place.step, self.share_done, options.warmup_steps)
+        rate = learning_rate(options.peak_rate, place.step, self.share_done, options.warmup_steps, options.decay_share)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.zero_grad(set_to_none=True)

@@ -9,11 +9,13 @@ import chatter
 import gsm8k_train
 import mix
 import pytest
+from batches import encode
 from documents import Example, Exchange, chat, solved_examples, text_of
 from evaluation import chat_prompt, question_prompt
 from generator import problems
 from gsm8k_train import Solved, clean, read_train
 from gsm8k_vary import vary
+from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
 from splitrank.serving.demo_checkpoint import demo_checkpoint_path
@@ -158,3 +160,22 @@ def test_gsm8k_problems_get_other_numbers_that_are_right_again() -> None:
 )
 def test_numbers_that_cannot_be_told_apart_stay(question: str, marked: str) -> None:
     assert vary(Solved(question, clean(marked), marked), random.Random(1)) is None
+
+
+def test_a_document_begins_with_the_tokens_of_its_prompt() -> None:
+    """What is learnt after the served prompt's tokens is the answer, all of it and from its first token on."""
+    tokenizer = Tokenizer.from_file(str(demo_checkpoint_path() / "tokenizer.json"))
+    exchange = Exchange("2 + 3?", "2 and 3 are 5.", "It is 5.\n#### 5")
+    shot, asked = Example("1 + 1?", "2.\n#### 2", 0.0), Example("2 + 3?", "It is 5.\n#### 5")
+    cases = [
+        (solved_examples([asked]), question_prompt("2 + 3?", [])),
+        (solved_examples([shot, asked]), question_prompt("2 + 3?", [("1 + 1?", "2.\n#### 2")])),
+        (chat([exchange], "", thinking=True), chat_prompt("2 + 3?", thinking=True)),
+        (chat([exchange], "", thinking=False), chat_prompt("2 + 3?", thinking=False)),
+    ]
+    for document, prompt in cases:
+        ids, weights = encode(tokenizer, document)
+        prompt_ids = tokenizer.encode(prompt, add_special_tokens=False).ids
+        assert ids[: len(prompt_ids)] == prompt_ids
+        assert max(weights[: len(prompt_ids)]) < 1.0, prompt
+        assert set(weights[len(prompt_ids) :]) == {1.0}, prompt

@@ -71,18 +71,25 @@ def test_every_kind_makes_right_problems(held_out: bool) -> None:
         for _ in range(5):
             problem = verify(make_problem(kind, rng, held_out=held_out, scale=1, max_value=MAX_VALUE))
             assert problem.answer.endswith(f"\n#### {problem.result}")
-            assert problem.question[0].isupper() or problem.question[0] in "0123456789$"
+            assert problem.question[0].isupper() or problem.question[0] in '0123456789$"'
 
 
 @pytest.mark.parametrize("compose", COMPOSERS)
 @pytest.mark.parametrize("length", [2, 4, 7])
 def test_every_story_has_about_the_length_asked_for(compose, length: int) -> None:
     rng = random.Random(3)
-    for _ in range(5):
+    num_made = 0
+    for _ in range(12):
         kind = compose(rng, length)
         assert length <= len(kind.steps) <= max(length, 4)
         for held_out in (False, True):
-            verify(make_problem(kind, rng, held_out=held_out, scale=1, max_value=99_999))
+            try:
+                problem = make_problem(kind, rng, held_out=held_out, scale=1, max_value=99_999)
+            except ValueError:  # one half after the other leaves no gap: the generator takes another shape
+                continue
+            verify(problem, 99_999)
+            num_made += 1
+    assert num_made >= 12
 
 
 def test_a_wrong_step_does_not_pass() -> None:
