@@ -15,14 +15,14 @@ from openai import OpenAI
 
 START_LIMIT_S = 180.0
 STOP_LIMIT_S = 30.0
-DEFAULT_QUESTION = "Natalia sold 48 clips in April and half as many in May. How many did she sell altogether?"
+DEFAULT_QUESTION = "Natalia sold 48 stickers in April and half as many in May. How many stickers did she sell in all?"
 ADDRESS = re.compile(r"http://127\.0\.0\.1:\d+")
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--question", default=DEFAULT_QUESTION)
-    parser.add_argument("--max-tokens", type=int, default=48)
+    parser.add_argument("--max-tokens", type=int, default=256)
     arguments = parser.parse_args()
     command = [sys.executable, "-m", "splitrank.serving", "serve", "--pp", "2", "--port", "0"]
     print("$ splitrank " + " ".join(command[3:]), flush=True)
@@ -83,9 +83,10 @@ def ask(address: str, question: str, max_tokens: int) -> None:
     )
     choice, usage = answer.choices[0], answer.usage
     assert usage is not None
-    print(f"\nquestion: {question}\nanswer:   {choice.message.content!r}")
+    content = (choice.message.content or "").replace("\n", "\n  ")
+    print(f"\nquestion: {question}\nanswer:\n  {content}\n")
     print(f"model {model}: {usage.prompt_tokens} prompt tokens, {usage.completion_tokens} generated tokens, ", end="")
-    print(f"finished by {choice.finish_reason}. The weights are random, so the answer is noise.\n", flush=True)
+    print(f"finished by {choice.finish_reason}\n", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""``scripts/demo`` from end to end: two pipeline ranks, one question over HTTP, a clean end."""
+"""``scripts/demo`` from end to end: two pipeline ranks, one question over HTTP, its right answer, a clean end."""
 
 import subprocess
 import sys
@@ -10,11 +10,13 @@ ROOT = Path(__file__).parents[1]
 
 
 def test_the_demo_asks_and_stops_cleanly() -> None:
-    command = [sys.executable, "scripts/demo.py", "--max-tokens", "8"]
+    command = [sys.executable, "scripts/demo.py"]
     finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=110)
     assert finished.returncode == 0, finished.stdout + finished.stderr
     assert "rank 1 (stage 1, tp 0)  layers 4-7" in finished.stdout
-    assert "8 generated tokens, finished by length" in finished.stdout
+    assert "48 / 2 = 24" in finished.stdout
+    assert "#### 72" in finished.stdout
+    assert "finished by stop" in finished.stdout
     assert finished.stdout.splitlines()[-1] == "the server has stopped cleanly"
 
 

@@ -22,6 +22,7 @@
 // and for tagged.h
 //   TaggedWord load_tagged(const TaggedWord*), void store_tagged(TaggedWord*, TaggedWord)   one access each, which no other
 //                                        splits: the whole word or the one before; system scope, ordered with nothing else
+//   void push_stores()                   all stores of this lane so far are performed
 #pragma once
 
 #include "call.h"
@@ -160,9 +161,12 @@ class Handshake {
     QR_DEVICE TaggedWord tag(uint64_t data) const { return {data, expected()}; }
     QR_DEVICE bool has_come(const TaggedWord& word) const { return word.flag == expected(); }
 
-    // Waits for a word of `peer`'s. Of one lane alone: false on one is to be told to all.
+    // Waits for a word of `peer`'s. Of one lane alone: false on one is to be told to all. Nothing promises when a word
+    // without a fence behind it arrives, and the peer may wait for this lane's in turn.
     QR_DEVICE bool await_word(const TaggedWord* from, uint32_t peer, TaggedWord& word) {
+        uint32_t polls = 0;
         return await_flag(first(), peer, [&] {
+            if (++polls == kPollsBeforePush) exec_.push_stores();
             word = exec_.load_tagged(from);
             return word.flag;
         });
@@ -176,6 +180,7 @@ class Handshake {
 
   private:
     static constexpr uint32_t kSpinsPerLook = 256;  // polls between two looks at abort words and the clock
+    static constexpr uint32_t kPollsBeforePush = 8;
 
     // 24 bits of fingerprint, 40 of sequence. 32 would not do: after 2^31 one-shot calls, the flag that the last two-shot
     // call has left would look like one from the future.

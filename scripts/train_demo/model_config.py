@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from neighbors import FIRST_SPECIAL_ID, SPECIAL_TOKENS
+from demo_tokenizer import FIRST_SPECIAL_ID, SPECIAL_TOKENS
 
 NUM_LAYERS = 8
 

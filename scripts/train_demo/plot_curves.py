@@ -2,6 +2,7 @@
 
     python scripts/train_demo/plot_curves.py --curves build/train_demo/curves.jsonl --out configs/demo/curves.svg
 
+Several curves are those of runs of which each began with the weights of the one before.
 SVG, written here: no library to install, and a diff shows what changed.
 """
 
@@ -51,6 +52,15 @@ class Panel:
         return f'<polyline points="{placed}" fill="none" stroke="{color}" stroke-width="1.5"/>'
 
 
+def end_to_end(runs: list[list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """The lines of all runs, with the seconds since the first one's begin."""
+    lines: list[dict[str, Any]] = []
+    for run in runs:
+        before = lines[-1]["seconds"] if lines else 0.0
+        lines += [{**line, "seconds": before + line["seconds"]} for line in run]
+    return lines
+
+
 def draw(lines: list[dict[str, Any]]) -> str:
     """ValueError when no loss was recorded."""
     losses = [(line["seconds"] / 60, line["loss"]) for line in lines if "loss" in line]
@@ -95,10 +105,10 @@ def _text(x: float, y: float, text: str, anchor: str, size: int = 12, color: str
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--curves", type=Path, required=True)
+    parser.add_argument("--curves", type=Path, nargs="+", required=True)
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
-    arguments.out.write_text(draw(read_curves(arguments.curves)), encoding="utf-8")
+    arguments.out.write_text(draw(end_to_end([read_curves(path) for path in arguments.curves])), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Learning rate: warm up, stay, decay to nothing."""
 
-WARMUP_STEPS = 200
+WARMUP_STEPS = 100
 DECAY_SHARE = 0.5  # of the whole run: most of the last gains come while the rate falls
 
 

@@ -28,7 +28,7 @@ from gsm8k_train import read_train
 from model import build_model, compile_parts, num_parameters, training_loss
 from model_config import text_config, tiny_text_config
 from muon import MuonAdamW, has_matrices
-from schedule import DECAY_SHARE, learning_rate
+from schedule import DECAY_SHARE, WARMUP_STEPS, learning_rate
 from tokenizers import Tokenizer
 
 MAX_SKIPPED = 10  # steps in a row whose gradient is not finite
@@ -49,11 +49,11 @@ class Options:
     total_steps: int = _option(0, "the same in steps")
     time_limit_s: float = _option(570.0, "this command ends by then, its last evaluation included")
     stop_after: int = _option(0, "this command ends after that step; 0: no limit")
-    tokens_per_batch: int = _option(32_768, "padding included; rows of a batch have one length")
-    accumulate: int = _option(2, "batches of a step: texts of different length and sort in one gradient")
+    tokens_per_batch: int = _option(65_536, "padding included; rows of a batch have one length")
+    accumulate: int = _option(1, "batches of a step: texts of different length and sort in one gradient")
     documents_per_block: int = _option(4_000, "documents that are sorted by length together")
-    peak_rate: float = _option(2e-3, "learning rate after the warm-up")
-    warmup_steps: int = _option(200, "steps of the warm-up")
+    peak_rate: float = _option(4e-3, "learning rate after the warm-up")
+    warmup_steps: int = _option(WARMUP_STEPS, "steps of the warm-up")
     decay_share: float = _option(DECAY_SHARE, "share of the run over whose end the learning rate falls to nothing")
     weight_decay: float = _option(0.05, "on matrices")
     balance: float = _option(0.01, "weight of the router's balance loss")

@@ -3,7 +3,7 @@
     python scripts/train_demo/write_tokenizer.py --gsm8k build/train_demo/gsm8k_train.jsonl --out build/train_demo/model
 
 tokenizer.json, tokenizer_config.json, chat_template.jinja, config.json, generation_config.json. Byte-level BPE of
-4,044 entries and the 26 special tokens, as scripts/demo_tokenizer.py has them.
+4,044 entries and the 26 special tokens, as demo_tokenizer.py has them.
 """
 
 import argparse
@@ -11,16 +11,16 @@ import itertools
 import json
 import re
 import shutil
-import tempfile
 from pathlib import Path
 
+from demo_tokenizer import SPECIAL_TOKENS, train_tokenizer, write_tokenizer_files
 from documents import text_of
 from gsm8k_train import Solved, read_train
 from mix import documents
 from model_config import generation_config, hub_config, max_positions
-from neighbors import SPECIAL_TOKENS, demo_folder, train_tokenizer, write_tokenizer_files
 
 NUM_DOCUMENTS = 12_000
+_DEMO = Path(__file__).resolve().parents[2] / "configs" / "demo"
 _SPECIAL = re.compile("|".join(map(re.escape, SPECIAL_TOKENS)))  # no word parts of their names
 
 
@@ -34,14 +34,11 @@ def sample_texts(solved: list[Solved], num_documents: int, seed: str) -> list[st
 
 def write_all(folder: Path, solved: list[Solved], num_documents: int, seed: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as scratch:
-        lines = Path(scratch) / "texts.jsonl"
-        rows = ({"question": text, "answer": ""} for text in sample_texts(solved, num_documents, seed))
-        lines.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-        write_tokenizer_files(train_tokenizer(lines), folder, max_positions())
+    tokenizer = train_tokenizer(sample_texts(solved, num_documents, seed))
+    write_tokenizer_files(tokenizer, folder, max_positions())
     for name, value in (("config.json", hub_config()), ("generation_config.json", generation_config())):
         (folder / name).write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-    shutil.copyfile(demo_folder() / "chat_template.jinja", folder / "chat_template.jinja")
+    shutil.copyfile(_DEMO / "chat_template.jinja", folder / "chat_template.jinja")
 
 
 def main() -> None:

@@ -36,7 +36,7 @@ def run(config: Gsm8kConfig) -> int:
     runs: list[LayoutRun] = []
     for layout, prepared in plan.engines.items():
         runs.append(asyncio.run(_run_layout(config, plan, layout, prepared)))
-        summary = summarise(plan.questions, runs)
+        summary = summarise(plan.questions, runs, config.concurrency)
         if config.report:  # after each layout: a later one's trouble must not cost hours of answers
             write_json(Path(config.report), config, plan.questions, runs, summary)
     return _conclude(summary)
@@ -79,4 +79,4 @@ def _conclude(summary: Summary) -> int:
     print(table(summary), flush=True)
     for warning in warning_lines(summary):
         print(f"splitrank gsm8k: {warning}", file=sys.stderr, flush=True)
-    return 1 if summary.num_lost or summary.disagreements else 0
+    return 1 if summary.num_lost or summary.disagreements or summary.altered else 0

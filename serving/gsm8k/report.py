@@ -38,6 +38,11 @@ def verdict_lines(summary: Summary) -> list[str]:
             f"DISAGREE: {pair.first} and {pair.second} ({name}): McNemar p = {p:.2g} is below "
             f"{summary.max_p:.2g} ({MAX_P:g} / {len(summary.pairs)} pairs)"
         )
+    for pair in summary.altered:
+        lines.append(
+            f"ALTERED: {pair.first} and {pair.second} answer {pair.num_questions - pair.num_identical} of "
+            f"{pair.num_questions} questions in other bytes; asked one by one, stages must not change any"
+        )
     for layout in summary.layouts:
         if layout.num_lost:
             lines.append(f"LOST: {layout.num_lost} requests of {layout.layout}; the first: {layout.first_error}")

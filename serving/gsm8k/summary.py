@@ -64,6 +64,7 @@ class PairSummary:
 class Summary:
     layouts: list[LayoutSummary]
     pairs: list[PairSummary]
+    concurrency: int
 
     @property
     def max_p(self) -> float:
@@ -77,14 +78,20 @@ class Summary:
         return [(pair, name) for pair, name in found if pair.comparisons[name].mcnemar_p < self.max_p]
 
     @property
+    def altered(self) -> list[PairSummary]:
+        """Pairs that had to say the same bytes and did not: alike but for their stages, and asked one by one."""
+        alike = [pair for pair in self.pairs if self.concurrency == 1 and pair.first.tp == pair.second.tp]
+        return [pair for pair in alike if pair.num_identical < pair.num_questions]
+
+    @property
     def num_lost(self) -> int:
         return sum(layout.num_lost for layout in self.layouts)
 
 
-def summarise(questions: list[Question], runs: list[LayoutRun]) -> Summary:
+def summarise(questions: list[Question], runs: list[LayoutRun], concurrency: int) -> Summary:
     layouts = [_summarise_layout(questions, run) for run in runs]
     pairs = [_compare(runs[i], runs[j], layouts[i], layouts[j]) for i, j in combinations(range(len(runs)), 2)]
-    return Summary(layouts, pairs)
+    return Summary(layouts, pairs, concurrency)
 
 
 def _summarise_layout(questions: list[Question], run: LayoutRun) -> LayoutSummary:

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.csrc.programs import PROOF
+
 ROOT = Path(__file__).parents[2]
 CSRC = ROOT / "csrc"
 STUB = Path(__file__).parent / "rocm_stub"
@@ -20,7 +22,7 @@ PACKAGES = "clang-22 clang-tools-22 lld-22 llvm-22 libamdhip64-dev"
 TOOLS = ("clang++-22", "clang-offload-bundler-22", "ld.lld-22", "llvm-objdump-22")
 
 pytestmark = [
-    pytest.mark.timeout(600),  # the kernels take most of a minute on an idle core
+    *PROOF,
     pytest.mark.skipif(
         not HEADER.exists() or any(shutil.which(tool) is None for tool in TOOLS),
         reason=f"needs Debian's packages {PACKAGES}",
@@ -28,7 +30,7 @@ pytestmark = [
 ]
 
 
-def run(*command: object, timeout: int = 580) -> str:
+def run(*command: object, timeout: int = 1400) -> str:
     done = subprocess.run([str(word) for word in command], capture_output=True, text=True, timeout=timeout, check=False)
     assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
     return done.stdout

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from tests.csrc.interleaving.mutations import MUTATIONS, Mutation
-from tests.csrc.programs import FOLDER, Patch, build, compile_one, mutated_headers, run
+from tests.csrc.programs import FOLDER, PROOF, Patch, build, compile_one, mutated_headers, run
 
+pytestmark = PROOF
 SOURCES = FOLDER / "interleaving"
 PARTS = (
     "check",

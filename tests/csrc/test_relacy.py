@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.csrc.programs import FOLDER, build, run
+from tests.csrc.programs import FOLDER, PROOF, build, run
 
+pytestmark = PROOF
 HEADER = Path("/usr/include/relacy/relacy.hpp")
 # Relacy replaces operator delete, but not the sized one; and its own code warns.
 FLAGS = ("-O1", "-w", "-fno-sized-deallocation")

@@ -1,4 +1,4 @@
-"""``splitrank gsm8k`` with the real engine: pp alone changes no byte, and a random model is called uninformative."""
+"""``splitrank gsm8k`` with the real engine and the demo: pp alone changes no byte, and the answers are right."""
 
 import json
 from pathlib import Path
@@ -6,28 +6,11 @@ from typing import Any
 
 from tests.e2e.servers import processes_of, run_command, run_dirs
 
-NAMES = ("Ada", "Ben", "Cem", "Dora", "Elif", "Finn", "Gina", "Hugo")
-
-
-def write_questions(file: Path, numbers: range) -> Path:
-    with open(file, "w") as lines:
-        for number in numbers:
-            name = NAMES[number % len(NAMES)]
-            question = f"{name} has {number} apples and buys {number + 2} more. How many apples does {name} have?"
-            total = 2 * number + 2
-            answer = (
-                f"{name} has {number} + {number + 2} = <<{number}+{number + 2}={total}>>{total} apples.\n#### {total}"
-            )
-            lines.write(json.dumps({"question": question, "answer": answer}) + "\n")
-    return file
-
 
 def run_gsm8k(temporary: Path, *arguments: object) -> tuple[int, str, dict[str, Any]]:
-    """(exit code, all that was said, report)."""
-    write_questions(temporary / "train.jsonl", range(100, 110))
-    data, report = write_questions(temporary / "test.jsonl", range(12)), temporary / "report.json"
-    command = ("gsm8k", "--data", data, "--report", report, "--limit", 8, "--max-tokens", 24, *arguments)
-    finished = run_command(temporary, *command)
+    """(exit code, all that was said, report) of eight of the demo's own questions."""
+    report = temporary / "report.json"
+    finished = run_command(temporary, "gsm8k", "--report", report, "--limit", 8, "--max-tokens", 96, *arguments)
     assert not processes_of(temporary)
     assert not run_dirs(temporary)
     return finished.returncode, finished.stdout + finished.stderr, json.loads(report.read_text())
@@ -42,9 +25,9 @@ def test_pipeline_stages_change_no_byte_of_the_answers(temporary: Path) -> None:
     assert pair["strict"]["mcnemar_p"] == 1.0
     for layout in report["layouts"]:
         assert (layout["answers"], layout["lost"]) == (8, 0)
-        assert layout["strict"]["unparsable"] == 8
-    assert "UNINFORMATIVE" in said
-    assert "8 of 8" in said
+        assert layout["strict"]["unparsable"] == 0
+        assert layout["strict"]["num_right"] >= 7  # of all of them 98% are
+    assert "UNINFORMATIVE" not in said
     texts = [[answer["text"] for answer in question["answers"].values()] for question in report["questions"]]
     assert all(first == second and first for first, second in texts)
     assert len({first for first, _ in texts}) == 8

@@ -17,7 +17,7 @@ from evaluation import Score, Task, chat_prompt, evaluate, generate, question_pr
 from export import MAX_FILE_BYTES, read_weights, write_weights
 from model import balance_loss, build_model, num_parameters, training_loss
 from model_config import hub_config, text_config, tiny_text_config
-from plot_curves import draw
+from plot_curves import draw, end_to_end
 from safetensors import safe_open
 from schedule import learning_rate
 from tokenizers import Tokenizer
@@ -172,6 +172,11 @@ def test_two_processes_take_turns_with_the_batches_of_one(tmp_path: Path, capsys
         read_weights(model, tmp_path / name / "export")
     for mine, wanted in zip(models[0].parameters(), models[1].parameters(), strict=True):
         assert (mine - wanted).norm() <= 1e-2 * wanted.norm()
+
+
+def test_curves_of_one_run_after_the_other_are_one_picture() -> None:
+    first, second = ([{"seconds": seconds, "loss": 1.0} for seconds in times] for times in ((60.0, 120.0), (30.0,)))
+    assert [line["seconds"] for line in end_to_end([first, second])] == [60.0, 120.0, 150.0]
 
 
 def test_a_run_ends_in_time(tmp_path: Path, capsys) -> None:

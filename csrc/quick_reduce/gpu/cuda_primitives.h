@@ -69,6 +69,7 @@ QR_DEVICE void store_whole_system(Vector16* to, Vector16 value) {
                  "l"(low), "l"(high)
                  : "memory");
 }
+QR_DEVICE void fence_system() { asm volatile("fence.acq_rel.sys;" ::: "memory"); }
 QR_DEVICE uint64_t& shared_word() {
     __shared__ uint64_t word;
     return word;

@@ -109,6 +109,7 @@ class GpuExecutor {
     QR_DEVICE void store_tagged(TaggedWord* to, const TaggedWord& word) const {
         gpu::store_whole_system(reinterpret_cast<gpu::Vector16*>(to), bit_cast<gpu::Vector16>(word));
     }
+    QR_DEVICE void push_stores() const { gpu::fence_system(); }
 #endif
     QR_DEVICE uint32_t exchange(uint32_t* word, uint32_t value) { return gpu::exchange_device(word, value); }
     QR_DEVICE bool claim(uint32_t* word, uint32_t value) { return gpu::claim_system(word, value); }

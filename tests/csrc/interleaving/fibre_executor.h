@@ -86,6 +86,7 @@ class FibreExecutor {
         scheduler_.point();
         return *from;
     }
+    void push_stores() { scheduler_.drain_own(); }
     uint32_t exchange(uint32_t* word, uint32_t value) {
         scheduler_.point();
         std::swap(*word, value);

@@ -1,6 +1,7 @@
 """The demo checkpoint's tokenizer: byte-level BPE with Qwen3.5's splitting rule and special tokens, trained small."""
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -44,9 +45,8 @@ SPLIT_PATTERN = (
 )
 
 
-def train_tokenizer(train_file: Path) -> Tokenizer:
-    """Tokenizer trained on the questions and answers of a jsonl file."""
-    lines = [json.loads(line) for line in train_file.read_text(encoding="utf-8").splitlines()]
+def train_tokenizer(texts: Iterable[str]) -> Tokenizer:
+    """ValueError when there is too little text for the vocabulary."""
     tokenizer = Tokenizer(BPE())
     tokenizer.normalizer = normalizers.NFC()
     split = pre_tokenizers.Split(Regex(SPLIT_PATTERN), behavior="isolated")
@@ -56,12 +56,9 @@ def train_tokenizer(train_file: Path) -> Tokenizer:
     trainer = trainers.BpeTrainer(
         vocab_size=FIRST_SPECIAL_ID, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
     )
-    texts = [text for line in lines for text in (line["question"], line["answer"])]
     tokenizer.train_from_iterator(texts, trainer)
     if tokenizer.get_vocab_size() != FIRST_SPECIAL_ID:
-        raise ValueError(
-            f"{train_file} gives {tokenizer.get_vocab_size()} entries, not {FIRST_SPECIAL_ID}: too little text"
-        )
+        raise ValueError(f"{tokenizer.get_vocab_size()} entries, not {FIRST_SPECIAL_ID}: too little text")
     tokenizer.add_tokens([_added_token(text) for text in SPECIAL_TOKENS])
     return tokenizer
 
