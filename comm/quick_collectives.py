@@ -1,4 +1,4 @@
-"""The quick backend of ``Collectives``: each message goes one-shot, two-shot or to torch, as the table says."""
+"""The quick backend of ``Collectives``: each message goes tagged, one-shot, two-shot or to torch, as the table says."""
 
 from math import prod
 
@@ -48,12 +48,9 @@ class QuickCollectives:
         num_bytes = tensor.nbytes
         if num_bytes > limits.two_shot_bytes:
             return self.torch.all_reduce_(tensor)
-        one_shot = num_bytes <= limits.one_shot_bytes
+        algorithm = limits.algorithm(num_bytes)
         # Views that the kernels cannot take are summed in a copy.
         fit = tensor.is_contiguous() and tensor.data_ptr() % ALIGNMENT == 0
         summed = tensor if fit else tensor.clone(memory_format=torch.contiguous_format)
-        if one_shot:
-            self.quick.all_reduce(summed, None, "one-shot")
-        else:
-            self.quick.all_reduce(summed, None, "two-shot", codec)
+        self.quick.all_reduce(summed, None, algorithm, codec if algorithm == "two-shot" else "none")
         return tensor if fit else tensor.copy_(summed)

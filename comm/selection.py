@@ -1,9 +1,11 @@
 """Which all-reduce a message gets: names of backends and codecs, and the measured tables. No torch: the front asks too.
 
 A table says for each world size and element size up to how many bytes one-shot is best, then two-shot; larger
-messages are better off with torch. ``scripts/bench_all_reduce.py --write-table`` writes it.
+messages are better off with torch. NVIDIA's has ``tagged`` for the smallest. ``scripts/bench_all_reduce.py
+--write-table`` writes that of the CPU.
 """
 
+import dataclasses
 import tomllib
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -49,14 +51,23 @@ def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
 
 @dataclass(frozen=True)
 class Thresholds:
-    """Message sizes in bytes, each the largest of its kind: one-shot, then two-shot, beyond it torch."""
+    """Message sizes in bytes, each the largest of its kind: tagged, one-shot, then two-shot, beyond it torch."""
 
     one_shot_bytes: int
     two_shot_bytes: int = NO_LIMIT
+    tagged_bytes: int = 0
+
+    def algorithm(self, num_bytes: int) -> str:
+        """Of a message that is not torch's."""
+        if num_bytes <= self.tagged_bytes:
+            return "tagged"
+        return "one-shot" if num_bytes <= self.one_shot_bytes else "two-shot"
 
     def __str__(self) -> str:
         one, two = format_bytes(self.one_shot_bytes), format_bytes(self.two_shot_bytes)
-        return f"one-shot to {one}, two-shot above" + ("" if self.two_shot_bytes == NO_LIMIT else f" to {two}")
+        tagged = f"tagged to {format_bytes(self.tagged_bytes)}, " if self.tagged_bytes else ""
+        limit = "" if self.two_shot_bytes == NO_LIMIT else f" to {two}"
+        return f"{tagged}one-shot to {one}, two-shot above{limit}"
 
 
 @dataclass(frozen=True)
@@ -96,13 +107,17 @@ def load_table(target: str, folder: Path | None = None) -> SelectionTable | None
 
 def _row(file: Path, row: dict[str, Any]) -> tuple[tuple[int, int], Thresholds]:
     required = {"world_size", "element_bytes", "one_shot_bytes"}
-    if not required <= set(row) <= required | {"two_shot_bytes"}:
-        raise ValueError(f"{file}: a row has {', '.join(sorted(required))} and may have two_shot_bytes, not {row}")
+    optional = {"tagged_bytes", "two_shot_bytes"}
+    if not required <= set(row) <= required | optional:
+        may = " and ".join(sorted(optional))
+        raise ValueError(f"{file}: a row has {', '.join(sorted(required))} and may have {may}, not {row}")
     if not all(type(value) is int and value >= 0 for value in row.values()):
         raise ValueError(f"{file}: every value of a row is a number of 0 or more: {row}")
     if row.get("two_shot_bytes", NO_LIMIT) < row["one_shot_bytes"]:
         raise ValueError(f"{file}: two_shot_bytes is below one_shot_bytes: {row}")
-    limits = Thresholds(row["one_shot_bytes"], row.get("two_shot_bytes", NO_LIMIT))
+    if row.get("tagged_bytes", 0) > row["one_shot_bytes"]:
+        raise ValueError(f"{file}: tagged_bytes is above one_shot_bytes: {row}")
+    limits = Thresholds(row["one_shot_bytes"], row.get("two_shot_bytes", NO_LIMIT), row.get("tagged_bytes", 0))
     return (row["world_size"], row["element_bytes"]), limits
 
 
@@ -132,7 +147,7 @@ def select(options: AllReduceOptions, world_size: int, target: str, folder: Path
         return Selection(False, f"{reason}; --all-reduce quick is there", {})
     limits = {width: measured.get(width, _UNMEASURED) for width in rows}
     if options.backend == "quick" or options.codec != "none":
-        limits = {width: Thresholds(row.one_shot_bytes) for width, row in limits.items()}
+        limits = {width: dataclasses.replace(row, two_shot_bytes=NO_LIMIT) for width, row in limits.items()}
     return Selection(True, table.source if table and measured else "unmeasured", limits)
 
 

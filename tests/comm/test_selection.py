@@ -22,7 +22,7 @@ TABLE = """
 target = "cuda"
 thresholds = [
     { world_size = 2, element_bytes = 2, one_shot_bytes = 4096, two_shot_bytes = 1048576 },
-    { world_size = 2, element_bytes = 4, one_shot_bytes = 8192 },
+    { world_size = 2, element_bytes = 4, one_shot_bytes = 8192, tagged_bytes = 1024 },
     { world_size = 4, element_bytes = 4, one_shot_bytes = 0 },
 ]
 """
@@ -37,14 +37,23 @@ def folder(tmp_path: Path) -> Path:
 def test_auto_is_what_was_measured(folder: Path) -> None:
     chosen = select(AllReduceOptions(), 2, "cuda", folder)
     assert chosen.quick
-    assert chosen.thresholds == {2: Thresholds(4096, 2**20), 4: Thresholds(8192, NO_LIMIT)}
+    assert chosen.thresholds == {2: Thresholds(4096, 2**20), 4: Thresholds(8192, NO_LIMIT, 1024)}
     assert chosen.reason == "cuda.toml"
 
 
 @pytest.mark.parametrize("options", [AllReduceOptions("quick"), AllReduceOptions("auto", "int8")])
 def test_quick_and_codecs_never_take_torch(folder: Path, options: AllReduceOptions) -> None:
     chosen = select(options, 2, "cuda", folder)
-    assert chosen.thresholds == {2: Thresholds(4096), 4: Thresholds(8192)}
+    assert chosen.thresholds == {2: Thresholds(4096), 4: Thresholds(8192, tagged_bytes=1024)}
+
+
+def test_the_table_says_which_way_a_message_goes() -> None:
+    limits = Thresholds(8192, tagged_bytes=1024)
+    assert [limits.algorithm(size) for size in (16, 1024, 1040, 8192, 8208)] == [
+        *("tagged", "tagged", "one-shot", "one-shot", "two-shot")
+    ]
+    assert Thresholds(8192).algorithm(16) == "one-shot"
+    assert str(limits) == "tagged to 1 KiB, one-shot to 8 KiB, two-shot above"
 
 
 @pytest.mark.parametrize(
@@ -116,6 +125,7 @@ def test_layouts_that_can_be(backend: str, tp: int) -> None:
         (("one_shot_bytes = 4096", "one_shot_bytes = -1"), "a number of 0 or more"),
         (("one_shot_bytes = 4096", "one_shot = 4096"), "a row has element_bytes, one_shot_bytes, world_size"),
         (("4096, two_shot_bytes = 1048576", "4096, two_shot_bytes = 100"), "two_shot_bytes is below one_shot_bytes"),
+        (("tagged_bytes = 1024", "tagged_bytes = 9216"), "tagged_bytes is above one_shot_bytes"),
         (('"cuda"', '"cpu"'), "target must be 'cuda', not 'cpu'"),
         (("]\n", "\n"), "not valid TOML"),
     ],
@@ -141,7 +151,7 @@ def test_the_line_at_start(folder: Path) -> None:
     line = describe(options, select(options, 2, "cuda", folder), 0, 3 * 2**20)
     assert line == (
         "stage 0: all-reduce quick, codec none; 16 bit: one-shot to 4 KiB, two-shot above to 1 MiB; "
-        "32 bit: one-shot to 8 KiB, two-shot above (cuda.toml); 3.0 MiB a rank"
+        "32 bit: tagged to 1 KiB, one-shot to 8 KiB, two-shot above (cuda.toml); 3.0 MiB a rank"
     )
 
 
