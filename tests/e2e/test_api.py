@@ -92,21 +92,21 @@ def test_logprobs(server: Server) -> None:
         values = [top.logprob for top in entry.top_logprobs]
         assert len(values) == 3
         assert values == sorted(values, reverse=True)
-        assert sum(map(math.exp, values)) <= 1.0
+        assert sum(map(math.exp, values)) <= 1 + 1e-6  # three of float32
     choice = complete(server, logprobs=2).choices[0]
     shown = ["\ufffd" if token.startswith("bytes:") else token for token in choice.logprobs.tokens]
     assert "".join(shown) == choice.text
     assert [len(top) for top in choice.logprobs.top_logprobs] == [2] * 24
-    assert max(choice.logprobs.token_logprobs) < 0
+    assert max(choice.logprobs.token_logprobs) <= 0
 
 
 def test_n_answers_have_seeds_of_their_own(server: Server) -> None:
-    choices = ask_chat(server, n=3, **SAMPLED).choices
-    assert [choice.index for choice in choices] == [0, 1, 2]
+    choices = ask_chat(server, n=6, **SAMPLED).choices
+    assert [choice.index for choice in choices] == [*range(6)]
     texts = [choice.message.content for choice in choices]
-    assert len(set(texts)) == 3
+    assert len(set(texts)) > 1  # it knows few things to say to this
     assert texts[0] == ask_chat(server, **SAMPLED).choices[0].message.content
-    assert texts == [choice.message.content for choice in ask_chat(server, n=3, **SAMPLED).choices]
+    assert texts == [choice.message.content for choice in ask_chat(server, n=6, **SAMPLED).choices]
 
 
 def test_prompts_as_text_ids_and_lists(server: Server) -> None:
@@ -161,11 +161,11 @@ PENALTIES = [{"frequency_penalty": 2.0}, {"presence_penalty": 2.0}, {"repetition
 
 @pytest.mark.parametrize("penalty", PENALTIES, ids=str)
 def test_penalties_break_a_repetition(server: Server, penalty: dict[str, Any]) -> None:
-    repeating = {"logit_bias": {"100": 5}, "max_tokens": 24}
-    assert token_ids(server, **repeating) == [100] * 24
+    first, second = 4047, 4049  # never met in training: equally improbable, but for the bias
+    repeating = {"logit_bias": {str(first): 100, str(second): 99}, "max_tokens": 24}
+    assert token_ids(server, **repeating) == [first] * 24
     choice = complete(server, **repeating, extra_body={"return_token_ids": True, **penalty}).choices[0]
-    assert choice.token_ids[0] == 100
-    assert choice.token_ids.count(100) < 24
+    assert choice.token_ids[:2] == [first, second]
 
 
 def test_sampling_limits_to_one_candidate_are_greedy(server: Server) -> None:

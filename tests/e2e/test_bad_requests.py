@@ -151,7 +151,7 @@ LEGAL: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("legal", LEGAL, ids=lambda legal: str(legal)[:60])
 def test_odd_but_legal_values(server: Server, legal: dict[str, Any]) -> None:
-    response = server.http.post(CHAT, json={**HELLO, **legal})
+    response = server.http.post(CHAT, json={**HELLO, "ignore_eos": True, **legal})
     assert response.status_code == 200, response.text
     assert response.json()["usage"]["completion_tokens"] == 2
 
