@@ -34,21 +34,22 @@ def belongs_to_test(problem: Problem) -> bool:
     return hashlib.sha256(problem.combination.encode()).digest()[0] % _TEST_SHARE == 0
 
 
-def problems(split: str, seed: str) -> Iterator[Problem]:
-    """Without end; the same for the same seed. ValueError for an unknown split."""
+def problems(split: str, seed: str, taught: bool = False) -> Iterator[Problem]:
+    """Without end; the same for the same seed. ``taught``: with the frames of training alone. ValueError for an unknown
+    split."""
     if split not in SPLITS:
         raise ValueError(f"split {split!r} is none of {', '.join(SPLITS)}")
     rng = random.Random(f"{split}/{seed}")
     while True:
         try:
-            problem = _one(split, rng)
+            problem = _one(split, rng, taught)
         except ValueError:  # no numbers fit this shape: another one
             continue
         if belongs_to_test(problem) == (split != "train"):
             yield problem
 
 
-def _one(split: str, rng: random.Random) -> Problem:
+def _one(split: str, rng: random.Random, taught: bool) -> Problem:
     large = split == "larger_numbers"
     max_value = LARGE_MAX_VALUE if large else MAX_VALUE
     problem = make_problem(
@@ -57,6 +58,7 @@ def _one(split: str, rng: random.Random) -> Problem:
         held_out=split == "new_frames",
         scale=LARGE_SCALE if large else 1,
         max_value=max_value,
+        taught=taught,
     )
     return verify(problem, max_value)
 

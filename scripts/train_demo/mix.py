@@ -88,7 +88,7 @@ _NEEDS_GSM8K = (gsm8k_plain, gsm8k_few_shot, gsm8k_chat)
 def documents(seed: str, solved: list[Solved]) -> Iterator[Document]:
     """Without end; the same for the same seed and ``solved``, which may be empty."""
     rng = random.Random(f"mix/{seed}")
-    source = problems("train", seed)
+    source = problems("train", seed, taught=True)
     makers = [maker for maker in SHARES if solved or maker not in _NEEDS_GSM8K]
     shares = [SHARES[maker] for maker in makers]
     while True:

@@ -17,7 +17,7 @@ Event = Callable[["_Tale", str], str]
 
 
 def _read_sentences(path: Path) -> dict[str, dict[str, list[str]]]:
-    """By name: those for training (``ask``) and the held-out ones (``new``)."""
+    """By name: those of training and test (``ask``), of training alone (``also``) and of the test alone (``new``)."""
     sentences: dict[str, dict[str, list[str]]] = {}
     name = ""
     for line in path.read_text(encoding="utf-8").replace("\n  ", " ").splitlines():
@@ -26,7 +26,7 @@ def _read_sentences(path: Path) -> dict[str, dict[str, list[str]]]:
             sentences[name][word].append(sentence)
         elif line and not line.startswith("#"):
             name = line
-            sentences[name] = {"ask": [], "new": []}
+            sentences[name] = {"ask": [], "also": [], "new": []}
     return sentences
 
 
@@ -35,12 +35,11 @@ _SENTENCES = _read_sentences(Path(__file__).with_name("stories.txt"))
 
 @dataclass
 class _Tale:
-    """A kind in the making: every sentence twice, for training and for the held-out frame."""
+    """A kind in the making: every sentence three times, for each of its frames."""
 
     kind: Kind
     rng: random.Random
-    told: list[str] = field(default_factory=list)
-    told_new: list[str] = field(default_factory=list)
+    told: dict[str, list[str]] = field(default_factory=lambda: {"ask": [], "new": [], "also": []})
 
     @property
     def length(self) -> int:
@@ -54,8 +53,11 @@ class _Tale:
 
     def say(self, sentence: str, **places: str) -> None:
         """``places``: a number's name for ``n`` and ``m``, a slot like ``{name2}`` for the others."""
-        for told, word in ((self.told, "ask"), (self.told_new, "new")):
-            text = self.rng.choice(_SENTENCES[sentence][word])
+        known = _SENTENCES[sentence]
+        # The wordings of training alone are drawn apart: with more of them the tests stay what they are.
+        apart = random.Random(f"{sentence}/{self.told['ask']}")
+        for word, told in self.told.items():
+            text = apart.choice(known["ask"] + known["also"]) if word == "also" else self.rng.choice(known[word])
             for place, filling in places.items():
                 if filling.startswith("{"):
                     text = text.replace(f"{{{place}}}", filling)
@@ -72,8 +74,7 @@ class _Tale:
 
     def end(self, question: str, **places: str) -> Kind:
         self.say(question, **places)
-        self.kind.frames = [" ".join(self.told)]
-        self.kind.held_out = [" ".join(self.told_new)]
+        self.kind.frames, self.kind.held_out, self.kind.also = ([" ".join(told)] for told in self.told.values())
         return self.kind
 
 
@@ -191,7 +192,7 @@ def shopping_change(rng: random.Random, length: int) -> Kind:
     tale, total, bound = _purchases(rng, length - 1, "shopping_change")
     money = tale.draw(60, bound)
     tale.say("shopping_money", n=money)
-    for told in (tale.told, tale.told_new):
+    for told in tale.told.values():
         told.insert(0, told.pop())
     tale.step(f"{money} - {total}", "{name} has {=} dollars left.", "That leaves {=} dollars.")
     return tale.end("shopping_change")

@@ -8,8 +8,9 @@
     step t = a + b | Together that is {=} {thing}.
 
 ``draw``: ``a=5..49`` (bounds included), times a number or an earlier draw (``*b``), or one of ``a=10|20|50``; ``a>b``
-asks for it; ``given x = a * b`` is a number of the question that is not drawn. ``ask`` are the frames of training,
-``new`` those that only the test has. ``[x|y]`` is either. A step is read from left to right; its sentences hold
+asks for it; ``given x = a * b`` is a number of the question that is not drawn. ``ask`` are the frames of training and
+of the test of seen frames, ``also`` those of training alone (more of them change no test), ``new`` those that only
+the test has. ``[x|y]`` is either. A step is read from left to right; its sentences hold
 ``{=}`` for the shown sum. ``plain`` keeps distractors and number words out.
 A line that begins with a space continues the one before.
 """
@@ -60,6 +61,7 @@ class Kind:
     draws: list[Draw] = field(default_factory=list)
     conditions: list[tuple[str, str]] = field(default_factory=list)  # the first is larger
     frames: list[str] = field(default_factory=list)
+    also: list[str] = field(default_factory=list)
     held_out: list[str] = field(default_factory=list)
     given: list[StepRule] = field(default_factory=list)
     steps: list[StepRule] = field(default_factory=list)
@@ -83,8 +85,8 @@ def parse_kinds(text: str) -> list[Kind]:
         elif word == "draw":
             for part in rest.split():
                 _parse_draw(kinds[-1], part)
-        elif word in ("ask", "new"):
-            (kinds[-1].frames if word == "ask" else kinds[-1].held_out).append(rest)
+        elif word in ("ask", "also", "new"):
+            {"ask": kinds[-1].frames, "also": kinds[-1].also, "new": kinds[-1].held_out}[word].append(rest)
         elif word == "given":
             name, _, terms = rest.partition(" = ")
             kinds[-1].given.append(StepRule(name, tuple(terms.split()), ()))
@@ -161,9 +163,12 @@ def _step_values(kind: Kind, numbers: dict[str, int]) -> list[int]:
     return values[len(kind.given) :] if min(values) >= 2 else []
 
 
-def make_problem(kind: Kind, rng: random.Random, *, held_out: bool, scale: int, max_value: int) -> Problem:
+def make_problem(
+    kind: Kind, rng: random.Random, *, held_out: bool, scale: int, max_value: int, taught: bool = False
+) -> Problem:
+    """``taught``: with the frames of training alone."""
     numbers, values = draw_numbers(kind, rng, scale, max_value)
-    frames = kind.held_out if held_out else kind.frames
+    frames = kind.held_out if held_out else kind.frames + kind.also if taught else kind.frames
     index = rng.randrange(len(frames))
     slots = Slots(rng)
     text = frames[index]

@@ -5,11 +5,13 @@ import itertools
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
+import generator
 import pytest
 import write_splits
-from generator import belongs_to_test, problems
+from generator import belongs_to_test, problems, text_kinds
 from write_splits import assert_disjoint, chosen, write_files
 
 from splitrank.serving.gsm8k.config import Gsm8kConfig
@@ -72,6 +74,18 @@ def test_train_and_test_share_no_numbers() -> None:
     assert all(map(belongs_to_test, seen))
     assert all("/new" not in problem.frame for problem in train + seen)
     assert all("/new" in problem.frame for problem in itertools.islice(problems("new_frames", "1"), 50))
+
+
+def test_more_wordings_for_training_change_no_test(monkeypatch) -> None:
+    def tested() -> list[str]:
+        return [problem.question for split in ("train", "seen", "new_frames") for problem in chosen(split, 40)]
+
+    before = tested()
+    kinds = tuple(replace(kind, also=[*kind.also, f"Also: {kind.frames[0]}"]) for kind in text_kinds())
+    monkeypatch.setattr(generator, "text_kinds", lambda: kinds)
+    assert tested() == before
+    taught = itertools.islice(problems("train", "1", taught=True), 200)
+    assert any(problem.question.startswith("Also: ") for problem in taught)
 
 
 def test_a_shared_question_combination_or_frame_is_seen() -> None:
