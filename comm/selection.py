@@ -5,9 +5,8 @@ messages are better off with torch. NVIDIA's has ``tagged`` for the smallest. ``
 --write-table`` writes that of the CPU.
 """
 
-import dataclasses
 import tomllib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -113,12 +112,14 @@ def _row(file: Path, row: dict[str, Any]) -> tuple[tuple[int, int], Thresholds]:
         raise ValueError(f"{file}: a row has {', '.join(sorted(required))} and may have {may}, not {row}")
     if not all(type(value) is int and value >= 0 for value in row.values()):
         raise ValueError(f"{file}: every value of a row is a number of 0 or more: {row}")
-    if row.get("two_shot_bytes", NO_LIMIT) < row["one_shot_bytes"]:
+    sizes = dict(row)
+    key = (sizes.pop("world_size"), sizes.pop("element_bytes"))
+    limits = Thresholds(**sizes)
+    if limits.two_shot_bytes < limits.one_shot_bytes:
         raise ValueError(f"{file}: two_shot_bytes is below one_shot_bytes: {row}")
-    if row.get("tagged_bytes", 0) > row["one_shot_bytes"]:
+    if limits.tagged_bytes > limits.one_shot_bytes:
         raise ValueError(f"{file}: tagged_bytes is above one_shot_bytes: {row}")
-    limits = Thresholds(row["one_shot_bytes"], row.get("two_shot_bytes", NO_LIMIT), row.get("tagged_bytes", 0))
-    return (row["world_size"], row["element_bytes"]), limits
+    return key, limits
 
 
 @dataclass(frozen=True)
@@ -147,7 +148,7 @@ def select(options: AllReduceOptions, world_size: int, target: str, folder: Path
         return Selection(False, f"{reason}; --all-reduce quick is there", {})
     limits = {width: measured.get(width, _UNMEASURED) for width in rows}
     if options.backend == "quick" or options.codec != "none":
-        limits = {width: dataclasses.replace(row, two_shot_bytes=NO_LIMIT) for width, row in limits.items()}
+        limits = {width: replace(row, two_shot_bytes=NO_LIMIT) for width, row in limits.items()}
     return Selection(True, table.source if table and measured else "unmeasured", limits)
 
 

@@ -106,7 +106,8 @@ def invert_unit_lower(strict: Tensor) -> Tensor:
 
 def _whole_chunks(x_BTHD: Tensor) -> Tensor:
     """The end is filled with zeros, which change nothing before them."""
-    return F.pad(x_BTHD, (0, 0, 0, 0, 0, -x_BTHD.shape[1] % CHUNK))
+    missing = -x_BTHD.shape[1] % CHUNK
+    return F.pad(x_BTHD, (0, 0, 0, 0, 0, missing)) if missing else x_BTHD  # F.pad by nothing copies
 
 
 def _chunks(x_BTHD: Tensor) -> Tensor:

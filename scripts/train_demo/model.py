@@ -54,9 +54,7 @@ def _replace_mixer(mixer: Any) -> None:
 
 
 def _train_mixer(mixer: Any, x_BTD: Tensor) -> Tensor:
-    """Rows are padded on the right, if at all, so no mask is needed; here to whole chunks, while they are narrow."""
-    wanted = x_BTD.shape[1]
-    x_BTD = F.pad(x_BTD, (0, 0, 0, -wanted % delta_rule.CHUNK))
+    """Rows are padded on the right, if at all, so no mask is needed."""
     batch, tokens, _ = x_BTD.shape
     qkv = _short_convolution(mixer.in_proj_qkv(x_BTD), mixer.conv1d.weight[:, 0])
     query, key, value = torch.split(qkv, [mixer.key_dim, mixer.key_dim, mixer.value_dim], dim=-1)
@@ -72,7 +70,7 @@ def _train_mixer(mixer: Any, x_BTD: Tensor) -> Tensor:
         ).to(qkv.dtype)
     gate = mixer.in_proj_z(x_BTD).reshape(-1, mixer.head_v_dim)
     normed = mixer.norm(outputs.reshape(-1, mixer.head_v_dim), gate)
-    mixed: Tensor = mixer.out_proj(normed.reshape(batch, tokens, -1)[:, :wanted])
+    mixed: Tensor = mixer.out_proj(normed.reshape(batch, tokens, -1))
     return mixed
 
 

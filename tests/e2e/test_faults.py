@@ -3,7 +3,6 @@
 The demo's own questions, which the sound model gets right; what a fault changes is counted like any wrong answer.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ import pytest
 
 from splitrank.serving.gsm8k.config import parse_layout
 from tests.e2e.faulty_rank import FAULT, FAULTS, SMALL_FAULT
-from tests.e2e.servers import run_command
+from tests.e2e.test_gsm8k import run_gsm8k
 
 NUM_QUESTIONS = 24  # eight that differ one way are p = 0.0078
 OPTIONS = ("--limit", NUM_QUESTIONS, "--dtype", "float32", "--shots", 0, "--max-tokens", 120, "--threads-per-rank", 1)
@@ -19,11 +18,8 @@ OPTIONS = ("--limit", NUM_QUESTIONS, "--dtype", "float32", "--shots", 0, "--max-
 
 def compare(folder: Path, *layouts: str, fault: str = "", concurrency: int = 8) -> tuple[int, str, dict[str, Any]]:
     """(exit code, all that was said, report)."""
-    report = folder / "report.json"
-    module = "tests.e2e.faulty_splitrank" if fault else "splitrank.serving"
-    command = ["gsm8k", "--report", report, *OPTIONS, "--concurrency", concurrency, "--layouts", *layouts]
-    finished = run_command(folder, *command, module=module, **{FAULT: fault})
-    return finished.returncode, finished.stdout + finished.stderr, json.loads(report.read_text())
+    planted = {"module": "tests.e2e.faulty_splitrank", FAULT: fault} if fault else {}
+    return run_gsm8k(folder, *OPTIONS, "--concurrency", concurrency, "--layouts", *layouts, **planted)
 
 
 def test_sound_layouts_agree(temporary: Path) -> None:

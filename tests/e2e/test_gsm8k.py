@@ -6,18 +6,20 @@ from typing import Any
 
 from tests.e2e.servers import processes_of, run_command, run_dirs
 
+EIGHT = ("--limit", 8, "--max-tokens", 96)
 
-def run_gsm8k(temporary: Path, *arguments: object) -> tuple[int, str, dict[str, Any]]:
-    """(exit code, all that was said, report) of eight of the demo's own questions."""
+
+def run_gsm8k(temporary: Path, *arguments: object, **options: str) -> tuple[int, str, dict[str, Any]]:
+    """(exit code, all that was said, report) of the demo's own questions; ``options`` are those of ``run_command``."""
     report = temporary / "report.json"
-    finished = run_command(temporary, "gsm8k", "--report", report, "--limit", 8, "--max-tokens", 96, *arguments)
+    finished = run_command(temporary, "gsm8k", "--report", report, *arguments, **options)
     assert not processes_of(temporary)
     assert not run_dirs(temporary)
     return finished.returncode, finished.stdout + finished.stderr, json.loads(report.read_text())
 
 
 def test_pipeline_stages_change_no_byte_of_the_answers(temporary: Path) -> None:
-    code, said, report = run_gsm8k(temporary, "--layouts", "pp=1", "pp=2", "--concurrency", 1)
+    code, said, report = run_gsm8k(temporary, *EIGHT, "--layouts", "pp=1", "pp=2", "--concurrency", 1)
     assert code == 0, said
     assert [layout["layout"] for layout in report["layouts"]] == ["pp=1", "pp=2"]
     (pair,) = report["pairs"]
@@ -35,7 +37,7 @@ def test_pipeline_stages_change_no_byte_of_the_answers(temporary: Path) -> None:
 
 def test_a_tensor_layout_against_the_pipeline(temporary: Path) -> None:
     code, said, report = run_gsm8k(
-        temporary, "--layouts", "pp=2", "tp=2", "--dtype", "float32", "--shots", 2, "--concurrency", 8
+        temporary, *EIGHT, "--layouts", "pp=2", "tp=2", "--dtype", "float32", "--shots", 2, "--concurrency", 8
     )
     assert code == 0, said
     assert report["pairs"][0]["byte_identical"] == 8  # in float32 rounding flips no token of these

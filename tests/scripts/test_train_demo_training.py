@@ -5,7 +5,7 @@ import os
 import random
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -128,10 +128,10 @@ def run_options(work: Path) -> Options:
     )
 
 
-_GIVEN = (
-    *("tokenizer", "work", "total_steps", "tokens_per_batch", "documents_per_block", "warmup_steps", "log_every"),
-    *("evaluate_every_s", "workers", "accumulate"),
-)
+def as_flags(options: Options) -> list[str]:
+    """Those that are not the defaults."""
+    values = [(one.name.replace("_", "-"), getattr(options, one.name), one.default) for one in fields(options)]
+    return [f"--{name}" if value is True else f"--{name}={value}" for name, value, usual in values if value != usual]
 
 
 def read_lines(work: Path) -> list[dict[str, float]]:
@@ -158,11 +158,10 @@ def test_two_processes_take_turns_with_the_batches_of_one(tmp_path: Path, capsys
     one = replace(run_options(tmp_path / "one"), total_steps=3, accumulate=2, float32=True)
     Run(one).train()
     two = replace(one, work=str(tmp_path / "two"), accumulate=1)
-    flags = [f"--{name.replace('_', '-')}={getattr(two, name)}" for name in _GIVEN]
     program = Path(sys.modules["train"].__file__ or "")
-    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(program), "--tiny", "--float32"]
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(program)]
     subprocess.run(
-        [sys.executable, *command, *flags], check=True, timeout=240, env={**os.environ, "OMP_NUM_THREADS": "1"}
+        [sys.executable, *command, *as_flags(two)], check=True, timeout=240, env={**os.environ, "OMP_NUM_THREADS": "1"}
     )
     lines = [read_lines(tmp_path / name)[-1] for name in ("one", "two")]
     assert lines[0]["step"] == lines[1]["step"] == 3
