@@ -22,6 +22,7 @@ from pathlib import Path
 
 from arithmetic import apply, show
 from problem import Problem, Step
+from rewording import LOSSY, NUM_SPLICED, SPLICED, spliced, with_lost_words
 from words import FRACTION_WORDS, NUMBER_WORDS, Slots
 
 MAX_TRIES = 2_000
@@ -171,7 +172,7 @@ def make_problem(
     frames = kind.held_out if held_out else kind.frames + kind.also if taught else kind.frames
     index = rng.randrange(len(frames))
     slots = Slots(rng)
-    text = frames[index]
+    text = reworded(frames[index], frames, rng) if taught else frames[index]
     if not kind.plain and "{name}" in text and rng.random() < 0.1:
         text = with_distractor(text, rng)
     words = not kind.plain and rng.random() < 0.25
@@ -184,6 +185,14 @@ def make_problem(
     combination = " ".join([kind.name + kind.shape, *(f"{draw.name}={numbers[draw.name]}" for draw in kind.draws)])
     frame = f"{kind.name}/{'new' if held_out else 'ask'}{index}"
     return Problem(kind.name, frame, combination, question, tuple(steps))
+
+
+def reworded(frame: str, frames: list[str], rng: random.Random) -> str:
+    """Other wordings than those of the frames, now and then."""
+    if rng.random() < SPLICED:
+        others = rng.sample(frames, min(NUM_SPLICED, len(frames)))
+        frame = spliced(expand(frame, rng), [expand(other, rng) for other in others], rng)
+    return with_lost_words(expand(frame, rng), rng) if rng.random() < LOSSY else frame
 
 
 def with_distractor(text: str, rng: random.Random) -> str:
