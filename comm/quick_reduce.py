@@ -22,7 +22,7 @@ CLOSE_LIMIT_S = 5.0
 
 @dataclass(frozen=True)
 class RegionShape:
-    """A rank's exchange memory: ``num_slots`` x 3 places x ranks x ``segment_bytes``, whatever the messages' sizes."""
+    """A rank's exchange memory: ``num_slots`` x 3 places x peers x ``segment_bytes``, whatever the messages' sizes."""
 
     num_slots: int
     segment_bytes: int

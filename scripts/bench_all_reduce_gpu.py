@@ -47,6 +47,7 @@ def main() -> None:
     parser.add_argument("--ours", nargs="+", default=OURS)
     parser.add_argument("--no-peers", action="store_true", help="only our own ways")
     parser.add_argument("--modules", nargs="*", default=[], help="other builds of the native module: NAME=FILE")
+    parser.add_argument("--segment-kib", type=int, nargs="*", default=[], help="also with slots of that size")
     options = parser.parse_args()
     options.command = " ".join(["python", *sys.argv])
     world_size = torch.cuda.device_count()
@@ -65,6 +66,7 @@ def run_rank(rank: int, world_size: int, rendezvous: str, options: argparse.Name
     )  # fmt: skip
     modules = {"": load_module("cuda")} | {name: load_build(file) for name, file in parse_modules(options.modules)}
     ours = {name: Quick(module, rank, world_size) for name, module in modules.items()}
+    ours |= {f"{kib}KiB": Quick(modules[""], rank, world_size, kib * KIB) for kib in options.segment_kib}
     report(rank, options, describe_machine(world_size, ours, options) | {"link": link_bandwidth(rank, world_size)})
     for num_bytes in options.sizes:
         report(rank, options, measure(num_bytes, rank, world_size, ours, options))
@@ -137,8 +139,9 @@ def cpu_group() -> Any:
 class Quick:
     """Our communicator, on the current stream."""
 
-    def __init__(self, module: Any, rank: int, world_size: int) -> None:
-        self.native = module.Communicator(rank, world_size, *module.default_shape(world_size), rank)
+    def __init__(self, module: Any, rank: int, world_size: int, segment_bytes: int = 0) -> None:
+        num_slots, usual_bytes = module.default_shape(world_size)
+        self.native = module.Communicator(rank, world_size, num_slots, segment_bytes or usual_bytes, rank)
         self.num_slots = min(gather(self.native.max_slots()))
         self.native.open(gather(self.native.handle()), self.num_slots)
 

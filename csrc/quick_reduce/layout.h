@@ -2,7 +2,7 @@
 //
 // Addresses depend on (slot, phase, source rank) only, never on a call's size: the layout this engine was born from put
 // the second phase's flags behind as many first-phase flags as the call had blocks, so that a larger next call
-// overwrote a flag that a slow rank still awaited.
+// overwrote a flag that a slow rank still awaited. No rank sends to itself: a region has places for its peers alone.
 #pragma once
 
 #include "portability.h"
@@ -33,31 +33,36 @@ struct Control {
     uint64_t abort;  // 0, or 1 + the rank that failed first as far as this rank knows
 };
 
+// Which of `reader`'s peers `source` is, counted from 0.
+QR_FN uint32_t peer_index(uint32_t reader, uint32_t source) { return source - (source > reader); }
+
+// `peer` is a peer_index everywhere.
 class IsolatedLayout {
   public:
     QR_FN IsolatedLayout(const RegionShape& shape) : shape_(shape) {}
 
-    QR_FN uint64_t flag(uint32_t slot, Phase phase, uint32_t source) const {
-        return kControlBytes + place(slot, phase, source) * kLine;
+    QR_FN uint64_t flag(uint32_t slot, Phase phase, uint32_t peer) const {
+        return kControlBytes + place(slot, phase, peer) * kLine;
     }
-    QR_FN uint64_t data(uint32_t slot, Phase phase, uint32_t source) const {
-        return data_begin() + place(slot, phase, source) * shape_.segment_bytes;
+    QR_FN uint64_t data(uint32_t slot, Phase phase, uint32_t peer) const {
+        return data_begin() + place(slot, phase, peer) * shape_.segment_bytes;
     }
     // Of the first phase, where words bring their flags along: nothing but tagged words is ever written there.
-    QR_FN uint64_t tagged(uint32_t slot, Phase phase, uint32_t source) const {
-        const uint64_t place = (uint64_t(slot) * kNumFirstPhases + phase) * shape_.world_size + source;
+    QR_FN uint64_t tagged(uint32_t slot, Phase phase, uint32_t peer) const {
+        const uint64_t place = (uint64_t(slot) * kNumFirstPhases + phase) * num_peers() + peer;
         return tagged_begin() + place * shape_.tagged_bytes;
     }
     QR_FN uint64_t num_bytes() const {
-        const uint64_t num_tagged = uint64_t(shape_.num_tagged_slots) * kNumFirstPhases * shape_.world_size;
+        const uint64_t num_tagged = uint64_t(shape_.num_tagged_slots) * kNumFirstPhases * num_peers();
         return tagged_begin() + num_tagged * shape_.tagged_bytes;
     }
 
   private:
-    QR_FN uint64_t place(uint64_t slot, uint64_t phase, uint64_t source) const {
-        return (slot * kNumPhases + phase) * shape_.world_size + source;
+    QR_FN uint64_t num_peers() const { return shape_.world_size - 1; }
+    QR_FN uint64_t place(uint64_t slot, uint64_t phase, uint64_t peer) const {
+        return (slot * kNumPhases + phase) * num_peers() + peer;
     }
-    QR_FN uint64_t num_places() const { return uint64_t(shape_.num_slots) * kNumPhases * shape_.world_size; }
+    QR_FN uint64_t num_places() const { return uint64_t(shape_.num_slots) * kNumPhases * num_peers(); }
     QR_FN uint64_t data_begin() const { return round_up(kControlBytes + num_places() * kLine, 4096); }
     QR_FN uint64_t tagged_begin() const { return data_begin() + num_places() * shape_.segment_bytes; }
 

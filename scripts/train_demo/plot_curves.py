@@ -15,7 +15,7 @@ from typing import Any
 from curves import read_curves
 
 WIDTH, HEIGHT, MARGIN, GAP = 900, 320, 50, 70
-_COLORS = ("#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#ff7f0e", "#8c564b", "#17becf")
+_COLORS = ("#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#ff7f0e", "#8c564b", "#17becf", "#7f7f7f")
 Point = tuple[float, float]
 
 

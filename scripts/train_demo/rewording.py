@@ -14,12 +14,15 @@ LOSSY = 0.12
 LOST_WORDS = 0.12  # of such a question's words that may be lost
 _SENTENCE_END = re.compile(r"(?<=[.?!]) (?=[\w{\"$])")
 _SLOT = re.compile(r"\{(\w+)\}")
-Place = tuple[frozenset[str], str, bool, bool]  # slots, last character, last sentence, question before it
+_TASK = re.compile(r"\?$|^(Find|Tell|Say|Calculate|Work|Determine|Compute|Give|Count|Add|Figure|Wait|We want|Let us)\b")
+Place = tuple[frozenset[str], str, bool, bool]  # slots, last character, last sentence, task before it
 # Without them a question would mean something else.
-_NEEDED = frozenset(
-    "a an no not none nobody more most fewer less least than as half twice double times each every per apiece both one"
-    " first second third last next before after then ago now old older young younger left rest remaining remain others"
-    " all other another total percent of off and or but only without if was is are were how many much what".split()
+_NEEDED = re.compile(
+    r"a|an|no|not|none|nobody|more|most|fewer|less|least|than|as|half|twice|double|times|each|every|per|apiece|"
+    r"both|one|first|second|third|last|next|before|after|then|ago|now|old|older|young|younger|left|rest|remaining|"
+    r"remain|others|all|other|another|total|percent|of|off|and|or|but|only|without|if|was|is|are|were|how|many|"
+    r"much|what",
+    re.IGNORECASE,
 )
 
 
@@ -39,10 +42,10 @@ def spliced(frame: str, others: Sequence[str], rng: random.Random) -> str:
 
 def _placed(sentences: list[str]) -> list[tuple[Place, str]]:
     """A fact takes no question's place, nor the last sentence that of one before: it may be where the task is set."""
-    asked_before = "?" in "".join(sentences[:-1])
     last = len(sentences) - 1
+    set_before = any(_TASK.search(sentence) for sentence in sentences[:-1])
     return [
-        ((_slots(sentence), sentence[-1], index == last, asked_before), sentence)
+        ((_slots(sentence), sentence[-1], index == last, set_before), sentence)
         for index, sentence in enumerate(sentences)
     ]
 
@@ -68,4 +71,4 @@ def with_lost_words(frame: str, rng: random.Random) -> str:
 
 
 def _may_be_lost(word: str) -> bool:
-    return word.isalpha() and word.lower() not in _NEEDED
+    return word.isalpha() and not _NEEDED.fullmatch(word)

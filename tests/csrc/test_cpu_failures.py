@@ -212,18 +212,18 @@ class ForgedPeer:
         fd, num_bytes = struct.unpack("<iQ", handle[-12:])
         return mmap.mmap(fd, num_bytes)
 
-    def _flag(self, reader: int, phase: int) -> slice:
-        begin = FLAGS_AT + (phase * 2 + 1 - reader) * LINE  # slot 0
+    def _flag(self, phase: int) -> slice:
+        begin = FLAGS_AT + phase * LINE  # slot 0, the only peer
         return slice(begin, begin + 8)
 
     def await_flag(self, phase: int) -> int:
         deadline = time.monotonic() + 20
-        while (flag := int.from_bytes(self.regions[1][self._flag(1, phase)], "little")) == 0:
+        while (flag := int.from_bytes(self.regions[1][self._flag(phase)], "little")) == 0:
             assert time.monotonic() < deadline
         return flag
 
     def write_flag(self, phase: int, flag: int) -> None:
-        self.regions[0][self._flag(0, phase)] = flag.to_bytes(8, "little")
+        self.regions[0][self._flag(phase)] = flag.to_bytes(8, "little")
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@
 
 namespace splitrank::quick_reduce_cpu {
 
-constexpr uint32_t kProtocol = 1;  // of regions and handles: processes of different versions refuse each other
+constexpr uint32_t kProtocol = 2;  // of regions and handles: processes of different versions refuse each other
 
 struct Handle {
     uint32_t protocol;

@@ -15,18 +15,19 @@ class HistoricalAddresses {
     HistoricalAddresses(const quick_reduce::RegionShape& shape, const quick_reduce::Call& call)
         : shape_(shape), num_slots_(call.num_slots) {}
 
-    uint64_t flag(uint32_t slot, quick_reduce::Phase phase, uint32_t source) const {
-        return quick_reduce::kControlBytes + place(slot, phase, source) * quick_reduce::kLine;
+    uint64_t flag(uint32_t slot, quick_reduce::Phase phase, uint32_t peer) const {
+        return quick_reduce::kControlBytes + place(slot, phase, peer) * quick_reduce::kLine;
     }
-    uint64_t data(uint32_t slot, quick_reduce::Phase phase, uint32_t source) const {
-        const uint64_t flags = 2 * uint64_t(shape_.num_slots) * shape_.world_size * quick_reduce::kLine;
-        return quick_reduce::kControlBytes + flags + place(slot, phase, source) * shape_.segment_bytes;
+    uint64_t data(uint32_t slot, quick_reduce::Phase phase, uint32_t peer) const {
+        const uint64_t flags = 2 * uint64_t(shape_.num_slots) * num_peers() * quick_reduce::kLine;
+        return quick_reduce::kControlBytes + flags + place(slot, phase, peer) * shape_.segment_bytes;
     }
 
   private:
-    uint64_t place(uint64_t slot, quick_reduce::Phase phase, uint64_t source) const {
+    uint64_t num_peers() const { return shape_.world_size - 1; }
+    uint64_t place(uint64_t slot, quick_reduce::Phase phase, uint64_t peer) const {
         const uint64_t behind = phase == quick_reduce::kSecond ? num_slots_ : 0;  // the mistake
-        return (behind + slot) * shape_.world_size + source;
+        return (behind + slot) * num_peers() + peer;
     }
 
     quick_reduce::RegionShape shape_;
@@ -63,7 +64,7 @@ class splitrank::quick_reduce::Handshake<Exec, interleaving::HistoricalLayout<Wa
         for (uint32_t peer = exec_.lane(); peer < W; peer += exec_.num_lanes()) {
             if (peer == view_.rank) continue;
             const auto* flag =
-                reinterpret_cast<const uint64_t*>(view_.regions[view_.rank] + layout_.flag(slot_, phase, peer));
+                reinterpret_cast<const uint64_t*>(view_.regions[view_.rank] + layout_.flag(slot_, phase, peer_index(view_.rank, peer)));
             while (!Wait::accept(exec_.load_flag(flag), this->sequence())) exec_.pause(0);
         }
         return exec_.all(true);

@@ -25,8 +25,11 @@ MUTATIONS = (
         "data-of-phases-shared",
         1,
         "layout.h",
-        "data_begin() + place(slot, phase, source)",
-        "data_begin() + place(slot, phase % 2, source)",
+        "data_begin() + place(slot, phase, peer)",
+        "data_begin() + place(slot, phase % 2, peer)",
+    ),
+    one(
+        "peers-share-a-place", 1, "layout.h", "return source - (source > reader);", "return source / 2 * (reader < 8);"
     ),
     # 2. Nothing is overwritten before it was read.
     one(
@@ -41,8 +44,8 @@ MUTATIONS = (
         "tagged-without-parity",
         2,
         "handshake.h",
-        "layout_.tagged(slot_, first(), source)",
-        "layout_.tagged(slot_, kFirstEven, source)",
+        "layout_.tagged(slot_, first(), peer_index",
+        "layout_.tagged(slot_, kFirstEven, peer_index",
     ),
     one("words-not-awaited", 2, "tagged.h", "if (ok && !sync.has_come(words[word]))", "if (false)"),
     one("first-phase-not-awaited", 2, "one_shot.h", "if (!sync.await(sync.first())) return false;", ""),

@@ -28,17 +28,17 @@ std::string check_layout(const RegionShape& shape) {
     std::vector<Range> ranges{{0, sizeof(Control)}};
     for (uint32_t slot = 0; slot < shape.num_slots; ++slot)
         for (uint32_t phase = 0; phase < kNumPhases; ++phase)
-            for (uint32_t source = 0; source < shape.world_size; ++source) {
-                const uint64_t flag = layout.flag(slot, Phase(phase), source);
-                const uint64_t data = layout.data(slot, Phase(phase), source);
+            for (uint32_t peer = 0; peer < shape.world_size - 1; ++peer) {
+                const uint64_t flag = layout.flag(slot, Phase(phase), peer);
+                const uint64_t data = layout.data(slot, Phase(phase), peer);
                 ranges.push_back({flag, flag + kLine});
                 ranges.push_back({data, data + shape.segment_bytes});
                 if (flag % kLine != 0 || data % 128 != 0) return "a flag or a message is not aligned";
             }
     for (uint32_t slot = 0; slot < shape.num_tagged_slots; ++slot)
         for (const Phase phase : {kFirstEven, kFirstOdd})
-            for (uint32_t source = 0; source < shape.world_size; ++source) {
-                const uint64_t words = layout.tagged(slot, phase, source);
+            for (uint32_t peer = 0; peer < shape.world_size - 1; ++peer) {
+                const uint64_t words = layout.tagged(slot, phase, peer);
                 ranges.push_back({words, words + shape.tagged_bytes});
                 if (words % sizeof(TaggedWord) != 0) return "tagged words are not aligned";
             }

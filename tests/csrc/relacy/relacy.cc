@@ -84,17 +84,17 @@ class RelacyExecutor {
 struct OnePlace : IsolatedLayout {
     using IsolatedLayout::IsolatedLayout;
     static Phase merge(Phase phase) { return phase == kSecond ? kSecond : kFirstEven; }
-    uint64_t flag(uint32_t slot, Phase phase, uint32_t source) const {
-        return IsolatedLayout::flag(slot, merge(phase), source);
+    uint64_t flag(uint32_t slot, Phase phase, uint32_t peer) const {
+        return IsolatedLayout::flag(slot, merge(phase), peer);
     }
-    uint64_t data(uint32_t slot, Phase phase, uint32_t source) const {
-        return IsolatedLayout::data(slot, merge(phase), source);
+    uint64_t data(uint32_t slot, Phase phase, uint32_t peer) const {
+        return IsolatedLayout::data(slot, merge(phase), peer);
     }
 };
 struct OneStorage : IsolatedLayout {
     using IsolatedLayout::IsolatedLayout;
-    uint64_t data(uint32_t slot, Phase, uint32_t source) const {
-        return IsolatedLayout::data(slot, kFirstEven, source);
+    uint64_t data(uint32_t slot, Phase, uint32_t peer) const {
+        return IsolatedLayout::data(slot, kFirstEven, peer);
     }
 };
 
@@ -132,9 +132,9 @@ struct Ranks : rl::test_suite<Ranks<Exec, Layout, W>, W> {
         places.flags[rank.region.data()] = std::make_unique<rl::atomic<uint64_t>>(0);
         places.flags[&rank.host_abort] = std::make_unique<rl::atomic<uint64_t>>(0);
         for (uint32_t phase = 0; phase < kNumPhases; ++phase)
-            for (uint32_t source = 0; source < W; ++source) {
-                const std::byte* flag = rank.region.data() + layout.flag(0, Phase(phase), source);
-                const std::byte* data = rank.region.data() + layout.data(0, Phase(phase), source);
+            for (uint32_t peer = 0; peer < W - 1; ++peer) {
+                const std::byte* flag = rank.region.data() + layout.flag(0, Phase(phase), peer);
+                const std::byte* data = rank.region.data() + layout.data(0, Phase(phase), peer);
                 if (!places.flags.count(flag)) places.flags[flag] = std::make_unique<rl::atomic<uint64_t>>(0);
                 if (!places.packets.count(data)) places.packets[data] = std::make_unique<rl::var<uint32_t>>(0);
             }
