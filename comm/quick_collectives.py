@@ -10,7 +10,7 @@ from splitrank.comm.selection import Selection, Thresholds
 
 
 class QuickCollectives:
-    """``codec`` is for two-shot messages; small ones and gathered columns travel in full precision."""
+    """``codec`` is for messages that two-shot would take; small ones and gathered columns travel in full precision."""
 
     def __init__(self, quick: QuickAllReduce, torch_: TorchCollectives, selection: Selection, codec: str) -> None:
         self.rank, self.size = quick.rank, quick.world_size
@@ -48,9 +48,16 @@ class QuickCollectives:
         num_bytes = tensor.nbytes
         if num_bytes > limits.two_shot_bytes:
             return self.torch.all_reduce_(tensor)
-        algorithm = limits.algorithm(num_bytes)
+        algorithm, codec = self._way(limits.algorithm(num_bytes), codec)
         # Views that the kernels cannot take are summed in a copy.
         fit = tensor.is_contiguous() and tensor.data_ptr() % ALIGNMENT == 0
         summed = tensor if fit else tensor.clone(memory_format=torch.contiguous_format)
-        self.quick.all_reduce(summed, None, algorithm, codec if algorithm == "two-shot" else "none")
+        self.quick.all_reduce(summed, None, algorithm, codec)
         return tensor if fit else tensor.copy_(summed)
+
+    def _way(self, algorithm: str, codec: str) -> tuple[str, str]:
+        """Algorithm and codec of a message that in full precision would go by ``algorithm``."""
+        if algorithm != "two-shot" or codec == "none":
+            return algorithm, "none"
+        # Between two ranks one-shot sends as many bytes, in one handshake, and does not code the sum besides.
+        return ("one-shot" if self.size == 2 else "two-shot"), codec

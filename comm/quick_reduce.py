@@ -1,7 +1,8 @@
 """The quick all-reduce on tensors: made by a vote of all ranks, checked call by call, torn down together.
 
-Sums are ``codec(sum of codec(x_r))`` in float32 along one fixed tree over the ranks, ((0+1)+(2+3))+..., rounded once:
-the same bits on every rank, at any cut, on every target. Peers are awaited for ``timeout_s`` at most.
+Sums are ``codec(sum of codec(x_r))`` (one-shot: ``sum of codec(x_r)``) in float32 along one fixed tree over the ranks,
+((0+1)+(2+3))+..., rounded once: the same bits on every rank, at any cut, on every target. Peers are awaited for
+``timeout_s`` at most.
 """
 
 from dataclasses import dataclass

@@ -33,7 +33,9 @@ SIZES = [8 * KIB * 4**i for i in range(7)] + [128 * MIB]
 TIMEOUT_NS = 5_000_000_000
 BFLOAT16 = 1  # the native module's code
 PEERS = ("one-element-kernel", "nccl", "symm-one-shot", "symm-two-shot")
-OURS = ["tagged", "registered", "one-shot", "two-shot", "int8", "int6", "int4"]
+CODED = ("int8", "int6", "int4")
+OURS = ["tagged", "registered", "one-shot", "two-shot", *(f"two-shot+{codec}" for codec in CODED)]
+TWO_RANKS = [f"one-shot+{codec}" for codec in CODED]
 LIMITS = {"tagged": 128 * KIB}  # bytes; the others take every size
 Way = Callable[[], object]
 
@@ -44,7 +46,7 @@ def main() -> None:
     parser.add_argument("--sizes", type=int, nargs="+", default=SIZES)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--tune", action="store_true")
-    parser.add_argument("--ours", nargs="+", default=OURS)
+    parser.add_argument("--ours", nargs="+", help="default: all that so many GPUs have")
     parser.add_argument("--no-peers", action="store_true", help="only our own ways")
     parser.add_argument("--modules", nargs="*", default=[], help="other builds of the native module: NAME=FILE")
     parser.add_argument("--segment-kib", type=int, nargs="*", default=[], help="also with slots of that size")
@@ -53,6 +55,7 @@ def main() -> None:
     world_size = torch.cuda.device_count()
     if world_size not in (2, 4, 8):
         sys.exit(f"{world_size} GPUs: 2, 4 or 8 are needed")
+    options.ours = options.ours or (OURS + TWO_RANKS if world_size == 2 else OURS)
     with tempfile.TemporaryDirectory() as folder:
         spawn: Any = mp.spawn  # type: ignore[attr-defined]
         spawn(run_rank, (world_size, f"{folder}/rendezvous", options), nprocs=world_size)
@@ -146,9 +149,8 @@ class Quick:
         self.native.open(gather(self.native.handle()), self.num_slots)
 
     def all_reduce(self, input: torch.Tensor, output: torch.Tensor, way: str, **tuning: int) -> None:
-        codec = way if way in CODEC_CODES else "none"
-        algorithm = ALGORITHM_CODES.get(way, ALGORITHM_CODES["two-shot"])
-        arguments = (input.numel(), BFLOAT16, CODEC_CODES[codec], algorithm, TIMEOUT_NS)
+        algorithm, _, codec = way.partition("+")
+        arguments = (input.numel(), BFLOAT16, CODEC_CODES[codec or "none"], ALGORITHM_CODES[algorithm], TIMEOUT_NS)
         stream = torch.cuda.current_stream().cuda_stream
         if not self.native.all_reduce(input.data_ptr(), output.data_ptr(), *arguments, stream, **tuning):
             raise RuntimeError(f"{way}, {input.nbytes} bytes: {self.native.failure()}")
@@ -246,7 +248,7 @@ def check_sum(graph: torch.cuda.CUDAGraph, name: str, y: torch.Tensor, expected:
     y.fill_(float("nan"))
     graph.replay()
     torch.cuda.synchronize()
-    codec = next((codec for codec in ("int8", "int6", "int4") if codec in name), None)
+    codec = next((codec for codec in CODED if codec in name), None)
     tolerance = {None: 0.0, "int8": 0.02, "int6": 0.08, "int4": 0.4}[codec]
     error = ((y.float() - expected.float()).norm() / expected.float().norm()).item()
     if not (torch.equal(y, expected) if codec is None else error < tolerance):

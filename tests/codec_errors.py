@@ -121,7 +121,7 @@ def quick_sum(parts: list[torch.Tensor], codec: str) -> torch.Tensor:
 
     def run(rank: int) -> None:
         ends[rank].open(handles, 4)
-        address, codes = results[rank].data_ptr(), (CODEC_CODES[codec], ALGORITHM_CODES["two-shot"])
+        address, codes = results[rank].data_ptr(), (CODEC_CODES[codec], ALGORITHM_CODES["one-shot"])
         dtype, limit = DTYPE_CODES[results[rank].dtype], int(TIMEOUT_S * 1e9)
         assert ends[rank].all_reduce(address, address, results[rank].numel(), dtype, *codes, limit), ends[
             rank
@@ -144,7 +144,7 @@ class CodecError:
 
 def codec_error(parts: list[torch.Tensor], codec: str) -> CodecError:
     found, exact = quick_sum(parts, codec).double(), torch.stack(parts).double().sum(dim=0)
-    share = (found - exact).abs() / error_bound(parts, codec).double()
+    share = (found - exact).abs() / error_bound(parts, codec, "one-shot").double()
     return CodecError(relative_error(found, exact), float(share.max()))
 
 

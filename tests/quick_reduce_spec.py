@@ -2,6 +2,7 @@
 
     result = codec(sum over ranks of codec(x_r)), summed in float32 along ((0+1)+(2+3))+((4+5)+(6+7)), rounded once
 
+One-shot does not send the sum, and does not code it: result = sum over ranks of codec(x_r).
 A codec keeps, for each block of 32 elements, the largest magnitude in bfloat16 and one integer an element.
 """
 
@@ -28,20 +29,21 @@ def round_trip(values: torch.Tensor, codec: str) -> torch.Tensor:
     return (integers * step).flatten()[: values.numel()]
 
 
-def expected_sum(parts: list[torch.Tensor], codec: str = "none") -> torch.Tensor:
+def expected_sum(parts: list[torch.Tensor], codec: str = "none", algorithm: str = "two-shot") -> torch.Tensor:
     """The sum of one tensor a rank, in their dtype."""
     sums = [round_trip(part.flatten().float(), codec) for part in parts]
     while len(sums) > 1:
         sums = [one + other for one, other in zip(sums[::2], sums[1::2], strict=True)]
-    return round_trip(sums[0], codec).to(parts[0].dtype).view_as(parts[0])
+    result = round_trip(sums[0], codec) if algorithm == "two-shot" else sums[0]
+    return result.to(parts[0].dtype).view_as(parts[0])
 
 
-def error_bound(parts: list[torch.Tensor], codec: str) -> torch.Tensor:
+def error_bound(parts: list[torch.Tensor], codec: str, algorithm: str = "two-shot") -> torch.Tensor:
     """Bound of |codec's sum - exact sum| for each element, float32, from what codec_quantised.h promises.
 
-    A round trip is off by amax * (1/(2Q) + 2^-8): half a step, and the clamp when the scale was rounded down. The sum
-    of what arrived goes through one more; its amax is at most that of the exact sum plus the errors so far. Rounding
-    to float32 and to the element type comes on top.
+    A round trip is off by amax * (1/(2Q) + 2^-8): half a step, and the clamp when the scale was rounded down. In
+    two-shot the sum of what arrived goes through one more; its amax is at most that of the exact sum plus the errors so
+    far. Rounding to float32 and to the element type comes on top.
     """
     share = 0.0 if codec == "none" else 0.5 / LARGEST[codec] + 2.0**-8
     floats = [part.flatten().float() for part in parts]
@@ -50,7 +52,8 @@ def error_bound(parts: list[torch.Tensor], codec: str) -> torch.Tensor:
     largest = _amax(exact.abs() + arrived)
     sizes = torch.stack(floats).abs().sum(dim=0)
     rounding = len(parts) * 2.0**-23 * sizes + torch.finfo(parts[0].dtype).eps * largest + len(parts) * TINY
-    return (arrived + largest * share + rounding).view_as(parts[0])
+    coded_again = largest * share if algorithm == "two-shot" else 0.0
+    return (arrived + coded_again + rounding).view_as(parts[0])
 
 
 def _blocks(values: torch.Tensor) -> torch.Tensor:

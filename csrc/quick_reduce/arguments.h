@@ -44,6 +44,17 @@ inline void check_tensors(uint64_t input, uint64_t output, uint64_t num_bytes) {
                                     " bytes long");
 }
 
+// Which algorithms have codecs. Between two ranks one-shot sends as many bytes as two-shot.
+inline void check_codec(CodecKind codec, Algorithm algorithm, uint32_t world_size) {
+    if (codec == CodecKind::kNone || algorithm == Algorithm::kTwoShot) return;
+    if (algorithm != Algorithm::kOneShot)
+        throw std::invalid_argument("only two-shot and, between two ranks, one-shot have codecs, not algorithm code " +
+                                    text(uint32_t(algorithm)) + " with codec code " + text(uint32_t(codec)));
+    if (world_size > 2)
+        throw std::invalid_argument("one-shot has codecs between two ranks only, not codec code " +
+                                    text(uint32_t(codec)) + " with " + text(world_size) + " ranks");
+}
+
 // Elements that a segment of so many bytes holds.
 inline uint64_t segment_capacity(CodecKind codec, DType dtype, uint64_t segment_bytes) {
     switch (codec) {

@@ -1,33 +1,41 @@
-// One-shot: every rank sends its whole tile to all, and all sum. One handshake instead of two, for small messages;
-// full precision only (with a codec, ranks would still agree, but the traffic it saves is what small messages lack).
+// One-shot: every rank sends its whole tile to all, and all sum. One handshake instead of two: for small messages; and
+// between two ranks for every message with a codec, since two-shot would send as many bytes (half of them twice), and
+// code the sum besides. Every rank adds what all have decoded, its own part as well: the bits agree.
 //
 // Nothing is overwritten before it was read: message k + 2 takes the place of message k (layout.h), and its writer has
 // awaited the reader's message k + 1, which the reader sent after it had read message k.
 #pragma once
 
-#include "codec_none.h"
 #include "handshake.h"
+#include "packet.h"
 
 namespace splitrank::quick_reduce {
 
-template <class Exec, class Type, class Layout, int W>
+// With a codec and more ranks, two-shot sends less.
+template <class Codec>
+constexpr bool has_one_shot(int world_size) {
+    return Codec::kKind == CodecKind::kNone || world_size == 2;
+}
+
+template <class Exec, class Type, class Codec, class Layout, int W>
 class OneShot {
   public:
     using Sync = Handshake<Exec, Layout, W>;
-    using Codec = CodecNone<Type>;
 
-    QR_DEVICE OneShot(Exec& exec, const View& view, const Call& call) : exec_(exec), view_(view), call_(call) {}
+    QR_DEVICE OneShot(Exec& exec, const View& view, const Call& call)
+        : exec_(exec), view_(view), call_(call), capacity_(Codec::capacity(view.shape.segment_bytes)) {}
 
     QR_DEVICE void send(Sync& sync, uint64_t tile) {
         const Segment segment = one_shot_segment(call_, tile);
         for_packets(
             exec_, segment.count, [&](uint64_t packet, auto whole) { return load_own(segment, packet, whole); },
             [&](uint64_t packet, const Raw& raw, auto whole) {
+                const auto encoded = Codec::template encode_raw<K>(exec_, raw);
                 if (!in(segment, packet, whole)) return;
                 QR_UNROLL
                 for (uint32_t step = 1; step < W; ++step) {
                     const uint32_t peer = peer_at<W>(view_.rank, step);
-                    Codec::template store<K>(exec_, sync.data(peer, sync.first(), view_.rank), 0, packet, raw);
+                    Codec::template store<K>(exec_, sync.data(peer, sync.first(), view_.rank), capacity_, packet, encoded);
                 }
             });
         sync.publish(sync.first());
@@ -41,8 +49,11 @@ class OneShot {
             [&](uint64_t packet, const Parts& parts, auto whole) {
                 float values[W][K];
                 QR_UNROLL
-                for (uint32_t step = 0; step < W; ++step)
-                    unpack<Type, K>(parts.of[step], values[tree_place<W>(view_.rank, step)]);
+                for (uint32_t step = 1; step < W; ++step)
+                    Codec::template decode<K>(parts.peers[step - 1], values[tree_place<W>(view_.rank, step)]);
+                // The own part as the peers decode it.
+                Codec::template decode<K>(Codec::template encode_raw<K>(exec_, parts.own),
+                                          values[tree_place<W>(view_.rank, 0)]);
                 sum_ranks<W, K>(values);
                 store_output<Type, K>(exec_, call_.output, segment.begin + packet * K,
                                       valid_elements<K>(segment.count, packet, whole), pack<Type, K>(values[0]));
@@ -53,8 +64,10 @@ class OneShot {
   private:
     static constexpr int K = Exec::kLaneElements;
     using Raw = RawPacket<Type, K>;
+    using Encoded = typename Codec::template Encoded<K>;
     struct Parts {
-        Raw of[W];
+        Raw own;
+        Encoded peers[W - 1];  // by distance
     };
 
     template <class IsWhole>
@@ -67,15 +80,15 @@ class OneShot {
         return load_input<Type, K>(exec_, call_.input, segment.begin + packet * K,
                                    valid_elements<K>(segment.count, packet, whole));
     }
-    // By distance, the own part first.
     template <class IsWhole>
     QR_DEVICE Parts load_all(const Sync& sync, const Segment& segment, uint64_t packet, IsWhole whole) {
         Parts parts;
-        parts.of[0] = load_own(segment, packet, whole);
+        parts.own = load_own(segment, packet, whole);
         QR_UNROLL
         for (uint32_t step = 1; step < W; ++step) {
             const std::byte* from = sync.data(view_.rank, sync.first(), peer_at<W>(view_.rank, step));
-            parts.of[step] = in(segment, packet, whole) ? Codec::template load<K>(exec_, from, 0, packet) : Raw{};
+            parts.peers[step - 1] =
+                in(segment, packet, whole) ? Codec::template load<K>(exec_, from, capacity_, packet) : Encoded{};
         }
         return parts;
     }
@@ -83,6 +96,7 @@ class OneShot {
     Exec& exec_;
     const View& view_;
     const Call& call_;
+    const uint64_t capacity_;
 };
 
 }  // namespace splitrank::quick_reduce

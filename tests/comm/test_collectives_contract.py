@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from splitrank.comm.collectives import SingleRank
 from splitrank.comm.quick_reduce import QuickAllReduce
 from splitrank.serving.config import child_environment
-from tests.collectives_rank import BACKENDS, DTYPES, WIDTHS, Case, cases, columns
+from tests.collectives_rank import BACKENDS, DTYPES, WIDTHS, Case, cases, columns, largest
 from tests.quick_reduce_spec import error_bound, expected_sum
 
 ROOT = Path(__file__).parents[2]
@@ -56,7 +56,7 @@ def inputs(case: Case, outcome: Outcome) -> list[torch.Tensor]:
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_every_rank_has_the_same_bits(outcome: Outcome, backend: str) -> None:
     names = [name for name in outcome[0] if name.startswith(backend + "/")]
-    assert len(names) == len(cases(len(outcome))) + 1 + len(DTYPES)
+    assert len(names) == len(cases(len(outcome))) + 2 + len(DTYPES)
     for name in names:
         first = outcome[0][name]
         bits = torch.int32 if first.dtype == torch.float32 else torch.int16
@@ -69,6 +69,13 @@ def test_sums_are_those_of_the_specification_bit_by_bit(outcome: Outcome, backen
     for case in cases(len(outcome)):
         expected = expected_sum(inputs(case, outcome), CODECS[backend])
         assert torch.equal(outcome[0][f"{backend}/{case.number}"], expected), case
+
+
+@pytest.mark.parametrize("backend", EXACT)
+def test_two_ranks_code_the_parts_of_a_large_message_and_not_the_sum(outcome: Outcome, backend: str) -> None:
+    algorithm = "one-shot" if len(outcome) == 2 else "two-shot"
+    expected = expected_sum(inputs(largest(len(outcome)), outcome), CODECS[backend], algorithm)
+    assert torch.equal(outcome[0][f"{backend}/chosen"], expected)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -87,7 +94,7 @@ def test_the_inputs_would_show_another_order_of_the_sum(outcome: Outcome) -> Non
     """Else the bitwise test would prove nothing: ((0+1)+2)+3 gives other bits than (0+1)+(2+3)."""
     if len(outcome) == 2:
         pytest.skip("two ranks have one order")
-    parts = inputs(max(cases(len(outcome)), key=lambda case: (case.dtype == "float32", case.size)), outcome)
+    parts = inputs(largest(len(outcome)), outcome)
     assert not torch.equal(reduce(torch.add, parts), expected_sum(parts))
 
 

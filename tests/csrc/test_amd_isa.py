@@ -22,7 +22,8 @@ pytestmark = [
 
 ONE_SHOT = """#include "quick_reduce/gpu/kernels.h"
 namespace splitrank::quick_reduce {
-template __global__ void all_reduce_kernel<OneShotWork<GpuExecutor<8, UNROLL>, Bfloat16, WORLD>>(Job);
+using Work = OneShotWork<GpuExecutor<8, UNROLL>, Bfloat16, CodecNone<Bfloat16>, WORLD>;
+template __global__ void all_reduce_kernel<Work>(Job);
 }
 """
 
@@ -38,9 +39,10 @@ def test_every_kernel_keeps_the_rules_on_every_machine(dtype: str, tmp_path: Pat
     done = check("--dtype", dtype, "--json", report)
     assert done.returncode == 0, done.stderr
     rows = json.loads(report.read_text())["rows"]
-    ways = [("two-shot", codec) for codec in ("none", "int8", "int6", "int4")]
-    ways += [("one-shot", "none"), ("registered", "none")]
+    codecs = ("none", "int8", "int6", "int4")
+    ways = [*(("two-shot", codec) for codec in codecs), ("one-shot", "none"), ("registered", "none")]
     names = {f"{algorithm} {dtype} {codec} W={size}" for algorithm, codec in ways for size in (2, 4, 8)}
+    names |= {f"one-shot {dtype} {codec} W=2" for codec in codecs}
     assert {(row["kernel"], row["arch"]) for row in rows} == {
         (name, arch) for name in names for arch in ("gfx90a", "gfx942", "gfx950")
     }

@@ -65,7 +65,6 @@ def test_more_memory_than_there_is() -> None:
         ({"algorithm": 4}, "unknown algorithm code 4"),
         ({"algorithm": REGISTERED}, "for accelerators"),
         ({"algorithm": TAGGED}, "for accelerators"),
-        ({"algorithm": ONE_SHOT, "codec": 1}, "one-shot has full precision only, not codec code 1"),
         ({"stream": 1}, "a host has no streams"),
     ],
 )
@@ -173,6 +172,12 @@ def test_two_threads_on_one_communicator() -> None:
         failure = world.ranks[0].failure()
         assert failure is not None
         assert (failure["kind"], failure["expected"] + failure["seen"]) == ("overlap", 3)  # the numbers of both calls
+
+
+def test_one_shot_has_no_codec_for_four_ranks() -> None:
+    message = "one-shot has codecs between two ranks only, not codec code 1 with 4 ranks"
+    with World(4) as world, pytest.raises(ValueError, match=message):
+        reduce_on(world.ranks[0], torch.ones(64), codec="int8", algorithm=ONE_SHOT)
 
 
 @pytest.mark.parametrize("end", ["abort", "close"])

@@ -24,6 +24,8 @@ from tests.quick_reduce_spec import expected_sum
 
 CSRC = Path(__file__).parents[2] / "csrc"
 WAYS = [("none", ONE_SHOT), *((codec, TWO_SHOT) for codec in CODECS)]
+TWO_RANKS_WAYS = [(codec, ONE_SHOT) for codec in CODECS[1:]]
+NAMES = {ONE_SHOT: "one-shot", TWO_SHOT: "two-shot"}
 # Around a block, a piece, a segment, a round over all slots; and a few odd ones.
 SIZES = (1, 2, 31, 32, 33, 1023, 1024, 1025, 4097, 32 * 1024, 50_001)
 
@@ -40,25 +42,29 @@ def same_bits(left: torch.Tensor, right: torch.Tensor) -> bool:
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize(("codec", "algorithm"), WAYS)
-@pytest.mark.parametrize("world_size", [2, 4, 8])
+@pytest.mark.parametrize(
+    ("world_size", "codec", "algorithm"),
+    [*((size, *way) for size in (2, 4, 8) for way in WAYS), *((2, *way) for way in TWO_RANKS_WAYS)],
+)
 def test_the_bits_are_those_of_the_reference(world_size: int, codec: str, algorithm: int, dtype: torch.dtype) -> None:
     with World(world_size) as world:
         for size in SIZES:
             inputs = samples(world_size, size, dtype, seed=size)
-            expected = expected_sum(inputs, codec)
+            expected = expected_sum(inputs, codec, NAMES[algorithm])
             for rank, output in enumerate(world.all_reduce(inputs, codec, algorithm)):
                 assert same_bits(output, expected), f"{size} elements, rank {rank}"
 
 
 @pytest.mark.parametrize("name", instruction_sets())
-@pytest.mark.parametrize(("codec", "algorithm"), WAYS)
-def test_every_instruction_set_gives_the_same_bits(name: str, codec: str, algorithm: int) -> None:
-    with World(4, instruction_set=name) as world:
+@pytest.mark.parametrize(
+    ("world_size", "codec", "algorithm"), [*((4, *way) for way in WAYS), *((2, *way) for way in TWO_RANKS_WAYS)]
+)
+def test_every_instruction_set_gives_the_same_bits(name: str, world_size: int, codec: str, algorithm: int) -> None:
+    with World(world_size, instruction_set=name) as world:
         for dtype in DTYPES:
-            inputs = samples(4, 3001, dtype, seed=3)
+            inputs = samples(world_size, 3001, dtype, seed=3)
             for output in world.all_reduce(inputs, codec, algorithm):
-                assert same_bits(output, expected_sum(inputs, codec))
+                assert same_bits(output, expected_sum(inputs, codec, NAMES[algorithm]))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -76,14 +82,15 @@ def test_special_values_in_full_precision(dtype: torch.dtype, algorithm: int) ->
             assert output.isnan().all()
 
 
+@pytest.mark.parametrize("algorithm", [ONE_SHOT, TWO_SHOT])
 @pytest.mark.parametrize("codec", CODECS[1:])
-def test_special_values_under_a_codec(codec: str) -> None:
+def test_special_values_under_a_codec(codec: str, algorithm: int) -> None:
     """A block that holds no finite sum has no finite element, its neighbours are whole; tiny blocks become zeros."""
     values = torch.ones(128)
     values[5], values[70] = float("inf"), float("nan")
     values[32:64] = 2.0**-110
     with World(2) as world:
-        for output in world.all_reduce([values, values], codec):
+        for output in world.all_reduce([values, values], codec, algorithm):
             assert not output[:32].isfinite().any()
             assert torch.equal(output[32:64], torch.zeros(32))
             assert not output[64:96].isfinite().any()
@@ -107,29 +114,31 @@ def test_the_cut_does_not_change_the_bits(num_slots: int) -> None:
                 assert same_bits(output, expected_sum(inputs, codec))
 
 
-def test_a_mix_of_calls_on_the_same_slots_in_place() -> None:
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_a_mix_of_calls_on_the_same_slots_in_place(world_size: int) -> None:
     """Growing and shrinking, one-shot between two-shot, codecs in turn, ranks not in step."""
     generator = torch.Generator().manual_seed(0)
+    ways = WAYS + TWO_RANKS_WAYS if world_size == 2 else WAYS
     plan = [
-        (*WAYS[int(way)], int(size), DTYPES[int(dtype)])
+        (*ways[int(way)], int(size), DTYPES[int(dtype)])
         for way, size, dtype in zip(
-            torch.randint(len(WAYS), (300,), generator=generator),
+            torch.randint(len(ways), (300,), generator=generator),
             torch.randint(1, 20_000, (300,), generator=generator),
             torch.randint(3, (300,), generator=generator),
             strict=True,
         )
     ]
-    inputs = [samples(4, size, dtype, seed) for seed, (_, _, size, dtype) in enumerate(plan)]
+    inputs = [samples(world_size, size, dtype, seed) for seed, (_, _, size, dtype) in enumerate(plan)]
     sums = [[tensor.clone() for tensor in tensors] for tensors in inputs]
-    with World(4) as world:
+    with World(world_size) as world:
 
         def all_calls(rank: int) -> None:
             for call, (codec, algorithm, _, _) in enumerate(plan):
                 assert reduce_on(world.ranks[rank], sums[call][rank], None, codec, algorithm), call
 
         world.on_every_rank(all_calls)
-    for call, (codec, _, _, _) in enumerate(plan):
-        expected = expected_sum(inputs[call], codec)
+    for call, (codec, algorithm, _, _) in enumerate(plan):
+        expected = expected_sum(inputs[call], codec, NAMES[algorithm])
         assert all(same_bits(tensor, expected) for tensor in sums[call]), call
 
 

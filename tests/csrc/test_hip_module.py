@@ -104,7 +104,8 @@ def test_kernels_compile_with_the_headers_of_rocm(side: str, tmp_path: Path) -> 
     source.write_text(
         '#include "quick_reduce/gpu/kernels.h"\n'
         "namespace splitrank::quick_reduce {\n"
-        "template __global__ void all_reduce_kernel<OneShotWork<GpuExecutor<8, 1>, Bfloat16, 2>>(Job);\n"
+        "using Work = OneShotWork<GpuExecutor<8, 1>, Bfloat16, CodecNone<Bfloat16>, 2>;\n"
+        "template __global__ void all_reduce_kernel<Work>(Job);\n"
         "}\n"
     )
     flags = ["--offload-arch=gfx942", f"--offload-{side}-only", "--rocm-path=/usr", "-nogpulib", "-std=c++17", "-O1"]

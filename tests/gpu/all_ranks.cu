@@ -16,18 +16,25 @@ struct Played {
     Algorithm algorithm;
 };
 
+template <class Type, class Codec, int W>
+QR_DEVICE void play_coded(const Played& call, uint32_t block) {
+    using Executor = CodedExecutor<Type, Codec, W>;
+    if constexpr (has_one_shot<Codec>(W))
+        if (call.algorithm == Algorithm::kOneShot)
+            return run_block<OneShotWork<Executor, Type, Codec, W>>(call.job, block);
+    run_block<TwoShotWork<Executor, Type, Codec, W>>(call.job, block);
+}
+
 template <class Type, int W>
 QR_DEVICE void play_one(const Played& call, uint32_t block) {
     using Raw = RawExecutor<Type, W>;
-    using Coded = CodecExecutor<Type, W>;
-    if (call.algorithm == Algorithm::kOneShot) return run_block<OneShotWork<Raw, Type, W>>(call.job, block);
     if (call.algorithm == Algorithm::kTagged) return run_once<TaggedWork<Raw, Type, W>>(call.job, block);
     if (call.algorithm == Algorithm::kRegistered) return run_block<RegisteredWork<Raw, Type, W>>(call.job, block);
     switch (call.codec) {
-        case CodecKind::kNone: return run_block<TwoShotWork<Raw, Type, CodecNone<Type>, W>>(call.job, block);
-        case CodecKind::kInt8: return run_block<TwoShotWork<Coded, Type, CodecInt8<Type>, W>>(call.job, block);
-        case CodecKind::kInt6: return run_block<TwoShotWork<Coded, Type, CodecInt6<Type>, W>>(call.job, block);
-        case CodecKind::kInt4: return run_block<TwoShotWork<Coded, Type, CodecInt4<Type>, W>>(call.job, block);
+        case CodecKind::kNone: return play_coded<Type, CodecNone<Type>, W>(call, block);
+        case CodecKind::kInt8: return play_coded<Type, CodecInt8<Type>, W>(call, block);
+        case CodecKind::kInt6: return play_coded<Type, CodecInt6<Type>, W>(call, block);
+        case CodecKind::kInt4: return play_coded<Type, CodecInt4<Type>, W>(call, block);
     }
 }
 

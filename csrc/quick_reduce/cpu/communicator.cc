@@ -33,8 +33,6 @@ void check_codes(uint32_t dtype, uint32_t codec, uint32_t algorithm) {
         throw std::invalid_argument("registered and tagged are for accelerators; a host has one-shot and two-shot");
     if (algorithm > uint32_t(Algorithm::kTagged))
         throw std::invalid_argument("unknown algorithm code " + text(algorithm));
-    if (algorithm == uint32_t(Algorithm::kOneShot) && codec != uint32_t(CodecKind::kNone))
-        throw std::invalid_argument("one-shot has full precision only, not codec code " + text(codec));
 }
 
 Control* control(std::byte* region) { return reinterpret_cast<Control*>(region); }
@@ -119,6 +117,7 @@ bool Communicator::all_reduce(uint64_t input, uint64_t output, uint64_t num_elem
         throw std::runtime_error(running.state() == State::kClosed ? "the communicator is closed"
                                                                    : "the communicator is not open yet");
     check_codes(dtype, codec, algorithm);
+    check_codec(CodecKind(codec), Algorithm(algorithm), world_size_);
     if (num_elements > 0) check_tensors(input, output, num_elements * element_bytes(DType(dtype)));
     if (failure()) return false;
     Call call = plan(num_elements, DType(dtype), CodecKind(codec), Algorithm(algorithm));

@@ -60,12 +60,12 @@ bool run_two_shot(Exec& exec, const View& view, const Call& call) {
     return true;
 }
 
-template <class Exec, class Type, class Layout, int W>
+template <class Exec, class Type, class Codec, class Layout, int W>
 bool run_one_shot(Exec& exec, const View& view, const Call& call) {
     const Layout layout(view.shape);
     Slots<Exec, Layout, W> slots(exec, view, layout, call);
     if (!slots.begin()) return false;
-    OneShot<Exec, Type, Layout, W> one_shot(exec, view, call);
+    OneShot<Exec, Type, Codec, Layout, W> one_shot(exec, view, call);
     const uint64_t depth = call.num_slots - 1;
     for (uint64_t step = 0; step < call.num_tiles + depth; ++step) {
         if (const uint64_t tile = step; tile < call.num_tiles) one_shot.send(slots.of(tile), tile);

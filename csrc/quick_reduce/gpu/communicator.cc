@@ -41,9 +41,6 @@ void check_codes(uint32_t dtype, uint32_t codec, uint32_t algorithm) {
         throw std::invalid_argument(std::string("the registered algorithm is not offered on ") + kTarget);
     if (algorithm == uint32_t(Algorithm::kTagged) && !kHasTagged)
         throw std::invalid_argument(std::string("the tagged algorithm is not offered on ") + kTarget);
-    if (algorithm != uint32_t(Algorithm::kTwoShot) && codec != uint32_t(CodecKind::kNone))
-        throw std::invalid_argument("only two-shot has codecs, not algorithm code " + text(algorithm) +
-                                    " with codec code " + text(codec));
 }
 
 void check_output(uint64_t input, uint64_t output, Algorithm algorithm) {
@@ -226,6 +223,7 @@ bool Communicator::all_reduce(uint64_t input, uint64_t output, uint64_t num_elem
                               uint32_t algorithm, uint64_t timeout_ns, uint64_t stream, const Tuning& asked) {
     check_open();
     check_codes(dtype, codec, algorithm);
+    check_codec(CodecKind(codec), Algorithm(algorithm), world_size_);
     const uint64_t num_bytes = num_elements * element_bytes(DType(dtype));
     if (num_elements == 0) return !is_poisoned();
     check_tensors(input, output, num_bytes);

@@ -10,11 +10,17 @@ const void* kernel_address() {
     return reinterpret_cast<const void*>(&all_reduce_kernel<Work>);
 }
 
+template <class Type, class Codec, int W>
+const void* kernel_with_codec(Algorithm algorithm) {
+    using Executor = CodedExecutor<Type, Codec, W>;
+    if (algorithm == Algorithm::kTwoShot) return kernel_address<TwoShotWork<Executor, Type, Codec, W>>();
+    if constexpr (has_one_shot<Codec>(W)) return kernel_address<OneShotWork<Executor, Type, Codec, W>>();
+    return nullptr;
+}
+
 template <class Type, int W>
 const void* kernel_of_type(CodecKind codec, Algorithm algorithm) {
     using Raw = RawExecutor<Type, W>;
-    using Coded = CodecExecutor<Type, W>;
-    if (algorithm == Algorithm::kOneShot) return kernel_address<OneShotWork<Raw, Type, W>>();
     if (algorithm == Algorithm::kRegistered) return kernel_address<RegisteredWork<Raw, Type, W>>();
 #ifdef QR_WHOLE_WORDS
     if (algorithm == Algorithm::kTagged) return kernel_address<TaggedWork<Raw, Type, W>>();
@@ -22,10 +28,10 @@ const void* kernel_of_type(CodecKind codec, Algorithm algorithm) {
     if (algorithm == Algorithm::kTagged) return nullptr;
 #endif
     switch (codec) {
-        case CodecKind::kNone: return kernel_address<TwoShotWork<Raw, Type, CodecNone<Type>, W>>();
-        case CodecKind::kInt8: return kernel_address<TwoShotWork<Coded, Type, CodecInt8<Type>, W>>();
-        case CodecKind::kInt6: return kernel_address<TwoShotWork<Coded, Type, CodecInt6<Type>, W>>();
-        case CodecKind::kInt4: return kernel_address<TwoShotWork<Coded, Type, CodecInt4<Type>, W>>();
+        case CodecKind::kNone: return kernel_with_codec<Type, CodecNone<Type>, W>(algorithm);
+        case CodecKind::kInt8: return kernel_with_codec<Type, CodecInt8<Type>, W>(algorithm);
+        case CodecKind::kInt6: return kernel_with_codec<Type, CodecInt6<Type>, W>(algorithm);
+        case CodecKind::kInt4: return kernel_with_codec<Type, CodecInt4<Type>, W>(algorithm);
     }
     return nullptr;
 }

@@ -1,6 +1,8 @@
 // The kernels: a block runs its tiles through their stages. Device code only; launching is dispatch.h's.
 #pragma once
 
+#include <type_traits>
+
 #include "../codec_int4.h"
 #include "../codec_int6.h"
 #include "../codec_int8.h"
@@ -23,6 +25,9 @@ using RawExecutor = GpuExecutor<16 / sizeof(typename Type::Storage), W == 2 ? 4 
 // With codecs. 16 elements a lane: scales travel in fewer, longer pieces; for more ranks their parts would not fit.
 template <class Type, int W>
 using CodecExecutor = GpuExecutor<W == 2 ? 16 : 8, W == 2 ? 2 : 1>;
+template <class Type, class Codec, int W>
+using CodedExecutor =
+    std::conditional_t<Codec::kKind == CodecKind::kNone, RawExecutor<Type, W>, CodecExecutor<Type, W>>;
 
 // What a block does with a tile, in stages. A stage of a tile waits for the peers' stage before, which they have long done
 // when this block gets to it: a block works on as many tiles at once, each in a slot of its own and one stage apart.
@@ -45,7 +50,7 @@ struct TwoShotWork {
     TwoShot<Exec, Type, Codec, IsolatedLayout, W> two_shot_;
 };
 
-template <class Executor, class Type, int W>
+template <class Executor, class Type, class Codec, int W>
 struct OneShotWork {
     using Exec = Executor;
     using Sync = Handshake<Exec, IsolatedLayout, W>;
@@ -61,7 +66,7 @@ struct OneShotWork {
     QR_DEVICE bool stage2(Sync&, uint64_t) { return true; }
 
   private:
-    OneShot<Exec, Type, IsolatedLayout, W> one_shot_;
+    OneShot<Exec, Type, Codec, IsolatedLayout, W> one_shot_;
 };
 
 template <class Executor, class Type, int W>

@@ -47,10 +47,10 @@ bool two_shot_slot(FibreExecutor& exec, const View& view, const Call& call, cons
     return true;
 }
 
-template <class Layout, class Type, int W>
+template <class Layout, class Type, class Codec, int W>
 bool one_shot_slot(FibreExecutor& exec, const View& view, const Call& call, const void* const*, uint32_t slot) {
     const auto layout = make_layout<Layout>(view, call);
-    OneShot<FibreExecutor, Type, Layout, W> one_shot(exec, view, call);
+    OneShot<FibreExecutor, Type, Codec, Layout, W> one_shot(exec, view, call);
     Handshake<FibreExecutor, Layout, W> sync(exec, view, layout, call, slot);
     if (!sync.begin()) return false;
     for (uint64_t tile = slot; tile < call.num_tiles; tile += call.num_slots) {
@@ -121,14 +121,14 @@ constexpr Kernel shipped_two_shot() {
     return kernel;
 }
 
-template <class Type, int W>
+template <class Type, class Codec, int W>
 constexpr Kernel shipped_one_shot() {
-    return {{Type::kDType, CodecKind::kNone, Algorithm::kOneShot},
-            one_shot_slot<IsolatedLayout, Type, W>,
-            block<OneShotWork<FibreExecutor, Type, W>>,
-            run_one_shot<FibreExecutor, Type, IsolatedLayout, W>,
-            reference<Type, CodecNone<Type>>,
-            CodecNone<Type>::capacity};
+    return {{Type::kDType, Codec::kKind, Algorithm::kOneShot},
+            one_shot_slot<IsolatedLayout, Type, Codec, W>,
+            block<OneShotWork<FibreExecutor, Type, Codec, W>>,
+            run_one_shot<FibreExecutor, Type, Codec, IsolatedLayout, W>,
+            reference<Type, Codec, CodecNone<Type>>,
+            Codec::capacity};
 }
 
 template <class Type, int W>
@@ -155,15 +155,18 @@ template <int W>
 constexpr Kernel kShipped[] = {
     shipped_registered<Float32, W>(),
     shipped_tagged<Float32, W>(),
-    shipped_one_shot<Float32, W>(),
+    shipped_one_shot<Float32, CodecNone<Float32>, W>(),
+    shipped_one_shot<Bfloat16, CodecInt4<Bfloat16>, W>(),
     shipped_two_shot<Float32, CodecNone<Float32>, W>(),
     shipped_two_shot<Float32, CodecInt4<Float32>, W>(),
     shipped_two_shot<Bfloat16, CodecInt4<Bfloat16>, W>(),
 #ifndef SMALL_TABLE
     shipped_registered<Bfloat16, W>(),
     shipped_tagged<Bfloat16, W>(),
-    shipped_one_shot<Bfloat16, W>(),
-    shipped_one_shot<Float16, W>(),
+    shipped_one_shot<Bfloat16, CodecNone<Bfloat16>, W>(),
+    shipped_one_shot<Float32, CodecInt8<Float32>, W>(),
+    shipped_one_shot<Float16, CodecNone<Float16>, W>(),
+    shipped_one_shot<Float16, CodecInt6<Float16>, W>(),
     shipped_two_shot<Float32, CodecInt8<Float32>, W>(),
     shipped_two_shot<Float32, CodecInt6<Float32>, W>(),
     shipped_two_shot<Float16, CodecNone<Float16>, W>(),

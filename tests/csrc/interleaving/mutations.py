@@ -233,6 +233,13 @@ MUTATIONS = (
         "unpack<Type, K>(parts.own,",
     ),
     one(
+        "own-part-of-one-shot-not-coded",
+        10,
+        "one_shot.h",
+        "Codec::template decode<K>(Codec::template encode_raw<K>(exec_, parts.own),",
+        "unpack<Type, K>(parts.own,",
+    ),
+    one(
         "own-result-not-coded",
         10,
         "two_shot.h",

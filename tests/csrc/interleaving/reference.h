@@ -1,4 +1,5 @@
-// What a call must give, said once more and plainly: every contribution coded, summed over ranks along the tree, coded.
+// What a call must give, said once more and plainly: every contribution coded, summed over ranks along the tree; and
+// coded again where sums travel, which they do in two-shot.
 #pragma once
 
 #include <cstring>
@@ -19,7 +20,7 @@ inline float tree_sum(const float* of_rank, uint32_t begin, uint32_t end) {
     return tree_sum(of_rank, begin, begin + half) + tree_sum(of_rank, begin + half, end);
 }
 
-template <class Type, class Codec>
+template <class Type, class Codec, class CodecOfSums = Codec>
 void reference(const void* const* inputs, uint32_t world_size, uint64_t num_elements, void* output) {
     constexpr int K = int(splitrank::quick_reduce::kBlock);
     using Raw = splitrank::quick_reduce::RawPacket<Type, K>;
@@ -38,7 +39,7 @@ void reference(const void* const* inputs, uint32_t world_size, uint64_t num_elem
             for (uint32_t rank = 0; rank < world_size; ++rank) of_rank[rank] = coded[rank][i];
             sum[i] = tree_sum(of_rank, 0, world_size);
         }
-        const Raw result = Codec::template decode_raw<K>(Codec::template encode<K>(exec, sum));
+        const Raw result = CodecOfSums::template decode_raw<K>(CodecOfSums::template encode<K>(exec, sum));
         std::memcpy(static_cast<char*>(output) + offset, &result, num_bytes);
     }
 }

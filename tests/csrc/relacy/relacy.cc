@@ -160,7 +160,7 @@ struct Ranks : rl::test_suite<Ranks<Exec, Layout, W>, W> {
         call.fingerprint =
             fingerprint(call, DType::kFloat32, CodecKind::kNone, one_shot ? Algorithm::kOneShot : Algorithm::kTwoShot);
         Exec exec(places);
-        const bool ok = one_shot ? run_one_shot<Exec, Float32, Layout, W>(exec, rank.view, call)
+        const bool ok = one_shot ? run_one_shot<Exec, Float32, CodecNone<Float32>, Layout, W>(exec, rank.view, call)
                                  : run_two_shot<Exec, Float32, CodecNone<Float32>, Layout, W>(exec, rank.view, call);
         RL_ASSERT(ok);
         const float sum = float(((1u << W) - 1) << (4 * number));

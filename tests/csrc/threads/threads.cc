@@ -62,7 +62,7 @@ bool call(Rank& rank, Algorithm algorithm, uint64_t num_elements, uint64_t limit
     cut_into_tiles(call, one_shot ? 1 : W, Codec::capacity(kSegmentBytes), 1 + rank.calls % kNumSlots, kBlock);
     call.fingerprint = fingerprint(call, Type::kDType, Codec::kKind, algorithm);
     Exec exec;
-    const bool ok = one_shot ? run_one_shot<Exec, Type, IsolatedLayout, W>(exec, rank.view, call)
+    const bool ok = one_shot ? run_one_shot<Exec, Type, Codec, IsolatedLayout, W>(exec, rank.view, call)
                              : run_two_shot<Exec, Type, Codec, IsolatedLayout, W>(exec, rank.view, call);
     if (ok)
         for (const Storage element : output) rank.wrong += element != Type::from_float(float(W));
