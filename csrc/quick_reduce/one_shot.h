@@ -2,6 +2,9 @@
 // between two ranks for every message with a codec, since two-shot would send as many bytes (half of them twice), and
 // code the sum besides. Every rank adds what all have decoded, its own part as well: the bits agree.
 //
+// The own part is coded once and kept meanwhile in the slot's second-phase place on the own rank. A peer writes there
+// after it has awaited the own first-phase message of a later use, which follows the reduction of this one.
+//
 // Nothing is overwritten before it was read: message k + 2 takes the place of message k (layout.h), and its writer has
 // awaited the reader's message k + 1, which the reader sent after it had read message k.
 #pragma once
@@ -35,8 +38,10 @@ class OneShot {
                 QR_UNROLL
                 for (uint32_t step = 1; step < W; ++step) {
                     const uint32_t peer = peer_at<W>(view_.rank, step);
-                    Codec::template store<K>(exec_, sync.data(peer, sync.first(), view_.rank), capacity_, packet, encoded);
+                    std::byte* to = sync.data(peer, sync.first(), view_.rank);
+                    Codec::template store<K>(exec_, to, capacity_, packet, encoded);
                 }
+                if constexpr (kIsCoded) Codec::template store<K>(exec_, kept(sync), capacity_, packet, encoded);
             });
         sync.publish(sync.first());
     }
@@ -51,9 +56,7 @@ class OneShot {
                 QR_UNROLL
                 for (uint32_t step = 1; step < W; ++step)
                     Codec::template decode<K>(parts.peers[step - 1], values[tree_place<W>(view_.rank, step)]);
-                // The own part as the peers decode it.
-                Codec::template decode<K>(Codec::template encode_raw<K>(exec_, parts.own),
-                                          values[tree_place<W>(view_.rank, 0)]);
+                Codec::template decode<K>(parts.own, values[tree_place<W>(view_.rank, 0)]);
                 sum_ranks<W, K>(values);
                 store_output<Type, K>(exec_, call_.output, segment.begin + packet * K,
                                       valid_elements<K>(segment.count, packet, whole), pack<Type, K>(values[0]));
@@ -63,10 +66,11 @@ class OneShot {
 
   private:
     static constexpr int K = Exec::kLaneElements;
+    static constexpr bool kIsCoded = Codec::kKind != CodecKind::kNone;
     using Raw = RawPacket<Type, K>;
     using Encoded = typename Codec::template Encoded<K>;
     struct Parts {
-        Raw own;
+        Encoded own;
         Encoded peers[W - 1];  // by distance
     };
 
@@ -80,10 +84,22 @@ class OneShot {
         return load_input<Type, K>(exec_, call_.input, segment.begin + packet * K,
                                    valid_elements<K>(segment.count, packet, whole));
     }
+    // As the peers get it.
+    template <class IsWhole>
+    QR_DEVICE Encoded load_own_coded(const Sync& sync, const Segment& segment, uint64_t packet, IsWhole whole) {
+        if constexpr (kIsCoded)
+            return in(segment, packet, whole) ? Codec::template load<K>(exec_, kept(sync), capacity_, packet)
+                                              : Encoded{};
+        else
+            return load_own(segment, packet, whole);
+    }
+    QR_DEVICE std::byte* kept(const Sync& sync) const {
+        return sync.data(view_.rank, kSecond, peer_at<W>(view_.rank, 1));
+    }
     template <class IsWhole>
     QR_DEVICE Parts load_all(const Sync& sync, const Segment& segment, uint64_t packet, IsWhole whole) {
         Parts parts;
-        parts.own = load_own(segment, packet, whole);
+        parts.own = load_own_coded(sync, segment, packet, whole);
         QR_UNROLL
         for (uint32_t step = 1; step < W; ++step) {
             const std::byte* from = sync.data(view_.rank, sync.first(), peer_at<W>(view_.rank, step));

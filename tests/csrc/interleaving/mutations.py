@@ -233,11 +233,11 @@ MUTATIONS = (
         "unpack<Type, K>(parts.own,",
     ),
     one(
-        "own-part-of-one-shot-not-coded",
-        10,
+        "own-part-kept-where-peers-write",
+        1,
         "one_shot.h",
-        "Codec::template decode<K>(Codec::template encode_raw<K>(exec_, parts.own),",
-        "unpack<Type, K>(parts.own,",
+        "sync.data(view_.rank, kSecond, peer_at<W>(view_.rank, 1))",
+        "sync.data(view_.rank, sync.first(), peer_at<W>(view_.rank, 1))",
     ),
     one(
         "own-result-not-coded",
