@@ -11,6 +11,7 @@
 #include "quick_reduce/codec_int4.h"
 #include "quick_reduce/codec_int6.h"
 #include "quick_reduce/codec_int8.h"
+#include "quick_reduce/codec_none.h"
 #include "quick_reduce/cpu/host_executor.h"
 #include "quick_reduce/cpu/pipeline.h"
 
@@ -72,12 +73,13 @@ bool call(Rank& rank, Algorithm algorithm, uint64_t num_elements, uint64_t limit
 template <class Exec, int W>
 bool call_number(Rank& rank, uint32_t number, uint64_t limit_ns) {
     const uint64_t size = 1 + number * 977 % 6000;  // grows and shrinks
-    switch (number % 6) {
+    switch (number % 7) {
         case 0: return call<Exec, Float32, CodecNone<Float32>, W>(rank, Algorithm::kTwoShot, size, limit_ns);
         case 1: return call<Exec, Bfloat16, CodecNone<Bfloat16>, W>(rank, Algorithm::kOneShot, size, limit_ns);
         case 2: return call<Exec, Float16, CodecInt8<Float16>, W>(rank, Algorithm::kTwoShot, size, limit_ns);
         case 3: return call<Exec, Float32, CodecNone<Float32>, W>(rank, Algorithm::kOneShot, size, limit_ns);
         case 4: return call<Exec, Float32, CodecInt4<Float32>, W>(rank, Algorithm::kTwoShot, size, limit_ns);
+        case 5: return call<Exec, Float32, CodecInt8<Float32>, W>(rank, Algorithm::kOneShot, size, limit_ns);
         default: return call<Exec, Bfloat16, CodecInt6<Bfloat16>, W>(rank, Algorithm::kTwoShot, size, limit_ns);
     }
 }
