@@ -123,12 +123,12 @@ class Handshake {
 
     // Where `source` writes for `reader` in this phase.
     QR_DEVICE std::byte* data(uint32_t reader, Phase phase, uint32_t source) const {
-        return view_.regions[reader] + layout_.data(slot_, phase, peer_index(reader, source));
+        return view_.regions[reader] + layout_.data(slot_, phase, peer_index<W>(reader, source));
     }
 
     // The same for tagged words.
     QR_DEVICE TaggedWord* tagged(uint32_t reader, uint32_t source) const {
-        const uint64_t offset = layout_.tagged(slot_, first(), peer_index(reader, source));
+        const uint64_t offset = layout_.tagged(slot_, first(), peer_index<W>(reader, source));
         return reinterpret_cast<TaggedWord*>(view_.regions[reader] + offset);
     }
 
@@ -191,7 +191,7 @@ class Handshake {
         return uint64_t(call_.fingerprint) << kSequenceBits | (sequence_ & ((uint64_t(1) << kSequenceBits) - 1));
     }
     QR_DEVICE uint64_t* flag(uint32_t reader, Phase phase, uint32_t source) const {
-        const uint64_t offset = layout_.flag(slot_, phase, peer_index(reader, source));
+        const uint64_t offset = layout_.flag(slot_, phase, peer_index<W>(reader, source));
         return reinterpret_cast<uint64_t*>(view_.regions[reader] + offset);
     }
     QR_DEVICE Control* control(uint32_t rank) const { return reinterpret_cast<Control*>(view_.regions[rank]); }

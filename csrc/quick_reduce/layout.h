@@ -33,8 +33,12 @@ struct Control {
     uint64_t abort;  // 0, or 1 + the rank that failed first as far as this rank knows
 };
 
-// Which of `reader`'s peers `source` is, counted from 0.
-QR_FN uint32_t peer_index(uint32_t reader, uint32_t source) { return source - (source > reader); }
+// Which of `reader`'s peers `source` is, counted from 0: by their distance, so that a GPU lane, which unrolls its loops over
+// the peers, knows all but the region's address beforehand.
+template <int W>
+QR_FN uint32_t peer_index(uint32_t reader, uint32_t source) {
+    return ((W & (W - 1)) == 0 ? reader ^ source : (source + W - reader) % W) - 1;
+}
 
 // `peer` is a peer_index everywhere.
 class IsolatedLayout {

@@ -64,7 +64,7 @@ class splitrank::quick_reduce::Handshake<Exec, interleaving::HistoricalLayout<Wa
         for (uint32_t peer = exec_.lane(); peer < W; peer += exec_.num_lanes()) {
             if (peer == view_.rank) continue;
             const auto* flag =
-                reinterpret_cast<const uint64_t*>(view_.regions[view_.rank] + layout_.flag(slot_, phase, peer_index(view_.rank, peer)));
+                reinterpret_cast<const uint64_t*>(view_.regions[view_.rank] + layout_.flag(slot_, phase, peer_index<W>(view_.rank, peer)));
             while (!Wait::accept(exec_.load_flag(flag), this->sequence())) exec_.pause(0);
         }
         return exec_.all(true);

@@ -28,9 +28,7 @@ MUTATIONS = (
         "data_begin() + place(slot, phase, peer)",
         "data_begin() + place(slot, phase % 2, peer)",
     ),
-    one(
-        "peers-share-a-place", 1, "layout.h", "return source - (source > reader);", "return source / 2 * (reader < 8);"
-    ),
+    one("peers-share-a-place", 1, "layout.h", "? reader ^ source :", "? (reader ^ source) / 2 + 1 :"),
     # 2. Nothing is overwritten before it was read.
     one(
         "one-shot-without-parity",
@@ -44,8 +42,8 @@ MUTATIONS = (
         "tagged-without-parity",
         2,
         "handshake.h",
-        "layout_.tagged(slot_, first(), peer_index",
-        "layout_.tagged(slot_, kFirstEven, peer_index",
+        "layout_.tagged(slot_, first(), peer_index<W>",
+        "layout_.tagged(slot_, kFirstEven, peer_index<W>",
     ),
     one("words-not-awaited", 2, "tagged.h", "if (ok && !sync.has_come(words[word]))", "if (false)"),
     one("first-phase-not-awaited", 2, "one_shot.h", "if (!sync.await(sync.first())) return false;", ""),
