@@ -28,7 +28,7 @@ MUTATIONS = (
         "data_begin() + place(slot, phase, peer)",
         "data_begin() + place(slot, phase % 2, peer)",
     ),
-    one("peers-share-a-place", 1, "layout.h", "? reader ^ source :", "? (reader ^ source) / 2 + 1 :"),
+    one("peers-share-a-place", 1, "layout.h", "% W) - 1;", "% W) / 3;"),
     # 2. Nothing is overwritten before it was read.
     one(
         "one-shot-without-parity",
