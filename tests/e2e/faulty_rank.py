@@ -83,7 +83,7 @@ def _fields(sequence: SequencePlan) -> dict[str, Any]:
 
 
 # Fault: (does the layout have it, how it is planted). The demo's layers 0 to 3 and 4 to 7 are the stages of pp=2.
-SMALL_FAULT = "experts of neighbouring layers swapped"  # of the numbers of 24 questions, only three become wrong
+SMALL_FAULT = "experts of neighbouring layers swapped"  # of the numbers of 24 questions, only five become wrong
 FAULTS: dict[str, tuple[Callable[[LaunchSpec], bool], Callable[[], None]]] = {
     "experts swapped between stages": (lambda spec: spec.pp_size == 2, lambda: swap_experts(0, 4)),
     SMALL_FAULT: (lambda spec: spec.pp_size == 2, lambda: swap_experts(3, 4)),
