@@ -33,7 +33,7 @@ SIZES = [8 * KIB * 4**i for i in range(7)] + [128 * MIB]
 TIMEOUT_NS = 5_000_000_000
 BFLOAT16 = 1  # the native module's code
 PEERS = ("one-element-kernel", "nccl", "symm-one-shot", "symm-two-shot")
-CODED = ("int8", "int6", "int4")
+CODED = [codec for codec in CODEC_CODES if codec != "none"]
 OURS = ["tagged", "registered", "one-shot", "two-shot", *(f"two-shot+{codec}" for codec in CODED)]
 TWO_RANKS = [f"one-shot+{codec}" for codec in CODED]
 LIMITS = {"tagged": 128 * KIB}  # bytes; the others take every size

@@ -140,7 +140,7 @@ def kernel_label(name: str) -> str:
     return f"{WORKS[work[1]]} {dtype} {codec} W={work[5]}"
 
 
-def ways(world_size: int) -> list[tuple[str, str]]:
+def _ways(world_size: int) -> list[tuple[str, str]]:
     """(algorithm, codec) of the kernels for so many ranks."""
     one_shot = CODECS if world_size == 2 else CODECS[:1]
     coded = [("two-shot", codec) for codec in CODECS] + [("one-shot", codec) for codec in one_shot]
@@ -150,7 +150,7 @@ def ways(world_size: int) -> list[tuple[str, str]]:
 def _missing_kernels(rows: list[Row], args: argparse.Namespace) -> Iterator[str]:
     checked = {(row.kernel, row.arch) for row in rows}
     for arch, dtype, world_size in product(args.arch, args.dtype, args.world_size):
-        for algorithm, codec in ways(world_size):
+        for algorithm, codec in _ways(world_size):
             kernel = f"{algorithm} {dtype} {codec} W={world_size}"
             if (kernel, arch) not in checked:
                 yield f"{kernel} on {arch}: no such kernel was compiled"

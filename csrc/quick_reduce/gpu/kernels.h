@@ -23,11 +23,9 @@ namespace splitrank::quick_reduce {
 template <class Type, int W>
 using RawExecutor = GpuExecutor<16 / sizeof(typename Type::Storage), W == 2 ? 4 : W == 4 ? 2 : 1>;
 // With codecs. 16 elements a lane: scales travel in fewer, longer pieces; for more ranks their parts would not fit.
-template <class Type, int W>
-using CodecExecutor = GpuExecutor<W == 2 ? 16 : 8, W == 2 ? 2 : 1>;
 template <class Type, class Codec, int W>
-using CodedExecutor =
-    std::conditional_t<Codec::kKind == CodecKind::kNone, RawExecutor<Type, W>, CodecExecutor<Type, W>>;
+using CodedExecutor = std::conditional_t<Codec::kKind == CodecKind::kNone, RawExecutor<Type, W>,
+                                         GpuExecutor<W == 2 ? 16 : 8, W == 2 ? 2 : 1>>;
 
 // What a block does with a tile, in stages. A stage of a tile waits for the peers' stage before, which they have long done
 // when this block gets to it: a block works on as many tiles at once, each in a slot of its own and one stage apart.

@@ -63,8 +63,8 @@ class splitrank::quick_reduce::Handshake<Exec, interleaving::HistoricalLayout<Wa
     bool await(Phase phase) {
         for (uint32_t peer = exec_.lane(); peer < W; peer += exec_.num_lanes()) {
             if (peer == view_.rank) continue;
-            const auto* flag =
-                reinterpret_cast<const uint64_t*>(view_.regions[view_.rank] + layout_.flag(slot_, phase, peer_index<W>(view_.rank, peer)));
+            const uint64_t offset = layout_.flag(slot_, phase, peer_index<W>(view_.rank, peer));
+            const auto* flag = reinterpret_cast<const uint64_t*>(view_.regions[view_.rank] + offset);
             while (!Wait::accept(exec_.load_flag(flag), this->sequence())) exec_.pause(0);
         }
         return exec_.all(true);
