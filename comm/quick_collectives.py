@@ -1,5 +1,6 @@
 """The quick backend of ``Collectives``: each message goes tagged, one-shot, two-shot or to torch, as the table says."""
 
+from dataclasses import replace
 from math import prod
 
 import torch
@@ -10,13 +11,13 @@ from splitrank.comm.selection import Selection, Thresholds
 
 
 class QuickCollectives:
-    """``codec`` is for messages that two-shot would take; small ones and gathered columns travel in full precision."""
+    """``codec`` is for messages above the table's limit; small ones and gathered columns travel in full precision."""
 
     def __init__(self, quick: QuickAllReduce, torch_: TorchCollectives, selection: Selection, codec: str) -> None:
         self.rank, self.size = quick.rank, quick.world_size
         self.quick, self.torch, self._codec = quick, torch_, codec
         self._thresholds: dict[torch.dtype, Thresholds] = {
-            dtype: selection.thresholds[dtype.itemsize] for dtype in DTYPE_CODES
+            dtype: _within(quick, dtype, codec, selection.thresholds[dtype.itemsize]) for dtype in DTYPE_CODES
         }
 
     def all_reduce_(self, tensor: torch.Tensor) -> torch.Tensor:
@@ -48,16 +49,16 @@ class QuickCollectives:
         num_bytes = tensor.nbytes
         if num_bytes > limits.two_shot_bytes:
             return self.torch.all_reduce_(tensor)
-        algorithm, codec = self._way(limits.algorithm(num_bytes), codec)
+        algorithm, codec = limits.way(num_bytes, codec, self.size)
         # Views that the kernels cannot take are summed in a copy.
         fit = tensor.is_contiguous() and tensor.data_ptr() % ALIGNMENT == 0
         summed = tensor if fit else tensor.clone(memory_format=torch.contiguous_format)
         self.quick.all_reduce(summed, None, algorithm, codec)
         return tensor if fit else tensor.copy_(summed)
 
-    def _way(self, algorithm: str, codec: str) -> tuple[str, str]:
-        """Algorithm and codec of a message that in full precision would go by ``algorithm``."""
-        if algorithm != "two-shot" or codec == "none":
-            return algorithm, "none"
-        # Between two ranks one-shot sends as many bytes, in one handshake, and does not code the sum besides.
-        return ("one-shot" if self.size == 2 else "two-shot"), codec
+
+def _within(quick: QuickAllReduce, dtype: torch.dtype, codec: str, limits: Thresholds) -> Thresholds:
+    """The table's limits, where this accelerator can follow: fewer multiprocessors take smaller tagged messages."""
+    tagged = min(limits.tagged_bytes, quick.tagged_bytes(dtype, "none"))
+    coded = min(limits.coded_tagged_bytes, quick.tagged_bytes(dtype, codec)) if quick.world_size == 2 else 0
+    return replace(limits, tagged_bytes=tagged, coded_tagged_bytes=coded)

@@ -101,6 +101,12 @@ class QuickAllReduce:
             )
         return output
 
+    def tagged_bytes(self, dtype: torch.dtype, codec: str) -> int:
+        """Bytes of the largest message that can go tagged; 0 on a host, which does not have it."""
+        if self._native is None or not self._is_cuda:
+            return 0
+        return self._native.tagged_capacity(DTYPE_CODES[dtype], CODEC_CODES[codec]) * dtype.itemsize
+
     def check(self) -> None:
         """Raises if any call so far failed. After an accelerator's step, and before its result is used."""
         if self._native is not None and self._native.failure() is not None:

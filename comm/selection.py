@@ -1,12 +1,12 @@
 """Which all-reduce a message gets: names of backends and codecs, and the measured tables. No torch: the front asks too.
 
 A table says for each world size and element size up to how many bytes one-shot is best, then two-shot; larger
-messages are better off with torch. NVIDIA's has ``tagged`` for the smallest. ``scripts/bench_all_reduce.py
---write-table`` writes that of the CPU.
+messages are better off with torch. NVIDIA's has ``tagged`` before them, and says what messages with a codec take.
+``scripts/bench_all_reduce.py --write-table`` writes that of the CPU.
 """
 
 import tomllib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -50,14 +50,30 @@ def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
 
 @dataclass(frozen=True)
 class Thresholds:
-    """Message sizes in bytes, each the largest of its kind: tagged, one-shot, then two-shot, beyond it torch."""
+    """Message sizes in bytes, each the largest of its kind: tagged, one-shot, then two-shot, beyond it torch.
+
+    Messages above ``uncoded_bytes`` (default: above ``one_shot_bytes``) travel with the codec if there is one: between
+    two ranks tagged, then one-shot, and all others two-shot.
+    """
 
     one_shot_bytes: int
     two_shot_bytes: int = NO_LIMIT
     tagged_bytes: int = 0
+    uncoded_bytes: int | None = None
+    coded_tagged_bytes: int = 0
+    coded_one_shot_bytes: int = NO_LIMIT
 
-    def algorithm(self, num_bytes: int) -> str:
-        """Of a message that is not torch's."""
+    def way(self, num_bytes: int, codec: str, world_size: int) -> tuple[str, str]:
+        """Algorithm and codec of a message that is not torch's."""
+        uncoded = self.one_shot_bytes if self.uncoded_bytes is None else self.uncoded_bytes
+        if codec == "none" or num_bytes <= uncoded:
+            return self._full_precision(num_bytes), "none"
+        # One-shot and tagged send each peer the whole message: between two ranks as much as two-shot, among more not.
+        if world_size == 2 and num_bytes <= self.coded_tagged_bytes:
+            return "tagged", codec
+        return ("one-shot" if world_size == 2 and num_bytes <= self.coded_one_shot_bytes else "two-shot"), codec
+
+    def _full_precision(self, num_bytes: int) -> str:
         if num_bytes <= self.tagged_bytes:
             return "tagged"
         return "one-shot" if num_bytes <= self.one_shot_bytes else "two-shot"
@@ -106,9 +122,9 @@ def load_table(target: str, folder: Path | None = None) -> SelectionTable | None
 
 def _row(file: Path, row: dict[str, Any]) -> tuple[tuple[int, int], Thresholds]:
     required = {"world_size", "element_bytes", "one_shot_bytes"}
-    optional = {"tagged_bytes", "two_shot_bytes"}
+    optional = {field.name for field in fields(Thresholds)} - required
     if not required <= set(row) <= required | optional:
-        may = " and ".join(sorted(optional))
+        may = ", ".join(sorted(optional))
         raise ValueError(f"{file}: a row has {', '.join(sorted(required))} and may have {may}, not {row}")
     if not all(type(value) is int and value >= 0 for value in row.values()):
         raise ValueError(f"{file}: every value of a row is a number of 0 or more: {row}")

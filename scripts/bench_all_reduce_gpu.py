@@ -35,8 +35,9 @@ BFLOAT16 = 1  # the native module's code
 PEERS = ("one-element-kernel", "nccl", "symm-one-shot", "symm-two-shot")
 CODED = [codec for codec in CODEC_CODES if codec != "none"]
 OURS = ["tagged", "registered", "one-shot", "two-shot", *(f"two-shot+{codec}" for codec in CODED)]
-TWO_RANKS = [f"one-shot+{codec}" for codec in CODED]
-LIMITS = {"tagged": 128 * KIB}  # bytes; the others take every size
+TWO_RANKS = [f"{algorithm}+{codec}" for algorithm in ("one-shot", "tagged") for codec in CODED]
+# In bytes; the others take every size.
+LIMITS = {"tagged": 16 * MIB, "tagged+int8": 32 * MIB, "tagged+int6": 32 * MIB, "tagged+int4": 64 * MIB}
 Way = Callable[[], object]
 
 
@@ -196,9 +197,9 @@ def make_ways(x: torch.Tensor, y: torch.Tensor, ours: dict[str, Quick], options:
 
 
 def tunings(way: str, num_bytes: int) -> list[dict[str, int]]:
-    """What to try; a block has tiles of 2 KiB or more, of tagged words at most."""
-    if way == "tagged":
-        sizes = itertools.product([64, 128, 256], [512, 1024, 2048])
+    """What to try; a block has tiles of 2 KiB or more."""
+    if way.startswith("tagged"):
+        sizes = itertools.product([64, 128, 192, 256], [2048, 4096, 8192] if num_bytes < MIB else [4096])
         return [{"num_blocks": 128, "num_threads": threads, "min_tile_bytes": least} for threads, least in sizes]
     blocks = [16, 64] if num_bytes < MIB else [64, 128]
     tiles = [1] if way == "registered" or num_bytes < MIB else [1, 2]

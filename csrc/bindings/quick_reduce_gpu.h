@@ -56,6 +56,7 @@ inline py::class_<GpuCommunicator> bind_gpu_communicator(py::module_& module) {
              py::arg("dtype"), py::arg("codec"), py::arg("algorithm"), py::arg("timeout_ns"), py::arg("stream") = 0,
              py::arg("num_blocks") = 0, py::arg("num_threads") = 0, py::arg("tiles_per_block") = 0,
              py::arg("min_tile_bytes") = 0)
+        .def("tagged_capacity", &GpuCommunicator::tagged_capacity, py::arg("dtype"), py::arg("codec"))
         .def("captured_inputs", [](const GpuCommunicator& self) { return to_bytes(self.captured_inputs()); })
         .def("register_inputs", &GpuCommunicator::register_inputs, py::arg("by_rank"), without_gil)
         .def("failure", &gpu_failure)

@@ -7,6 +7,8 @@
 #include "codec_int4.h"
 #include "codec_int6.h"
 #include "codec_int8.h"
+#include "codec_none.h"
+#include "tagged_word.h"
 
 namespace splitrank::quick_reduce {
 
@@ -44,15 +46,15 @@ inline void check_tensors(uint64_t input, uint64_t output, uint64_t num_bytes) {
                                     " bytes long");
 }
 
-// Which algorithms have codecs. Between two ranks one-shot sends as many bytes as two-shot.
+// Which algorithms have codecs. Between two ranks one-shot and tagged send as many bytes as two-shot.
 inline void check_codec(CodecKind codec, Algorithm algorithm, uint32_t world_size) {
     if (codec == CodecKind::kNone || algorithm == Algorithm::kTwoShot) return;
-    if (algorithm != Algorithm::kOneShot)
-        throw std::invalid_argument("only two-shot and, between two ranks, one-shot have codecs, not algorithm code " +
-                                    text(uint32_t(algorithm)) + " with codec code " + text(uint32_t(codec)));
+    if (algorithm == Algorithm::kRegistered)
+        throw std::invalid_argument("the registered algorithm has no codecs, not codec code " + text(uint32_t(codec)));
     if (world_size > 2)
-        throw std::invalid_argument("one-shot has codecs between two ranks only, not codec code " +
-                                    text(uint32_t(codec)) + " with " + text(world_size) + " ranks");
+        throw std::invalid_argument("only two-shot has codecs among " + text(world_size) +
+                                    " ranks, one-shot and tagged between two alone; not algorithm code " +
+                                    text(uint32_t(algorithm)) + " with codec code " + text(uint32_t(codec)));
 }
 
 // Elements that a segment of so many bytes holds.
@@ -64,6 +66,18 @@ inline uint64_t segment_capacity(CodecKind codec, DType dtype, uint64_t segment_
         case CodecKind::kNone: break;
     }
     return segment_bytes / element_bytes(dtype);
+}
+
+// Elements that a place of so many rows of tagged words holds.
+inline uint64_t tagged_capacity(CodecKind codec, DType dtype, uint32_t num_rows) {
+    switch (codec) {
+        case CodecKind::kInt8: return TaggedUnit<CodecInt8<Float32>, 16>::capacity(num_rows, kTaggedWave);
+        case CodecKind::kInt6: return TaggedUnit<CodecInt6<Float32>, 16>::capacity(num_rows, kTaggedWave);
+        case CodecKind::kInt4: return TaggedUnit<CodecInt4<Float32>, 16>::capacity(num_rows, kTaggedWave);
+        case CodecKind::kNone: break;
+    }
+    return dtype == DType::kFloat32 ? TaggedUnit<CodecNone<Float32>, 4>::capacity(num_rows, kTaggedWave)
+                                    : TaggedUnit<CodecNone<Bfloat16>, 8>::capacity(num_rows, kTaggedWave);
 }
 
 }  // namespace splitrank::quick_reduce

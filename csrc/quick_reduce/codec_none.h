@@ -40,6 +40,37 @@ struct CodecNone {
                                 const Encoded<K>& encoded) {
         exec.store_exchange(segment + packet * sizeof(Encoded<K>), encoded);
     }
+
+    // A lane's unit of tagged words: 64 bytes, or one packet if that is longer.
+    template <int K>
+    static constexpr int unit_elements() {
+        return K * int(sizeof(typename Type::Storage)) > 64 ? K : 64 / int(sizeof(typename Type::Storage));
+    }
+    template <int K>
+    static constexpr int unit_values() {
+        return unit_elements<K>() * int(sizeof(typename Type::Storage)) / 4;
+    }
+    template <int K, class Exec, int P, int D>
+    static QR_DEVICE void pack_unit(Exec&, const Encoded<K> (&packets)[P], uint32_t (&values)[D]) {
+        constexpr int kEach = D / P;
+        QR_UNROLL
+        for (int packet = 0; packet < P; ++packet) {
+            const auto of_packet = bit_cast<Words<uint32_t, kEach>>(packets[packet]);
+            QR_UNROLL
+            for (int i = 0; i < kEach; ++i) values[packet * kEach + i] = of_packet.word[i];
+        }
+    }
+    template <int K, class Exec, int P, int D>
+    static QR_DEVICE void unpack_unit(Exec&, const uint32_t (&values)[D], Encoded<K> (&packets)[P]) {
+        constexpr int kEach = D / P;
+        QR_UNROLL
+        for (int packet = 0; packet < P; ++packet) {
+            Words<uint32_t, kEach> of_packet;
+            QR_UNROLL
+            for (int i = 0; i < kEach; ++i) of_packet.word[i] = values[packet * kEach + i];
+            packets[packet] = bit_cast<Encoded<K>>(of_packet);
+        }
+    }
 };
 
 }  // namespace splitrank::quick_reduce

@@ -23,19 +23,16 @@
 //   TaggedWord load_tagged(const TaggedWord*), void store_tagged(TaggedWord*, TaggedWord)   one access each, which no other
 //                                        splits: the whole word or the one before; system scope, ordered with nothing else
 //   void push_stores()                   all stores of this lane so far are performed
+//   uint32_t group_lane(), group_get(uint32_t value, uint32_t lane)   which of the lanes that share a scale this one is;
+//                                        and what `value` is on another of them
 #pragma once
 
 #include "call.h"
 #include "failure.h"
 #include "layout.h"
+#include "tagged_word.h"
 
 namespace splitrank::quick_reduce {
-
-// Eight bytes of a message and the flag that says whose they are.
-struct alignas(16) TaggedWord {
-    uint64_t data;
-    uint64_t flag;
-};
 
 // This rank's own memory of a slot; no peer sees it. Kept on the device, so that a replayed graph advances it.
 struct alignas(kLine) SlotState {
@@ -46,7 +43,7 @@ struct alignas(kLine) SlotState {
 // A communicator as the device sees it. Passed by value.
 struct View {
     std::byte* regions[kMaxWorldSize];  // exchange memory of every rank, as mapped here
-    SlotState* slots;                   // [num_slots], local
+    SlotState* slots;                   // [num_slots + num_tagged_slots], local
     Failure* failure;                   // local, readable by the host
     const uint64_t* host_abort;         // local, writable by the host while a kernel spins; polled seldom
     uint32_t rank;
@@ -60,10 +57,14 @@ struct Taken {
     uint32_t holder;  // the call that already runs, 0 if none
     uint64_t uses;
 };
+// In two steps, the first of which need not wait for the memory.
 template <class Exec>
-QR_DEVICE Taken take_ticket(Exec& exec, SlotState& state, uint32_t id) {
-    const uint32_t holder = exec.exchange(&state.holder, id);
-    return {holder, holder == 0 ? state.sequence : 0};
+QR_DEVICE uint64_t ask_for_ticket(Exec& exec, SlotState& state, uint32_t id) {
+    return exec.exchange(&state.holder, id);
+}
+template <class Exec>
+QR_DEVICE Taken take_ticket(Exec&, SlotState& state, uint32_t, uint64_t answer) {
+    return {uint32_t(answer), answer == 0 ? state.sequence : 0};
 }
 template <class Exec>
 QR_DEVICE void give_ticket(Exec& exec, SlotState& state, uint64_t uses) {
@@ -86,18 +87,26 @@ class Handshake {
 
     // Takes the slot's ticket. False: the communicator is poisoned or another call is running.
     QR_DEVICE bool begin() {
-        SlotState& state = view_.slots[slot_];
-        bool ok = true;
-        if (exec_.lane() == 0) {
-            const Taken taken = take_ticket(exec_, state, call_.id);
-            if (taken.holder != 0) ok = fail(FailureKind::kOverlap, 0, view_.rank, call_.id, taken.holder);
-            tell_uses(exec_, taken.uses);
-        }
+        claim();
+        return settle();
+    }
+
+    // The same in two steps, for what can be done between them: nothing that a peer would see.
+    QR_DEVICE void claim() {
+        if (exec_.lane() == 0) answer_ = ask_for_ticket(exec_, view_.slots[slot_], call_.id);
         if (exec_.lane() == exec_.num_lanes() / 2) {
             const uint64_t abort = exec_.load_flag(&control(view_.rank)->abort);
-            if (abort != 0) ok = fail(FailureKind::kAborted, 0, uint32_t(abort - 1), 0, abort) && ok;
+            if (abort != 0) is_fit_ = fail(FailureKind::kAborted, 0, uint32_t(abort - 1), 0, abort);
         }
-        ok = exec_.all(ok);
+    }
+    QR_DEVICE bool settle() {
+        SlotState& state = view_.slots[slot_];
+        if (exec_.lane() == 0) {
+            const Taken taken = take_ticket(exec_, state, call_.id, answer_);
+            if (taken.holder != 0) is_fit_ = fail(FailureKind::kOverlap, 0, view_.rank, call_.id, taken.holder);
+            tell_uses(exec_, taken.uses);
+        }
+        const bool ok = exec_.all(is_fit_);
         sequence_ = hear_uses(exec_, state) + 1;
         return ok;
     }
@@ -105,10 +114,17 @@ class Handshake {
     // The next use of the slot, after one tile is done.
     QR_DEVICE void advance() { ++sequence_; }
 
-    // Gives the ticket back; `sequence` counts the uses that were completed.
+    // Gives the ticket back, after the uses before the present number.
     QR_DEVICE void end() {
         exec_.all(true);  // every lane has read the sequence and is done with the slot
         if (exec_.lane() == 0) give_ticket(exec_, view_.slots[slot_], sequence_ - 1);
+    }
+
+    // The same after the one use of a slot that is done when all lanes are. False if not all are `ok`.
+    QR_DEVICE bool end_if(bool ok) {
+        ok = exec_.all(ok);
+        if (ok && exec_.lane() == 0) give_ticket(exec_, view_.slots[slot_], sequence_);
+        return ok;
     }
 
     // Goes on where `other` is: for a block that has several slots in hand (gpu/kernels.h).
@@ -126,11 +142,15 @@ class Handshake {
         return view_.regions[reader] + layout_.data(slot_, phase, peer_index<W>(reader, source));
     }
 
-    // The same for tagged words.
-    QR_DEVICE TaggedWord* tagged(uint32_t reader, uint32_t source) const {
-        const uint64_t offset = layout_.tagged(slot_, first(), peer_index<W>(reader, source));
-        return reinterpret_cast<TaggedWord*>(view_.regions[reader] + offset);
+    // Where `source` writes the first row of a tagged slot for `reader`; and one of the rows behind it.
+    QR_DEVICE std::byte* tagged(uint32_t reader, uint32_t source) const {
+        return view_.regions[reader] + layout_.tagged(slot_, first(), peer_index<W>(reader, source));
     }
+    QR_DEVICE TaggedWord* word(std::byte* place, uint32_t row, uint32_t of_row) const {
+        return reinterpret_cast<TaggedWord*>(place + row * row_stride()) + of_row;
+    }
+    QR_DEVICE uint64_t row_stride() const { return layout_.row_stride(); }
+    QR_DEVICE uint32_t tag() const { return tag_of(sequence_); }
 
     // Tells every peer that this rank's data of `phase` is complete.
     QR_DEVICE void publish(Phase phase) {
@@ -158,19 +178,42 @@ class Handshake {
         return exec_.all(ok) && arrived;
     }
 
-    // A word of this use.
-    QR_DEVICE TaggedWord tag(uint64_t data) const { return {data, expected()}; }
-    QR_DEVICE bool has_come(const TaggedWord& word) const { return word.flag == expected(); }
+    // A tagged slot's header goes to every peer: the whole flag, of which the words' tags are a part. And of what the
+    // `num_rows` of this use leave as it was, one word, lest any grow so old that its tag comes up again.
+    QR_DEVICE void announce(uint32_t num_rows) {
+        const uint32_t tag_part = tag() << (32 - kTagBits);
+        for (uint32_t peer = lane_from_the_end(); peer < W; peer += exec_.num_lanes()) {
+            if (peer == view_.rank) continue;
+            std::byte* place = tagged(peer, view_.rank);
+            exec_.store_tagged(word(place, header_row(), 0),
+                               {{uint32_t(expected()), uint32_t(expected() >> 32), 0, tag_part}});
+            const uint32_t refreshed = refreshed_word(sequence_, header_row() * Exec::kWave);
+            if (refreshed / Exec::kWave >= num_rows)
+                exec_.store_tagged(word(place, refreshed / Exec::kWave, refreshed % Exec::kWave), {{0, 0, 0, tag_part}});
+        }
+    }
 
-    // Waits for a word of `peer`'s. Of one lane alone: false on one is to be told to all. Nothing promises when a word
-    // without a fence behind it arrives, and the peer may wait for this lane's in turn.
-    QR_DEVICE bool await_word(const TaggedWord* from, uint32_t peer, TaggedWord& word) {
+    // Waits until `have_come()`, which looks at words of `peer`'s, and until that peer's header is the right one. Of one
+    // lane alone: false on one is to be told to all.
+    template <class HaveCome>
+    QR_DEVICE bool await_words(uint32_t peer, HaveCome&& have_come) {
+        const TaggedWord* header = word(tagged(view_.rank, peer), header_row(), 0);
+        const uint32_t bit = 1u << peer;
         uint32_t polls = 0;
-        return await_flag(first(), peer, [&] {
-            if (++polls == kPollsBeforePush) exec_.push_stores();
-            word = exec_.load_tagged(from);
-            return word.flag;
-        });
+        // Nothing promises when a store without a fence behind it arrives, and the peer may wait for this lane's in turn.
+        const auto look = [&] {
+            if (++polls == kSpinsPerLook) exec_.push_stores();
+            TaggedWord head{};
+            if ((confirmed_ & bit) == 0) head = exec_.load_tagged(header);
+            const bool all_there = have_come();
+            if ((confirmed_ & bit) == 0) {
+                const uint64_t flag = uint64_t(head.part[1]) << 32 | head.part[0];
+                if (flag != expected()) return flag;
+                confirmed_ |= bit;
+            }
+            return all_there ? expected() : expected() - 1;
+        };
+        return await_flag<kPatience>(first(), peer, look);
     }
 
     // The host has not prepared this call (registered.h). Always false.
@@ -181,7 +224,11 @@ class Handshake {
 
   private:
     static constexpr uint32_t kSpinsPerLook = 256;  // polls between two looks at abort words and the clock
-    static constexpr uint32_t kPollsBeforePush = 8;
+    // Tagged words come one after the other, and a pause of 50 ns for each would add up.
+    static constexpr uint32_t kPatience = 128;
+    // Many lanes may wait at once, and the host's word is across the bus: if each of 65,000 looked at every turn, that
+    // would take longer than what they wait for, on both ranks alternately and without end.
+    static constexpr uint32_t kLooksPerHost = 16;
 
     // 24 bits of fingerprint, 40 of sequence. 32 would not do: after 2^31 one-shot calls, the flag that the last two-shot
     // call has left would look like one from the future.
@@ -194,6 +241,9 @@ class Handshake {
         const uint64_t offset = layout_.flag(slot_, phase, peer_index<W>(reader, source));
         return reinterpret_cast<uint64_t*>(view_.regions[reader] + offset);
     }
+    QR_DEVICE uint32_t header_row() const { return view_.shape.num_rows - 1; }
+    // The last lanes have the least to do in a small message.
+    QR_DEVICE uint32_t lane_from_the_end() const { return exec_.num_lanes() - 1 - exec_.lane(); }
     QR_DEVICE Control* control(uint32_t rank) const { return reinterpret_cast<Control*>(view_.regions[rank]); }
 
     QR_DEVICE bool await_peer(Phase phase, uint32_t peer) {
@@ -201,8 +251,8 @@ class Handshake {
         return await_flag(phase, peer, [&] { return exec_.load_flag(address); });
     }
 
-    // `look` reads the flag that `peer` writes in this phase.
-    template <class Look>
+    // `look` reads the flag that `peer` writes in this phase. With patience it pauses that much later.
+    template <uint32_t Patience = 1, class Look>
     QR_DEVICE bool await_flag(Phase phase, uint32_t peer, Look&& look) {
         uint64_t began = 0;
         for (uint32_t spins = 0;; ++spins) {
@@ -213,13 +263,14 @@ class Handshake {
             if (spins % kSpinsPerLook == kSpinsPerLook - 1) {
                 const uint64_t now = exec_.now_ns();
                 if (began == 0) began = now;
-                if (const uint64_t abort = aborted(); abort != 0)
+                const bool asks_host = spins / kSpinsPerLook % kLooksPerHost == kLooksPerHost - 1;
+                if (const uint64_t abort = aborted(asks_host); abort != 0)
                     return fail(FailureKind::kAborted, number(phase), uint32_t(abort - 1), expected(), seen);
                 // Look once more: this lane itself may have been away for that long.
                 if (now - began > call_.timeout_ns && look() == seen)
                     return fail(FailureKind::kTimeout, number(phase), peer, expected(), seen);
             }
-            exec_.pause(spins);
+            exec_.pause(spins / Patience);
         }
     }
 
@@ -230,9 +281,9 @@ class Handshake {
         return lead > 0 ? FailureKind::kAhead : FailureKind::kNone;
     }
 
-    QR_DEVICE uint64_t aborted() {
+    QR_DEVICE uint64_t aborted(bool asks_host) {
         const uint64_t word = exec_.load_flag(&control(view_.rank)->abort);
-        return word != 0 ? word : exec_.load_flag(view_.host_abort);
+        return word != 0 || !asks_host ? word : exec_.load_flag(view_.host_abort);
     }
 
     // Records the first failure of this rank and raises every rank's abort word. Always false.
@@ -262,6 +313,10 @@ class Handshake {
     const Call& call_;
     uint32_t slot_;
     uint64_t sequence_ = 0;
+    // Of a claim, until it is settled.
+    uint64_t answer_ = 0;  // to the question for the ticket
+    bool is_fit_ = true;
+    uint32_t confirmed_ = 0;  // peers whose header this lane has seen
 };
 
 }  // namespace splitrank::quick_reduce

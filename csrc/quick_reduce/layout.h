@@ -24,8 +24,9 @@ struct RegionShape {
     uint32_t world_size;
     uint32_t num_slots;
     uint64_t segment_bytes;         // of one encoded segment at most; a multiple of 128
-    uint32_t num_tagged_slots = 0;  // the first ones, which have places for tagged words too (tagged.h)
-    uint64_t tagged_bytes = 0;      // of such a place; a multiple of 256
+    uint32_t num_tagged_slots = 0;  // behind the others: slots of tagged words alone (tagged.h)
+    uint32_t num_rows = 0;          // of a place for such words, the last for its header
+    uint32_t row_bytes = 0;         // what a wave writes at once
 };
 
 // Head of a region. Any rank may raise the abort word of any other; nobody lowers it.
@@ -46,20 +47,20 @@ class IsolatedLayout {
     QR_FN IsolatedLayout(const RegionShape& shape) : shape_(shape) {}
 
     QR_FN uint64_t flag(uint32_t slot, Phase phase, uint32_t peer) const {
-        return kControlBytes + place(slot, phase, peer) * kLine;
+        return flags_begin() + place(slot, phase, peer) * kLine;
     }
     QR_FN uint64_t data(uint32_t slot, Phase phase, uint32_t peer) const {
         return data_begin() + place(slot, phase, peer) * shape_.segment_bytes;
     }
-    // Of the first phase, where words bring their flags along: nothing but tagged words is ever written there.
+    // First row of a tagged slot, in the first phase, the only one it has. The same rows of all slots lie together: what
+    // a message uses is in one piece. First in the region, where an address takes few instructions.
     QR_FN uint64_t tagged(uint32_t slot, Phase phase, uint32_t peer) const {
-        const uint64_t place = (uint64_t(slot) * kNumFirstPhases + phase) * num_peers() + peer;
-        return tagged_begin() + place * shape_.tagged_bytes;
+        const uint64_t rows = uint64_t(phase * uint32_t(num_peers()) + peer) * shape_.num_rows;
+        return kControlBytes + rows * row_stride() + uint64_t(slot - shape_.num_slots) * shape_.row_bytes;
     }
-    QR_FN uint64_t num_bytes() const {
-        const uint64_t num_tagged = uint64_t(shape_.num_tagged_slots) * kNumFirstPhases * num_peers();
-        return tagged_begin() + num_tagged * shape_.tagged_bytes;
-    }
+    // From a row of a tagged slot to its next.
+    QR_FN uint64_t row_stride() const { return uint64_t(shape_.num_tagged_slots) * shape_.row_bytes; }
+    QR_FN uint64_t num_bytes() const { return data_begin() + num_places() * shape_.segment_bytes; }
 
   private:
     QR_FN uint64_t num_peers() const { return shape_.world_size - 1; }
@@ -67,8 +68,10 @@ class IsolatedLayout {
         return (slot * kNumPhases + phase) * num_peers() + peer;
     }
     QR_FN uint64_t num_places() const { return uint64_t(shape_.num_slots) * kNumPhases * num_peers(); }
-    QR_FN uint64_t data_begin() const { return round_up(kControlBytes + num_places() * kLine, 4096); }
-    QR_FN uint64_t tagged_begin() const { return data_begin() + num_places() * shape_.segment_bytes; }
+    QR_FN uint64_t flags_begin() const {
+        return round_up(kControlBytes + kNumFirstPhases * num_peers() * shape_.num_rows * row_stride(), kLine);
+    }
+    QR_FN uint64_t data_begin() const { return round_up(flags_begin() + num_places() * kLine, 4096); }
 
     RegionShape shape_;
 };

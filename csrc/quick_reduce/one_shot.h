@@ -15,10 +15,8 @@
 namespace splitrank::quick_reduce {
 
 // With a codec and more ranks, two-shot sends less.
-template <class Codec>
-constexpr bool has_one_shot(int world_size) {
-    return Codec::kKind == CodecKind::kNone || world_size == 2;
-}
+template <class Codec, int W>
+constexpr bool kHasOneShot = Codec::kKind == CodecKind::kNone || W == 2;
 
 template <class Exec, class Type, class Codec, class Layout, int W>
 class OneShot {

@@ -32,6 +32,17 @@ QR_FN To bit_cast(const From& from) {
     return to;
 }
 
+// (word & mask) | bits. nvcc makes two instructions of it if both are constants.
+QR_FN uint32_t and_or(uint32_t word, uint32_t mask, uint32_t bits) {
+#if defined(__CUDA_ARCH__)
+    uint32_t result;
+    asm("lop3.b32 %0, %1, %2, %3, 0xea;" : "=r"(result) : "r"(word), "r"(mask), "r"(bits));
+    return result;
+#else
+    return (word & mask) | bits;
+#endif
+}
+
 QR_FN uint64_t divide_up(uint64_t a, uint64_t b) { return (a + b - 1) / b; }
 QR_FN uint64_t round_up(uint64_t a, uint64_t b) { return divide_up(a, b) * b; }
 QR_FN uint64_t smaller(uint64_t a, uint64_t b) { return a < b ? a : b; }

@@ -49,11 +49,24 @@ def test_quick_and_codecs_never_take_torch(folder: Path, options: AllReduceOptio
 
 def test_the_table_says_which_way_a_message_goes() -> None:
     limits = Thresholds(8192, tagged_bytes=1024)
-    assert [limits.algorithm(size) for size in (16, 1024, 1040, 8192, 8208)] == [
-        *("tagged", "tagged", "one-shot", "one-shot", "two-shot")
+    assert [limits.way(size, "none", 2) for size in (16, 1024, 1040, 8192, 8208)] == [
+        (algorithm, "none") for algorithm in ("tagged", "tagged", "one-shot", "one-shot", "two-shot")
     ]
-    assert Thresholds(8192).algorithm(16) == "one-shot"
+    assert Thresholds(8192).way(16, "none", 2) == ("one-shot", "none")
     assert str(limits) == "tagged to 1 KiB, one-shot to 8 KiB, two-shot above"
+
+
+def test_the_table_says_which_way_a_message_with_a_codec_goes() -> None:
+    limits = Thresholds(8192, uncoded_bytes=1024, coded_tagged_bytes=2048, coded_one_shot_bytes=4096)
+    assert [limits.way(size, "int8", 2) for size in (1024, 2048, 4096, 4112)] == [
+        *(("one-shot", "none"), ("tagged", "int8"), ("one-shot", "int8"), ("two-shot", "int8"))
+    ]
+    assert [limits.way(size, "int8", 4) for size in (1024, 2048, 4096)] == [
+        *(("one-shot", "none"), ("two-shot", "int8"), ("two-shot", "int8"))
+    ]
+    assert [Thresholds(8192).way(size, "int4", 2) for size in (8192, 8208)] == [
+        *(("one-shot", "none"), ("one-shot", "int4"))
+    ]
 
 
 @pytest.mark.parametrize(

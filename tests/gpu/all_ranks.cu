@@ -19,16 +19,18 @@ struct Played {
 template <class Type, class Codec, int W>
 QR_DEVICE void play_coded(const Played& call, uint32_t block) {
     using Executor = CodedExecutor<Type, Codec, W>;
-    if constexpr (has_one_shot<Codec>(W))
+    if constexpr (kHasOneShot<Codec, W>) {
         if (call.algorithm == Algorithm::kOneShot)
             return run_block<OneShotWork<Executor, Type, Codec, W>>(call.job, block);
+        if (call.algorithm == Algorithm::kTagged)
+            return run_once<TaggedWork<Executor, Type, Codec, W>>(call.job, block);
+    }
     run_block<TwoShotWork<Executor, Type, Codec, W>>(call.job, block);
 }
 
 template <class Type, int W>
 QR_DEVICE void play_one(const Played& call, uint32_t block) {
     using Raw = RawExecutor<Type, W>;
-    if (call.algorithm == Algorithm::kTagged) return run_once<TaggedWork<Raw, Type, W>>(call.job, block);
     if (call.algorithm == Algorithm::kRegistered) return run_block<RegisteredWork<Raw, Type, W>>(call.job, block);
     switch (call.codec) {
         case CodecKind::kNone: return play_coded<Type, CodecNone<Type>, W>(call, block);
@@ -47,7 +49,7 @@ QR_DEVICE void stall(uint32_t call, uint32_t longest_ns) {
 }
 
 template <class Type, int W>
-__global__ void __launch_bounds__(max_threads(W)) play(const Played* calls, uint32_t num_calls, uint32_t longest_ns) {
+__global__ void __launch_bounds__(max_threads(W, false)) play(const Played* calls, uint32_t num_calls, uint32_t longest_ns) {
     for (uint32_t call = 0; call < num_calls; ++call) {
         const Played& mine = calls[call * W + blockIdx.y];
         if (blockIdx.x >= mine.job.call.num_slots) continue;

@@ -13,8 +13,8 @@ from tests.quick_reduce_spec import expected_sum
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(500)]
 
 WAYS = [("one-shot", "none"), ("registered", "none"), *(("two-shot", c) for c in ("none", "int8", "int6", "int4"))]
-TWO_RANKS_WAYS = [("one-shot", codec) for codec in ("int8", "int6", "int4")]
-TAGGED = ("tagged", "none")  # has a place for 2 KiB a block
+TWO_RANKS_WAYS = [(algorithm, codec) for algorithm in ("one-shot", "tagged") for codec in ("int8", "int6", "int4")]
+TAGGED = ("tagged", "none")  # among more than two ranks a block has a place for 6 KiB
 SIZES = (1, 7, 31, 32, 33, 255, 1000, 4096, 4097, 100_003, 1 << 20)
 
 
@@ -46,8 +46,9 @@ def test_every_way_and_size_has_the_bits_of_the_specification(world: OneGpu, dty
     calls = []
     for number, count in enumerate(SIZES):
         parts = random_parts(world.world_size, count, dtype, number)
-        ways = WAYS + TWO_RANKS_WAYS if world.world_size == 2 else WAYS
-        calls += [make_call(parts, *way) for way in ([*ways, TAGGED] if count <= 4097 else ways)]
+        ways = [*WAYS, TAGGED, *TWO_RANKS_WAYS] if world.world_size == 2 else [*WAYS, TAGGED]
+        largest = 100_003 if world.world_size == 2 else 4097  # of a tagged call
+        calls += [make_call(parts, *way) for way in ways if way[0] != "tagged" or count <= largest]
     assert world.play(calls, longest_stall_ns=20_000) == [None] * world.world_size
     check_results(calls)
 
@@ -59,7 +60,8 @@ def test_codecs_at_the_edges_of_their_scale(world: OneGpu) -> None:
     )
     spread = edge * torch.linspace(-1, 1, edge.numel())
     parts = [edge, spread, -edge, edge.flip(0), spread * 3, edge * 0, spread.flip(0), edge][: world.world_size]
-    calls = [make_call(parts, "two-shot", codec) for codec in ("int8", "int6", "int4")]
+    algorithms = ("two-shot", "one-shot", "tagged") if world.world_size == 2 else ("two-shot",)
+    calls = [make_call(parts, algorithm, codec) for algorithm in algorithms for codec in ("int8", "int6", "int4")]
     assert world.play(calls) == [None] * world.world_size
     check_results(calls)
 

@@ -4,7 +4,6 @@
 #include <cstring>
 
 #include "../arguments.h"
-#include "../tagged.h"
 
 namespace splitrank::quick_reduce_gpu {
 
@@ -13,7 +12,11 @@ using namespace quick_reduce;
 namespace {
 
 constexpr uint32_t kMaxSlots = 4096;
-constexpr uint64_t kTaggedBytes = 4096;  // half of them message: 2 KiB a block
+// Of a tagged place. Between two ranks 128 blocks together take 64 MiB with INT4, 38 with INT8, 19 MiB as they are; among
+// more, whose words cross the link more often, some hundred KiB.
+constexpr uint32_t num_tagged_rows(uint32_t world_size) { return world_size == 2 ? 385 : 16; }
+constexpr uint32_t kRowBytes = kTaggedWave * sizeof(TaggedWord);
+static_assert((num_tagged_rows(2) - 1) * kTaggedWave <= kMaxPlaceWords);
 constexpr uint32_t kFreeMultiprocessors = 4;  // for kernels of others, NCCL's among them
 
 struct Handle {
@@ -50,10 +53,10 @@ void check_output(uint64_t input, uint64_t output, Algorithm algorithm) {
 
 // Blocks have one slot each in the tagged algorithm.
 RegionShape region_shape(uint32_t world_size, uint32_t num_slots, uint64_t segment_bytes) {
-    return {world_size, num_slots, segment_bytes, kHasTagged ? num_slots / kSlotsPerBlock : 0,
-            kHasTagged ? kTaggedBytes : 0};
+    if (!kHasTagged) return {world_size, num_slots, segment_bytes};
+    return {world_size,    num_slots, segment_bytes, num_slots / kSlotsPerBlock, num_tagged_rows(world_size),
+            kRowBytes};
 }
-
 // One a multiprocessor at most. With two, on one of two pairs of H200s, every tenth kind of call took 400 us longer each
 // time, why is not known; with one, none ever did.
 // The least over all kernels of this world size, since any of them may be the next call.
@@ -66,9 +69,9 @@ uint32_t resident_blocks(uint32_t world_size, int device) {
             for (uint32_t algorithm = 0; algorithm < 4; ++algorithm) {
                 const void* kernel = find_kernel(DType(dtype), world_size, CodecKind(codec), Algorithm(algorithm));
                 if (kernel == nullptr) continue;
+                const int threads = max_threads(world_size, Algorithm(algorithm) == Algorithm::kTagged);
                 int fit = 0;
-                check(QR_RUNTIME(OccupancyMaxActiveBlocksPerMultiprocessor)(&fit, kernel,
-                                                                           max_threads(world_size), 0), "occupancy");
+                check(QR_RUNTIME(OccupancyMaxActiveBlocksPerMultiprocessor)(&fit, kernel, threads, 0), "occupancy");
                 per_multiprocessor = std::min(per_multiprocessor, fit);
             }
     const int left = std::max(multiprocessors - int(kFreeMultiprocessors), 1);
@@ -99,21 +102,22 @@ Communicator::Communicator(uint32_t rank, uint32_t world_size, uint32_t num_slot
         return;
     }
     max_slots_ = std::min(num_slots, kSlotsPerBlock * resident_blocks(world_size, device));
-    const uint64_t region_bytes =
-        round_up(IsolatedLayout(region_shape(world_size, num_slots, segment_bytes)).num_bytes(), 2u << 20);
+    const RegionShape shape = region_shape(world_size, num_slots, segment_bytes);
+    const uint64_t region_bytes = round_up(IsolatedLayout(shape).num_bytes(), 2u << 20);
+    const uint64_t state_bytes = (uint64_t(num_slots) + shape.num_tagged_slots) * sizeof(SlotState);
     region_.reset(static_cast<std::byte*>(allocate_exchange(region_bytes)));
     check(QR_RUNTIME(Memset)(region_.get(), 0, region_bytes), "zeroing exchange memory");
     void* memory = nullptr;
-    check(QR_RUNTIME(Malloc)(&memory, num_slots * sizeof(SlotState)), "slot state");
+    check(QR_RUNTIME(Malloc)(&memory, state_bytes), "slot state");
     slots_.reset(static_cast<SlotState*>(memory));
-    check(QR_RUNTIME(Memset)(memory, 0, num_slots * sizeof(SlotState)), "zeroing slot state");
+    check(QR_RUNTIME(Memset)(memory, 0, state_bytes), "zeroing slot state");
     host_words_.reset(new (allocate_pinned(sizeof(HostWords))) HostWords());
     Stream stream = nullptr;
     check(QR_RUNTIME(StreamCreateWithFlags)(&stream, QR_RUNTIME(StreamNonBlocking)), "a stream to abort by");
     abort_stream_.reset(stream);
     inputs_.create(world_size, device);
     check(QR_RUNTIME(DeviceSynchronize)(), "zeroing exchange memory");
-    num_bytes_ = region_bytes + num_slots * sizeof(SlotState) + inputs_.num_bytes() + sizeof(HostWords);
+    num_bytes_ = region_bytes + state_bytes + inputs_.num_bytes() + sizeof(HostWords);
 }
 
 Communicator::~Communicator() {
@@ -176,12 +180,20 @@ Tuning Communicator::fill_in(const Tuning& asked, Algorithm algorithm, CodecKind
     if (asked.num_threads != 0) tuning.num_threads = asked.num_threads;
     if (asked.tiles_per_block != 0) tuning.tiles_per_block = asked.tiles_per_block;
     if (asked.min_tile_bytes != 0) tuning.min_tile_bytes = asked.min_tile_bytes;
-    if (asked.num_threads == 0) tuning.num_threads = std::min(tuning.num_threads, uint32_t(max_threads(world_size_)));
+    const auto most = uint32_t(max_threads(world_size_, algorithm == Algorithm::kTagged));
+    if (asked.num_threads == 0) tuning.num_threads = std::min(tuning.num_threads, most);
     tuning.num_blocks = std::min(tuning.num_blocks, view_.shape.num_slots / kSlotsPerBlock);
-    if (tuning.num_threads % 64 != 0 || tuning.num_threads > uint32_t(max_threads(world_size_)))
-        throw std::invalid_argument(text(tuning.num_threads) + " threads: a multiple of 64 up to " +
-                                    text(max_threads(world_size_)));
+    if (tuning.num_threads % 64 != 0 || tuning.num_threads > most)
+        throw std::invalid_argument(text(tuning.num_threads) + " threads: a multiple of 64 up to " + text(most));
     return tuning;
+}
+
+uint64_t Communicator::tagged_capacity(uint32_t dtype, uint32_t codec) const {
+    check_open();
+    if (!kHasTagged || world_size_ == 1) return 0;
+    check_codes(dtype, codec, uint32_t(Algorithm::kTagged));
+    const uint64_t of_block = quick_reduce::tagged_capacity(CodecKind(codec), DType(dtype), view_.shape.num_rows);
+    return of_block * fill_in({}, Algorithm::kTagged, CodecKind(codec), kMaxSegmentBytes).num_blocks;
 }
 
 // Every rank computes the same plan from the same arguments.
@@ -199,7 +211,7 @@ Job Communicator::plan(uint64_t input, uint64_t output, uint64_t num_elements, u
     uint64_t limit = segment_capacity(CodecKind(codec), DType(dtype), view_.shape.segment_bytes);
     uint64_t tiles_per_block = tuning.tiles_per_block;
     if (kind == Algorithm::kTagged) {  // one use of a slot a call
-        limit = tagged_capacity(DType(dtype), view_.shape.tagged_bytes);
+        limit = quick_reduce::tagged_capacity(CodecKind(codec), DType(dtype), view_.shape.num_rows);
         tiles_per_block = 1;
         if (num_elements > limit * tuning.num_blocks)
             throw std::invalid_argument(text(num_elements) + " elements: the tagged algorithm takes " +

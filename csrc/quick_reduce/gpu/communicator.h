@@ -15,7 +15,7 @@ namespace splitrank::quick_reduce_gpu {
 
 constexpr int kProtocol = 3;
 
-// What a rank should ask for: some 62, 91 or 106 MiB for 2, 4 or 8 ranks, whatever the messages' sizes.
+// What a rank should ask for: some 112, 97 or 114 MiB for 2, 4 or 8 ranks, whatever the messages' sizes.
 struct Shape {
     uint32_t num_slots;
     uint64_t segment_bytes;
@@ -46,6 +46,9 @@ class Communicator {
     // The same without the launch: for tests that play all ranks in one grid.
     quick_reduce::Job plan(uint64_t input, uint64_t output, uint64_t num_elements, uint32_t dtype, uint32_t codec,
                            uint32_t algorithm, uint64_t timeout_ns, const Tuning& tuning);
+
+    // Elements of the largest tagged call; 0 where that algorithm is not offered. After open, and the same on all ranks.
+    uint64_t tagged_capacity(uint32_t dtype, uint32_t codec) const;
 
     // Inputs of registered calls captured since the last registration, to be exchanged by all ranks; see graph_inputs.h.
     std::vector<std::string> captured_inputs() const;

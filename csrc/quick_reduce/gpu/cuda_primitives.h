@@ -44,7 +44,7 @@ QR_DEVICE uint32_t exchange_device(uint32_t* word, uint32_t value) {
 }
 QR_DEVICE uint64_t fetch_or_device(uint64_t* word, uint64_t bits) {
     uint64_t before;
-    asm volatile("atom.acquire.gpu.global.or.b64 %0, [%1], %2;" : "=l"(before) : "l"(word), "l"(bits) : "memory");
+    asm volatile("atom.relaxed.gpu.global.or.b64 %0, [%1], %2;" : "=l"(before) : "l"(word), "l"(bits) : "memory");
     return before;
 }
 QR_DEVICE void store_device(uint64_t* to, uint64_t value) {
@@ -91,6 +91,9 @@ QR_DEVICE void pause(uint32_t spins) {
 }
 
 QR_DEVICE uint32_t shuffle_xor(uint32_t value, int mask) { return __shfl_xor_sync(0xffffffff, value, mask); }
+QR_DEVICE uint32_t shuffle_from(uint32_t value, uint32_t lane, int group) {
+    return __shfl_sync(0xffffffff, value, int(lane), group);
+}
 
 // Tensors pass by once: keep them out of L1. Volatile, so that a batch of loads stays ahead of its uses.
 QR_DEVICE Vector16 load_tensor(const Vector16* from) {

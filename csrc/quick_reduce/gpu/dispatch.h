@@ -5,6 +5,10 @@
 
 namespace splitrank::quick_reduce {
 
+#ifdef QR_WHOLE_WORDS
+static_assert(gpu::kWaveSize == kTaggedWave);  // places are cut for it
+#endif
+
 template <class Work>
 const void* kernel_address() {
     return reinterpret_cast<const void*>(&all_reduce_kernel<Work>);
@@ -14,7 +18,12 @@ template <class Type, class Codec, int W>
 const void* kernel_with_codec(Algorithm algorithm) {
     using Executor = CodedExecutor<Type, Codec, W>;
     if (algorithm == Algorithm::kTwoShot) return kernel_address<TwoShotWork<Executor, Type, Codec, W>>();
-    if constexpr (has_one_shot<Codec>(W)) return kernel_address<OneShotWork<Executor, Type, Codec, W>>();
+    if constexpr (kHasOneShot<Codec, W>) {
+        if (algorithm == Algorithm::kOneShot) return kernel_address<OneShotWork<Executor, Type, Codec, W>>();
+#ifdef QR_WHOLE_WORDS
+        if (algorithm == Algorithm::kTagged) return kernel_address<TaggedWork<Executor, Type, Codec, W>>();
+#endif
+    }
     return nullptr;
 }
 
@@ -22,11 +31,6 @@ template <class Type, int W>
 const void* kernel_of_type(CodecKind codec, Algorithm algorithm) {
     using Raw = RawExecutor<Type, W>;
     if (algorithm == Algorithm::kRegistered) return kernel_address<RegisteredWork<Raw, Type, W>>();
-#ifdef QR_WHOLE_WORDS
-    if (algorithm == Algorithm::kTagged) return kernel_address<TaggedWork<Raw, Type, W>>();
-#else
-    if (algorithm == Algorithm::kTagged) return nullptr;
-#endif
     switch (codec) {
         case CodecKind::kNone: return kernel_with_codec<Type, CodecNone<Type>, W>(algorithm);
         case CodecKind::kInt8: return kernel_with_codec<Type, CodecInt8<Type>, W>(algorithm);

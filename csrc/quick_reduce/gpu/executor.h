@@ -110,6 +110,10 @@ class GpuExecutor {
         gpu::store_whole_system(reinterpret_cast<gpu::Vector16*>(to), bit_cast<gpu::Vector16>(word));
     }
     QR_DEVICE void push_stores() const { gpu::fence_system(); }
+    QR_DEVICE uint32_t group_lane() const { return lane() % (kBlock / LaneElements); }
+    QR_DEVICE uint32_t group_get(uint32_t value, uint32_t of_lane) const {
+        return gpu::shuffle_from(value, of_lane, int(kBlock) / LaneElements);
+    }
 #endif
     QR_DEVICE uint32_t exchange(uint32_t* word, uint32_t value) { return gpu::exchange_device(word, value); }
     QR_DEVICE bool claim(uint32_t* word, uint32_t value) { return gpu::claim_system(word, value); }
@@ -174,8 +178,11 @@ class GpuExecutor {
 constexpr uint64_t kTicketTaken = uint64_t(1) << 63;
 
 template <int LaneElements, int Unroll>
-QR_DEVICE Taken take_ticket(GpuExecutor<LaneElements, Unroll>&, SlotState& state, uint32_t id) {
-    const uint64_t before = gpu::fetch_or_device(&state.sequence, kTicketTaken);
+QR_DEVICE uint64_t ask_for_ticket(GpuExecutor<LaneElements, Unroll>&, SlotState& state, uint32_t) {
+    return gpu::fetch_or_device(&state.sequence, kTicketTaken);
+}
+template <int LaneElements, int Unroll>
+QR_DEVICE Taken take_ticket(GpuExecutor<LaneElements, Unroll>&, SlotState& state, uint32_t id, uint64_t before) {
     if ((before & kTicketTaken) == 0) {
         state.holder = id;
         return {0, before};

@@ -84,7 +84,7 @@ struct RegisteredWork {
 };
 
 // The algorithm whose blocks do one tile each.
-template <class Executor, class Type, int W>
+template <class Executor, class Type, class Codec, int W>
 struct TaggedWork {
     using Exec = Executor;
     using Sync = Handshake<Exec, IsolatedLayout, W>;
@@ -92,11 +92,10 @@ struct TaggedWork {
     static constexpr int kStages = 0;
 
     QR_DEVICE TaggedWork(Exec& exec, const Job& job, uint32_t tile) : tagged_(exec, job.view, job.call, tile) {}
-    QR_DEVICE void prefetch() { tagged_.prefetch(); }
     QR_DEVICE bool run(Sync& sync) { return tagged_.run(sync); }
 
   private:
-    Tagged<Exec, Type, IsolatedLayout, W> tagged_;
+    Tagged<Exec, Type, Codec, IsolatedLayout, W> tagged_;
 };
 
 template <class Work>
@@ -104,11 +103,8 @@ QR_DEVICE void run_once(const Job& job, uint32_t block) {
     typename Work::Exec exec;
     const IsolatedLayout layout(job.view.shape);
     Work work(exec, job, block);
-    typename Work::Sync sync(exec, job.view, layout, job.call, block);
-    work.prefetch();
-    if (!sync.begin() || !work.run(sync)) return;
-    sync.advance();
-    sync.end();
+    typename Work::Sync sync(exec, job.view, layout, job.call, job.view.shape.num_slots + block);
+    work.run(sync);
 }
 
 // Block b of B does tiles b, b + B, b + 2 B, ...; tile number j of a block is in its slot b + (j mod kStages) B.
@@ -152,7 +148,7 @@ QR_DEVICE void run_block(const Job& job, uint32_t block) {
 }
 
 template <class Work>
-__global__ void __launch_bounds__(max_threads(Work::kWorld))
+__global__ void __launch_bounds__(max_threads(Work::kWorld, Work::kStages == 0))
 all_reduce_kernel(const QR_GRID_CONSTANT Job job) {
     if constexpr (Work::kStages == 0)
         run_once<Work>(job, gpu::block_index());

@@ -53,8 +53,25 @@ std::string World::check_record(uint32_t rank) const {
     const std::string who = "rank " + std::to_string(rank) + ": ";
     if (failure.kind == 0 || failure.complete != 1) return who + "has no failure record";
     const bool sane = failure.kind <= uint32_t(FailureKind::kAborted) && failure.rank == rank && failure.phase <= 2 &&
-                      failure.slot < plan_.region_slots() && failure.peer < plan_.world_size;
+                      failure.slot < ranks_[rank].slots.size() && failure.peer < plan_.world_size;
     return sane ? "" : who + "its failure record makes no sense";
+}
+
+// Each use of a tagged slot has written the word whose turn it was, be it of the message or not.
+std::string World::check_ages() const {
+    for (const Rank& rank : ranks_)
+        for (uint32_t slot = rank.view.shape.num_slots; slot < rank.slots.size(); ++slot) {
+            const uint64_t use = rank.slots[slot].sequence;
+            if (use == plan_.first_sequence) continue;
+            const IsolatedLayout layout(rank.view.shape);
+            const uint32_t word = refreshed_word(use, rank.view.shape.num_rows - 1);
+            for (uint32_t peer = 0; peer < plan_.world_size - 1; ++peer) {
+                const uint64_t place = layout.tagged(slot, first_phase(use), peer) + word * layout.row_stride();
+                if (!has_tag(*reinterpret_cast<const TaggedWord*>(rank.region.data() + place), tag_of(use)))
+                    return "a word of a tagged slot was not refreshed when it was its turn";
+            }
+        }
+    return "";
 }
 
 // After a failure each living rank makes one more call, which must fail at once: without one poll.
@@ -106,7 +123,8 @@ std::string World::check(Verdict verdict) {
                        " though nothing was wrong";
         return "a call failed though nothing was wrong";
     }
-    return failed ? check_late_calls() : "";
+    if (failed) return check_late_calls();
+    return plan_.fault == Fault::kNone && choice_.protocol == Protocol::kShipped ? check_ages() : "";
 }
 
 }  // namespace interleaving

@@ -87,6 +87,8 @@ class FibreExecutor {
         return *from;
     }
     void push_stores() { scheduler_.drain_own(); }
+    uint32_t group_lane() const { return 0; }
+    uint32_t group_get(uint32_t value, uint32_t) const { return value; }
     uint32_t exchange(uint32_t* word, uint32_t value) {
         scheduler_.point();
         std::swap(*word, value);

@@ -79,16 +79,12 @@ bool registered_slot(FibreExecutor& exec, const View& view, const Call& call, co
 
 // A slot has one tile: contracts see to it (plan.cc). Beside run_once, because that one copies the call, and a host that
 // gives up shortens the limit of a call that runs (world.cc).
-template <class Layout, class Type, int W>
+template <class Layout, class Type, class Codec, int W>
 bool tagged_slot(FibreExecutor& exec, const View& view, const Call& call, const void* const*, uint32_t slot) {
     const auto layout = make_layout<Layout>(view, call);
-    Tagged<FibreExecutor, Type, Layout, W> tagged(exec, view, call, slot);
-    Handshake<FibreExecutor, Layout, W> sync(exec, view, layout, call, slot);
-    tagged.prefetch();
-    if (!sync.begin() || !tagged.run(sync)) return false;
-    sync.advance();
-    sync.end();
-    return true;
+    Tagged<FibreExecutor, Type, Codec, Layout, W> tagged(exec, view, call, slot);
+    Handshake<FibreExecutor, Layout, W> sync(exec, view, layout, call, view.shape.num_slots + slot);
+    return tagged.run(sync);
 }
 
 template <class Work>
@@ -141,20 +137,21 @@ constexpr Kernel shipped_registered() {
             CodecNone<Type>::capacity};
 }
 
-template <class Type, int W>
+template <class Type, class Codec, int W>
 constexpr Kernel shipped_tagged() {
-    return {{Type::kDType, CodecKind::kNone, Algorithm::kTagged},
-            tagged_slot<IsolatedLayout, Type, W>,
-            once<TaggedWork<FibreExecutor, Type, W>>,
+    return {{Type::kDType, Codec::kKind, Algorithm::kTagged},
+            tagged_slot<IsolatedLayout, Type, Codec, W>,
+            once<TaggedWork<FibreExecutor, Type, Codec, W>>,
             nullptr,
-            reference<Type, CodecNone<Type>>,
-            [](uint64_t) { return tagged_capacity(Type::kDType, kTaggedBytes); }};
+            reference<Type, Codec, CodecNone<Type>>,
+            [](uint64_t) { return TaggedUnit<Codec, FibreExecutor::kLaneElements>::capacity(kTaggedRows, 1); }};
 }
 
 template <int W>
 constexpr Kernel kShipped[] = {
     shipped_registered<Float32, W>(),
-    shipped_tagged<Float32, W>(),
+    shipped_tagged<Float32, CodecNone<Float32>, W>(),
+    shipped_tagged<Bfloat16, CodecInt6<Bfloat16>, W>(),
     shipped_one_shot<Float32, CodecNone<Float32>, W>(),
     shipped_one_shot<Bfloat16, CodecInt4<Bfloat16>, W>(),
     shipped_two_shot<Float32, CodecNone<Float32>, W>(),
@@ -162,7 +159,9 @@ constexpr Kernel kShipped[] = {
     shipped_two_shot<Bfloat16, CodecInt4<Bfloat16>, W>(),
 #ifndef SMALL_TABLE
     shipped_registered<Bfloat16, W>(),
-    shipped_tagged<Bfloat16, W>(),
+    shipped_tagged<Bfloat16, CodecNone<Bfloat16>, W>(),
+    shipped_tagged<Float32, CodecInt8<Float32>, W>(),
+    shipped_tagged<Float16, CodecInt4<Float16>, W>(),
     shipped_one_shot<Bfloat16, CodecNone<Bfloat16>, W>(),
     shipped_one_shot<Float32, CodecInt8<Float32>, W>(),
     shipped_one_shot<Float16, CodecNone<Float16>, W>(),

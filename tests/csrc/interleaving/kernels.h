@@ -13,7 +13,7 @@ using quick_reduce::CodecKind;
 using quick_reduce::DType;
 using quick_reduce::View;
 
-constexpr uint64_t kTaggedBytes = 768;  // of a place for tagged words: three packets of 32 floats
+constexpr uint32_t kTaggedRows = 48;  // of a place for tagged words, with its header: four units of 32 floats
 
 // The layouts that can be asked for.
 enum class Protocol {

@@ -45,7 +45,22 @@ MUTATIONS = (
         "layout_.tagged(slot_, first(), peer_index<W>",
         "layout_.tagged(slot_, kFirstEven, peer_index<W>",
     ),
-    one("words-not-awaited", 2, "tagged.h", "if (ok && !sync.has_come(words[word]))", "if (false)"),
+    one("words-not-awaited", 2, "tagged.h", "all = all && has_tag(words[n], sync.tag());", "all = true;"),
+    one(
+        "words-not-refreshed",
+        2,
+        "handshake.h",
+        "if (refreshed / Exec::kWave >= num_rows)",
+        "if (refreshed / Exec::kWave > num_rows)",
+    ),
+    one(
+        "one-word-refreshed",
+        2,
+        "tagged_word.h",
+        "return uint32_t((sequence >> 1) % num_words);",
+        "return 0 * num_words;",
+    ),
+    one("tag-of-few-bits", 2, "tagged_word.h", "constexpr int kTagBits = 16;", "constexpr int kTagBits = 5;"),
     one("first-phase-not-awaited", 2, "one_shot.h", "if (!sync.await(sync.first())) return false;", ""),
     one("start-not-awaited", 2, "gpu/registered.h", "if (!sync.await(sync.first())) return false;", ""),
     one("end-not-awaited", 2, "gpu/registered.h", "return sync.await_unaborted(kSecond);", "return true;"),
@@ -74,18 +89,19 @@ MUTATIONS = (
         "word-in-two-pieces",
         4,
         "tagged.h",
-        "exec_.store_tagged(to + index(packet, word), sync.tag(pieces.of[word]));",
-        "{ TaggedWord* at = to + index(packet, word);\n"
-        "                  exec_.store_flag(&at->flag, sync.tag(0).flag);\n"
-        "                  exec_.store_exchange(&at->data, pieces.of[word]); }",
+        "exec_.store_tagged(word(sync, to, unit, n), words[n]);",
+        "{ std::byte* at = reinterpret_cast<std::byte*>(word(sync, to, unit, n));\n"
+        "                  const auto halves = bit_cast<Words<uint64_t, 2>>(words[n]);\n"
+        "                  exec_.store_flag(reinterpret_cast<uint64_t*>(at + 8), halves.word[1]);\n"
+        "                  exec_.store_exchange(at, halves.word[0]); }",
     ),
     # 5. One call in flight, enforced by the ticket.
     one(
         "ticket-ignored",
         5,
         "handshake.h",
-        "if (taken.holder != 0) ok",
-        "if (taken.holder == ~0u) ok",
+        "if (taken.holder != 0) is_fit_",
+        "if (taken.holder == ~0u) is_fit_",
         "--fault",
         "overlap",
     ),
@@ -95,9 +111,9 @@ MUTATIONS = (
         (
             Patch(
                 "handshake.h",
-                "        SlotState& state = view_.slots[slot_];\n        bool ok = true;\n",
-                "        SlotState& state = view_.slots[slot_];\n        bool ok = true;\n"
-                "        sequence_ = state.sequence + 1;\n",
+                "        if (exec_.lane() == 0) answer_ = ask_for_ticket(",
+                "        sequence_ = view_.slots[slot_].sequence + 1;\n"
+                "        if (exec_.lane() == 0) answer_ = ask_for_ticket(",
             ),
             Patch("handshake.h", "        sequence_ = hear_uses(exec_, state) + 1;\n", ""),
         ),
@@ -112,15 +128,8 @@ MUTATIONS = (
         "if (uint32_t(seen) == uint32_t(sequence_)) return true;",
         "--faults",
     ),
-    one(
-        "fingerprint-of-words-ignored",
-        6,
-        "handshake.h",
-        "return word.flag == expected();",
-        "return uint32_t(word.flag) == uint32_t(sequence_);",
-        "--faults",
-    ),
-    one("tagged-places-shared", 1, "layout.h", "* kNumFirstPhases + phase)", "* kNumFirstPhases)"),
+    one("header-ignored", 6, "handshake.h", "if (flag != expected()) return flag;", "(void)flag;", "--faults"),
+    one("tagged-places-shared", 1, "layout.h", "(phase * uint32_t(num_peers()) + peer)", "(phase * 0 + peer)"),
     one(
         "fingerprint-without-size",
         6,
@@ -139,8 +148,8 @@ MUTATIONS = (
         "abort-word-not-polled",
         7,
         "handshake.h",
-        "return word != 0 ? word : exec_.load_flag(view_.host_abort);",
-        "return word * 0;",
+        "return word != 0 || !asks_host ? word : exec_.load_flag(view_.host_abort);",
+        "return word * asks_host * 0;",
         "--fault",
         "dead-peer-one-limit",
     ),
@@ -148,8 +157,8 @@ MUTATIONS = (
         "host-abort-not-polled",
         7,
         "handshake.h",
-        "word != 0 ? word : exec_.load_flag(view_.host_abort)",
-        "word",
+        "word != 0 || !asks_host ? word : exec_.load_flag(view_.host_abort)",
+        "(void(asks_host), word)",
         "--fault",
         "host-gives-up",
     ),
@@ -175,8 +184,8 @@ MUTATIONS = (
         "poison-ignored",
         7,
         "handshake.h",
-        "            if (abort != 0) ok = fail(",
-        "            if (abort == ~0u) ok = fail(",
+        "            if (abort != 0) is_fit_ = fail(",
+        "            if (abort == ~0u) is_fit_ = fail(",
         "--faults",
     ),
     one(

@@ -179,7 +179,7 @@ Plan make_plan(const Choice& choice, Random& random) {
     plan.in_blocks = choice.protocol == Protocol::kShipped && random.chance(0.4);
     plan.num_lanes = random.chance(0.7) ? 1 : 2;
     // Slots that were used for a long time: sequence numbers do not fit into 32 bits for ever.
-    plan.first_sequence = random.chance(0.1) ? (uint64_t(1) << 31) - random.below(3) : 2 + random.below(2);
+    plan.first_sequence = random.chance(0.25) ? (uint64_t(1) << 31) - random.below(3) : 2 + random.below(2);
     plan.fault = choice.faults ? Fault(random.between(1, uint32_t(Fault::kCount) - 1)) : Fault::kNone;
     if (choice.fault != Fault::kCount) plan.fault = choice.fault;
     plan.culprit = random.below(plan.world_size);

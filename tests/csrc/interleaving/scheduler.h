@@ -51,7 +51,7 @@ class Scheduler {
   private:
     enum class Manner : uint32_t { kUniform, kFibrePriorities, kRankPriorities, kStalls };
     static constexpr uint64_t kMaxSteps = 20'000'000;
-    static constexpr uint64_t kMaxIdleRounds = 2'000;  // more polls than a wait needs to see the clock or an abort word
+    static constexpr uint64_t kMaxIdleRounds = 10'000;  // more polls than a wait needs to see the clock or an abort word
     static constexpr uint32_t kNobody = ~0u;
 
     bool ready(const Fibre& fibre) const;

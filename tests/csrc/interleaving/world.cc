@@ -53,9 +53,11 @@ World::World(Scheduler& scheduler, const Choice& choice, const Plan& plan)
 
 void World::make_rank(uint32_t index) {
     Rank& rank = ranks_[index];
-    const RegionShape shape{plan_.world_size, plan_.region_slots(), Plan::kSegmentBytes, plan_.num_slots, kTaggedBytes};
+    const RegionShape shape{plan_.world_size, plan_.region_slots(), Plan::kSegmentBytes, plan_.num_slots, kTaggedRows,
+                            sizeof(TaggedWord)};
     rank.region.resize(IsolatedLayout(shape).num_bytes());
-    rank.slots.resize(plan_.region_slots());
+    rank.slots.resize(shape.num_slots + shape.num_tagged_slots);
+    age_words(rank.region, shape);
     const bool behind = plan_.fault == Fault::kLostCount && index == plan_.culprit;
     for (SlotState& slot : rank.slots) slot = {plan_.first_sequence - (behind ? 2 : 0), 0};
     rank.view.slots = rank.slots.data();
@@ -65,6 +67,27 @@ void World::make_rank(uint32_t index) {
     rank.view.shape = shape;
     for (const PlannedCall& planned : plan_.calls[index])
         rank.calls.push_back(make_call(index, planned, rank.calls.size()));
+}
+
+// Slots that were used for a long time: every word that no use had to write since holds the very tag that comes next.
+void World::age_words(std::vector<std::byte>& region, const RegionShape& shape) const {
+    const IsolatedLayout layout(shape);
+    const uint32_t num_words = shape.num_rows - 1;
+    // Fresh memory, or a layout that has other things there.
+    if (plan_.first_sequence < 2 * num_words + 2 || choice_.protocol != Protocol::kShipped) return;
+    for (uint32_t slot = 0; slot < shape.num_tagged_slots; ++slot)
+        for (uint32_t parity = 0; parity < kNumFirstPhases; ++parity)
+            for (uint32_t peer = 0; peer < shape.world_size - 1; ++peer) {
+                const uint64_t place = layout.tagged(shape.num_slots + slot, Phase(parity), peer);
+                const auto part = [&](uint64_t word) -> uint32_t& {
+                    std::byte* at = region.data() + place + word * layout.row_stride();
+                    return reinterpret_cast<TaggedWord*>(at)->part[3];
+                };
+                const uint64_t next = plan_.first_sequence + 1 + (plan_.first_sequence + 1 + parity) % 2;
+                for (uint32_t word = 0; word < num_words; ++word) part(word) = tag_of(next) << (32 - kTagBits);
+                for (uint64_t use = next - 2 * num_words; use < next; use += 2)
+                    part(refreshed_word(use, num_words)) = tag_of(use) << (32 - kTagBits);
+            }
 }
 
 World::RankCall World::make_call(uint32_t rank, const PlannedCall& planned, size_t ordinal) const {

@@ -48,6 +48,7 @@ class World {
     };
 
     void make_rank(uint32_t rank);
+    void age_words(std::vector<std::byte>& region, const quick_reduce::RegionShape& shape) const;
     RankCall make_call(uint32_t rank, const PlannedCall& planned, size_t ordinal) const;
     bool colour_from_host() const;
     void add_stream(uint32_t rank, uint32_t stream);
@@ -61,6 +62,7 @@ class World {
 
     std::string check(Verdict verdict);
     std::string check_result(uint32_t rank, size_t ordinal);
+    std::string check_ages() const;
     std::string check_late_calls();
     std::string check_record(uint32_t rank) const;
     bool good(uint32_t rank, size_t ordinal) const;
