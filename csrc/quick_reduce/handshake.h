@@ -93,6 +93,8 @@ class Handshake {
 
     // The same in two steps, for what can be done between them: nothing that a peer would see.
     QR_DEVICE void claim() {
+        is_fit_ = true;
+        answer_ = 0;
         if (exec_.lane() == 0) answer_ = ask_for_ticket(exec_, view_.slots[slot_], call_.id);
         if (exec_.lane() == exec_.num_lanes() / 2) {
             const uint64_t abort = exec_.load_flag(&control(view_.rank)->abort);

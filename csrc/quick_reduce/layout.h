@@ -27,6 +27,7 @@ struct RegionShape {
     uint32_t num_tagged_slots = 0;  // behind the others: slots of tagged words alone (tagged.h)
     uint32_t num_rows = 0;          // of a place for such words, the last for its header
     uint32_t row_bytes = 0;         // what a wave writes at once
+    uint64_t tagged_begin = 0;      // where they lie: counted by the host, once
 };
 
 // Head of a region. Any rank may raise the abort word of any other; nobody lowers it.
@@ -47,20 +48,23 @@ class IsolatedLayout {
     QR_FN IsolatedLayout(const RegionShape& shape) : shape_(shape) {}
 
     QR_FN uint64_t flag(uint32_t slot, Phase phase, uint32_t peer) const {
-        return flags_begin() + place(slot, phase, peer) * kLine;
+        return kControlBytes + place(slot, phase, peer) * kLine;
     }
     QR_FN uint64_t data(uint32_t slot, Phase phase, uint32_t peer) const {
         return data_begin() + place(slot, phase, peer) * shape_.segment_bytes;
     }
     // First row of a tagged slot, in the first phase, the only one it has. The same rows of all slots lie together: what
-    // a message uses is in one piece. First in the region, where an address takes few instructions.
+    // a message uses is in one piece.
     QR_FN uint64_t tagged(uint32_t slot, Phase phase, uint32_t peer) const {
         const uint64_t rows = uint64_t(phase * uint32_t(num_peers()) + peer) * shape_.num_rows;
-        return kControlBytes + rows * row_stride() + uint64_t(slot - shape_.num_slots) * shape_.row_bytes;
+        return shape_.tagged_begin + rows * row_stride() + uint64_t(slot - shape_.num_slots) * shape_.row_bytes;
     }
     // From a row of a tagged slot to its next.
     QR_FN uint64_t row_stride() const { return uint64_t(shape_.num_tagged_slots) * shape_.row_bytes; }
-    QR_FN uint64_t num_bytes() const { return data_begin() + num_places() * shape_.segment_bytes; }
+    QR_FN uint64_t data_end() const { return data_begin() + num_places() * shape_.segment_bytes; }
+    QR_FN uint64_t num_bytes() const {
+        return data_end() + kNumFirstPhases * num_peers() * shape_.num_rows * row_stride();
+    }
 
   private:
     QR_FN uint64_t num_peers() const { return shape_.world_size - 1; }
@@ -68,12 +72,18 @@ class IsolatedLayout {
         return (slot * kNumPhases + phase) * num_peers() + peer;
     }
     QR_FN uint64_t num_places() const { return uint64_t(shape_.num_slots) * kNumPhases * num_peers(); }
-    QR_FN uint64_t flags_begin() const {
-        return round_up(kControlBytes + kNumFirstPhases * num_peers() * shape_.num_rows * row_stride(), kLine);
-    }
-    QR_FN uint64_t data_begin() const { return round_up(flags_begin() + num_places() * kLine, 4096); }
+    QR_FN uint64_t data_begin() const { return round_up(kControlBytes + num_places() * kLine, 4096); }
 
     RegionShape shape_;
 };
+
+// The same with slots for tagged words, behind all else.
+QR_FN RegionShape with_tagged_slots(RegionShape shape, uint32_t num_slots, uint32_t num_rows, uint32_t row_bytes) {
+    shape.num_tagged_slots = num_slots;
+    shape.num_rows = num_rows;
+    shape.row_bytes = row_bytes;
+    shape.tagged_begin = IsolatedLayout(shape).data_end();
+    return shape;
+}
 
 }  // namespace splitrank::quick_reduce

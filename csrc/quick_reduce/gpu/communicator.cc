@@ -53,10 +53,11 @@ void check_output(uint64_t input, uint64_t output, Algorithm algorithm) {
 
 // Blocks have one slot each in the tagged algorithm.
 RegionShape region_shape(uint32_t world_size, uint32_t num_slots, uint64_t segment_bytes) {
-    if (!kHasTagged) return {world_size, num_slots, segment_bytes};
-    return {world_size,    num_slots, segment_bytes, num_slots / kSlotsPerBlock, num_tagged_rows(world_size),
-            kRowBytes};
+    const RegionShape shape{world_size, num_slots, segment_bytes};
+    if (!kHasTagged) return shape;
+    return with_tagged_slots(shape, num_slots / kSlotsPerBlock, num_tagged_rows(world_size), kRowBytes);
 }
+
 // One a multiprocessor at most. With two, on one of two pairs of H200s, every tenth kind of call took 400 us longer each
 // time, why is not known; with one, none ever did.
 // The least over all kernels of this world size, since any of them may be the next call.

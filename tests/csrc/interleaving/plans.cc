@@ -105,7 +105,8 @@ std::string check_plans() {
     for (const uint32_t world_size : {2u, 3u, 4u, 8u}) {
         for (const uint32_t num_slots : {1u, 2u, 37u, 128u})
             for (const uint64_t segment_bytes : {uint64_t(128), uint64_t(640), uint64_t(1) << 16, uint64_t(1) << 28})
-                if (std::string wrong = check_layout({world_size, num_slots, segment_bytes, num_slots / 3, 12, 512});
+                if (std::string wrong = check_layout(
+                        with_tagged_slots({world_size, num_slots, segment_bytes}, num_slots / 3, 12, 512));
                     !wrong.empty())
                     return wrong;
         for (uint64_t num_elements = 1; num_elements < 3000; num_elements += num_elements < 300 ? 1 : 37)

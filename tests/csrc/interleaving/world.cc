@@ -53,8 +53,8 @@ World::World(Scheduler& scheduler, const Choice& choice, const Plan& plan)
 
 void World::make_rank(uint32_t index) {
     Rank& rank = ranks_[index];
-    const RegionShape shape{plan_.world_size, plan_.region_slots(), Plan::kSegmentBytes, plan_.num_slots, kTaggedRows,
-                            sizeof(TaggedWord)};
+    const RegionShape shape = with_tagged_slots({plan_.world_size, plan_.region_slots(), Plan::kSegmentBytes},
+                                                plan_.num_slots, kTaggedRows, sizeof(TaggedWord));
     rank.region.resize(IsolatedLayout(shape).num_bytes());
     rank.slots.resize(shape.num_slots + shape.num_tagged_slots);
     age_words(rank.region, shape);
