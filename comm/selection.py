@@ -63,10 +63,14 @@ class Thresholds:
     coded_tagged_bytes: int = 0
     coded_one_shot_bytes: int = NO_LIMIT
 
+    @property
+    def full_precision_bytes(self) -> int:
+        """Up to which size no message is coded."""
+        return self.one_shot_bytes if self.uncoded_bytes is None else self.uncoded_bytes
+
     def way(self, num_bytes: int, codec: str, world_size: int) -> tuple[str, str]:
         """Algorithm and codec of a message that is not torch's."""
-        uncoded = self.one_shot_bytes if self.uncoded_bytes is None else self.uncoded_bytes
-        if codec == "none" or num_bytes <= uncoded:
+        if codec == "none" or num_bytes <= self.full_precision_bytes:
             return self._full_precision(num_bytes), "none"
         # One-shot and tagged send each peer the whole message: between two ranks as much as two-shot, among more not.
         if world_size == 2 and num_bytes <= self.coded_tagged_bytes:
@@ -172,9 +176,14 @@ def describe(options: AllReduceOptions, selection: Selection, stage: int, num_by
     """The line at start; ``num_bytes``: the communicator's memory on a rank."""
     if not selection.quick:
         return f"stage {stage}: all-reduce torch ({selection.reason})"
-    limits = "; ".join(f"{8 * width} bit: {limits}" for width, limits in sorted(selection.thresholds.items()))
+    limits = "; ".join(f"{8 * width} bit: {_ways(row, options)}" for width, row in sorted(selection.thresholds.items()))
     memory = f"{num_bytes / 2**20:.1f} MiB a rank"
     return f"stage {stage}: all-reduce quick, codec {options.codec}; {limits} ({selection.reason}); {memory}"
+
+
+def _ways(limits: Thresholds, options: AllReduceOptions) -> str:
+    coded = "" if options.codec == "none" else f", coded above {format_bytes(limits.full_precision_bytes)}"
+    return f"{limits}{coded}"
 
 
 def format_bytes(count: int) -> str:

@@ -19,7 +19,7 @@ namespace splitrank::quick_reduce {
 template <int Bits, int K>
 struct Quants;
 
-// add(i, bits): of a float 1.5 * 2^23 + q, once for each i. float_bits(i): of 2^23 + q * unit(i).
+// add(i, bits): of a float 1.5 * 2^23 + q, once for each i. float_bits(i): of 2^23 + q * weight(i).
 constexpr uint32_t kRounderBits = 0x4b400000, kTwo23 = 0x4b000000;
 
 template <int K>
@@ -27,7 +27,7 @@ struct Quants<8, K> {
     Words<uint32_t, K / 4> bytes{};
     QR_FN void add(int i, uint32_t bits) { bytes.word[i / 4] |= (bits & 0xff) << (8 * (i % 4)); }
     QR_FN uint32_t float_bits(int i) const { return (bytes.word[i / 4] >> (8 * (i % 4)) & 0xff) | kTwo23; }
-    static QR_FN constexpr int unit(int) { return 1; }
+    static QR_FN constexpr int weight(int) { return 1; }
     template <int P, int D>
     QR_FN void to_planes(int packet, uint32_t (&planes)[D]) const {
         QR_UNROLL
@@ -52,7 +52,7 @@ struct Quants<4, K> {
     QR_FN uint32_t float_bits(int i) const {
         return and_or(nibbles.word[i / 8] >> (i % 8 / 4 * 16), 0xfu << (i % 4 * 4), kTwo23);
     }
-    static QR_FN constexpr int unit(int i) { return 1 << (i % 4 * 4); }
+    static QR_FN constexpr int weight(int i) { return 1 << (i % 4 * 4); }
     template <int P, int D>
     QR_FN void to_planes(int packet, uint32_t (&planes)[D]) const {
         QR_UNROLL
@@ -73,7 +73,7 @@ struct Quants<6, K> {
         nibbles.word[i / 8] |= (bits & 0xf) << (4 * (i % 8));
         pairs.word[i / 8] |= uint16_t((bits >> 4 & 3) << (2 * (i % 8)));
     }
-    static QR_FN constexpr int unit(int) { return 1; }
+    static QR_FN constexpr int weight(int) { return 1; }
     QR_FN uint32_t float_bits(int i) const {
         return kTwo23 | (nibbles.word[i / 8] >> (4 * (i % 8)) & 0xf) | uint32_t(pairs.word[i / 8] >> (2 * (i % 8)) & 3) << 4;
     }
@@ -149,10 +149,10 @@ struct CodecQuantised {
         const float step = Bfloat16::to_float(encoded.amax) * (1.0f / float(kMax));
         QR_UNROLL
         for (int i = 0; i < K; ++i) {
-            // 2^23 + q * unit exactly, cheaper than a conversion; units are powers of two, which change no bit of a product.
-            const auto unit = float(encoded.quants.unit(i));
-            const float q = bit_cast<float>(encoded.quants.float_bits(i)) - (8388608.0f + float(kBias) * unit);
-            values[i] = q * (step * (1.0f / unit));
+            // 2^23 + q * weight exactly, cheaper than a conversion; weights are powers of two: they change no bit of a product.
+            const auto weight = float(encoded.quants.weight(i));
+            const float weighted = bit_cast<float>(encoded.quants.float_bits(i)) - (8388608.0f + float(kBias) * weight);
+            values[i] = weighted * (step * (1.0f / weight));
         }
     }
 

@@ -168,6 +168,12 @@ def test_the_line_at_start(folder: Path) -> None:
     )
 
 
+def test_the_line_at_start_says_what_is_coded(folder: Path) -> None:
+    options = AllReduceOptions("auto", "int8")
+    line = describe(options, select(options, 2, "cuda", folder), 1, 0)
+    assert "codec int8; 16 bit: one-shot to 4 KiB, two-shot above, coded above 4 KiB; 32 bit: " in line
+
+
 def test_bytes_are_not_rounded() -> None:
     assert [format_bytes(count) for count in (0, 16384, 3 * 2**20, 1500)] == ["0 B", "16 KiB", "3 MiB", "1,500 B"]
 
