@@ -60,5 +60,5 @@ class QuickCollectives:
 def _within(quick: QuickAllReduce, dtype: torch.dtype, codec: str, limits: Thresholds) -> Thresholds:
     """The table's limits, where this accelerator can follow: fewer multiprocessors take smaller tagged messages."""
     tagged = min(limits.tagged_bytes, quick.tagged_bytes(dtype, "none"))
-    coded = min(limits.coded_tagged_bytes, quick.tagged_bytes(dtype, codec)) if quick.world_size == 2 else 0
+    coded = min(limits.coded_tagged_bytes, quick.tagged_bytes(dtype, codec))
     return replace(limits, tagged_bytes=tagged, coded_tagged_bytes=coded)

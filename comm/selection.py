@@ -73,9 +73,11 @@ class Thresholds:
         if codec == "none" or num_bytes <= self.full_precision_bytes:
             return self._full_precision(num_bytes), "none"
         # One-shot and tagged send each peer the whole message: between two ranks as much as two-shot, among more not.
-        if world_size == 2 and num_bytes <= self.coded_tagged_bytes:
+        if world_size > 2:
+            return "two-shot", codec
+        if num_bytes <= self.coded_tagged_bytes:
             return "tagged", codec
-        return ("one-shot" if world_size == 2 and num_bytes <= self.coded_one_shot_bytes else "two-shot"), codec
+        return ("one-shot" if num_bytes <= self.coded_one_shot_bytes else "two-shot"), codec
 
     def _full_precision(self, num_bytes: int) -> str:
         if num_bytes <= self.tagged_bytes:

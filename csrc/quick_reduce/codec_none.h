@@ -54,22 +54,15 @@ struct CodecNone {
     static QR_DEVICE void pack_unit(Exec&, const Encoded<K> (&packets)[P], uint32_t (&values)[D]) {
         constexpr int kEach = D / P;
         QR_UNROLL
-        for (int packet = 0; packet < P; ++packet) {
-            const auto of_packet = bit_cast<Words<uint32_t, kEach>>(packets[packet]);
-            QR_UNROLL
-            for (int i = 0; i < kEach; ++i) values[packet * kEach + i] = of_packet.word[i];
-        }
+        for (int packet = 0; packet < P; ++packet)
+            put_words(bit_cast<Words<uint32_t, kEach>>(packets[packet]), packet, values);
     }
     template <int K, class Exec, int P, int D>
     static QR_DEVICE void unpack_unit(Exec&, const uint32_t (&values)[D], Encoded<K> (&packets)[P]) {
         constexpr int kEach = D / P;
         QR_UNROLL
-        for (int packet = 0; packet < P; ++packet) {
-            Words<uint32_t, kEach> of_packet;
-            QR_UNROLL
-            for (int i = 0; i < kEach; ++i) of_packet.word[i] = values[packet * kEach + i];
-            packets[packet] = bit_cast<Encoded<K>>(of_packet);
-        }
+        for (int packet = 0; packet < P; ++packet)
+            packets[packet] = bit_cast<Encoded<K>>(get_words<kEach>(packet, values));
     }
 };
 

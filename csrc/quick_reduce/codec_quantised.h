@@ -30,13 +30,11 @@ struct Quants<8, K> {
     static QR_FN constexpr int weight(int) { return 1; }
     template <int P, int D>
     QR_FN void to_planes(int packet, uint32_t (&planes)[D]) const {
-        QR_UNROLL
-        for (int i = 0; i < K / 4; ++i) planes[packet * (K / 4) + i] = bytes.word[i];
+        put_words(bytes, packet, planes);
     }
     template <int P, int D>
     QR_FN void from_planes(int packet, const uint32_t (&planes)[D]) {
-        QR_UNROLL
-        for (int i = 0; i < K / 4; ++i) bytes.word[i] = planes[packet * (K / 4) + i];
+        bytes = get_words<K / 4>(packet, planes);
     }
 };
 
@@ -55,13 +53,11 @@ struct Quants<4, K> {
     static QR_FN constexpr int weight(int i) { return 1 << (i % 4 * 4); }
     template <int P, int D>
     QR_FN void to_planes(int packet, uint32_t (&planes)[D]) const {
-        QR_UNROLL
-        for (int i = 0; i < K / 8; ++i) planes[packet * (K / 8) + i] = nibbles.word[i];
+        put_words(nibbles, packet, planes);
     }
     template <int P, int D>
     QR_FN void from_planes(int packet, const uint32_t (&planes)[D]) {
-        QR_UNROLL
-        for (int i = 0; i < K / 8; ++i) nibbles.word[i] = planes[packet * (K / 8) + i];
+        nibbles = get_words<K / 8>(packet, planes);
     }
 };
 
@@ -79,20 +75,20 @@ struct Quants<6, K> {
     }
     template <int P, int D>
     QR_FN void to_planes(int packet, uint32_t (&planes)[D]) const {
+        put_words(nibbles, packet, planes);
         QR_UNROLL
         for (int i = 0; i < K / 8; ++i) {
             const int at = packet * (K / 8) + i;
             uint32_t& two_pairs = planes[P * (K / 8) + at / 2];
-            planes[at] = nibbles.word[i];
             two_pairs = at % 2 == 0 ? pairs.word[i] : two_pairs | uint32_t(pairs.word[i]) << 16;
         }
     }
     template <int P, int D>
     QR_FN void from_planes(int packet, const uint32_t (&planes)[D]) {
+        nibbles = get_words<K / 8>(packet, planes);
         QR_UNROLL
         for (int i = 0; i < K / 8; ++i) {
             const int at = packet * (K / 8) + i;
-            nibbles.word[i] = planes[at];
             pairs.word[i] = uint16_t(planes[P * (K / 8) + at / 2] >> (at % 2 * 16));
         }
     }

@@ -149,9 +149,8 @@ class Handshake {
         return view_.regions[reader] + layout_.tagged(slot_, first(), peer_index<W>(reader, source));
     }
     QR_DEVICE TaggedWord* word(std::byte* place, uint32_t row, uint32_t of_row) const {
-        return reinterpret_cast<TaggedWord*>(place + row * row_stride()) + of_row;
+        return reinterpret_cast<TaggedWord*>(place + row * layout_.row_stride()) + of_row;
     }
-    QR_DEVICE uint64_t row_stride() const { return layout_.row_stride(); }
     QR_DEVICE uint32_t tag() const { return tag_of(sequence_); }
 
     // Tells every peer that this rank's data of `phase` is complete.

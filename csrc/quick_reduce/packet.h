@@ -64,6 +64,20 @@ struct alignas(sizeof(Word) * N >= 16 ? 16 : sizeof(Word) * N) Words {
     Word word[N];
 };
 
+// The words of one packet among those of several, which lie one after the other.
+template <int N, int D>
+QR_FN void put_words(const Words<uint32_t, N>& words, int packet, uint32_t (&all)[D]) {
+    QR_UNROLL
+    for (int i = 0; i < N; ++i) all[packet * N + i] = words.word[i];
+}
+template <int N, int D>
+QR_FN Words<uint32_t, N> get_words(int packet, const uint32_t (&all)[D]) {
+    Words<uint32_t, N> words;
+    QR_UNROLL
+    for (int i = 0; i < N; ++i) words.word[i] = all[packet * N + i];
+    return words;
+}
+
 // K elements as they lie in the input and in the output.
 template <class Type, int K>
 using RawPacket = Words<typename Type::Storage, K>;

@@ -70,7 +70,7 @@ class Tagged {
     }
     // Of the words of `unit` at `place`, number `n`.
     static QR_DEVICE TaggedWord* word(const Sync& sync, std::byte* place, uint32_t unit, int n) {
-        return reinterpret_cast<TaggedWord*>(place + (unit / kWave * N + n) * sync.row_stride()) + unit % kWave;
+        return sync.word(place, unit / kWave * N + n, unit % kWave);
     }
     QR_DEVICE bool is_whole(uint32_t unit) const { return (unit / kWave + 1) * (kWave * Unit::kElements) <= count_; }
     QR_DEVICE uint32_t valid(uint32_t unit, int packet) const {
