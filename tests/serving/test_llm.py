@@ -126,7 +126,7 @@ def test_unknown_keywords_and_bad_values(scripted: Scripted) -> None:
         (["a"], SamplingParams(max_tokens=4096), "prompt 0 has 1 tokens and max_tokens is 4096"),
         (["a", "b"], [PARAMS], "2 prompts, but params for 1"),
         (["a"], SamplingParams(stop_token_ids=(1000,)), "stop_token_ids of prompt 0"),
-        (["a"], SamplingParams(logit_bias={-1: 1.0}), "logit_bias of prompt 0"),
+        (["a"], SamplingParams(logit_bias={1000: 1.0}), "logit_bias of prompt 0"),
     ],
 )
 def test_mistakes_are_refused_before_anything_runs(
