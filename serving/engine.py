@@ -32,6 +32,7 @@ from splitrank.serving.wire import (
     rank_identity,
     rank_name,
     receive_all,
+    request_id_of,
 )
 
 STATS_S = 1.0
@@ -101,14 +102,28 @@ class Engine:
 
     def _receive(self) -> None:
         for [data] in receive_all(self._front):
-            self._hear_front(decode_front_to_engine(data))
+            try:
+                message = decode_front_to_engine(data)
+            except ValueError as error:
+                self._refuse_unreadable(data, error)
+            else:
+                self._hear_front(message)
         now = time.monotonic()
         for _, data in receive_all(self._ranks):
-            message = decode_rank_to_engine(data)
-            if isinstance(message, StepResult):
-                self._results.append(message)
+            report = decode_rank_to_engine(data)
+            if isinstance(report, StepResult):
+                self._results.append(report)
             else:
-                self._watch.hear(message, now)
+                self._watch.hear(report, now)
+
+    def _refuse_unreadable(self, data: bytes, error: ValueError) -> None:
+        """Ends one request, or none if it is unknown which; the others have nothing to do with it."""
+        logger.error("a message of the front cannot be read: %s", error)
+        request_id = request_id_of(data)
+        if request_id is not None:
+            reason = f"the engine cannot read this request: {error}"
+            refusal = RequestOutput(request_id, [], finish_reason="error", error=reason, error_code="invalid_request")
+            self._outputs.append(refusal)
 
     def _hear_front(self, message: FrontToEngine) -> None:
         output = None

@@ -13,6 +13,21 @@ decode_engine_to_front = msgspec.msgpack.Decoder(EngineToFront).decode
 decode_engine_to_rank = msgspec.msgpack.Decoder(EngineToRank).decode
 decode_rank_to_engine = msgspec.msgpack.Decoder(RankToEngine).decode
 
+
+class _Addressed(msgspec.Struct):
+    """What is left to know of a request whose message cannot be read as a whole."""
+
+    request_id: str
+
+
+def request_id_of(data: bytes) -> str | None:
+    """The request that an unreadable message is about, if that much can be read."""
+    try:
+        return msgspec.msgpack.decode(data, type=_Addressed).request_id
+    except ValueError:
+        return None
+
+
 LINGER_MS = 1000  # how long a closing socket may still deliver its last words
 
 

@@ -10,6 +10,7 @@ import pytest
 from splitrank.serving.engine_client import EngineClient, EngineDeadError
 from splitrank.serving.messages import RequestOutput
 from splitrank.serving.sampling_params import SamplingParams
+from splitrank.serving.wire import encode
 from tests.fake_model import expected_tokens, small_spec
 
 FAKE_RANK = "tests.fake_rank"
@@ -136,5 +137,26 @@ def test_a_closed_client_ends_its_streams_and_refuses_new_ones() -> None:
             with pytest.raises(EngineDeadError, match="closed"):
                 await generate(client, [1])
             assert not client.died.is_set()  # nothing died
+
+    run(test)
+
+
+def test_a_message_that_cannot_be_read_ends_its_own_request_only() -> None:
+    """The front sends no such thing; if it did, the engine and everybody else's request must go on."""
+
+    async def test() -> None:
+        async with engine(max_model_len=2000, num_pages=500) as client:
+            others = asyncio.create_task(generate(client, [1], max_tokens=300))
+            ends: asyncio.Queue[RequestOutput | None] = asyncio.Queue()
+            client._streams["bad"] = ends
+            bad = {"type": "AddRequest", "request_id": "bad", "prompt_token_ids": [1], "params": {"max_tokens": 16.0}}
+            for message in (b"", b"\xc1", encode([1]), encode({"type": "AddRequest", "request_id": 7}), encode(bad)):
+                client._socket.send(message)
+            end = await asyncio.wait_for(ends.get(), 30)
+            assert end is not None
+            assert (end.finish_reason, end.error_code, end.request_id) == ("error", "invalid_request", "bad")
+            assert "Expected `int`, got `float` - at `$.params.max_tokens`" in str(end.error)
+            assert tokens(await others) == expected_tokens([1], 300, 50)
+            assert tokens(await generate(client, [2], max_tokens=5)) == expected_tokens([2], 5, 50)
 
     run(test)
