@@ -59,10 +59,18 @@ def _plain(value: Any) -> Any:
     return value
 
 
+def check_text(name: str, text: str) -> None:
+    """Refuses half of a surrogate pair, which a Python string may hold and UTF-8 cannot write."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        raise ValueError(f"{name} must be text without lone surrogates, not {shown(text)}") from None
+
+
 def describe(kind: Any) -> str:
     """A type in words: "of type int", "a list of int", "a map of int to float", "of type int or None"."""
     names = " or ".join("None" if one is NoneType else getattr(one, "__name__", str(one)) for one in _members(kind))
-    if get_origin(kind) is tuple:
+    if get_origin(kind) in (tuple, list):
         return f"a list of {names}"
     if get_origin(kind) is dict:
         return f"a map of {names.replace(' or ', ' to ')}"

@@ -4,7 +4,7 @@ from typing import Any, get_type_hints
 
 import msgspec
 
-from splitrank.serving.checked import INT64_MAX, Bounds, as_type
+from splitrank.serving.checked import INT64_MAX, Bounds, as_type, check_text
 
 
 class SamplingParams(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -43,7 +43,9 @@ class SamplingParams(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
         for token, bias in self.logit_bias.items():
             _BIAS.check(f"logit_bias of token {token}", bias)
         for text in self.stop:
-            _check_stop_string(text)
+            if not text:
+                raise ValueError("stop must not hold an empty string")
+            check_text("stop", text)
 
 
 _TYPES = get_type_hints(SamplingParams)
@@ -75,12 +77,3 @@ def _checked(name: str, value: Any, kind: Any) -> Any:
         for number in value if isinstance(value, tuple | dict) else (value,):
             _BOUNDS[name].check(name, number)
     return value
-
-
-def _check_stop_string(text: str) -> None:
-    if not text:
-        raise ValueError("stop must not hold an empty string")
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        raise ValueError(f"stop must hold text, not the lone surrogate in {text!r:.80}") from None
