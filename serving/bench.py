@@ -12,7 +12,7 @@ import sys
 import time
 from dataclasses import asdict, dataclass
 
-from splitrank.serving.config import EngineConfig, option
+from splitrank.serving.config import COUNT, MIB, EngineConfig, option
 from splitrank.serving.engine_client import EngineClient
 from splitrank.serving.messages import LaunchSpec
 from splitrank.serving.resolve import resolve_launch
@@ -23,19 +23,17 @@ from splitrank.serving.sampling_params import SamplingParams
 class BenchConfig(EngineConfig):
     """``splitrank bench``."""
 
-    concurrency: tuple[int, ...] = option((1, 8), "requests at once, one workload each, e.g. 1,8,32")
-    prompt_tokens: int = option(128, "tokens of each prompt")
-    prefix_cache_mib: int = option(0, "as elsewhere; here off, because every round asks the same prompts")
-    output_tokens: int = option(128, "tokens of each answer")
-    rounds: int = option(3, "times each workload is run; the median is reported")
+    concurrency: tuple[int, ...] = option((1, 8), "requests at once, one workload each, e.g. 1,8,32", bounds=COUNT)
+    prompt_tokens: int = option(128, "tokens of each prompt", bounds=COUNT)
+    prefix_cache_mib: int = option(0, "as elsewhere; here off, because every round asks the same prompts", bounds=MIB)
+    output_tokens: int = option(128, "tokens of each answer", bounds=COUNT)
+    rounds: int = option(3, "times each workload is run; the median is reported", bounds=COUNT)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("prompt_tokens", "output_tokens", "rounds"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
-        if not self.concurrency or min(self.concurrency) < 1:
-            raise ValueError(f"concurrency must list positive numbers, not {list(self.concurrency)}")
+        if not self.concurrency:
+            raise ValueError("concurrency must list at least one number")
+        self.check_concurrency(*self.concurrency)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,8 @@ from splitrank.models.config import FULL, ModelConfig, read_config
 from splitrank.models.memory import GIB, RankMemory, plan_all_ranks, rank_memory
 from splitrank.models.sharding import check_partition, check_tensor_parallel
 from splitrank.models.tensor_names import fused_expert_name
-from splitrank.serving.config import LayoutConfig, option
+from splitrank.serving.checked import Bounds
+from splitrank.serving.config import LayoutConfig, Options, option
 from splitrank.serving.model_files import model_folder
 from splitrank.serving.resolve import choose_partition, computing_dtype, wanted_length
 
@@ -19,16 +20,15 @@ from splitrank.serving.resolve import choose_partition, computing_dtype, wanted_
 class PlanConfig(LayoutConfig):
     """``splitrank plan``."""
 
-    memory_gib: float = option(0.0, "memory of one rank in GiB; then the plan says what fits, and refuses what cannot")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.memory_gib < 0:
-            raise ValueError(f"memory_gib must not be negative, not {self.memory_gib}")
+    memory_gib: float = option(
+        0.0,
+        "memory of one rank in GiB; then the plan says what fits, and refuses what cannot",
+        bounds=Bounds(0, 10**6),
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
-class InspectConfig:
+class InspectConfig(Options):
     """``splitrank inspect``."""
 
     model: str = option(
