@@ -2,6 +2,7 @@
 
 import asyncio
 import difflib
+import os
 import threading
 import weakref
 from collections.abc import AsyncGenerator, Coroutine
@@ -17,6 +18,7 @@ from splitrank.serving.llm_requests import Conversations, Params, Prompts
 from splitrank.serving.messages import TokenLogprobs
 from splitrank.serving.model_info import ModelInfo
 from splitrank.serving.openai.formats import Collected
+from splitrank.serving.options import refuse_empty
 from splitrank.serving.progress import progress
 from splitrank.serving.sampling_params import SamplingParams
 from splitrank.serving.text_engine import TextOutput, start_text_engine
@@ -66,8 +68,10 @@ class LLM:
     the interpreter.
     """
 
-    def __init__(self, model: str = "", *, tp: int = 1, pp: int = 1, **options: Any) -> None:
-        config = _make_config({"model": model, "tp": tp, "pp": pp, **options})
+    def __init__(
+        self, model: str | os.PathLike[str] | None = None, *, tp: int = 1, pp: int = 1, **options: Any
+    ) -> None:
+        config = _make_config(model, {"tp": tp, "pp": pp, **options})
         # Never more open than the engine accepts, always enough waiting to fill a step.
         self._limit = config.max_running_requests + min(config.max_running_requests, config.max_queued_requests)
         self._runner = _LoopThread()
@@ -129,14 +133,17 @@ class LLM:
         return self._runner.run(_answer_all(self._engine, encoded, params, self._limit, show_progress))
 
 
-def _make_config(options: dict[str, Any]) -> EngineConfig:
+def _make_config(model: str | os.PathLike[str] | None, options: dict[str, Any]) -> EngineConfig:
+    if model is not None:
+        refuse_empty("model", model)
+        options["model"] = model
     known = [field.name for field in fields(EngineConfig)]
     for name in options:
         if name not in known:
             nearest = difflib.get_close_matches(name, known, n=1)
             hint = f"did you mean {nearest[0]}?" if nearest else f"known are {', '.join(known)}"
             raise TypeError(f"LLM() got an unknown keyword {name!r}; {hint}")
-    return EngineConfig(**{**options, "pp_partition": tuple(options.get("pp_partition", ()))})
+    return EngineConfig(**options)
 
 
 async def _answer_all(

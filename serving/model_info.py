@@ -3,6 +3,7 @@
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -45,14 +46,14 @@ def read_defaults(model_dir: Path) -> dict[str, float]:
     """
     path = model_dir / "generation_config.json"
     config = read_json_object(path)
-    defaults = {name: config[name] for name in DEFAULT_NAMES if config.get(name) is not None}
+    defaults: dict[str, Any] = {name: config[name] for name in DEFAULT_NAMES if config.get(name) is not None}
     if config.get("do_sample") is False:
         defaults["temperature"] = 0.0
     try:
-        msgspec.convert(defaults, SamplingParams)
-    except (ValueError, msgspec.ValidationError) as error:
+        params = SamplingParams(**defaults)
+    except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
-    return defaults
+    return {name: getattr(params, name) for name in defaults}
 
 
 def _default_name(model: str, model_dir: str) -> str:

@@ -39,7 +39,7 @@ def load_config(config_class: type[Config], argv: Sequence[str], prog: str, desc
     try:
         file = values.pop("config", None)
         for name, value in values.items():
-            _refuse_empty(name, value)
+            refuse_empty(name, value)
         from_file = {} if file is None else read_toml(config_class, Path(file))
         return config_class(**(from_file | values))
     except (ValueError, OSError) as error:
@@ -109,7 +109,7 @@ def _nearest(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {matches[0]}?" if matches else ""
 
 
-def _refuse_empty(name: str, value: Any) -> None:
+def refuse_empty(name: str, value: Any) -> None:
     """``--model "$MODEL"`` with the variable unset must not serve the demo, nor ``--api-key ""`` serve everybody."""
     if value == "":
         raise ValueError(f"{name} is empty, as from an unset variable: give a value or leave it out")
@@ -131,7 +131,7 @@ def read_toml(config_class: type[Any], file: Path) -> dict[str, Any]:
             name = known[key]
             if name in values:
                 raise ValueError(f"{key} is {name}, which is given as well")
-            _refuse_empty(key, value)
+            refuse_empty(key, value)
             values[name] = as_type(key, value, types[name])
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from None

@@ -114,9 +114,12 @@ class Capacity:
 
 def size_cache(config: EngineConfig, ranks: list[RankMemory], length: int, memory_bytes: int = 0) -> Capacity:
     """Pages that fit the fullest rank; raises ``ValueError`` with the numbers if not even one request fits."""
+    memory_bytes = memory_bytes or usable_memory_bytes()
     per_request = -(-length // config.page_size)
     useful = per_request * config.max_running_requests
-    pages = config.num_pages or _pages_that_fit(config, ranks, memory_bytes or usable_memory_bytes(), useful)
+    if config.num_pages:
+        _check_pages(config, ranks, memory_bytes)
+    pages = config.num_pages or _pages_that_fit(config, ranks, memory_bytes, useful)
     if pages >= per_request:
         return Capacity(pages, length)
     if config.max_model_len or pages < 1:
@@ -124,7 +127,19 @@ def size_cache(config: EngineConfig, ranks: list[RankMemory], length: int, memor
             f"{pages} KV pages of {config.page_size} tokens cannot hold one request of {length} tokens: "
             "lower --max-model-len or --max-running-requests, or raise --mem-fraction-static or --num-pages"
         )
+    if pages * config.page_size < 2:
+        raise ValueError("1 KV pages of 1 tokens hold no prompt and answer: raise --page-size or --num-pages")
     return Capacity(pages, pages * config.page_size)
+
+
+def _check_pages(config: EngineConfig, ranks: list[RankMemory], memory_bytes: int) -> None:
+    """The user's number of pages may pass the memory fraction, not the memory."""
+    need = sum(rank.total(config.num_pages * config.page_size, config.max_running_requests) for rank in ranks)
+    if need > memory_bytes:
+        raise ValueError(
+            f"{config.num_pages} KV pages of {config.page_size} tokens need {need / GIB:.2f} GiB with weights and "
+            f"states of all {len(ranks)} ranks, but this machine has {memory_bytes / GIB:.2f} GiB: lower --num-pages"
+        )
 
 
 def _pages_that_fit(config: EngineConfig, ranks: list[RankMemory], memory_bytes: int, useful: int) -> int:

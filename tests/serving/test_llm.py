@@ -139,7 +139,18 @@ def test_unknown_keywords_and_bad_values(scripted: Scripted) -> None:
         LLM(zzz=3)
     with pytest.raises(ValueError, match="tp must be at least 1"):
         LLM(tp=0)
+    with pytest.raises(ValueError, match="model is empty, as from an unset variable"):
+        LLM(model="")
+    with pytest.raises(ValueError, match=r"seed must be of type int, not 1\.0"):
+        LLM(seed=1.0)
     assert scripted.configs == []
+
+
+def test_the_model_may_be_a_path_or_left_out(scripted: Scripted) -> None:
+    scripted.start(model=Path("a") / "folder").close()
+    scripted.start(model=None).close()
+    scripted.start().close()
+    assert [config.model for config in scripted.configs] == ["a/folder", "", ""]
 
 
 @pytest.mark.parametrize(

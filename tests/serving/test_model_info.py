@@ -31,11 +31,13 @@ def test_defaults_of_the_checkpoint(tmp_path: Path) -> None:
     assert model_info(spec, str(tmp_path)).defaults == {}
     write_defaults(tmp_path, temperature=0.6, top_k=20, top_p=0.95, do_sample=True, eos_token_id=[1], min_p=None)
     assert model_info(spec, str(tmp_path)).defaults == {"temperature": 0.6, "top_k": 20, "top_p": 0.95}
+    write_defaults(tmp_path, temperature=1, top_k=-1)  # the API's word for off
+    assert repr(model_info(spec, str(tmp_path)).defaults) == "{'temperature': 1.0, 'top_k': 0}"
     write_defaults(tmp_path, temperature=0.6, do_sample=False)
     assert model_info(spec, str(tmp_path)).defaults == {"temperature": 0.0}
 
 
-@pytest.mark.parametrize("value", [{"temperature": 9}, {"top_k": "20"}, {"top_p": 0}])
+@pytest.mark.parametrize("value", [{"temperature": 9}, {"top_k": "20"}, {"top_p": 0}, {"top_k": -2}, {"top_k": 2**64}])
 def test_a_bad_default_is_named(tmp_path: Path, value: dict[str, Any]) -> None:
     write_defaults(tmp_path, **value)
     with pytest.raises(ValueError, match=rf"generation_config\.json: .*{next(iter(value))}"):
