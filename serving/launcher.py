@@ -43,7 +43,8 @@ def load_spec(run_dir: str) -> LaunchSpec:
 
 def spawn_all(spec: LaunchSpec, rank_module: str, children: Children) -> None:
     """Start every process of a written spec. On an error, those already started are in ``children``."""
-    run = [sys.executable, "-m"]
+    # -P: the current folder is no place for modules; a random.py there would replace the one of Python.
+    run = [sys.executable, "-P", "-m"]
     folder = ["--run-dir", spec.run_dir]
     children.spawn("engine", [*run, "splitrank.serving.engine_main", *folder])
     for rank in range(spec.world_size):

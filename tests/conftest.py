@@ -1,6 +1,10 @@
 """Set before anything imports transformers: a test never asks the network."""
 
 import os
+from pathlib import Path
+
+# Engine and rank processes do not look into the current folder; those of the tests need ``tests.fake_rank``.
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH"))))
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"

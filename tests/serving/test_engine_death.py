@@ -116,6 +116,28 @@ def test_a_module_that_does_not_run_is_a_failed_start(run_dirs: Path) -> None:
     assert list(run_dirs.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("rank_module", "reason"),
+    [(FAKE_RANK, "the checkpoint is made of cheese"), ("splitrank.serving.rank", "fail-load:0: no such file")],
+)
+def test_files_of_the_current_folder_replace_no_module(
+    rank_module: str, reason: str, run_dirs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both kinds of rank get as far as loading, and the engine as far as saying so."""
+    here = run_dirs / "here"
+    here.mkdir()
+    for name in ("random", "tokenize", "torch", "msgspec", "zmq", "splitrank"):
+        (here / f"{name}.py").write_text(f"open({str(here / 'was_run')!r}, 'w').write({name!r})\n")
+    monkeypatch.chdir(here)
+
+    async def test() -> None:
+        with pytest.raises(EngineStartError, match=rf"rank 0 \(stage 0, tp 0\) failed in \w+: .*{reason}"):
+            await EngineClient.start(small_spec(model_dir="fail-load:0"), rank_module)
+
+    run(test)
+    assert not (here / "was_run").exists()
+
+
 FRONT = """
 import asyncio, sys
 from splitrank.serving.engine_client import EngineClient
@@ -130,12 +152,16 @@ asyncio.run(main())
 """
 
 
-def test_children_do_not_outlive_a_killed_front(run_dirs: Path) -> None:
+@pytest.mark.parametrize("num_stopped", [0, 1, 3])
+def test_children_do_not_outlive_a_killed_front(num_stopped: int, run_dirs: Path) -> None:
+    """Nor do stopped ones, and the run folder goes even if all of them were stopped."""
     environment = {**os.environ, "TMPDIR": str(run_dirs)}
     with subprocess.Popen([sys.executable, "-c", FRONT], stdout=subprocess.PIPE, env=environment) as front:
         assert front.stdout is not None
         pids = [int(pid) for pid in front.stdout.readline().split()]
         assert len(pids) == 3
         assert len(list(run_dirs.iterdir())) == 1
+        for pid in pids[:num_stopped]:
+            os.kill(pid, signal.SIGSTOP)
         front.kill()
     asyncio.run(until(lambda: all(is_gone(pid) for pid in pids) and not list(run_dirs.iterdir()), 5))
