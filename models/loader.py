@@ -21,7 +21,7 @@ BLOCK_BYTES = 8 * 2**20
 # Of a column slice, the runs are read one by one if what lies between two of them is at least this long; otherwise
 # together with it. A read of its own costs as much as copying 4 to 6 KiB from the page cache (measured, tp 2 to 8).
 GAP_BYTES = 6 * 2**10
-_TORCH_DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
+TORCH_DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
 
 
 @runtime_checkable
@@ -31,28 +31,21 @@ class Prepared(Protocol):
     def prepare(self) -> None: ...
 
 
-@dataclass
-class LoadStatistics:
-    """What was read from the files and what was written to parameters, in bytes, counted where it was done."""
-
-    bytes_read: int = 0
-    bytes_written: int = 0
-
-
 def load_weights(
     module: torch.nn.Module,
     plan: WeightPlan,
     checkpoint: Checkpoint,
     on_progress: Callable[[int], object] = lambda num_bytes: None,
-) -> LoadStatistics:
+) -> int:
     """Reads every piece of ``plan`` into ``module``'s parameters, which must be exactly those of the plan.
 
+    Returns the bytes written to parameters, counted where they are copied.
     ``on_progress`` gets the bytes of each copied block, in the local dtype. Raises ``CheckpointError`` for a file that
     ends early and ``AuditError`` if a parameter was not written exactly once, from the elements that its plan names.
     """
     parameters = dict(module.named_parameters())
     check_allocation(parameters, plan)
-    statistics = LoadStatistics()
+    bytes_written = 0
     with _Files() as files:
         for planned in plan.parameters:
             parameter = parameters[planned.name]
@@ -60,11 +53,10 @@ def load_weights(
             for copied in _copy_pieces(planned, parameter, checkpoint, files):
                 copies.append(copied)
                 num_bytes = (copied.stop - copied.start) * parameter.element_size()
-                statistics.bytes_written += num_bytes
+                bytes_written += num_bytes
                 on_progress(num_bytes)
             audit_copies(plan.where, planned, copies, checkpoint)
-        statistics.bytes_read = files.bytes_read
-    return statistics
+    return bytes_written
 
 
 def prepare(module: torch.nn.Module) -> None:
@@ -135,7 +127,6 @@ class _Files:
     """
 
     def __init__(self) -> None:
-        self.bytes_read = 0
         self._descriptors: dict[Path, int] = {}
         self._buffer = torch.empty(max(BLOCK_BYTES, 8), dtype=torch.uint8)  # 8: the largest element
         self._view = memoryview(self._buffer.numpy())  # type: ignore[arg-type]  # numpy supports it
@@ -157,7 +148,7 @@ class _Files:
             for run in range(runs.count):
                 start = run * step * size
                 self._fill(entry, runs.first + run * runs.stride, self._view[start : start + step * size])
-        values = self._buffer.view(_TORCH_DTYPES[entry.dtype])
+        values = self._buffer.view(TORCH_DTYPES[entry.dtype])
         return values.as_strided((runs.count, runs.length), (step, 1))
 
     def _fill(self, entry: TensorEntry, element: int, buffer: memoryview) -> None:
@@ -170,4 +161,3 @@ class _Files:
             if count == 0:
                 raise CheckpointError(f"{entry.file}: tensor {entry.name!r} ends early: the file was cut while loading")
             done += count
-        self.bytes_read += done

@@ -57,6 +57,9 @@ class EngineConfig(LayoutConfig):
         512, "host memory of a rank for states of prompt prefixes that requests share; 0: compute every prompt whole"
     )
     seed: int = option(0, "seed of requests that give none is drawn from this one")
+    verify_weights: bool = option(
+        False, "before serving, compare every loaded weight with the checkpoint, read again in a slow, simple way"
+    )
     load_timeout_s: float = option(1800.0, "limit for loading the weights")
     step_timeout_s: float = option(300.0, "limit for one step of all ranks")
     heartbeat_timeout_s: float = option(15.0, "a rank silent for longer is taken for dead")

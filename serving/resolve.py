@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from splitrank.comm.selection import AllReduceOptions
-from splitrank.models.checkpoint import Checkpoint, open_checkpoint
+from splitrank.models.checkpoint import Checkpoint
+from splitrank.models.tied_head import settle_head
 from splitrank.models.config import ModelConfig, read_config
 from splitrank.models.memory import GIB, RankMemory, balanced_partition, plan_all_ranks, rank_memory
 from splitrank.models.sharding import check_partition, check_tensor_parallel
@@ -32,7 +33,7 @@ def resolve_launch(config: EngineConfig) -> LaunchSpec:
     AllReduceOptions(config.all_reduce, config.all_reduce_codec).check_tensor_parallel(config.tp)
     check_partition(model.num_hidden_layers, config.pp, config.pp_partition or None)
     dtype = computing_dtype(config.dtype, model)
-    checkpoint = open_checkpoint(folder, model)
+    model, checkpoint = settle_head(folder, model)
     length = wanted_length(config, model)
     partition = choose_partition(config, model, dtype, length)
     plans = _audited_plans(model, config.tp, partition, dtype, checkpoint)
@@ -43,6 +44,7 @@ def resolve_launch(config: EngineConfig) -> LaunchSpec:
         model_dir=str(folder.resolve()),
         dtype=dtype,
         tp_size=config.tp,
+        tie_word_embeddings=model.tie_word_embeddings,
         pp_size=config.pp,
         partition=partition,
         threads_per_rank=config.threads_per_rank or max(1, usable_cores() // (config.tp * config.pp)),
@@ -61,6 +63,7 @@ def resolve_launch(config: EngineConfig) -> LaunchSpec:
         eos_token_ids=eos_token_ids(folder, model.vocab_size),
         seed=config.seed,
         load_timeout_s=config.load_timeout_s,
+        verify_weights=config.verify_weights,
         step_timeout_s=config.step_timeout_s,
         heartbeat_timeout_s=config.heartbeat_timeout_s,
         log_level=config.log_level,

@@ -270,15 +270,6 @@ def test_config_file(single: Path, content: str, words: tuple[str, ...]) -> None
     assert [word for word in words if word not in message] == [], message
 
 
-def test_a_stored_head_of_a_tied_config_is_ignored_by_rule(reference: Any, tmp_path: Path) -> None:
-    write_checkpoint(reference, tmp_path)
-    raw = json.loads((tmp_path / "config.json").read_text())
-    raw["tie_word_embeddings"] = raw["text_config"]["tie_word_embeddings"] = True
-    (tmp_path / "config.json").write_text(json.dumps(raw))
-    checkpoint = open_checkpoint(tmp_path, read_config(tmp_path))
-    assert checkpoint.ignored == {"lm_head.weight": "the config ties the head to the embedding"}
-
-
 def test_vision_and_mtp_are_ignored_by_a_written_rule(reference: Any, tmp_path: Path) -> None:
     write_checkpoint(reference, tmp_path, with_mtp=True, with_vision=True)
     checkpoint = open_checkpoint(tmp_path, read_config(tmp_path))
