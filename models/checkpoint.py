@@ -97,14 +97,16 @@ def _weight_map(folder: Path) -> dict[str, str]:
 
 
 def _check_index(folder: Path, headers: dict[Path, Header]) -> None:
-    """The index and the shards must name the same tensors in the same files."""
+    """The index and the shards must name the same tensors in the same files, but for those that are never read."""
     if not (folder / INDEX).exists():
         return
     indexed = {(tensor, folder / name) for tensor, name in _weight_map(folder).items()}
     held = {(entry.name, file) for file, header in headers.items() for entry in header.tensors}
-    for tensor, file in sorted(indexed - held):
-        raise CheckpointError(f"{file}: tensor {tensor!r} is in the index, but not in this file")
-    for tensor, file in sorted(held - indexed):
+    for tensor, file in sorted(indexed ^ held):
+        if ignored_rule(tensor) is not None:
+            continue
+        if (tensor, file) in indexed:
+            raise CheckpointError(f"{file}: tensor {tensor!r} is in the index, but not in this file")
         raise CheckpointError(f"{file}: tensor {tensor!r} is in this file, but the index does not place it there")
 
 
