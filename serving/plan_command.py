@@ -105,14 +105,14 @@ def _capacity_lines(config: PlanConfig, model: ModelConfig, ranks: list[RankMemo
 
 
 def _limit(ranks: list[RankMemory], number: int, context: int, model: ModelConfig) -> str:
-    if context == model.max_position_embeddings:
+    if context == model.context_length:
         return "the model's positions"
     return f"stage {ranks[number].stage.pp_rank} limits"
 
 
 def _largest_context(rank: RankMemory, budget: int, model: ModelConfig) -> int:
     tokens = rank.tokens_that_fit(budget, 1)
-    return model.max_position_embeddings if tokens is None else min(tokens, model.max_position_embeddings)
+    return model.context_length if tokens is None else min(tokens, model.context_length)
 
 
 def _largest_concurrency(rank: RankMemory, budget: int, length: int) -> int:
@@ -141,7 +141,8 @@ def inspect_lines(checkpoint: Checkpoint, model: ModelConfig, head: str) -> Iter
     forms = _expert_forms(checkpoint, model)
     yield f"experts: {model.num_experts} routed, {model.num_experts_per_tok} a token; stored {forms}"
     yield f"head: {head}"
-    yield f"vocabulary: {model.vocab_size:,}; positions: {model.max_position_embeddings:,}; config dtype: {model.dtype}"
+    stretch = "" if model.yarn is None else f" (YaRN, factor {model.yarn.factor:g})"
+    yield f"vocabulary: {model.vocab_size:,}; positions: {model.context_length:,}{stretch}; config dtype: {model.dtype}"
     yield f"text tensors: {len(checkpoint.tensors):,}, {loaded:,} bytes ({loaded / GIB:.2f} GiB)"
     for dtype, count in sorted(Counter(entry.dtype for entry in entries).items()):
         yield f"  {dtype}: {count:,} tensors"

@@ -80,11 +80,9 @@ def computing_dtype(dtype: str, model: ModelConfig) -> str:
 
 def wanted_length(config: LayoutConfig, model: ModelConfig) -> int:
     """Longest prompt plus output, before memory is considered."""
-    if config.max_model_len > model.max_position_embeddings:
-        raise ValueError(
-            f"max_model_len {config.max_model_len} exceeds the model's {model.max_position_embeddings} positions"
-        )
-    return config.max_model_len or min(model.max_position_embeddings, DEFAULT_MAX_MODEL_LEN)
+    if config.max_model_len > model.context_length:
+        raise ValueError(f"max_model_len {config.max_model_len} exceeds the model's {model.context_length} positions")
+    return config.max_model_len or min(model.context_length, DEFAULT_MAX_MODEL_LEN)
 
 
 def choose_partition(config: LayoutConfig, model: ModelConfig, dtype: str, length: int) -> tuple[int, ...]:

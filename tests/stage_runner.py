@@ -29,7 +29,7 @@ def launch_spec(folder: Path, run_dir: Path, **overrides: Any) -> LaunchSpec:
         "partition": (config.num_hidden_layers,),
         "tie_word_embeddings": config.tie_word_embeddings,
         "threads_per_rank": 1,
-        "max_model_len": config.max_position_embeddings,
+        "max_model_len": config.context_length,
         "max_running_requests": NUM_SLOTS,
         "page_size": PAGE_SIZE,
         "num_pages": NUM_PAGES,

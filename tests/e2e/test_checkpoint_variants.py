@@ -1,4 +1,4 @@
-"""The demo checkpoint as finetunes and exports leave theirs: it answers as the demo does, and says what it made of it."""
+"""The demo checkpoint as finetunes leave theirs: it answers as the demo does, and tells what it made of it."""
 
 from collections.abc import Callable
 from pathlib import Path
