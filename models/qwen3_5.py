@@ -32,7 +32,7 @@ class Stage(nn.Module):
     ) -> None:
         super().__init__()
         self.config, self.stage, self.dtype = config, stage, dtype
-        self.rotary = RotaryEmbedding(config.rotary_dim, config.rope_theta)
+        self.rotary = RotaryEmbedding(config.rotary_dim, config.rope_theta, config.yarn)
         if stage.is_first:
             self.embed_tokens = Embedding(config.vocab_size, config.hidden_size, shard, dtype)
         self.layers = make_layers(

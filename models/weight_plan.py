@@ -60,10 +60,43 @@ class WeightPlan:
     def num_bytes(self) -> int:
         return sum(parameter.num_bytes for parameter in self.parameters)
 
+    @property
+    def where(self) -> str:
+        """The rank, for messages."""
+        return f"stage {self.stage.pp_rank}, tensor rank {self.shard.rank}"
+
 
 def box_size(box: Box) -> int:
     """Elements of a box."""
     return prod(stop - start for start, stop in box)
+
+
+@dataclass(frozen=True)
+class Runs:
+    """A box as it lies in a tensor in row-major order: ``count`` runs of ``length`` elements, ``stride`` apart."""
+
+    first: int
+    count: int
+    length: int
+    stride: int
+
+    def at(self, number: int) -> int:
+        """Where element ``number`` of the box, in the box's own order, lies in the tensor."""
+        run, offset = divmod(number, self.length)
+        return self.first + run * self.stride + offset
+
+
+def runs_of(shape: tuple[int, ...], box: Box) -> Runs:
+    """The runs of ``box`` in a tensor of ``shape``. The box must step evenly: one walked dimension, or whole ones."""
+    axis = max((dim for dim, bounds in enumerate(box) if bounds != (0, shape[dim])), default=0)
+    walked = next((dim for dim in range(axis) if box[dim][1] - box[dim][0] > 1), axis)
+    assert all(box[dim] == (0, shape[dim]) for dim in range(walked + 1, axis)), (shape, box)
+    return Runs(
+        first=sum(start * prod(shape[dim + 1 :]) for dim, (start, _) in enumerate(box)),
+        count=box_size(box[:axis]),
+        length=box_size(box[axis:]),
+        stride=prod(shape[axis:]),
+    )
 
 
 def plan_weights(
@@ -231,14 +264,13 @@ class AuditError(AssertionError):
 
 def audit_plan(plan: WeightPlan) -> None:
     """Every local parameter is filled exactly once: its pieces are disjoint and add up to its size."""
-    where = f"stage {plan.stage.pp_rank}, tensor rank {plan.shard.rank}"
     for parameter in plan.parameters:
         if _disjoint_volume([piece.target for piece in parameter.pieces], parameter.shape) != prod(parameter.shape):
-            raise AuditError(f"{where}: parameter {parameter.name} is not filled exactly once")
+            raise AuditError(f"{plan.where}: parameter {parameter.name} is not filled exactly once")
         for piece in parameter.pieces:
             if box_size(piece.source) != box_size(piece.target):
                 raise AuditError(
-                    f"{where}: parameter {parameter.name}: tensor …{piece.tensor} gives too little or too much"
+                    f"{plan.where}: parameter {parameter.name}: tensor …{piece.tensor} gives too little or too much"
                 )
 
 

@@ -101,6 +101,9 @@ class EngineConfig(LayoutConfig):
         bounds=MIB,
     )
     seed: int = option(0, "seed of requests that give none is drawn from this one", bounds=Bounds(0, INT64_MAX))
+    verify_weights: bool = option(
+        False, "before serving, compare every loaded weight with the checkpoint, read again in a slow, simple way"
+    )
     load_timeout_s: float = option(1800.0, "limit for loading the weights", bounds=SECONDS)
     step_timeout_s: float = option(300.0, "limit for one step of all ranks", bounds=SECONDS)
     heartbeat_timeout_s: float = option(15.0, "a rank silent for longer is taken for dead", bounds=SECONDS)

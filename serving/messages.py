@@ -23,6 +23,7 @@ class LaunchSpec(msgspec.Struct, frozen=True, kw_only=True):
     tp_size: int
     pp_size: int
     partition: tuple[int, ...]  # layers a stage
+    tie_word_embeddings: bool  # as served: config.json's, unless a head that differs is stored
     threads_per_rank: int
     all_reduce: str = "auto"  # "auto", "quick" or "torch"
     all_reduce_codec: str = "none"  # "none", "int8", "int6" or "int4"
@@ -42,6 +43,7 @@ class LaunchSpec(msgspec.Struct, frozen=True, kw_only=True):
     load_timeout_s: float
     step_timeout_s: float
     heartbeat_timeout_s: float
+    verify_weights: bool  # compare loaded weights with the files, read again
     log_level: str
     show_progress: bool
     front_pid: int = 0  # set by the launcher, like run_dir: children leave when this process is gone

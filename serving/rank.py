@@ -7,14 +7,15 @@ import sys
 import torch
 
 from splitrank.comm.errors import CommunicationError
+from splitrank.models.weight_plan import AuditError
 from splitrank.serving.messages import LaunchSpec
 from splitrank.serving.progress import progress
 from splitrank.serving.rank_link import RankLink, StepOrderError, load_spec
 from splitrank.serving.worker import Worker
 
-# What can go wrong on a rank through files, peers or memory: told to the engine in one line. Anything else is a bug of
-# ours, and is told with its type.
-_EXPECTED = (ValueError, OSError, CommunicationError, StepOrderError, MemoryError)
+# What can go wrong on a rank through files, peers or memory, and weights that are not those of the files: told to the
+# engine in one line. Anything else is a bug of ours, and is told with its type.
+_EXPECTED = (ValueError, OSError, CommunicationError, StepOrderError, MemoryError, AuditError)
 
 
 def main(argv: list[str] | None = None) -> int:

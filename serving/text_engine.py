@@ -4,8 +4,11 @@ import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
+from splitrank.models.config import read_config
+from splitrank.models.tied_head import describe_head
 from splitrank.serving.config import EngineConfig
 from splitrank.serving.detokenizer import Detokenizer
 from splitrank.serving.engine_client import EngineClient
@@ -15,6 +18,7 @@ from splitrank.serving.model_info import model_info
 from splitrank.serving.openai.errors import ApiError, bad_request, unavailable
 from splitrank.serving.resolve import resolve_launch
 from splitrank.serving.sampling_params import SamplingParams
+from splitrank.serving.stop_tokens import describe_stop_tokens, stop_tokens
 from splitrank.serving.tokenizer import Tokenizer, check_vocabulary
 
 
@@ -136,6 +140,7 @@ class PreparedModel:
     spec: LaunchSpec
     tokenizer: Tokenizer
     info: ModelInfo
+    notes: list[str]  # for people: lines for the report at start
 
 
 def prepare_model(config: EngineConfig, served_model_name: str = "") -> PreparedModel:
@@ -144,13 +149,25 @@ def prepare_model(config: EngineConfig, served_model_name: str = "") -> Prepared
     tokenizer = Tokenizer.from_folder(spec.model_dir)
     check_vocabulary(tokenizer, spec.vocab_size)
     info = model_info(spec, config.model, served_model_name)
-    return PreparedModel(spec, tokenizer, info)
+    return PreparedModel(spec, tokenizer, info, _notes(spec, tokenizer))
 
 
 async def start_prepared(prepared: PreparedModel) -> TextEngine:
     """Starts the processes. Raises ``EngineStartError`` and leaves none of them behind."""
     client = await EngineClient.start(prepared.spec)
+    client.reports += prepared.notes
     return TextEngine(client, prepared.tokenizer, prepared.info)
+
+
+def _notes(spec: LaunchSpec, tokenizer: Tokenizer) -> list[str]:
+    """What was made of the checkpoint's settings: which tokens end a text, and a head that config.json ties."""
+    folder = Path(spec.model_dir)
+    found = stop_tokens(folder, spec.vocab_size)
+    lines = [describe_stop_tokens(found, lambda token: tokenizer.token_bytes(token).decode(errors="replace"))]
+    declared = read_config(folder)
+    if declared.tie_word_embeddings:
+        lines.append(f"head: {describe_head(declared, spec.tie_word_embeddings)}")
+    return lines
 
 
 async def start_text_engine(config: EngineConfig, served_model_name: str = "") -> TextEngine:

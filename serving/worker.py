@@ -1,6 +1,7 @@
 """One rank's work: build the stage, load its weights, execute step plans. Knows no sockets: tests drive it directly."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from splitrank.models.qwen3_5 import Stage
 from splitrank.models.sharding import TensorShard, stage_slice
 from splitrank.models.stage import StageState
 from splitrank.models.state import StageMemory
+from splitrank.models.verify_weights import verify_weights
 from splitrank.models.weight_plan import WeightPlan, audit_plan, plan_weights
 from splitrank.serving.batching import PlannedBatch, make_batch
 from splitrank.serving.messages import LaunchSpec, StepPlan, StepResult
@@ -31,7 +33,7 @@ class Worker:
     def __init__(self, spec: LaunchSpec, rank: int) -> None:
         self.spec = spec
         self.position = mesh_position(rank, spec.pp_size, spec.tp_size)
-        self.config = read_config(Path(spec.model_dir))
+        self.config = replace(read_config(Path(spec.model_dir)), tie_word_embeddings=spec.tie_word_embeddings)
         self.stage_slice = stage_slice(self.position.pp_rank, spec.pp_size, spec.partition)
         self.shard = TensorShard(self.position.tp_rank, spec.tp_size)
         self.dtype: torch.dtype = getattr(torch, spec.dtype)
@@ -66,7 +68,9 @@ class Worker:
     def load(self, on_progress: Callable[[int], object] = lambda num_bytes: None) -> str:
         """Builds the stage, loads it, allocates its state; returns the report line of this rank."""
         self.model = Stage(self.config, self.stage_slice, self.spec.partition, self.shard, self.dtype)
-        load_weights(self.model, self.plan, self.checkpoint, on_progress)
+        bytes_written = load_weights(self.model, self.plan, self.checkpoint, on_progress)
+        if self.spec.verify_weights:
+            verify_weights(self.model, self.config, self.shard, self.checkpoint, self.plan.where)
         self.memory = StageMemory(
             self.config,
             self.stage_slice,
@@ -76,22 +80,23 @@ class Worker:
             self.spec.page_size,
             self.spec.max_running_requests,
         )
-        report = self._report(self.plan)
+        report = self._report(bytes_written)
         prepare(self.model)
         return report
 
-    def _report(self, plan: WeightPlan) -> str:
-        """One line of the start-up table; planned and allocated bytes must be equal."""
-        allocated = sum(parameter.nbytes for parameter in self.model.parameters())
-        assert allocated == plan.num_bytes, (allocated, plan.num_bytes)
-        expected = rank_memory(self.config, plan, self.spec.dtype)
+    def _report(self, bytes_written: int) -> str:
+        """One line of the start-up table; the bytes that the loader wrote are those of the plan."""
+        assert bytes_written == self.plan.num_bytes, (bytes_written, self.plan.num_bytes)
+        expected = rank_memory(self.config, self.plan, self.spec.dtype)
         tokens = self.spec.num_pages * self.spec.page_size
         planned = expected.total(tokens, self.spec.max_running_requests) - expected.weight_bytes
         assert self.memory.num_bytes == planned, (self.memory.num_bytes, planned)
         layers = self.stage_slice
+        verified = ", verified" if self.spec.verify_weights else ""
+        weights = f"weights {bytes_written:,} B = planned{verified} ({bytes_written / GIB:.2f} GiB)"
         return (
-            f"{self.position}  layers {layers.start}-{layers.stop - 1}  weights {allocated:,} B = planned "
-            f"({allocated / GIB:.2f} GiB)  KV {tokens * expected.kv_bytes_per_token / GIB:.2f} GiB  "
+            f"{self.position}  layers {layers.start}-{layers.stop - 1}  {weights}  "
+            f"KV {tokens * expected.kv_bytes_per_token / GIB:.2f} GiB  "
             f"states {self.spec.max_running_requests * expected.state_bytes_per_request / GIB:.2f} GiB"
         )
 

@@ -165,6 +165,7 @@ def small_spec(**changes: object) -> LaunchSpec:
         "tp_size": 1,
         "pp_size": 1,
         "partition": (1,),
+        "tie_word_embeddings": False,
         "threads_per_rank": 1,
         "max_model_len": 64,
         "max_running_requests": 6,
@@ -178,6 +179,7 @@ def small_spec(**changes: object) -> LaunchSpec:
         "load_timeout_s": 60.0,
         "step_timeout_s": 30.0,
         "heartbeat_timeout_s": 10.0,
+        "verify_weights": False,
         "log_level": "warning",
         "show_progress": False,
     }

@@ -22,7 +22,7 @@ def prepared_model(folder: Path, **changes: object) -> PreparedModel:
     (folder / "config.json").write_text("{}")
     values = {"vocab_size": VOCAB_SIZE, "max_model_len": 4096, "num_pages": 4096, "max_running_requests": 8} | changes
     spec = small_spec(model_dir=str(folder), **values)
-    return PreparedModel(spec, Tokenizer.from_folder(folder), model_info(spec, str(folder)))
+    return PreparedModel(spec, Tokenizer.from_folder(folder), model_info(spec, str(folder)), [])
 
 
 def echo(prompt: str) -> str:
