@@ -1,7 +1,8 @@
-"""Philox-4x32-10, a counter-based random generator (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011).
+"""Philox-4x32-10, a counter-based random generator (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC
+2011).
 
-A draw is a function of (seed, position) alone: nothing is stored between draws, any number of rows is drawn at once, and
-a kernel that computes the same integers makes the same draw.
+A draw is a function of seed and position alone: nothing is stored between draws, any number of rows is drawn at once,
+and a kernel that computes the same integers makes the same draw.
 """
 
 import torch

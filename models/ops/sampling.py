@@ -55,7 +55,7 @@ class Blocks:
 def sample(logits: torch.Tensor, params: SamplingRows) -> tuple[torch.Tensor, torch.Tensor]:
     """logits [S, V] in float32 -> a token [S] and the largest logit [S] of each row.
 
-    A largest logit that is not finite says that the row holds NaN or +inf, or nothing but -inf: its token means nothing.
+    If the largest is not finite, the row holds NaN or +inf, or nothing but -inf, and its token means nothing.
     """
     blocks, vocab_size = Blocks.of(logits), logits.shape[1]
     tokens, best = _argmax(blocks)
@@ -91,7 +91,8 @@ def _argmax(blocks: Blocks) -> tuple[torch.Tensor, torch.Tensor]:
 def _in_blocks(values: torch.Tensor, fill: float) -> torch.Tensor:
     """[..., V] -> [..., N, B]."""
     missing = -values.shape[-1] % BLOCK
-    return (F.pad(values, (0, missing), value=fill) if missing else values).unflatten(-1, (-1, BLOCK))
+    padded = F.pad(values, (0, missing), value=fill) if missing else values
+    return padded.reshape(*values.shape[:-1], -1, BLOCK)
 
 
 def _weights(logits: torch.Tensor, best: torch.Tensor, temperature: torch.Tensor) -> torch.Tensor:
@@ -185,18 +186,16 @@ def _nucleus_of_row(weights: torch.Tensor, top_p: float) -> torch.Tensor:
     A radix search for the weight at which the nucleus ends: the bits of floats that are not negative are in the order
     of the floats, and a histogram of masses over ten of them at a time says where the next ten matter.
     """
-    bits, mass = weights.view(torch.int32), weights.double()
-    ids = missing = None
+    ids, bits, mass = torch.arange(len(weights)), weights.view(torch.int32), weights.double()
+    missing = top_p * mass.sum()
     for shift in (20, 10, 0):
         digits = bits >> shift
         masses = torch.bincount(digits, mass).flip(0)  # heaviest first
         reached = masses.cumsum(0)
-        missing = top_p * reached[-1] if missing is None else missing
         index = torch.searchsorted(reached, torch.minimum(missing, reached[-1]))
         missing = missing - (reached[index] - masses[index])
         inside = (digits == len(masses) - 1 - index).nonzero().flatten()
-        ids = inside if ids is None else ids[inside]
-        bits, mass = bits[inside] & ((1 << shift) - 1), mass[inside]
+        ids, bits, mass = ids[inside], bits[inside] & ((1 << shift) - 1), mass[inside]
     # All that is left weighs the same, and stands in the order of ids.
     end, place = float(mass[0]), torch.arange(len(mass), dtype=torch.float64)
     kept = F.threshold(weights, end, 0.0)

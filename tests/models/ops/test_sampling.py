@@ -1,4 +1,4 @@
-"""Batched sampling against the slow version: the same token for the same uniform, at tiny and at the real vocabulary."""
+"""Batched sampling against the slow version: the same token for the same uniform, also at the real vocabulary."""
 
 from typing import Any
 
@@ -88,9 +88,7 @@ def test_rows_of_all_kinds_together_are_what_each_is_alone() -> None:
     uniform = torch.rand(len(rows), dtype=torch.float64, generator=torch.Generator().manual_seed(2))
     tokens, _ = sample(logits, rows_of(rows, uniform))
     assert tokens.tolist() == expected(logits, rows, uniform)
-    alone = [
-        int(sample(logits[i : i + 1], rows_of(rows[i : i + 1], uniform[i : i + 1]))[0]) for i in range(len(rows))
-    ]
+    alone = [int(sample(logits[i : i + 1], rows_of(rows[i : i + 1], uniform[i : i + 1]))[0]) for i in range(len(rows))]
     assert tokens.tolist() == alone
 
 
