@@ -56,7 +56,7 @@ class EngineConfig(LayoutConfig):
     prefix_cache_mib: int = option(
         512, "host memory of a rank for states of prompt prefixes that requests share; 0: compute every prompt whole"
     )
-    seed: int = option(0, "seed of requests that give none is drawn from this one")
+    seed: int = option(0, "for answers without a seed of their own; serve gives each a random one")
     load_timeout_s: float = option(1800.0, "limit for loading the weights")
     step_timeout_s: float = option(300.0, "limit for one step of all ranks")
     heartbeat_timeout_s: float = option(15.0, "a rank silent for longer is taken for dead")

@@ -86,6 +86,8 @@ class EngineFailed(msgspec.Struct, frozen=True, tag=True):
 
 
 class AddRequest(msgspec.Struct, frozen=True, tag=True):
+    """``params`` of a sampled request have a seed: the front gives one to those that came without (``seeds``)."""
+
     request_id: str
     prompt_token_ids: list[int]
     params: SamplingParams
