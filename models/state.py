@@ -80,7 +80,6 @@ def _tensors(state: LayerState) -> tuple[torch.Tensor, torch.Tensor]:
 def _kv_pages(config: ModelConfig, shard: TensorShard, dtype: torch.dtype, num_pages: int, page_size: int) -> KVPages:
     start, stop = shard.groups(config.num_key_value_heads)
     shape = (num_pages, page_size, stop - start, config.head_dim)
-    # Zeros, not empty: a page's unwritten tail is read under the mask, and 0 * NaN would be NaN.
     return KVPages(torch.zeros(shape, dtype=dtype), torch.zeros(shape, dtype=dtype))
 
 

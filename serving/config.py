@@ -100,7 +100,9 @@ class EngineConfig(LayoutConfig):
         "host memory of a rank for states of prompt prefixes that requests share; 0: compute every prompt whole",
         bounds=MIB,
     )
-    seed: int = option(0, "seed of requests that give none is drawn from this one", bounds=Bounds(0, INT64_MAX))
+    seed: int = option(
+        0, "for answers without a seed of their own; serve gives each a random one", bounds=Bounds(0, INT64_MAX)
+    )
     verify_weights: bool = option(
         False, "before serving, compare every loaded weight with the checkpoint, read again in a slow, simple way"
     )

@@ -4,6 +4,7 @@ import asyncio
 import itertools
 import signal
 import time
+import uuid
 from collections.abc import AsyncGenerator
 
 import zmq
@@ -25,6 +26,7 @@ from splitrank.serving.messages import (
 )
 from splitrank.serving.processes import Children
 from splitrank.serving.sampling_params import SamplingParams
+from splitrank.serving.seeds import with_seed
 from splitrank.serving.wire import LINGER_MS, decode_engine_to_front, encode, front_address
 
 MONITOR_S = 0.05
@@ -127,7 +129,9 @@ class EngineClient:
         self._streams[request_id] = queue
         open_in_engine = True
         try:
-            self._post(AddRequest(request_id, prompt_token_ids, params))
+            # Random if the door gave none: a server that is started again does not repeat itself.
+            seeded = with_seed(params, self._spec.seed, uuid.uuid4().hex)
+            self._post(AddRequest(request_id, prompt_token_ids, seeded))
             while open_in_engine:
                 output = await queue.get()
                 if output is None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import difflib
+import itertools
 import os
 import threading
 import weakref
@@ -21,6 +22,7 @@ from splitrank.serving.openai.formats import Collected
 from splitrank.serving.options import refuse_empty
 from splitrank.serving.progress import progress
 from splitrank.serving.sampling_params import SamplingParams
+from splitrank.serving.seeds import with_seed
 from splitrank.serving.text_engine import TextOutput, start_text_engine
 from splitrank.serving.tokenizer import Tokenizer
 
@@ -66,12 +68,16 @@ class LLM:
     inside a running event loop (notebooks) and from several threads: an own loop in an own thread does the waiting.
     A script that starts one needs no ``if __name__ == "__main__"``. ``close`` ends all processes; so does the end of
     the interpreter.
+
+    Without a seed in its ``SamplingParams`` an answer is drawn from the option ``seed``, the number of the call and
+    that of the prompt: a program says the same when it is run again, and something else at each of its calls.
     """
 
     def __init__(
         self, model: str | os.PathLike[str] | None = None, *, tp: int = 1, pp: int = 1, **options: Any
     ) -> None:
         config = _make_config(model, {"tp": tp, "pp": pp, **options})
+        self._seed, self._calls = config.seed, itertools.count()
         # Never more open than the engine accepts, always enough waiting to fill a step.
         self._limit = config.max_running_requests + min(config.max_running_requests, config.max_queued_requests)
         self._runner = _LoopThread()
@@ -130,6 +136,8 @@ class LLM:
     def _answer(self, encoded: list[list[int]], params: list[SamplingParams], show_progress: bool) -> list[Generation]:
         if not self._finalizer.alive:
             raise RuntimeError("this LLM is closed")
+        call = next(self._calls)
+        params = [with_seed(one, self._seed, call, index) for index, one in enumerate(params)]
         return self._runner.run(_answer_all(self._engine, encoded, params, self._limit, show_progress))
 
 

@@ -88,6 +88,8 @@ class EngineFailed(msgspec.Struct, frozen=True, tag=True):
 
 
 class AddRequest(msgspec.Struct, frozen=True, tag=True):
+    """``params`` of a sampled request have a seed: the front gives one to those that came without (``seeds``)."""
+
     request_id: str
     prompt_token_ids: list[int]
     params: SamplingParams
@@ -115,7 +117,8 @@ class RequestOutput(msgspec.Struct, frozen=True, tag=True):
     finish_reason: str | None = None
     stop_token_id: int | None = None
     error: str | None = None
-    error_code: str | None = None  # "queue_full", "engine_dead", "invalid_request"
+    # "queue_full", "invalid_request", or a RowFailure's
+    error_code: str | None = None
     num_cached_tokens: int = 0  # of its prompt: taken from a snapshot, not computed
 
 
@@ -202,13 +205,24 @@ def plan_hash(plan_bytes: bytes) -> str:
     return hashlib.blake2b(plan_bytes, digest_size=8).hexdigest()
 
 
+class RowFailure(msgspec.Struct, frozen=True, array_like=True):
+    """Why a row has no token. ``code``: "invalid_numbers" (of the model), or "sampling_failed" (an error of ours)."""
+
+    code: str
+    reason: str  # one line
+
+
 class StepResult(msgspec.Struct, frozen=True, tag=True):
-    """From tensor rank 0 of the last stage: one token for each sequence with ``sample``, in plan order."""
+    """From tensor rank 0 of the last stage: one token for each sequence with ``sample``, in plan order.
+
+    ``failures``, by row: that request ends with an error, and its token means nothing.
+    """
 
     step: int
     plan_hash: str
     token_ids: list[int]
     logprobs: list[TokenLogprobs | None]
+    failures: dict[int, RowFailure] = {}
 
 
 class Shutdown(msgspec.Struct, frozen=True, tag=True):

@@ -16,6 +16,7 @@ from splitrank.serving.messages import (
     EngineStats,
     LaunchSpec,
     RequestOutput,
+    RowFailure,
     SequencePlan,
     SnapshotPlan,
     StepPlan,
@@ -25,6 +26,8 @@ from splitrank.serving.messages import (
 )
 from splitrank.serving.prefix_cache import Match, PrefixCache
 from splitrank.serving.request import Request, Status
+
+SampledRow = tuple[int, TokenLogprobs | None, RowFailure | None]
 
 
 class Scheduler:
@@ -312,7 +315,8 @@ class Scheduler:
             f"step {step.step} samples {expected} tokens, its result has {len(result.token_ids)} tokens "
             f"and {len(result.logprobs)} logprobs"
         )
-        rows = iter(zip(result.token_ids, result.logprobs, strict=True))
+        failures = [result.failures.get(row) for row in range(expected)]
+        rows = iter(zip(result.token_ids, result.logprobs, failures, strict=True))
         outputs = []
         for request, sample in zip(step.requests, step.samples, strict=True):
             request.num_in_flight -= 1
@@ -322,12 +326,15 @@ class Scheduler:
                 outputs.append(output)
         return outputs
 
-    def _commit_row(self, request: Request, row: tuple[int, TokenLogprobs | None] | None) -> RequestOutput | None:
+    def _commit_row(self, request: Request, row: SampledRow | None) -> RequestOutput | None:
         if request.aborted:
             return None if request.num_in_flight else self._finish_aborted(request)
         if row is None:
             return None
-        token, logprobs = row
+        token, logprobs, failure = row
+        if failure is not None:
+            self._finish(request)
+            return _error(request, failure.code, failure.reason)
         self._counters.generated_tokens += 1
         reason = request.accept(token, self._spec.eos_token_ids)
         if reason is not None:
@@ -376,7 +383,7 @@ class Scheduler:
         assert all(one.slot < 0 and not one.pages and not one.num_in_flight for one in self._swapped.values())
 
 
-def _error(message: AddRequest, code: str, text: str) -> RequestOutput:
+def _error(request: AddRequest | Request, code: str, text: str) -> RequestOutput:
     return RequestOutput(
-        request_id=message.request_id, token_ids=[], finish_reason="error", error=text, error_code=code
+        request_id=request.request_id, token_ids=[], finish_reason="error", error=text, error_code=code
     )

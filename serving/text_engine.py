@@ -117,6 +117,8 @@ def _refusal(output: RequestOutput) -> ApiError:
     message = output.error or "the request was aborted by the engine"
     if output.error_code == "invalid_request":
         return bad_request(message)
+    if output.error_code in ("invalid_numbers", "sampling_failed"):  # it would end so again
+        return ApiError(500, message, type="server_error", code=output.error_code)
     return unavailable(message, output.error_code or "aborted")
 
 

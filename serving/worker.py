@@ -21,7 +21,8 @@ from splitrank.models.verify_weights import verify_weights
 from splitrank.models.weight_plan import WeightPlan, audit_plan, plan_weights
 from splitrank.serving.batching import PlannedBatch, make_batch
 from splitrank.serving.messages import LaunchSpec, StepPlan, StepResult
-from splitrank.serving.sampler import SamplingState, sample, sampling_state
+from splitrank.serving.sampler import sample
+from splitrank.serving.sampling_state import SamplingState
 
 # Joining is collective, and a rank joins only when it has started: on a loaded machine that takes a while.
 JOIN_TIMEOUT_S = 120.0
@@ -113,9 +114,10 @@ class Worker:
         if not self.is_sampling_rank:
             return None
         states = [self._sampling[sequence.request] for sequence in batch.sampled]
-        tokens, logprobs = sample(logits, states) if logits is not None and states else ([], [])
+        rows = sample(logits, states) if logits is not None and states else []
         self.mesh.collectives.check()  # the tokens are on the host: nothing of this step is still running
-        return StepResult(plan.step, plan_hash, tokens, logprobs)
+        failures = {number: row.failure for number, row in enumerate(rows) if row.failure is not None}
+        return StepResult(plan.step, plan_hash, [row.token for row in rows], [row.logprobs for row in rows], failures)
 
     def _forward(self, planned: PlannedBatch, step: int, plan_hash: str) -> torch.Tensor | None:
         """Receives from the stage before, runs this stage, sends to the next; logits on the last stage."""
@@ -141,9 +143,7 @@ class Worker:
         if not self.is_sampling_rank:
             return
         for new in plan.admitted:
-            self._sampling[new.request] = sampling_state(
-                new.request, new.prompt_token_ids, new.params, self.spec.eos_token_ids, self.spec.seed
-            )
+            self._sampling[new.request] = SamplingState(new.prompt_token_ids, new.params, self.spec.eos_token_ids)
 
     def _swap(self, plan: StepPlan) -> None:
         """Preempted requests go to host memory before those that come back take their pages."""

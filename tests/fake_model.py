@@ -7,7 +7,17 @@ known without an engine (``expected_tokens``), and any slip in paging, swapping,
 from dataclasses import dataclass, field
 
 from splitrank.serving.cache import pages_needed
-from splitrank.serving.messages import LaunchSpec, SequencePlan, SnapshotPlan, StepPlan, StepResult, SwapPlan
+from splitrank.serving.messages import (
+    LaunchSpec,
+    RowFailure,
+    SequencePlan,
+    SnapshotPlan,
+    StepPlan,
+    StepResult,
+    SwapPlan,
+)
+
+FAILURE = RowFailure("invalid_numbers", "the model's logits are made of cheese")
 
 Cell = tuple[int, int, int]  # request, position, token
 SlotState = tuple[int, int, int]  # request, tokens folded, folded value
@@ -43,6 +53,7 @@ class FakeModel:
     host: dict[int, tuple[SlotState, list[dict[int, Cell]]]] = field(default_factory=dict)
     snapshots: dict[int, tuple[list[int], int]] = field(default_factory=dict)  # tokens, folded value
     cut: dict[int, set[int]] = field(default_factory=dict)  # positions where a request's chunks met beside multiples
+    failing: dict[int, int] = field(default_factory=dict)  # a request's row fails once it has so many tokens
 
     def execute(self, plan: StepPlan, digest: str) -> StepResult:
         for request in plan.released:
@@ -65,12 +76,16 @@ class FakeModel:
             self._save(saved)
         for snapshot in plan.dropped:
             del self.snapshots[snapshot]
-        tokens = [
-            token_of(value, self.spec.vocab_size)
+        sampled = [
+            (sequence.request, token_of(value, self.spec.vocab_size))
             for sequence, value in zip(plan.sequences, values, strict=True)
             if sequence.sample
         ]
-        return StepResult(plan.step, digest, tokens, [None] * len(tokens))
+        failures = {row: FAILURE for row, (request, _) in enumerate(sampled) if self._fails(request)}
+        return StepResult(plan.step, digest, [token for _, token in sampled], [None] * len(sampled), failures)
+
+    def _fails(self, request: int) -> bool:
+        return len(self.history[request]) >= self.failing.get(request, self.spec.max_model_len + 1)
 
     def _swap_out(self, swap: SwapPlan) -> None:
         state = self.slots.pop(swap.slot)

@@ -24,7 +24,7 @@ class Embedding(nn.Module):
             return F.embedding(token_ids, self.weight)
         here = (token_ids >= self.start) & (token_ids < self.stop)
         rows = F.embedding(torch.where(here, token_ids - self.start, 0), self.weight)
-        return collectives.all_reduce_(rows * here[:, None])
+        return collectives.all_reduce_(rows.masked_fill_(~here[:, None], 0.0))  # not times zero: a row may hold NaN
 
 
 class Head(nn.Module):

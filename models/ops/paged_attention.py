@@ -1,5 +1,8 @@
 """Attention over paged keys and values with torch operations.
 
+Nothing but a sequence's own tokens is read: not the tail of its last page, and not the pages that fill up its table. A
+mask is no help against what a stranger left there, since 0 * NaN is NaN.
+
 Legend: T tokens, D decode rows, H query heads, K kv heads (H a multiple of K), d head dim, L context length.
 """
 
@@ -17,15 +20,19 @@ def write_pages(state: KVPages, kv_index: torch.Tensor, k: torch.Tensor, v: torc
 
 
 def decode_attention(q: torch.Tensor, state: KVPages, pages: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
-    """One query a sequence: q [D, H, d], pages [D, P], lengths [D] -> [D, H, d]."""
+    """One query a sequence: q [D, H, d], pages [D, P], lengths [D] -> [D, H, d].
+
+    Row by row, each over its exact length, which also makes a row's bits its own.
+    """
     num_rows, num_heads, dim = q.shape
     kv_heads = state.keys.shape[2]
-    keys, values = _gather(state.keys, pages), _gather(state.values, pages)  # [D, K, L, d]
-    mask = torch.arange(keys.shape[2]) < lengths[:, None]  # [D, L]
-    # The heads of a kv group are rows of one small GEMM: [D, K, H/K, d] x [D, K, d, L].
-    grouped = q.reshape(num_rows, kv_heads, num_heads // kv_heads, dim)
-    out = F.scaled_dot_product_attention(grouped, keys, values, attn_mask=mask[:, None, None])
-    return out.reshape(num_rows, num_heads, dim)
+    # The heads of a kv group are rows of one small GEMM: [K, H/K, d] x [K, d, L].
+    grouped = q.reshape(num_rows, 1, kv_heads, num_heads // kv_heads, dim)
+    rows = [
+        F.scaled_dot_product_attention(query, *_context(state, table, length))
+        for query, table, length in zip(grouped, pages, lengths.tolist(), strict=True)
+    ]
+    return torch.cat(rows).view(num_rows, num_heads, dim)
 
 
 def prefill_attention(q: torch.Tensor, state: KVPages, chunk: PrefillChunk) -> torch.Tensor:
@@ -33,8 +40,7 @@ def prefill_attention(q: torch.Tensor, state: KVPages, chunk: PrefillChunk) -> t
     length, num_heads, _ = q.shape
     context = chunk.start + length
     groups = num_heads // state.keys.shape[2]
-    keys, values = (_gather(t, chunk.pages[None])[:, :, :context] for t in (state.keys, state.values))
-    keys, values = (t.repeat_interleave(groups, dim=1) for t in (keys, values))
+    keys, values = (t.repeat_interleave(groups, dim=1) for t in _context(state, chunk.pages, context))
     queries = q.transpose(0, 1)[None]  # [1, H, T, d]
     if chunk.start == 0:
         out = F.scaled_dot_product_attention(queries, keys, values, is_causal=True)
@@ -45,8 +51,11 @@ def prefill_attention(q: torch.Tensor, state: KVPages, chunk: PrefillChunk) -> t
     return out[0].transpose(0, 1)
 
 
-def _gather(pages_of_layer: torch.Tensor, pages: torch.Tensor) -> torch.Tensor:
-    """[num_pages, page_size, K, d], [D, P] -> [D, K, P * page_size, d]."""
-    num_rows, num_pages = pages.shape
-    flat = pages_of_layer.index_select(0, pages.reshape(-1))
-    return flat.view(num_rows, num_pages * flat.shape[1], *flat.shape[2:]).transpose(1, 2)
+def _context(state: KVPages, table: torch.Tensor, length: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Keys and values of the first ``length`` tokens of one sequence: table [P] -> [1, K, length, d] each."""
+    pages = table[: -(-length // state.keys.shape[1])]
+    keys, values = (
+        of_layer.index_select(0, pages).flatten(0, 1)[None, :length].transpose(1, 2)
+        for of_layer in (state.keys, state.values)
+    )
+    return keys, values

@@ -41,6 +41,7 @@ class _Job:
     num_lines: int
     output: Path
     concurrency: int
+    seed: int
     num_answered: int = field(default=0, init=False)
     num_failed: int = field(default=0, init=False)
 
@@ -118,7 +119,7 @@ def _prepare_output(config: GenerateConfig, prepared: PreparedModel, lines: list
         _say(
             f"{output}: {len(former.kept)} answered before, {len(remaining)} to do ({former.num_failed} failed before)"
         )
-    return _Job(remaining, len(lines), output, config.concurrency)
+    return _Job(remaining, len(lines), output, config.concurrency, config.seed)
 
 
 def _check_same_requests(output: Path, finished: dict[str, str], lines: list[BatchLine]) -> None:
@@ -184,7 +185,9 @@ async def _answer_all(engine: TextEngine, job: _Job) -> None:
 async def _answer(service: OpenAIService, line: BatchLine, job: _Job) -> bytes:
     """The result line. A refused request has its error there; a dead engine is raised, and leaves no line."""
     try:
-        body = await service.complete(service.parse(line.url, line.body))
+        # By name, not by turn: a run that was broken off goes on with the draws that it would have made.
+        request = service.parse(line.url, line.body).with_seeds(job.seed, line.custom_id)
+        body = await service.complete(request)
     except ApiError as error:
         job.num_failed += 1
         return result_line(line, error.status, error.body(), {"code": error.code, "message": error.message})

@@ -1,7 +1,7 @@
 """Bytes of a request to a checked ``ParsedRequest``. Needs tokenizer and config only, no running engine."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeVar
 
 import msgspec
@@ -14,6 +14,7 @@ from splitrank.serving.openai.strict_json import parse_object
 from splitrank.serving.openai.types import ChatBody, CompletionBody
 from splitrank.serving.openai.unsupported import refuse_unsupported
 from splitrank.serving.sampling_params import SamplingParams
+from splitrank.serving.seeds import with_seed
 from splitrank.serving.tokenizer import Tokenizer
 
 CHAT_URL = "/v1/chat/completions"
@@ -42,6 +43,11 @@ class ParsedRequest:
     stream: bool
     include_usage: bool
     return_token_ids: bool
+
+    def with_seeds(self, *parts: int | str) -> "ParsedRequest":
+        """Choices that have no seed get one, made of ``parts`` and of their index."""
+        seeded = [replace(one, params=with_seed(one.params, *parts, one.index)) for one in self.generations]
+        return replace(self, generations=tuple(seeded))
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,5 @@
 """A request's fields to ``SamplingParams``: the request, then the checkpoint's defaults, then OpenAI's."""
 
-import hashlib
 import re
 from typing import Any
 
@@ -10,6 +9,7 @@ from splitrank.serving.model_info import ModelInfo
 from splitrank.serving.openai.errors import ApiError, bad_request, context_length_exceeded
 from splitrank.serving.openai.types import ChatBody, CommonBody, CompletionBody
 from splitrank.serving.sampling_params import SamplingParams
+from splitrank.serving.seeds import derive_seed
 
 MAX_STOP_STRINGS = 4
 DEFAULT_COMPLETION_TOKENS = 16
@@ -51,8 +51,7 @@ def choice_params(params: SamplingParams, index: int) -> SamplingParams:
     """Parameters of the ``index``-th answer to one prompt: a seed of its own, derived from the request's."""
     if index == 0 or params.seed is None:
         return params
-    digest = hashlib.blake2b(f"{params.seed}/{index}".encode(), digest_size=8).digest()
-    return msgspec.structs.replace(params, seed=int.from_bytes(digest, "little", signed=True))
+    return msgspec.structs.replace(params, seed=derive_seed(params.seed, index))
 
 
 def check_token_ids(token_ids: list[int], info: ModelInfo, param: str) -> None:

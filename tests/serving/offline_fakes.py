@@ -40,12 +40,14 @@ class ScriptedClient:
         self.tokenizer = tokenizer
         self.script = script
         self.prompts: list[str] = []
+        self.params: list[SamplingParams] = []
         self.num_open = self.most_open = self.num_broken_off = 0
         self.num_closed = 0
 
     async def stream(self, prompt_token_ids: list[int], params: SamplingParams) -> AsyncIterator[RequestOutput]:
         prompt = self.tokenizer.decode(prompt_token_ids)
         self.prompts.append(prompt)
+        self.params.append(params)
         self.num_open += 1
         self.most_open = max(self.most_open, self.num_open)
         finished = False

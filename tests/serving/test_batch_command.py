@@ -156,6 +156,32 @@ def test_new_lines_in_the_input_continue_the_output(batch: Batch) -> None:
     assert batch.texts() == ALL
 
 
+def equal_lines(count: int, **body: object) -> list[Row]:
+    return [{**request("a"), "custom_id": f"n{index}", "body": {"prompt": "say a", **body}} for index in range(count)]
+
+
+def seeds(batch: Batch, run: int) -> list[int | None]:
+    return [params.seed for params in batch.engines.clients[run].params]
+
+
+def test_a_continued_run_makes_the_draws_that_it_would_have_made(batch: Batch, tmp_path: Path) -> None:
+    """Equal lines without a seed: the answers of the second half must not be those of the first."""
+    for count in (8, 16):
+        batch.input.write_text("".join(json.dumps(row) + "\n" for row in equal_lines(count, n=2)))
+        assert batch.run(concurrency=1) == 0
+    assert batch.run(concurrency=1, output=str(tmp_path / "whole.jsonl")) == 0
+    assert batch.run(concurrency=1, output=str(tmp_path / "other.jsonl"), seed=1) == 0
+    first, second, whole, other = (seeds(batch, run) for run in range(4))
+    assert first + second == whole
+    assert len({None, *whole, *other}) == 1 + 32 + 32
+
+
+def test_a_seed_in_the_body_is_kept(batch: Batch) -> None:
+    batch.input.write_text("".join(json.dumps(row) + "\n" for row in equal_lines(2, seed=5)))
+    assert batch.run() == 0
+    assert seeds(batch, 0) == [5, 5]
+
+
 def test_sigterm_ends_in_order(batch: Batch, capsys: pytest.CaptureFixture[str]) -> None:
     batch.write(NAMES)
 

@@ -8,7 +8,7 @@ from contextlib import aclosing, asynccontextmanager
 import pytest
 
 from splitrank.serving.engine_client import EngineClient, EngineDeadError
-from splitrank.serving.messages import RequestOutput
+from splitrank.serving.messages import AddRequest, FrontToEngine, RequestOutput
 from splitrank.serving.sampling_params import SamplingParams
 from splitrank.serving.wire import encode
 from tests.fake_model import expected_tokens, small_spec
@@ -58,6 +58,29 @@ def run(test: Callable[[], Awaitable[None]]) -> None:
         await asyncio.wait_for(test(), 90)
 
     asyncio.run(bounded())
+
+
+def test_a_request_without_a_seed_gets_one_that_no_start_repeats(monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[AddRequest] = []
+    post = EngineClient._post
+
+    def watched(client: EngineClient, message: FrontToEngine) -> None:
+        if isinstance(message, AddRequest):
+            sent.append(message)
+        post(client, message)
+
+    monkeypatch.setattr(EngineClient, "_post", watched)
+
+    async def start_and_ask() -> None:
+        async with engine() as client:
+            for seed in (None, None, 7):
+                await generate(client, [1, 2], max_tokens=1, seed=seed)
+
+    run(start_and_ask)
+    run(start_and_ask)
+    seeds = [message.params.seed for message in sent]
+    assert seeds[2] == seeds[5] == 7
+    assert len({None, *seeds}) == 1 + 4 + 1
 
 
 @pytest.mark.parametrize(("pp", "tp"), [(1, 1), (2, 1), (3, 1), (4, 1), (2, 2)])

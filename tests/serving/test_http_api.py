@@ -13,7 +13,7 @@ import openai
 import pytest
 
 from splitrank.serving.http import app
-from splitrank.serving.messages import EngineStats
+from splitrank.serving.messages import EngineStats, RequestOutput
 from splitrank.serving.text_engine import TextEngine
 from tests.serving.front_fakes import LIMIT_S, FakeClient, Front, make_engine, refuse, running
 
@@ -187,6 +187,26 @@ def test_a_full_queue_is_503_also_for_a_stream(tmp_path: Path) -> None:
             response = await front.http.post("/v1/chat/completions", json=CHAT | {"stream": stream})
             check_error(response, 503, "queue_full")
             assert response.headers["retry-after"] == "1"
+
+    serving(tmp_path, work)
+
+
+@pytest.mark.parametrize("code", ["invalid_numbers", "sampling_failed"])
+def test_a_request_that_fails_alone_is_500_and_an_event_of_a_stream(tmp_path: Path, code: str) -> None:
+    reason = "the model's logits for output token 1 hold NaN"
+
+    async def work(front: Front) -> None:
+        failed = refuse(code, reason)
+        front.client.script = lambda prompt, params: [RequestOutput("0", [70]), *failed(prompt, params)]
+        response = await front.http.post("/v1/chat/completions", json=CHAT)
+        assert response.status_code == 500
+        assert response.json()["error"] == {"message": reason, "type": "server_error", "param": None, "code": code}
+        assert "retry-after" not in response.headers
+        response = await front.http.post("/v1/chat/completions", json=CHAT | {"stream": True})
+        assert response.status_code == 200
+        *_, error, done, end = response.text.split("\n\n")
+        assert json.loads(error.removeprefix("data: "))["error"]["message"] == reason
+        assert (done, end) == ("data: [DONE]", "")
 
     serving(tmp_path, work)
 

@@ -189,6 +189,18 @@ def test_mistakes_are_refused_before_anything_runs(scripted: Scripted, prompts: 
         assert scripted.engines.clients[0].prompts == []
 
 
+def test_a_program_repeats_itself_and_its_calls_do_not(scripted: Scripted) -> None:
+    def program(**options: int) -> list[int | None]:
+        with scripted.start(**options) as llm:
+            for _ in range(2):
+                llm.generate(["a", "a"], PARAMS)
+        return [params.seed for params in scripted.engines.clients[-1].params]
+
+    once, again, other = program(), program(), program(seed=1)
+    assert once == again
+    assert len({None, *once, *other}) == 1 + 4 + 4
+
+
 def test_a_failed_request_is_named_and_the_others_are_cancelled(scripted: Scripted) -> None:
     def refusing(prompt: str) -> str | RequestOutput:
         return RequestOutput("r", [], None, "error", None, "too much", "queue_full") if prompt == "3" else "A" * 500
