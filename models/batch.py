@@ -4,9 +4,17 @@ Rows are ordered: first all decode rows (one token of a sequence that has state)
 Legend: T tokens of the step, D decode rows, P pages of a table, S sampled rows.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
+
+
+@dataclass(frozen=True)
+class StateCopy:
+    """Recurrent state after ``offset`` tokens of a chunk. Each DeltaNet layer in turn appends copies of conv, delta."""
+
+    offset: int
+    tensors: list[torch.Tensor] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -18,6 +26,7 @@ class PrefillChunk:
     start: int
     slot: int
     pages: torch.Tensor  # [P], enough for start + length tokens
+    copies: tuple[StateCopy, ...] = ()  # wanted inside the chunk: offsets ascend, and are below length
 
     @property
     def rows(self) -> slice:

@@ -64,6 +64,14 @@ class StageMemory:
         """Copies one sequence's pages and slot out (to host memory), layer by layer."""
         return [tensor[pages if isinstance(state, KVPages) else slot].clone() for state, tensor in self._walk()]
 
+    def save_inside(self, pages: torch.Tensor, states: list[torch.Tensor]) -> list[torch.Tensor]:
+        """What ``save`` would have returned inside the chunk just computed, where the layers copied ``states``.
+
+        The last page may hold tokens from behind that place; whoever begins there writes over them before reading.
+        """
+        rest = iter(states)
+        return [tensor[pages].clone() if isinstance(state, KVPages) else next(rest) for state, tensor in self._walk()]
+
     def restore(self, saved: list[torch.Tensor], pages: torch.Tensor, slot: int) -> None:
         """Copies what ``save`` returned back, into other pages and another slot: the same bits."""
         for (state, tensor), copy in zip(self._walk(), saved, strict=True):

@@ -177,16 +177,21 @@ class SwapPlan(msgspec.Struct, frozen=True, array_like=True):
 
 
 class SnapshotPlan(msgspec.Struct, frozen=True, array_like=True):
-    """State and pages of a prompt's prefix are copied from a slot and pages into host memory, or from there."""
+    """State and pages of a sequence's first ``num_tokens`` tokens are copied from a slot and pages into host memory, or
+    from there."""
 
     snapshot: int  # the engine's number of it, never reused
+    num_tokens: int
     slot: int
-    pages: list[int]
+    pages: list[int]  # those of the first num_tokens tokens
 
 
 class StepPlan(msgspec.Struct, frozen=True, tag=True):
-    """One microbatch, executed by every rank in step order: release, swap out, swap in, restore snapshots, run
-    ``sequences``, save snapshots, drop snapshots."""
+    """One microbatch, executed by every rank in step order: keep finished requests, release, swap out, swap in, restore
+    snapshots, run ``sequences`` and save snapshots of them, drop snapshots.
+
+    Without ``sequences`` it only tells idle ranks what to release and keep.
+    """
 
     step: int  # 0, 1, 2, … without gaps
     previous_hash: str  # hash of the plan before it ("" for step 0): chains all plans together
@@ -195,8 +200,9 @@ class StepPlan(msgspec.Struct, frozen=True, tag=True):
     released: list[int]  # forget these before anything else of this step
     swap_out: list[SwapPlan]
     swap_in: list[SwapPlan]
+    kept: list[SnapshotPlan] = []  # of finished requests, whose slots and pages this plan may hand out again
     restored: list[SnapshotPlan] = []
-    saved: list[SnapshotPlan] = []
+    saved: list[SnapshotPlan] = []  # of running prompts: anywhere in the chunk that this step computes
     dropped: list[int] = []  # snapshots to forget
 
 

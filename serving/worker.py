@@ -104,13 +104,14 @@ class Worker:
     @torch.inference_mode()
     def execute(self, plan: StepPlan, plan_hash: str) -> StepResult | None:
         """Runs one step; the sampling rank returns its result."""
+        self._keep_finished(plan)
         self._forget(plan.released)
         self._remember(plan)
         self._swap(plan)
         self._restore_snapshots(plan)
-        batch = make_batch(plan.sequences, self.spec.page_size)
+        batch = make_batch(plan.sequences, self.spec.page_size, plan.saved)
         logits = self._forward(batch, plan.step, plan_hash) if plan.sequences else None
-        self._save_snapshots(plan)
+        self._save_snapshots(plan, batch)
         if not self.is_sampling_rank:
             return None
         states = [self._sampling[sequence.request] for sequence in batch.sampled]
@@ -153,13 +154,22 @@ class Worker:
             saved = self._swapped.pop(back.request)
             self.memory.restore(saved, torch.tensor(back.pages, dtype=torch.int64), back.slot)
 
+    def _keep_finished(self, plan: StepPlan) -> None:
+        """Before anything else of the plan can write to their slots and pages."""
+        for kept in plan.kept:
+            self._snapshots[kept.snapshot] = self.memory.save(torch.tensor(kept.pages), kept.slot)
+
     def _restore_snapshots(self, plan: StepPlan) -> None:
         for restored in plan.restored:
             self.memory.restore(self._snapshots[restored.snapshot], torch.tensor(restored.pages), restored.slot)
 
-    def _save_snapshots(self, plan: StepPlan) -> None:
+    def _save_snapshots(self, plan: StepPlan, batch: PlannedBatch) -> None:
+        """Inside a chunk the layers have copied the state; at its end, the state lies in the slot."""
         for saved in plan.saved:
-            self._snapshots[saved.snapshot] = self.memory.save(torch.tensor(saved.pages), saved.slot)
+            pages, copy = torch.tensor(saved.pages), batch.copies.get(saved.snapshot)
+            self._snapshots[saved.snapshot] = (
+                self.memory.save_inside(pages, copy.tensors) if copy else self.memory.save(pages, saved.slot)
+            )
         for snapshot in plan.dropped:  # with little room, also one that was saved a moment ago
             del self._snapshots[snapshot]
 

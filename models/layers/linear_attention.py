@@ -80,9 +80,15 @@ class LinearAttention(nn.Module):
         if chunk.start == 0:  # a new sequence in a used slot
             conv.zero_()
             delta.zero_()
-        mixed = conv_prefill(qkv[chunk.rows], conv, self.conv1d.taps)
-        q, k, v = self._heads(mixed)
-        return chunked_delta_rule(q, k, v, log_decay[chunk.rows], beta[chunk.rows], delta)
+        outputs, begin = [], chunk.row
+        for copy in (*chunk.copies, None):
+            rows = slice(begin, chunk.row + copy.offset if copy else chunk.rows.stop)
+            q, k, v = self._heads(conv_prefill(qkv[rows], conv, self.conv1d.taps))
+            outputs.append(chunked_delta_rule(q, k, v, log_decay[rows], beta[rows], delta))
+            if copy:
+                copy.tensors.extend((conv.clone(), delta.clone()))
+            begin = rows.stop
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
     def _heads(self, mixed: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         q, k, v = torch.split(mixed, [self.local_key_dim, self.local_key_dim, self.local_value_dim], dim=-1)

@@ -138,6 +138,18 @@ def test_a_cancelled_stream_is_aborted() -> None:
     run(test)
 
 
+def test_the_ranks_hear_of_the_last_end_too() -> None:
+    """One request of one token takes a step; a second, empty one tells the ranks to forget it."""
+
+    async def test() -> None:
+        async with engine(pp_size=2, partition=(1, 1)) as client:
+            for number in range(1, 4):
+                await generate(client, [9], max_tokens=1)
+                await until(lambda number=number: client.stats is not None and client.stats.steps == 2 * number)
+
+    run(test)
+
+
 def test_a_refusal_is_an_output_and_the_engine_lives_on() -> None:
     async def test() -> None:
         async with engine() as client:
