@@ -61,7 +61,12 @@ class RequestParser:
         """``url`` is the path. Raises ``ApiError`` 400 for anything wrong, 404 for an unknown path or model."""
         if url not in (CHAT_URL, COMPLETIONS_URL):
             raise ApiError(404, f"unknown url {url!r}", code="not_found")
-        raw = parse_object(body)
+        try:
+            return self._parse(url, parse_object(body))
+        except RecursionError:
+            raise bad_request("the body is nested too deeply") from None
+
+    def _parse(self, url: str, raw: dict[str, Any]) -> ParsedRequest:
         if isinstance(raw.get("model"), str):
             self.check_model(raw["model"])
         refuse_unsupported(raw, is_chat=url == CHAT_URL)
@@ -79,7 +84,7 @@ class RequestParser:
         _refuse_other_parts(body)
         messages = [msgspec.to_builtins(message) for message in body.messages]
         try:
-            token_ids = self._tokenizer.encode_chat(messages, body.chat_template_kwargs)
+            token_ids = self._tokenizer.encode_chat(messages, _template_variables(body))
         except ChatTemplateError as error:
             raise bad_request(str(error), "messages") from None
         return self._request("chat", body, [_Prompt(token_ids, "")])
@@ -136,6 +141,14 @@ def _convert(raw: dict[str, Any], body_type: type[Body]) -> Body:
         missing = re.search(r"missing required field `(\w+)`$", message)
         param = at[1] if at else missing[1] if missing else None
         raise bad_request(message.replace(" - at `$.", " - at `"), param) from None
+
+
+def _template_variables(body: ChatBody) -> dict[str, Any]:
+    variables = dict(body.chat_template_kwargs or {})
+    asked = body.enable_thinking
+    if asked is not None and variables.setdefault("enable_thinking", asked) is not asked:
+        raise bad_request("enable_thinking contradicts chat_template_kwargs", "enable_thinking")
+    return variables
 
 
 def _refuse_other_parts(body: ChatBody) -> None:

@@ -50,7 +50,6 @@ def refused(parser: RequestParser, url: str, body: bytes) -> ApiError:
         (b"[]", "must be a JSON object"),
         (b'"text"', "must be a JSON object"),
         (b"\xff\xfe{}", "not valid UTF-8"),
-        (b'\xef\xbb\xbf{"prompt": "a"}', "BOM"),
         (b'{"prompt": "a", "temperature": NaN}', "NaN is not a JSON number"),
         (b'{"prompt": "a", "temperature": -Infinity}', "-Infinity is not a JSON number"),
         (b'{"prompt": "a", "temperature": 1e999}', "too large"),
@@ -210,9 +209,8 @@ def test_unsupported_completion_values(parser: RequestParser, fields: dict[str, 
     assert (error.status, error.param, error.code) == (400, next(iter(fields)), "unsupported_value")
 
 
-def test_unknown_and_harmless_fields_are_ignored(parser: RequestParser) -> None:
-    plain = chat(parser)
-    assert chat(parser, never_heard_of=1, store=True, metadata={"a": "b"}, user="me", best_of=1, stop=[]) == plain
+def test_harmless_values_are_taken(parser: RequestParser) -> None:
+    assert chat(parser, user="me", best_of=1, stop=[], never_heard_of=None) == chat(parser)
 
 
 def test_unknown_model_and_url(parser: RequestParser) -> None:
