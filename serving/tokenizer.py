@@ -1,4 +1,8 @@
-"""The checkpoint's tokenizer: text to ids, ids to text, and chat messages to a prompt."""
+"""The checkpoint's tokenizer: text to ids, ids to text, and chat messages to a prompt.
+
+The library lets go of Python's lock for batches only, so a text is encoded, and ids are decoded, as a batch of one:
+whoever does it in a thread holds up no other. (``encode`` of 1 MiB stops all threads for a second.)
+"""
 
 import json
 from functools import cached_property
@@ -8,6 +12,8 @@ from typing import Any
 import tokenizers
 
 from splitrank.serving.chat_template import ChatTemplate, ChatTemplateError
+from splitrank.serving.prompt_length import PromptLength, component_state
+from splitrank.serving.strict_json import find_surrogate
 
 
 class Tokenizer:
@@ -15,7 +21,10 @@ class Tokenizer:
 
     def __init__(self, backend: tokenizers.Tokenizer, template: ChatTemplate | None) -> None:
         self.backend = backend
+        self.backend.no_truncation()  # tokenizer.json may say how training cut and padded its texts
+        self.backend.no_padding()
         self._template = template
+        self._length = PromptLength(backend)
 
     @classmethod
     def from_folder(cls, folder: str | Path) -> "Tokenizer":
@@ -34,13 +43,17 @@ class Tokenizer:
         """One more than the largest token id."""
         return max(self.backend.get_vocab(with_added_tokens=True).values(), default=-1) + 1
 
-    def encode(self, text: str) -> list[int]:
-        """Ids of a plain prompt, with the special tokens that the tokenizer adds on its own (Qwen's adds none)."""
-        return self.backend.encode(text).ids
+    def encode(self, text: str, max_tokens: int | None = None) -> list[int]:
+        """Ids of a plain prompt, with the special tokens that the tokenizer adds on its own (Qwen's adds none).
+
+        Raises ``ValueError`` for a lone surrogate, and ``PromptTooLongError`` for a text that certainly has more than
+        ``max_tokens`` tokens, before it is tokenized whole.
+        """
+        return self._encode(text, max_tokens, add_special_tokens=True)
 
     def decode(self, token_ids: list[int]) -> str:
         """Text of all ids at once; special tokens show nothing, ids without an entry neither."""
-        return self.backend.decode(token_ids, skip_special_tokens=True)
+        return self.backend.decode_batch([token_ids], skip_special_tokens=True)[0]
 
     def render_chat(self, messages: list[dict[str, Any]], variables: dict[str, Any] | None = None) -> str:
         """The prompt's text. Raises ``ChatTemplateError`` with what the template refused."""
@@ -48,9 +61,18 @@ class Tokenizer:
             raise ChatTemplateError("this checkpoint has no chat template; use plain completions")
         return self._template.render(messages, variables or {})
 
-    def encode_chat(self, messages: list[dict[str, Any]], variables: dict[str, Any] | None = None) -> list[int]:
-        """Ids of the rendered chat: the template wrote every special token itself."""
-        return self.backend.encode(self.render_chat(messages, variables), add_special_tokens=False).ids
+    def encode_chat(
+        self, messages: list[dict[str, Any]], variables: dict[str, Any] | None = None, max_tokens: int | None = None
+    ) -> list[int]:
+        """Ids of the rendered chat: the template wrote every special token itself. Raises as both of them do."""
+        return self._encode(self.render_chat(messages, variables), max_tokens, add_special_tokens=False)
+
+    def _encode(self, text: str, max_tokens: int | None, add_special_tokens: bool) -> list[int]:
+        if found := find_surrogate(text):
+            raise ValueError(f"the text holds the lone surrogate {found}")
+        if max_tokens is not None:
+            self._length.check(text, max_tokens)
+        return self.backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0].ids
 
     def token_bytes(self, token_id: int) -> bytes:
         """The bytes that one token stands for, also when they are no whole character."""
@@ -72,7 +94,7 @@ class Tokenizer:
 
     @cached_property
     def _is_byte_level(self) -> bool:
-        return '"ByteLevel"' in json.dumps(json.loads(self.backend.to_str())["decoder"])
+        return '"ByteLevel"' in component_state(self.backend.decoder)
 
 
 def check_vocabulary(tokenizer: Tokenizer, vocab_size: int) -> None:
@@ -83,21 +105,29 @@ def check_vocabulary(tokenizer: Tokenizer, vocab_size: int) -> None:
 
 
 def _read_template(folder: Path) -> ChatTemplate | None:
-    config = read_json_object(folder / "tokenizer_config.json")
+    config_file, file = folder / "tokenizer_config.json", folder / "chat_template.jinja"
+    config = read_json_object(config_file)
     special = {name: _token_text(value) for name, value in config.items() if name.endswith("_token")}
-    file = folder / "chat_template.jinja"
-    source = file.read_text(encoding="utf-8") if file.is_file() else _config_template(config)
-    if source is None:
-        return None
-    return ChatTemplate(source, {name: text for name, text in special.items() if text is not None})
+    try:
+        source = file.read_text(encoding="utf-8") if file.is_file() else _config_template(config)
+        if source is None:
+            return None
+        return ChatTemplate(source, {name: text for name, text in special.items() if text is not None})
+    except ValueError as error:
+        raise ValueError(f"{file if file.is_file() else config_file}: {error}") from None
 
 
 def _config_template(config: dict[str, Any]) -> str | None:
     template = config.get("chat_template")
-    if isinstance(template, list):  # named templates: the one for plain chats
-        named = {entry["name"]: entry["template"] for entry in template}
-        template = named.get("default")
-    return template if isinstance(template, str) else None
+    if template is None or isinstance(template, str):
+        return template
+    # Named templates: the one for plain chats is called default.
+    named = template if isinstance(template, list) else [template]
+    for index, entry in enumerate(named):
+        fields = entry if isinstance(entry, dict) else {}
+        if not isinstance(fields.get("name"), str) or not isinstance(fields.get("template"), str):
+            raise ValueError(f"chat_template[{index}] has no name and template of type text")
+    return next((entry["template"] for entry in named if entry["name"] == "default"), None)
 
 
 def _token_text(value: Any) -> str | None:

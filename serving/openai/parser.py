@@ -1,18 +1,20 @@
 """Bytes of a request to a checked ``ParsedRequest``. Needs tokenizer and config only, no running engine."""
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
 import msgspec
 
-from splitrank.serving.chat_template import ChatTemplateError
 from splitrank.serving.model_info import ModelInfo
-from splitrank.serving.openai.errors import ApiError, bad_request
+from splitrank.serving.openai.errors import ApiError, bad_request, context_length_exceeded
 from splitrank.serving.openai.sampling import check_token_ids, choice_params, sampling_params
 from splitrank.serving.openai.strict_json import parse_object
 from splitrank.serving.openai.types import ChatBody, CompletionBody
 from splitrank.serving.openai.unsupported import refuse_unsupported
+from splitrank.serving.prompt_length import PromptTooLongError
 from splitrank.serving.sampling_params import SamplingParams
 from splitrank.serving.tokenizer import Tokenizer
 
@@ -83,10 +85,8 @@ class RequestParser:
     def _chat(self, body: ChatBody) -> ParsedRequest:
         _refuse_other_parts(body)
         messages = [msgspec.to_builtins(message) for message in body.messages]
-        try:
-            token_ids = self._tokenizer.encode_chat(messages, _template_variables(body))
-        except ChatTemplateError as error:
-            raise bad_request(str(error), "messages") from None
+        with self._refusals("messages"):
+            token_ids = self._tokenizer.encode_chat(messages, _template_variables(body), self._info.max_model_len)
         return self._request("chat", body, [_Prompt(token_ids, "")])
 
     def _completion(self, body: CompletionBody) -> ParsedRequest:
@@ -97,9 +97,22 @@ class RequestParser:
 
     def _prompt(self, prompt: str | list[int], echo: bool) -> _Prompt:
         if isinstance(prompt, str):
-            return _Prompt(self._tokenizer.encode(prompt), prompt if echo else "")
+            with self._refusals("prompt"):
+                return _Prompt(self._tokenizer.encode(prompt, self._info.max_model_len), prompt if echo else "")
+        if len(prompt) >= self._info.max_model_len:
+            raise context_length_exceeded(self._info.max_model_len, len(prompt), "prompt")
         check_token_ids(prompt, self._info, "prompt")
         return _Prompt(prompt, self._tokenizer.decode(prompt) if echo else "")
+
+    @contextmanager
+    def _refusals(self, param: str) -> Iterator[None]:
+        """What template and tokenizer refuse, in the client's terms."""
+        try:
+            yield
+        except PromptTooLongError as error:
+            raise context_length_exceeded(self._info.max_model_len, f"at least {error.num_tokens}", param) from None
+        except ValueError as error:
+            raise bad_request(str(error), param) from None
 
     def _request(
         self, kind: Literal["chat", "completion"], body: ChatBody | CompletionBody, prompts: list[_Prompt]
