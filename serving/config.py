@@ -105,12 +105,15 @@ class ServeConfig(EngineConfig):
     port: int = option(8000, "port to listen on; 0: any free one, printed at start")
     api_key: str = option("", "clients must send it as a bearer token; also from SPLITRANK_API_KEY")
     served_model_name: str = option("", "the model's name for clients; the checkpoint folder's name if not given")
-    max_body_bytes: int = option(32 * 2**20, "larger request bodies are refused with 413")
+    max_body_bytes: int = option(
+        0, "larger request bodies are refused with 413; 0: 32 bytes a token of the context, at least 4 MiB"
+    )
     body_timeout_s: float = option(30.0, "a body that takes longer to arrive is refused with 408")
     drain_timeout_s: float = option(20.0, "on SIGTERM, open requests get this long to finish")
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        _at_least(self, 0, "max_body_bytes")
         if not 0 <= self.port < 65536:
             raise ValueError(f"port must be between 0 and 65535, not {self.port}")
 

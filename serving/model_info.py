@@ -9,7 +9,7 @@ import msgspec
 from splitrank import __version__
 from splitrank.serving.messages import LaunchSpec
 from splitrank.serving.sampling_params import SamplingParams
-from splitrank.serving.tokenizer import read_json_object
+from splitrank.serving.tokenizer_files import read_json_object
 
 DEFAULT_NAMES = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 

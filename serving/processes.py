@@ -82,14 +82,15 @@ class Children:
         return self.running()
 
 
-def exit_with_parent(parent_pid: int, run_dir: str) -> None:
+def exit_with_parent(parent_pid: int, run_dir: str | None = None) -> None:
     """From now on this process dies within a second of its parent, whatever its other threads do, and takes the run
-    folder along. (PR_SET_PDEATHSIG would fire when the *thread* that forked ends.)"""
+    folder, if it has one, along. (PR_SET_PDEATHSIG would fire when the *thread* that forked ends.)"""
 
     def watch() -> None:
         while os.getppid() == parent_pid:
             time.sleep(PARENT_POLL_S)
-        shutil.rmtree(run_dir, ignore_errors=True)
+        if run_dir is not None:
+            shutil.rmtree(run_dir, ignore_errors=True)
         os._exit(1)
 
     threading.Thread(target=watch, name="parent-watch", daemon=True).start()

@@ -4,7 +4,6 @@ The library lets go of Python's lock for batches only, so a text is encoded, and
 whoever does it in a thread holds up no other. (``encode`` of 1 MiB stops all threads for a second.)
 """
 
-import json
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,29 +13,26 @@ import tokenizers
 from splitrank.serving.chat_template import ChatTemplate, ChatTemplateError
 from splitrank.serving.prompt_length import PromptLength, component_state
 from splitrank.serving.strict_json import find_surrogate
+from splitrank.serving.tokenizer_files import TokenizerFiles, read_tokenizer_files
 
 
 class Tokenizer:
-    """Reads ``tokenizer.json``, ``tokenizer_config.json`` and ``chat_template.jinja`` of one folder."""
+    """Made of a checkpoint's ``files``. Raises ``ValueError`` with one line that names the file."""
 
-    def __init__(self, backend: tokenizers.Tokenizer, template: ChatTemplate | None) -> None:
-        self.backend = backend
+    def __init__(self, files: TokenizerFiles) -> None:
+        self.files = files
+        try:
+            self.backend = tokenizers.Tokenizer.from_buffer(files.tokenizer_json)
+        except Exception as error:  # the library raises bare Exception
+            raise ValueError(f"{files.tokenizer_file} is not a readable tokenizer: {error}") from None
         self.backend.no_truncation()  # tokenizer.json may say how training cut and padded its texts
         self.backend.no_padding()
-        self._template = template
-        self._length = PromptLength(backend)
+        self._template = _compile(files)
+        self._length = PromptLength(self.backend)
 
     @classmethod
     def from_folder(cls, folder: str | Path) -> "Tokenizer":
-        """Raises ``ValueError`` with one line that names the file."""
-        path = Path(folder) / "tokenizer.json"
-        if not path.is_file():
-            raise ValueError(f"no tokenizer: {folder} has no file tokenizer.json")
-        try:
-            backend = tokenizers.Tokenizer.from_file(str(path))
-        except Exception as error:  # the library raises bare Exception
-            raise ValueError(f"{path} is not a readable tokenizer: {error}") from None
-        return cls(backend, _read_template(Path(folder)))
+        return cls(read_tokenizer_files(Path(folder)))
 
     @property
     def vocab_size(self) -> int:
@@ -97,55 +93,20 @@ class Tokenizer:
         return '"ByteLevel"' in component_state(self.backend.decoder)
 
 
+def _compile(files: TokenizerFiles) -> ChatTemplate | None:
+    if files.template is None:
+        return None
+    try:
+        return ChatTemplate(files.template, files.special_tokens)
+    except ValueError as error:
+        raise ValueError(f"{files.template_file}: {error}") from None
+
+
 def check_vocabulary(tokenizer: Tokenizer, vocab_size: int) -> None:
     """The embedding has ``vocab_size`` rows; a tokenizer that can name a row beyond raises ``ValueError``."""
     if tokenizer.vocab_size > vocab_size:
         held = f"tokenizer.json has {tokenizer.vocab_size} token ids"
         raise ValueError(f"{held}, but the embedding of config.json only {vocab_size} rows")
-
-
-def _read_template(folder: Path) -> ChatTemplate | None:
-    config_file, file = folder / "tokenizer_config.json", folder / "chat_template.jinja"
-    config = read_json_object(config_file)
-    special = {name: _token_text(value) for name, value in config.items() if name.endswith("_token")}
-    try:
-        source = file.read_text(encoding="utf-8") if file.is_file() else _config_template(config)
-        if source is None:
-            return None
-        return ChatTemplate(source, {name: text for name, text in special.items() if text is not None})
-    except ValueError as error:
-        raise ValueError(f"{file if file.is_file() else config_file}: {error}") from None
-
-
-def _config_template(config: dict[str, Any]) -> str | None:
-    template = config.get("chat_template")
-    if template is None or isinstance(template, str):
-        return template
-    # Named templates: the one for plain chats is called default.
-    named = template if isinstance(template, list) else [template]
-    for index, entry in enumerate(named):
-        fields = entry if isinstance(entry, dict) else {}
-        if not isinstance(fields.get("name"), str) or not isinstance(fields.get("template"), str):
-            raise ValueError(f"chat_template[{index}] has no name and template of type text")
-    return next((entry["template"] for entry in named if entry["name"] == "default"), None)
-
-
-def _token_text(value: Any) -> str | None:
-    content = value.get("content") if isinstance(value, dict) else value
-    return content if isinstance(content, str) else None
-
-
-def read_json_object(path: Path) -> dict[str, Any]:
-    """A checkpoint's side file: empty if it is missing, ``ValueError`` naming it if it is no JSON object."""
-    if not path.is_file():
-        return {}
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise ValueError(f"{path} does not hold a JSON object")
-    return value
 
 
 def _byte_alphabet() -> dict[str, int]:

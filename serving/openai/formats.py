@@ -5,7 +5,7 @@ from typing import Any, Protocol
 
 from splitrank.serving.messages import TokenLogprobs
 from splitrank.serving.openai.logprobs import CompletionLogprobs, chat_logprobs
-from splitrank.serving.openai.parser import Generation, ParsedRequest
+from splitrank.serving.openai.parser import Generation, ParsedRequest, Prompt
 from splitrank.serving.text_engine import TextOutput
 from splitrank.serving.tokenizer import Tokenizer
 
@@ -45,7 +45,7 @@ class ChoiceFormat(Protocol):
 
 
 class ChatChoice:
-    def __init__(self, tokenizer: Tokenizer, generation: Generation) -> None:
+    def __init__(self, tokenizer: Tokenizer, prompt: Prompt) -> None:
         self._tokenizer = tokenizer
 
     def whole(self, answer: Collected) -> dict[str, Any]:
@@ -68,9 +68,9 @@ class ChatChoice:
 
 
 class CompletionChoice:
-    def __init__(self, tokenizer: Tokenizer, generation: Generation) -> None:
+    def __init__(self, tokenizer: Tokenizer, prompt: Prompt) -> None:
         self._logprobs = CompletionLogprobs(tokenizer)
-        self._echoed = generation.prompt_text
+        self._echoed = prompt.text
 
     def whole(self, answer: Collected) -> dict[str, Any]:
         return {"text": self._echoed + answer.text, "logprobs": self._added(answer), **_reasons(answer)}
@@ -90,7 +90,7 @@ class CompletionChoice:
 
 def choice_format(request: ParsedRequest, tokenizer: Tokenizer, generation: Generation) -> ChoiceFormat:
     kind = ChatChoice if request.kind == "chat" else CompletionChoice
-    return kind(tokenizer, generation)
+    return kind(tokenizer, request.prompt_of(generation))
 
 
 def _reasons(answer: Collected | TextOutput) -> dict[str, Any]:

@@ -27,29 +27,36 @@ Body = TypeVar("Body", ChatBody, CompletionBody)
 
 
 @dataclass(frozen=True)
+class Prompt:
+    token_ids: list[int]
+    text: str  # shown by echo; empty without it
+
+
+@dataclass(frozen=True)
 class Generation:
     """One choice of the answer: one request to the engine."""
 
     index: int
-    prompt_token_ids: list[int]
-    prompt_text: str  # shown by echo; empty without it
+    prompt: int  # which of the request's prompts
     params: SamplingParams
 
 
 @dataclass(frozen=True)
 class ParsedRequest:
     kind: Literal["chat", "completion"]
+    prompts: tuple[Prompt, ...]
     generations: tuple[Generation, ...]
-    num_prompt_tokens: int  # of all prompts, each counted once
     stream: bool
     include_usage: bool
     return_token_ids: bool
 
+    @property
+    def num_prompt_tokens(self) -> int:
+        """Of all prompts, each counted once."""
+        return sum(len(prompt.token_ids) for prompt in self.prompts)
 
-@dataclass(frozen=True)
-class _Prompt:
-    token_ids: list[int]
-    text: str
+    def prompt_of(self, generation: Generation) -> Prompt:
+        return self.prompts[generation.prompt]
 
 
 class RequestParser:
@@ -87,7 +94,7 @@ class RequestParser:
         messages = [msgspec.to_builtins(message) for message in body.messages]
         with self._refusals("messages"):
             token_ids = self._tokenizer.encode_chat(messages, _template_variables(body), self._info.max_model_len)
-        return self._request("chat", body, [_Prompt(token_ids, "")])
+        return self._request("chat", body, [Prompt(token_ids, "")])
 
     def _completion(self, body: CompletionBody) -> ParsedRequest:
         if body.echo and body.logprobs is not None:
@@ -95,14 +102,14 @@ class RequestParser:
         prompts = [self._prompt(prompt, bool(body.echo)) for prompt in _split_prompts(body.prompt)]
         return self._request("completion", body, prompts)
 
-    def _prompt(self, prompt: str | list[int], echo: bool) -> _Prompt:
+    def _prompt(self, prompt: str | list[int], echo: bool) -> Prompt:
         if isinstance(prompt, str):
             with self._refusals("prompt"):
-                return _Prompt(self._tokenizer.encode(prompt, self._info.max_model_len), prompt if echo else "")
+                return Prompt(self._tokenizer.encode(prompt, self._info.max_model_len), prompt if echo else "")
         if len(prompt) >= self._info.max_model_len:
             raise context_length_exceeded(self._info.max_model_len, len(prompt), "prompt")
         check_token_ids(prompt, self._info, "prompt")
-        return _Prompt(prompt, self._tokenizer.decode(prompt) if echo else "")
+        return Prompt(prompt, self._tokenizer.decode(prompt) if echo else "")
 
     @contextmanager
     def _refusals(self, param: str) -> Iterator[None]:
@@ -115,33 +122,33 @@ class RequestParser:
             raise bad_request(str(error), param) from None
 
     def _request(
-        self, kind: Literal["chat", "completion"], body: ChatBody | CompletionBody, prompts: list[_Prompt]
+        self, kind: Literal["chat", "completion"], body: ChatBody | CompletionBody, prompts: list[Prompt]
     ) -> ParsedRequest:
         if body.stream_options is not None and not body.stream:
             raise bad_request("stream_options needs stream: true", "stream_options")
         return ParsedRequest(
             kind=kind,
+            prompts=tuple(prompts),
             generations=self._generations(body, prompts),
-            num_prompt_tokens=sum(len(prompt.token_ids) for prompt in prompts),
             stream=bool(body.stream),
             include_usage=body.stream_options is not None and bool(body.stream_options.include_usage),
             return_token_ids=bool(body.return_token_ids),
         )
 
-    def _generations(self, body: ChatBody | CompletionBody, prompts: list[_Prompt]) -> tuple[Generation, ...]:
+    def _generations(self, body: ChatBody | CompletionBody, prompts: list[Prompt]) -> tuple[Generation, ...]:
         n = 1 if body.n is None else body.n
         if not 1 <= n <= MAX_N:
             raise bad_request(f"n must be between 1 and {MAX_N}, not {n}", "n")
         if n * len(prompts) > MAX_CHOICES:
             raise bad_request(f"{len(prompts)} prompts x n = {n} is more than {MAX_CHOICES} choices", "prompt")
         generations: list[Generation] = []
-        for prompt in prompts:
+        for position, prompt in enumerate(prompts):
             if not prompt.token_ids:
                 raise bad_request("the prompt is empty", "messages" if isinstance(body, ChatBody) else "prompt")
             params = sampling_params(body, self._info, len(prompt.token_ids))
             for index in range(n):
                 own = choice_params(params, index)
-                generations.append(Generation(len(generations), prompt.token_ids, prompt.text, own))
+                generations.append(Generation(len(generations), position, own))
         return tuple(generations)
 
 

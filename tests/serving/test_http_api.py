@@ -12,7 +12,7 @@ import httpx
 import openai
 import pytest
 
-from splitrank.serving.http import app
+from splitrank.serving.http import parsing
 from splitrank.serving.messages import EngineStats
 from splitrank.serving.text_engine import TextEngine
 from tests.serving.front_fakes import LIMIT_S, FakeClient, Front, make_engine, refuse, running
@@ -298,5 +298,5 @@ def test_a_prompt_that_takes_too_long_is_refused(tmp_path: Path, monkeypatch: py
         finally:
             may_end.set()
 
-    monkeypatch.setattr(app, "PARSE_TIMEOUT_S", 0.1)
+    monkeypatch.setattr(parsing, "TIMEOUT_S", 0.1)
     serving(tmp_path, work)

@@ -69,7 +69,7 @@ def test_bad_json(parser: RequestParser, body: bytes, said: str) -> None:
 
 def test_a_pair_of_surrogates_is_one_character(parser: RequestParser) -> None:
     request = parser.parse(COMPLETIONS_URL, b'{"prompt": "\\ud83e\\udd8a", "echo": true}')
-    assert request.generations[0].prompt_text == "🦊"
+    assert request.prompts[0].text == "🦊"
 
 
 # ------------------------------------------------------------------ types and ranges
@@ -280,22 +280,23 @@ def test_defaults_come_from_request_then_checkpoint_then_openai(folder: Path) ->
 def test_prompts_times_n(parser: RequestParser) -> None:
     request = complete(parser, prompt=["hi", [5, 6]][:1] * 2, n=3, seed=11)
     assert [generation.index for generation in request.generations] == [0, 1, 2, 3, 4, 5]
+    assert [generation.prompt for generation in request.generations] == [0, 0, 0, 1, 1, 1]
     seeds = [generation.params.seed for generation in request.generations]
     assert seeds[0] == seeds[3] == 11
     assert len(set(seeds)) == 3
     assert all(seed is not None and -(2**63) <= seed < 2**63 for seed in seeds)
-    assert request.num_prompt_tokens == 2 * len(request.generations[0].prompt_token_ids)
+    assert request.num_prompt_tokens == 2 * len(request.prompts[0].token_ids)
     assert [g.params.seed for g in complete(parser, n=2).generations] == [None, None]
 
 
 def test_prompt_forms(parser: RequestParser) -> None:
     def ids(prompt: Any) -> list[list[int]]:
-        return [generation.prompt_token_ids for generation in complete(parser, prompt=prompt).generations]
+        return [prompt.token_ids for prompt in complete(parser, prompt=prompt).prompts]
 
     assert ids([5, 6]) == [[5, 6]]
     assert ids([[5, 6], [7]]) == [[5, 6], [7]]
     assert ids(["hi", "ho"]) == [*ids("hi"), *ids("ho")]
-    assert complete(parser, prompt=ids("hi"), echo=True).generations[0].prompt_text == "hi"
+    assert complete(parser, prompt=ids("hi"), echo=True).prompts[0].text == "hi"
 
 
 def test_enable_thinking_reaches_the_template(parser: RequestParser) -> None:
