@@ -4,6 +4,7 @@ Flags, TOML keys and ``--help`` are generated from the fields (``options.py``). 
 environment. Values are the user's; what follows from them and from the checkpoint is a ``LaunchSpec``.
 """
 
+import math
 import os
 from dataclasses import dataclass, field
 from typing import Any
@@ -109,11 +110,16 @@ class ServeConfig(EngineConfig):
         0, "larger request bodies are refused with 413; 0: 32 bytes a token of the context, at least 4 MiB"
     )
     body_timeout_s: float = option(30.0, "a body that takes longer to arrive is refused with 408")
+    keep_alive_timeout_s: float = option(
+        75.0, "idle connections are closed after it; choose it longer than a proxy or client pool keeps them"
+    )
     drain_timeout_s: float = option(20.0, "on SIGTERM, open requests get this long to finish")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         _at_least(self, 0, "max_body_bytes")
+        if not 0 < self.keep_alive_timeout_s < math.inf:
+            raise ValueError(f"keep_alive_timeout_s must be above 0, not {self.keep_alive_timeout_s}")
         if not 0 <= self.port < 65536:
             raise ValueError(f"port must be between 0 and 65535, not {self.port}")
 

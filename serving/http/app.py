@@ -10,8 +10,8 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from splitrank.serving.http.auth import ApiKeyGuard
 from splitrank.serving.http.bodies import Bodies, body_limit
+from splitrank.serving.http.guards import ApiKeyGuard, CrashGuard, OriginForm
 from splitrank.serving.http.metrics import CountRequests, Metrics
 from splitrank.serving.http.parsing import Parsing
 from splitrank.serving.http.responses import (
@@ -55,18 +55,16 @@ def create_app(
         Route("/v1/models/{model:path}", routes.model),
         *(Route(endpoint.url, endpoint, methods=["POST"]) for endpoint in endpoints),
     ]
-    middleware = [Middleware(ApiKeyGuard, api_key=api_key)] if api_key else []
+    middleware = [Middleware(CrashGuard)]
+    if api_key:
+        middleware.append(Middleware(ApiKeyGuard, api_key=api_key))
     app = Starlette(
         routes=table,
         middleware=middleware,
-        exception_handlers={
-            ApiError: _handle_api_error,
-            HTTPException: _handle_http_exception,
-            Exception: _handle_crash,
-        },
+        exception_handlers={ApiError: _handle_api_error, HTTPException: _handle_http_exception},
     )
     app.router.redirect_slashes = False
-    return CountRequests(app, metrics, frozenset(route.path for route in table))  # outermost: it sees the 500s too
+    return OriginForm(CountRequests(app, metrics, frozenset(route.path for route in table)))
 
 
 class GenerateEndpoint:
@@ -163,8 +161,3 @@ async def _handle_http_exception(request: Request, error: Exception) -> Response
     code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code)
     message = f"{request.method} {request.url.path}: {error.detail}"
     return error_response(ApiError(error.status_code, message, code=code, headers=dict(error.headers or {})))
-
-
-async def _handle_crash(request: Request, error: Exception) -> Response:
-    # The server logs the traceback; the client learns nothing of our insides.
-    return error_response(ApiError(500, "internal error", type="server_error", code="internal_error"))

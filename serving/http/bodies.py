@@ -70,31 +70,37 @@ class Bodies:
                 break
         if body.num_bytes > body.max_bytes:
             raise body.too_large()
+        if body.discarded:
+            raise unavailable("too many large requests are being read", "too_many_large_requests")
 
     def _hold(self, body: "_Body") -> None:
-        if not SMALL_BODY_BYTES < body.num_bytes <= body.max_bytes:
+        if body.discarded or body.num_bytes <= SMALL_BODY_BYTES:
             return
-        self._num_held += body.num_bytes - body.num_held
-        body.num_held = body.num_bytes
-        if self._num_held > LARGE_BODIES * body.max_bytes:
-            raise _closing(unavailable("too many large requests are being read", "too_many_large_requests"))
+        num_held = self._num_held + body.num_bytes - body.num_held
+        if body.num_bytes <= body.max_bytes and num_held <= LARGE_BODIES * body.max_bytes:
+            self._num_held, body.num_held = num_held, body.num_bytes
+        else:
+            body.discard()
 
 
 class _Body:
-    """What has arrived of one body; beyond ``max_bytes`` it is only counted."""
+    """What has arrived of one body; once it is ``discarded``, the rest is only counted."""
 
     def __init__(self, max_bytes: int) -> None:
         self.max_bytes = max_bytes
         self.num_bytes = 0
-        self.num_held = 0
+        self.num_held = 0  # of them, counted as large
         self.parts: list[bytes] = []
+        self.discarded = False
 
     def add(self, part: bytes) -> None:
         self.num_bytes += len(part)
-        if self.num_bytes <= self.max_bytes:
+        if not self.discarded:
             self.parts.append(part)
-        else:
-            self.parts.clear()
+
+    def discard(self) -> None:
+        self.discarded = True
+        self.parts.clear()
 
     def too_large(self) -> ApiError:
         message = f"the request body is larger than {self.max_bytes} bytes"

@@ -17,6 +17,7 @@ from splitrank.serving.config import ServeConfig, environment_api_key
 from splitrank.serving.http.app import create_app
 from splitrank.serving.http.metrics import MeteredEngine, Metrics
 from splitrank.serving.http.parsing import Parsing
+from splitrank.serving.http.protocol import HeadTimeoutProtocol
 from splitrank.serving.http.responses import KEEP_ALIVE_S
 from splitrank.serving.http.state import ServerState
 from splitrank.serving.openai.service import OpenAIService
@@ -42,7 +43,7 @@ async def serve(
         metrics = Metrics(state.stats)
         async with aclosing(Parsing(config.log_level)) as parsing:
             app = _app(config, state, metrics, parsing, keep_alive_s)
-            async with _http_server(app, listener, config.log_level) as http:
+            async with _http_server(app, listener, config) as http:
                 engine = await _unless(stop.first, start_engine(config, config.served_model_name))
                 if engine is None:
                     return 0  # asked to stop while loading
@@ -114,16 +115,21 @@ class _Uvicorn(uvicorn.Server):
 
 
 @asynccontextmanager
-async def _http_server(app: ASGIApp, listener: socket.socket, log_level: str) -> AsyncIterator["asyncio.Task[None]"]:
+async def _http_server(
+    app: ASGIApp, listener: socket.socket, config: ServeConfig
+) -> AsyncIterator["asyncio.Task[None]"]:
     """Answers from the start, also while the model loads; at the end the open connections get a few seconds."""
     server = _Uvicorn(
         uvicorn.Config(
             app,
+            http=HeadTimeoutProtocol,
             lifespan="off",
             ws="none",
             log_config=None,
-            access_log=log_level in ("debug", "info"),
+            access_log=config.log_level in ("debug", "info"),
             server_header=False,
+            headers=[("Keep-Alive", f"timeout={int(config.keep_alive_timeout_s)}")],
+            timeout_keep_alive=config.keep_alive_timeout_s,  # type: ignore[arg-type]  # asyncio takes a float
             timeout_graceful_shutdown=CONNECTIONS_CLOSE_S,
         )
     )

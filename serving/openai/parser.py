@@ -86,7 +86,7 @@ class RequestParser:
     def check_model(self, name: str) -> None:
         """Raises ``ApiError`` 404 for any other name than the served one."""
         if name != self._info.name:
-            message = f"the model {name!r} does not exist; this server serves {self._info.name!r}"
+            message = f"the model {name[:200]!r} does not exist; this server serves {self._info.name!r}"
             raise ApiError(404, message, param="model", code="model_not_found")
 
     def _chat(self, body: ChatBody) -> ParsedRequest:
@@ -141,6 +141,9 @@ class RequestParser:
             raise bad_request(f"n must be between 1 and {MAX_N}, not {n}", "n")
         if n * len(prompts) > MAX_CHOICES:
             raise bad_request(f"{len(prompts)} prompts x n = {n} is more than {MAX_CHOICES} choices", "prompt")
+        if n * len(prompts) > self._info.max_open_requests:
+            room = f"the {self._info.max_open_requests} places of this server, running and queued"
+            raise bad_request(f"{len(prompts)} prompts x n = {n} is more than {room}", "n" if n > 1 else "prompt")
         generations: list[Generation] = []
         for position, prompt in enumerate(prompts):
             if not prompt.token_ids:

@@ -1,6 +1,7 @@
 """What a request may say: every refusal is a 4xx that names the field, and nothing known is ignored."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -287,6 +288,16 @@ def test_prompts_times_n(parser: RequestParser) -> None:
     assert all(seed is not None and -(2**63) <= seed < 2**63 for seed in seeds)
     assert request.num_prompt_tokens == 2 * len(request.prompts[0].token_ids)
     assert [g.params.seed for g in complete(parser, n=2).generations] == [None, None]
+
+
+def test_more_choices_than_places_can_never_be_answered(folder: Path) -> None:
+    tokenizer = make_tokenizer(folder)
+    parser = RequestParser(tokenizer, replace(make_info(tokenizer), max_open_requests=6))
+    assert len(complete(parser, prompt=["hi"] * 3, n=2).generations) == 6
+    for fields, param in (({"prompt": ["hi"] * 7}, "prompt"), ({"prompt": ["hi"] * 4, "n": 2}, "n"), ({"n": 7}, "n")):
+        error = refused(parser, COMPLETIONS_URL, json.dumps({"prompt": "hi"} | fields).encode())
+        assert (error.status, error.param) == (400, param)
+        assert "6 places of this server, running and queued" in error.message
 
 
 def test_prompt_forms(parser: RequestParser) -> None:
