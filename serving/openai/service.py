@@ -5,6 +5,7 @@ import time
 import uuid
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -50,17 +51,13 @@ class OpenAIService:
         self._parser.check_model(name)
 
     async def complete(self, request: ParsedRequest) -> dict[str, Any]:
-        """The response body, once all choices are finished."""
+        """The response body, once all choices are finished; parts of it are ``msgspec.Raw`` JSON."""
         try:
             async with asyncio.TaskGroup() as group:
                 tasks = [group.create_task(self._collect(request, generation)) for generation in request.generations]
         except BaseExceptionGroup as errors:
             raise errors.exceptions[0] from None  # the others failed of the same cause, or were cancelled
-        answers = [task.result() for task in tasks]
-        choices = [
-            self._whole_choice(request, generation, answer)
-            for generation, answer in zip(request.generations, answers, strict=True)
-        ]
+        answers, choices = zip(*(task.result() for task in tasks), strict=True)
         num_tokens = sum(len(answer.token_ids) for answer in answers)
         usage = _usage(request, num_tokens, [answer.num_cached_tokens for answer in answers])
         return {**self._envelope(request, stream=False), "choices": choices, "usage": usage}
@@ -90,18 +87,17 @@ class OpenAIService:
     def _outputs(self, request: ParsedRequest, generation: Generation) -> AsyncGenerator[TextOutput, None]:
         return self._engine.stream(request.prompt_of(generation).token_ids, generation.params)
 
-    async def _collect(self, request: ParsedRequest, generation: Generation) -> Collected:
-        answer = Collected()
+    async def _collect(self, request: ParsedRequest, generation: Generation) -> tuple[Collected, dict[str, Any]]:
+        """One answer and its choice."""
+        answer, format = Collected(), choice_format(request, self._engine.tokenizer, generation)
         async with aclosing(self._outputs(request, generation)) as outputs:
             async for output in outputs:
-                answer.add(output)
-        return answer
-
-    def _whole_choice(self, request: ParsedRequest, generation: Generation, answer: Collected) -> dict[str, Any]:
-        choice = choice_format(request, self._engine.tokenizer, generation).whole(answer)
+                format.collect(output)
+                answer.add(output if output.logprobs is None else replace(output, logprobs=None))
+        choice = {"index": generation.index, **format.whole(answer)}
         if request.return_token_ids:
             choice |= {"prompt_token_ids": request.prompt_of(generation).token_ids, "token_ids": answer.token_ids}
-        return {"index": generation.index, **choice}
+        return answer, choice
 
     def _envelope(self, request: ParsedRequest, stream: bool) -> dict[str, Any]:
         prefix, body_object, chunk_object = _OBJECTS[request.kind]

@@ -11,8 +11,12 @@ from typing import Any
 import openai
 import pytest
 
+from splitrank.serving.chat_template import ChatTemplate
+from splitrank.serving.detokenizer import Detokenizer
 from splitrank.serving.http import parsing
 from splitrank.serving.messages import EngineStats
+from splitrank.serving.openai.formats import ChatChoice
+from splitrank.serving.openai.parser import RequestParser
 from splitrank.serving.text_engine import TextEngine
 from tests.serving.front_fakes import LIMIT_S, FakeClient, Front, refuse
 from tests.serving.http_helpers import check_error, post_head, raw, serving
@@ -149,6 +153,54 @@ def test_a_crash_shows_nothing_of_our_insides(tmp_path: Path, caplog: pytest.Log
         assert "secret" in caplog.text
 
     serving(tmp_path, work)
+
+
+def crash_of_one(*_: object) -> Any:
+    raise KeyError("secret /path")
+
+
+@pytest.mark.parametrize(
+    ("owner", "name"),
+    [
+        (RequestParser, "parse"),
+        (ChatTemplate, "render"),
+        (Detokenizer, "push"),
+        (Detokenizer, "finish"),
+        (ChatChoice, "part"),
+        (ChatChoice, "collect"),
+        (ChatChoice, "ending"),
+        (ChatChoice, "whole"),
+    ],
+    ids=lambda value: getattr(value, "__name__", value),
+)
+def test_a_bug_of_ours_ends_its_own_request(
+    tmp_path: Path, owner: type, name: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def work(front: Front) -> None:
+        async with front.http.stream("POST", "/v1/chat/completions", json=CHAT | {"stream": True}) as other:
+            await asyncio.wait_for(front.client.hanging.wait(), LIMIT_S)
+            front.client.hang_after = None
+            with monkeypatch.context() as patch:
+                patch.setattr(owner, name, crash_of_one)
+                answers = [
+                    await front.http.post("/v1/chat/completions", json=CHAT | {"stream": stream})
+                    for stream in (False, True)
+                ]
+            front.client.go_on.set()
+            assert (await other.aread()).endswith(b"data: [DONE]\n\n")
+            assert b"error" not in other.content
+        crashed = [answer for answer in answers if "internal_error" in answer.text]
+        assert len(crashed) == (1 if owner is ChatChoice else 2)
+        for answer in crashed:
+            assert "secret" not in answer.text
+            if answer.status_code == 200:  # the stream had begun
+                assert answer.text.endswith("}\n\ndata: [DONE]\n\n")
+            else:
+                check_error(answer, 500, "internal_error")
+        assert caplog.text.count("KeyError: 'secret /path'") == len(crashed)
+        assert front.client.num_aborted <= len(crashed)
+
+    serving(tmp_path, work, hang_after=2)
 
 
 def test_a_full_queue_is_503_also_for_a_stream(tmp_path: Path) -> None:
