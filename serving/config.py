@@ -148,9 +148,17 @@ class ServeConfig(ServedModelConfig):
     host: str = option("127.0.0.1", "address to listen on")
     port: int = option(8000, "port to listen on; 0: any free one, printed at start", bounds=Bounds(0, 65535))
     api_key: str = option("", "clients must send it as a bearer token; also from SPLITRANK_API_KEY")
-    # The least is above any request's bytes: with less, every request would be refused.
-    max_body_bytes: int = option(32 * 2**20, "larger request bodies are refused with 413", bounds=Bounds(64, 2**40))
+    max_body_bytes: int = option(
+        0,
+        "larger request bodies are refused with 413; 0: 32 bytes a token of the context, at least 4 MiB",
+        bounds=Bounds(0, 2**40),
+    )
     body_timeout_s: float = option(30.0, "a body that takes longer to arrive is refused with 408", bounds=SECONDS)
+    keep_alive_timeout_s: float = option(
+        75.0,
+        "idle connections are closed after it; choose it longer than a proxy or client pool keeps them",
+        bounds=SECONDS,
+    )
     drain_timeout_s: float = option(20.0, "on SIGTERM, open requests get this long to finish", bounds=Bounds(0, 10**6))
 
 

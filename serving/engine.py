@@ -36,6 +36,7 @@ from splitrank.serving.wire import (
 )
 
 STATS_S = 1.0
+FRONT_STALL_S = 60.0  # a front that takes no message for so long has stopped; a busy one comes back before
 MAX_WAIT_MS = 250  # how late a deadline may be noticed
 
 logger = logging.getLogger("splitrank.engine")
@@ -71,6 +72,7 @@ class Engine:
         self._last_hash = ""
         self._last_commit_at = 0.0
         self._last_stats_at = 0.0
+        self._front_full_since: float | None = None
         self._was_idle = True
         self._ready = False
         self._stopping = False
@@ -176,8 +178,9 @@ class Engine:
             raise EngineFailure(reason) from error
 
     def _publish(self) -> None:
-        if self._outputs:
-            self._send_front(RequestOutputs(self._outputs))
+        """Outputs that the front does not take now wait, joined, for its next turn: they are bounded by what the open
+        requests may still generate."""
+        if self._outputs and self._send_front(RequestOutputs(self._outputs)):
             self._outputs = []
         self._publish_stats()
 
@@ -192,11 +195,25 @@ class Engine:
             self._last_stats_at = now
             self._send_front(self._scheduler.stats())
 
-    def _send_front(self, message: EngineToFront) -> None:
+    def _send_front(self, message: EngineToFront) -> bool:
+        """Whether it was sent; else the front is behind by ``FRONT_BACKLOG`` messages."""
+        was_full = self._front_full_since is not None
+        if was_full and not self._front.poll(0, zmq.POLLOUT):
+            return self._front_is_full()  # without encoding what cannot be sent
         try:
             self._front.send(encode(message), zmq.NOBLOCK)
-        except zmq.Again as error:
-            raise EngineFailure("the front has stopped taking messages") from error
+        except zmq.Again:
+            return self._front_is_full()
+        self._front_full_since = None
+        return True
+
+    def _front_is_full(self) -> bool:
+        """False, for as long as a front may be busy."""
+        now = time.monotonic()
+        self._front_full_since = self._front_full_since or now
+        if now - self._front_full_since > FRONT_STALL_S:
+            raise EngineFailure(f"the front has taken no message for {FRONT_STALL_S:g} s")
+        return False
 
     def _check_deadlines(self) -> None:
         oldest = self._sent[0] if self._sent else None

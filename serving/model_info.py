@@ -10,7 +10,7 @@ import msgspec
 from splitrank import __version__
 from splitrank.serving.messages import LaunchSpec
 from splitrank.serving.sampling_params import SamplingParams
-from splitrank.serving.tokenizer import read_json_object
+from splitrank.serving.tokenizer_files import read_json_object
 
 DEFAULT_NAMES = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 
@@ -25,6 +25,7 @@ class ModelInfo:
     eos_token_ids: tuple[int, ...]
     defaults: dict[str, float]  # of generation_config.json, by the names of SamplingParams
     fingerprint: str  # version, layout and a hash of everything that can change an answer
+    max_open_requests: int  # choices that may run and wait at once
 
 
 def model_info(spec: LaunchSpec, model: str, served_model_name: str = "") -> ModelInfo:
@@ -36,6 +37,7 @@ def model_info(spec: LaunchSpec, model: str, served_model_name: str = "") -> Mod
         eos_token_ids=spec.eos_token_ids,
         defaults=read_defaults(Path(spec.model_dir)),
         fingerprint=_fingerprint(spec),
+        max_open_requests=spec.max_running_requests + spec.max_queued_requests,
     )
 
 

@@ -84,14 +84,15 @@ class Children:
         return self.running()
 
 
-def exit_with_parent(parent_pid: int, run_dir: str) -> None:
+def exit_with_parent(parent_pid: int, run_dir: str | None = None) -> None:
     """From now on this process dies within a second of its parent, whatever its other threads do, and takes the run
-    folder along. A stopped process (SIGSTOP) is continued for that."""
+    folder, if it has one, along. A stopped process (SIGSTOP) is continued for that."""
 
     def watch() -> None:
         while os.getppid() == parent_pid:
             time.sleep(PARENT_POLL_S)
-        shutil.rmtree(run_dir, ignore_errors=True)
+        if run_dir is not None:
+            shutil.rmtree(run_dir, ignore_errors=True)
         os._exit(1)
 
     # SIGKILL here would leave the run folder to nobody, and strike when the *thread* that forked ends; SIGCONT then

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from splitrank.serving.openai.errors import ApiError
 from splitrank.serving.openai.strict_json import parse_object
 
@@ -89,4 +91,4 @@ def result_line(line: BatchLine, status: int, body: dict[str, Any], error: dict[
     request_id = body.get("id") or line.line_id.replace("batch_req_", "req_")
     response = {"status_code": status, "request_id": request_id, "body": body}
     result = {"id": line.line_id, "custom_id": line.custom_id, "response": response, "error": error}
-    return json.dumps(result, ensure_ascii=False, allow_nan=False).encode()
+    return msgspec.json.encode(result)

@@ -37,7 +37,7 @@ def unavailable(message: str, code: str, retry_after_s: int = 1) -> ApiError:
     return ApiError(503, message, type="server_error", code=code, headers={"Retry-After": str(retry_after_s)})
 
 
-def context_length_exceeded(max_model_len: int, num_prompt_tokens: int, param: str) -> ApiError:
+def context_length_exceeded(max_model_len: int, num_prompt_tokens: int | str, param: str) -> ApiError:
     message = (
         f"This model's maximum context length is {max_model_len} tokens, "
         f"but your prompt contains {num_prompt_tokens} tokens."

@@ -31,7 +31,7 @@ def sampling_params(body: ChatBody | CompletionBody, info: ModelInfo, num_prompt
     """Checked parameters for one prompt. Raises ``ApiError`` 400 that names the field."""
     given = {name: value for name in _SAME_NAME if (value := getattr(body, name)) is not None}
     if body.top_k is not None:
-        given["top_k"] = 0 if body.top_k == -1 else body.top_k
+        given["top_k"] = 0 if body.top_k == -1 or body.top_k >= info.vocab_size else body.top_k  # 0: all
     given |= {
         "max_tokens": _max_tokens(body, info, num_prompt_tokens),
         "stop": _stop_strings(body),

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from splitrank.serving.engine_client import EngineClient, EngineDeadError, EngineStartError
@@ -85,6 +87,33 @@ def test_a_lost_engine_process_ends_every_stream(number: signal.Signals, reason:
                     pass
             await client.close()
             assert_nothing_left(client, run_dirs)
+
+    run(test)
+
+
+@pytest.mark.parametrize("what", ["reading the engine's messages", "watching the processes"])
+def test_a_client_that_can_no_longer_hear_dies_with_the_reason(
+    what: str, run_dirs: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(*_: object) -> None:
+        raise msgspec.ValidationError("Expected `int`,\ngot `str`")
+
+    async def test() -> None:
+        async with engine(max_model_len=100_000, num_pages=100_000) as client:
+            stream = client.stream([1], SamplingParams(max_tokens=50_000))
+            await anext(stream)
+            if what.startswith("reading"):
+                monkeypatch.setattr("splitrank.serving.engine_client.decode_engine_to_front", broken)
+            else:
+                monkeypatch.setattr(client, "_count_silence", broken)
+            reason = re.escape(f"{what} failed: ValidationError: Expected `int`, got `str`")
+            with pytest.raises(EngineDeadError, match=reason):
+                async for _ in stream:
+                    pass
+            assert client.died.is_set()
+            await client.close()
+            assert_nothing_left(client, run_dirs)
+        assert f"{what} failed" in caplog.text
 
     run(test)
 
