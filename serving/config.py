@@ -12,6 +12,7 @@ from splitrank.comm.selection import BACKENDS, CODECS, AllReduceOptions
 from splitrank.serving.checked import INT64_MAX, Bounds, as_type, shown
 
 DTYPES = ("auto", "bfloat16", "float32")
+LEAST_BODY_BYTES = 64  # fewer than any request has
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
 
@@ -160,6 +161,11 @@ class ServeConfig(ServedModelConfig):
         bounds=SECONDS,
     )
     drain_timeout_s: float = option(20.0, "on SIGTERM, open requests get this long to finish", bounds=Bounds(0, 10**6))
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if 0 < self.max_body_bytes < LEAST_BODY_BYTES:
+            raise ValueError(f"max_body_bytes must be at least {LEAST_BODY_BYTES}, or 0, not {self.max_body_bytes}")
 
 
 def environment_api_key() -> str:
