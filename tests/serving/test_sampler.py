@@ -340,7 +340,7 @@ def test_penalties_over_a_long_prompt_and_a_long_output() -> None:
     torch.testing.assert_close(adjusted(logits[0], output, prompt, **params), expected)
 
 
-@pytest.mark.parametrize("top_k", [2**40, 2**63, 2**64 - 1])
+@pytest.mark.parametrize("top_k", [2**40, 2**63 - 1])
 def test_a_top_k_beyond_all_numbers_keeps_all(top_k: int) -> None:
     logits = logits_of(1)
     expected = drawn(logits, state_of(temperature=1.0, seed=4))

@@ -116,14 +116,14 @@ def test_a_snapshot_is_restored_whatever_was_left_behind(worker: Worker, left_be
     soil(worker, left_behind)
     steps(
         [SequencePlan(1, 0, 0, PROMPT[:24], PAGES[:2], False)],
-        saved=[SnapshotPlan(snapshot=0, slot=0, pages=PAGES[:2])],
+        saved=[SnapshotPlan(snapshot=0, num_tokens=24, slot=0, pages=PAGES[:2])],
     )
     expected = steps.generate(1, 0, PAGES, PROMPT[24:], 24, 8)
     soil(worker, left_behind)
     table = [30, 31, 32, 33]
     first = steps(
         [SequencePlan(2, 3, 24, PROMPT[24:], table, True)],
-        restored=[SnapshotPlan(snapshot=0, slot=3, pages=table[:2])],
+        restored=[SnapshotPlan(snapshot=0, num_tokens=24, slot=3, pages=table[:2])],
     ).token_ids
     assert first + steps.generate(2, 3, table, first, len(PROMPT), 7) == expected
 

@@ -134,7 +134,7 @@ def test_nothing_is_left_on_an_idle_rank(folder: Path, tmp_path: Path) -> None:
     worker = start(folder, tmp_path, num_pages=6)
     loop = Loop(worker.spec, executor=worker)
     for name in ("old", "young"):
-        loop.add(name, random_tokens(32, 384, seed=len(name)), max_tokens=60)
+        loop.add(name, random_tokens(32, 384, seed=len(name)), max_tokens=60, temperature=0.0)
     while not worker._swapped:
         loop.plan()
         loop.commit()
