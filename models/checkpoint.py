@@ -41,7 +41,7 @@ class Checkpoint:
 def open_checkpoint(folder: Path, config: ModelConfig) -> Checkpoint:
     """Reads all headers of ``folder`` and checks that they hold exactly the model of ``config``.
 
-    Of a tied config one of embedding and head is used: whether a stored head may be ignored so, ``settle_head`` knows.
+    With a tied config a stored head is ignored, or stands for a missing embedding; ``settle_head`` compares the two.
     """
     headers = {file: read_header(file) for file in weight_files(folder)}
     _check_index(folder, headers)

@@ -66,11 +66,11 @@ def _token_id(folder: Path, text: str) -> int | None:
     file = folder / "tokenizer.json"
     raw = _json_object(file)
     try:
-        added = {token["content"]: token["id"] for token in raw.get("added_tokens") or ()}
-        found: int | None = added[text] if text in added else raw["model"]["vocab"].get(text)
+        added: dict[str, int] = {token["content"]: token["id"] for token in raw.get("added_tokens") or ()}
+        vocabulary = raw.get("model", {}).get("vocab")
     except (KeyError, TypeError, AttributeError):
-        raise ValueError(f"{file} is not a readable tokenizer: no added_tokens with ids, or no vocabulary") from None
-    return found
+        raise ValueError(f"{file} is not a readable tokenizer: its added_tokens or its model are malformed") from None
+    return added.get(text, vocabulary.get(text) if isinstance(vocabulary, dict) else None)
 
 
 def _json_object(file: Path) -> dict[str, Any]:
@@ -78,7 +78,7 @@ def _json_object(file: Path) -> dict[str, Any]:
         raw = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f"{file}: not readable as JSON: {error}") from None
     if not isinstance(raw, dict):
         raise ValueError(f"{file}: not a JSON object")

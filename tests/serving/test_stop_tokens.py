@@ -75,6 +75,7 @@ def test_the_union_of_all_files(tmp_path: Path, case: str) -> None:
 
 def test_without_a_tokenizer_the_configs_count(tmp_path: Path) -> None:
     (tmp_path / CONFIG).write_text('{"eos_token_id": 4}')
+    (tmp_path / TOKENIZER).write_text('{"eos_token": "<|im_end|>"}')
     assert stop_tokens(tmp_path, VOCAB_SIZE) == {4: [CONFIG]}
 
 
@@ -87,6 +88,7 @@ def test_without_a_tokenizer_the_configs_count(tmp_path: Path) -> None:
         '{"eos_token_id": 3.0}',
         "[]",
         "{",
+        "[" * 100_000,
         '{"eos_token_id": -1}',
         '{"eos_token_id": [3, 384]}',
     ],
