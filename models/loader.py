@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
-from typing import Protocol, runtime_checkable
 
 import torch
 
@@ -20,13 +19,6 @@ from splitrank.models.weight_plan import AuditError, Box, LocalParameter, Piece,
 
 BLOCK_BYTES = 8 * 2**20
 _TORCH_DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
-
-
-@runtime_checkable
-class Prepared(Protocol):
-    """A layer that packs its weights, or derives small constants (a few KiB) from them, once they are loaded."""
-
-    def prepare(self) -> None: ...
 
 
 @dataclass
@@ -63,13 +55,6 @@ def load_weights(
         if statistics.written[parameter.name] != prod(parameter.shape):
             raise AuditError(f"parameter {parameter.name}: {statistics.written[parameter.name]} elements written")
     return statistics
-
-
-def prepare(module: torch.nn.Module) -> None:
-    """After loading: every layer brings its weights into the form it computes with, one weight at a time."""
-    for layer in module.modules():
-        if isinstance(layer, Prepared):
-            layer.prepare()
 
 
 def check_allocation(parameters: dict[str, torch.nn.Parameter], plan: WeightPlan) -> None:

@@ -5,7 +5,7 @@ from itertools import accumulate
 
 import torch
 
-from splitrank.models.batch import Batch, PrefillChunk
+from splitrank.models.batch import Batch, Chunk, PrefillRows
 from splitrank.serving.messages import SequencePlan
 
 
@@ -38,17 +38,26 @@ def make_batch(sequences: list[SequencePlan], page_size: int) -> PlannedBatch:
         decode_slots=_ints([s.slot for s in decodes]),
         decode_pages=_page_tables(decodes, page_size),
         decode_lengths=_ints([s.start + 1 for s in decodes]),
-        prefills=tuple(
-            _prefill(s, end - len(s.tokens), page_size) for s, end in zip(chunks, ends[len(decodes) :], strict=True)
-        ),
+        prefills=_prefill_rows(chunks, len(decodes), page_size),
         sample_rows=_ints([last_row[s.request] for s in sampled]),
     )
     return PlannedBatch(batch, sampled)
 
 
-def _prefill(sequence: SequencePlan, row: int, page_size: int) -> PrefillChunk:
-    pages = _used_pages(sequence, page_size)
-    return PrefillChunk(row, len(sequence.tokens), sequence.start, sequence.slot, _ints(pages))
+def _prefill_rows(sequences: list[SequencePlan], first_row: int, page_size: int) -> PrefillRows:
+    """``sequences`` stand behind ``first_row`` decode rows."""
+    ends = list(accumulate((len(s.tokens) for s in sequences), initial=0))
+    chunks = (
+        Chunk(first_row + offset, len(s.tokens), s.start, s.slot)
+        for s, offset in zip(sequences, ends, strict=False)  # the last end begins nothing
+    )
+    return PrefillRows(
+        tuple(chunks),
+        torch.tensor(ends, dtype=torch.int32),
+        torch.tensor([s.start for s in sequences], dtype=torch.int32),
+        _ints([s.slot for s in sequences]),
+        _page_tables(sequences, page_size),
+    )
 
 
 def _used_pages(sequence: SequencePlan, page_size: int) -> list[int]:
@@ -61,8 +70,8 @@ def _kv_indices(sequence: SequencePlan, page_size: int) -> list[int]:
     return [sequence.pages[position // page_size] * page_size + position % page_size for position in positions]
 
 
-def _page_tables(decodes: list[SequencePlan], page_size: int) -> torch.Tensor:
-    tables = [_used_pages(s, page_size) for s in decodes]
+def _page_tables(sequences: list[SequencePlan], page_size: int) -> torch.Tensor:
+    tables = [_used_pages(s, page_size) for s in sequences]
     width = max(map(len, tables), default=0)
     rows = [table + [0] * (width - len(table)) for table in tables]
     return torch.tensor(rows, dtype=torch.int64).view(len(tables), width)
