@@ -12,6 +12,7 @@ from splitrank.models.checkpoint import open_checkpoint
 from splitrank.models.config import ModelConfig, read_config
 from splitrank.models.loader import LoadStatistics, load_weights
 from splitrank.models.memory import plan_all_ranks
+from splitrank.models.ops.cpu.operations import CpuOperations
 from splitrank.models.qwen3_5 import Stage
 from splitrank.models.safetensors_header import CheckpointError
 from splitrank.models.weight_plan import AuditError, Piece, WeightPlan
@@ -35,7 +36,7 @@ class Folder:
 
     def load(self, plan: WeightPlan, partition: tuple[int, ...]) -> tuple[Stage, LoadStatistics]:
         dtype = getattr(torch, plan.parameters[0].dtype)
-        stage = Stage(self.config, plan.stage, partition, plan.shard, dtype)
+        stage = Stage(self.config, plan.stage, partition, plan.shard, dtype, CpuOperations())
         for parameter in stage.parameters():
             parameter.data.fill_(torch.nan)
         return stage, load_weights(stage, plan, self.checkpoint)
@@ -127,7 +128,7 @@ def exact(folder: Folder, piece: Piece) -> int:
 def test_a_rank_reads_its_bytes_and_no_others(folder: Folder, partition: tuple[int, ...], tp: int) -> None:
     """Column slices in whole rows, which needs tensor ranks; everything else to the byte."""
     for plan in folder.plans(partition, tp):
-        stage = Stage(folder.config, plan.stage, partition, plan.shard, torch.float32)
+        stage = Stage(folder.config, plan.stage, partition, plan.shard, torch.float32, CpuOperations())
         load = partial(load_weights, stage, plan, folder.checkpoint)
         num_bytes, statistics = bytes_read_by(load)
         pieces = [piece for parameter in plan.parameters for piece in parameter.pieces]
@@ -172,7 +173,7 @@ def test_small_blocks_fill_the_same(folder: Folder, monkeypatch: pytest.MonkeyPa
 
 def test_progress_adds_up_to_the_planned_bytes(folder: Folder) -> None:
     plan = folder.plans((2, 3), 2)[2]
-    stage, seen = Stage(folder.config, plan.stage, (2, 3), plan.shard, torch.float32), []
+    stage, seen = Stage(folder.config, plan.stage, (2, 3), plan.shard, torch.float32, CpuOperations()), []
     load_weights(stage, plan, folder.checkpoint, seen.append)
     assert sum(seen) == plan.num_bytes
 

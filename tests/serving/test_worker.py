@@ -66,15 +66,15 @@ def test_swapped_out_and_in_elsewhere_a_request_continues_with_the_same_bits(
     expected = steps.generate(1, 0, PAGES, PROMPT, 0, 12)
     first = steps.generate(2, 5, [30, 31, 32], PROMPT, 0, 4)
     length = len(PROMPT) + 3
-    saved = [t.clone() for t in worker.memory.save(torch.tensor([30, 31, 32]), 5)]
+    saved = [t.clone() for t in worker.cache.save(torch.tensor([30, 31, 32]), 5)]
     steps([], swap_out=[SwapPlan(2, 5, [30, 31, 32])])
-    for tensor in (tensor for state in worker.memory.layers.values() for tensor in vars(state).values()):
+    for tensor in (tensor for state in worker.cache.layers.values() for tensor in vars(state).values()):
         tensor.fill_(torch.nan)  # whoever had these pages meanwhile
     steps([], swap_in=[SwapPlan(2, 2, [40, 6, 11])])
-    restored = worker.memory.save(torch.tensor([40, 6, 11]), 2)
+    restored = worker.cache.save(torch.tensor([40, 6, 11]), 2)
     assert all(torch.equal(before, after) for before, after in zip(saved, restored, strict=True))
-    worker.memory.layers[3].keys[0] = worker.memory.layers[3].values[0] = 0.0  # pads page tables, is never NaN
-    worker.memory.layers[3].keys[50] = worker.memory.layers[3].values[50] = 0.0
+    worker.cache.layers[3].keys[0] = worker.cache.layers[3].values[0] = 0.0  # pads page tables, is never NaN
+    worker.cache.layers[3].keys[50] = worker.cache.layers[3].values[50] = 0.0
     assert first + steps.generate(2, 2, [40, 6, 11, 50], first[-1:], length, 8) == expected
 
 
