@@ -8,7 +8,6 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, runtime_checkable
 
 import torch
 
@@ -22,13 +21,6 @@ BLOCK_BYTES = 8 * 2**20
 # together with it. A read of its own costs as much as copying 4 to 6 KiB from the page cache (measured, tp 2 to 8).
 GAP_BYTES = 6 * 2**10
 TORCH_DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
-
-
-@runtime_checkable
-class Prepared(Protocol):
-    """A layer that packs its weights, or derives small constants (a few KiB) from them, once they are loaded."""
-
-    def prepare(self) -> None: ...
 
 
 def load_weights(
@@ -57,13 +49,6 @@ def load_weights(
                 on_progress(num_bytes)
             audit_copies(plan.where, planned, copies, checkpoint)
     return bytes_written
-
-
-def prepare(module: torch.nn.Module) -> None:
-    """After loading: every layer brings its weights into the form it computes with, one weight at a time."""
-    for layer in module.modules():
-        if isinstance(layer, Prepared):
-            layer.prepare()
 
 
 def check_allocation(parameters: dict[str, torch.nn.Parameter], plan: WeightPlan) -> None:

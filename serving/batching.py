@@ -6,7 +6,7 @@ from itertools import accumulate
 
 import torch
 
-from splitrank.models.batch import Batch, PrefillChunk, StateCopy
+from splitrank.models.batch import Batch, Chunk, PrefillRows, StateCopy
 from splitrank.serving.messages import SequencePlan, SnapshotPlan
 
 
@@ -42,18 +42,10 @@ def make_batch(sequences: list[SequencePlan], page_size: int, saved: Collection[
         decode_slots=_ints([s.slot for s in decodes]),
         decode_pages=_page_tables(decodes, page_size),
         decode_lengths=_ints([s.start + 1 for s in decodes]),
-        prefills=tuple(
-            _prefill(s, end - len(s.tokens), page_size, list(inside.values()))
-            for s, end, inside in zip(chunks, ends[len(decodes) :], copies, strict=True)
-        ),
+        prefills=_prefill_rows(chunks, copies, len(decodes), page_size),
         sample_rows=_ints([last_row[s.request] for s in sampled]),
     )
     return PlannedBatch(batch, sampled, {number: copy for inside in copies for number, copy in inside.items()})
-
-
-def _prefill(sequence: SequencePlan, row: int, page_size: int, copies: list[StateCopy]) -> PrefillChunk:
-    pages = _ints(_used_pages(sequence, page_size))
-    return PrefillChunk(row, len(sequence.tokens), sequence.start, sequence.slot, pages, tuple(copies))
 
 
 def _copies_inside(sequence: SequencePlan, saved: Collection[SnapshotPlan]) -> dict[int, StateCopy]:
@@ -62,6 +54,24 @@ def _copies_inside(sequence: SequencePlan, saved: Collection[SnapshotPlan]) -> d
     inside = [one for one in saved if one.slot == sequence.slot and one.num_tokens < end]
     inside.sort(key=lambda one: one.num_tokens)
     return {one.snapshot: StateCopy(one.num_tokens - sequence.start) for one in inside}
+
+
+def _prefill_rows(
+    sequences: list[SequencePlan], copies: list[dict[int, StateCopy]], first_row: int, page_size: int
+) -> PrefillRows:
+    """``sequences`` stand behind ``first_row`` decode rows."""
+    ends = list(accumulate((len(s.tokens) for s in sequences), initial=0))
+    chunks = (
+        Chunk(first_row + offset, len(s.tokens), s.start, s.slot, tuple(inside.values()))
+        for s, inside, offset in zip(sequences, copies, ends, strict=False)  # the last end begins nothing
+    )
+    return PrefillRows(
+        tuple(chunks),
+        torch.tensor(ends, dtype=torch.int32),
+        torch.tensor([s.start for s in sequences], dtype=torch.int32),
+        _ints([s.slot for s in sequences]),
+        _page_tables(sequences, page_size),
+    )
 
 
 def _used_pages(sequence: SequencePlan, page_size: int) -> list[int]:
@@ -74,8 +84,8 @@ def _kv_indices(sequence: SequencePlan, page_size: int) -> list[int]:
     return [sequence.pages[position // page_size] * page_size + position % page_size for position in positions]
 
 
-def _page_tables(decodes: list[SequencePlan], page_size: int) -> torch.Tensor:
-    tables = [_used_pages(s, page_size) for s in decodes]
+def _page_tables(sequences: list[SequencePlan], page_size: int) -> torch.Tensor:
+    tables = [_used_pages(s, page_size) for s in sequences]
     width = max(map(len, tables), default=0)
     rows = [table + [0] * (width - len(table)) for table in tables]
     return torch.tensor(rows, dtype=torch.int64).view(len(tables), width)

@@ -9,14 +9,17 @@ import torch
 
 from splitrank.comm.mesh import Mesh, mesh_position
 from splitrank.comm.selection import AllReduceOptions
+from splitrank.models.cache import StageCache
 from splitrank.models.checkpoint import Checkpoint, open_checkpoint
 from splitrank.models.config import read_config
-from splitrank.models.loader import load_weights, prepare
+from splitrank.models.hidden_states import HiddenStates
+from splitrank.models.layers.parameter import prepare
+from splitrank.models.loader import load_weights
 from splitrank.models.memory import GIB, rank_memory
+from splitrank.models.ops.cpu.operations import CpuOperations
+from splitrank.models.ops.operations import Operations
 from splitrank.models.qwen3_5 import Stage
 from splitrank.models.sharding import TensorShard, stage_slice
-from splitrank.models.stage import StageState
-from splitrank.models.state import StageMemory
 from splitrank.models.verify_weights import verify_weights
 from splitrank.models.weight_plan import WeightPlan, audit_plan, plan_weights
 from splitrank.serving.batching import PlannedBatch, make_batch
@@ -38,6 +41,7 @@ class Worker:
         self.stage_slice = stage_slice(self.position.pp_rank, spec.pp_size, spec.partition)
         self.shard = TensorShard(self.position.tp_rank, spec.tp_size)
         self.dtype: torch.dtype = getattr(torch, spec.dtype)
+        self.ops: Operations = CpuOperations()
         timeout_s = max(spec.step_timeout_s, JOIN_TIMEOUT_S)
         options = AllReduceOptions(spec.all_reduce, spec.all_reduce_codec)
         self.mesh = Mesh(self.position, Path(spec.run_dir) / "rendezvous", timeout_s, options)
@@ -68,11 +72,11 @@ class Worker:
 
     def load(self, on_progress: Callable[[int], object] = lambda num_bytes: None) -> str:
         """Builds the stage, loads it, allocates its state; returns the report line of this rank."""
-        self.model = Stage(self.config, self.stage_slice, self.spec.partition, self.shard, self.dtype)
+        self.model = Stage(self.config, self.stage_slice, self.spec.partition, self.shard, self.dtype, self.ops)
         bytes_written = load_weights(self.model, self.plan, self.checkpoint, on_progress)
         if self.spec.verify_weights:
             verify_weights(self.model, self.config, self.shard, self.checkpoint, self.plan.where)
-        self.memory = StageMemory(
+        self.cache = StageCache(
             self.config,
             self.stage_slice,
             self.shard,
@@ -80,9 +84,10 @@ class Worker:
             self.spec.num_pages,
             self.spec.page_size,
             self.spec.max_running_requests,
+            self.ops,
         )
         report = self._report(bytes_written)
-        prepare(self.model)
+        prepare(self.model, self.ops)
         return report
 
     def _report(self, bytes_written: int) -> str:
@@ -91,7 +96,7 @@ class Worker:
         expected = rank_memory(self.config, self.plan, self.spec.dtype)
         tokens = self.spec.num_pages * self.spec.page_size
         planned = expected.total(tokens, self.spec.max_running_requests) - expected.weight_bytes
-        assert self.memory.num_bytes == planned, (self.memory.num_bytes, planned)
+        assert self.cache.num_bytes == planned, (self.cache.num_bytes, planned)
         layers = self.stage_slice
         verified = ", verified" if self.spec.verify_weights else ""
         weights = f"weights {bytes_written:,} B = planned{verified} ({bytes_written / GIB:.2f} GiB)"
@@ -123,12 +128,12 @@ class Worker:
     def _forward(self, planned: PlannedBatch, step: int, plan_hash: str) -> torch.Tensor | None:
         """Receives from the stage before, runs this stage, sends to the next; logits on the last stage."""
         batch, link = planned.batch, self.mesh.link
-        state = None
+        states = None
         if not self.stage_slice.is_first:
             shape = (batch.num_tokens, self.config.hidden_size)
-            state = StageState(*link.receive(2, shape, self.dtype, step, plan_hash))
-        output = self.model(batch, state, self.memory, self.mesh.collectives)
-        if isinstance(output, StageState):
+            states = HiddenStates(*link.receive(2, shape, self.dtype, step, plan_hash))
+        output = self.model(batch, states, self.cache, self.mesh.collectives)
+        if isinstance(output, HiddenStates):
             self.mesh.collectives.check()
             link.send(tuple(output), step, plan_hash)
             return None
@@ -149,26 +154,26 @@ class Worker:
     def _swap(self, plan: StepPlan) -> None:
         """Preempted requests go to host memory before those that come back take their pages."""
         for out in plan.swap_out:
-            self._swapped[out.request] = self.memory.save(torch.tensor(out.pages, dtype=torch.int64), out.slot)
+            self._swapped[out.request] = self.cache.save(torch.tensor(out.pages, dtype=torch.int64), out.slot)
         for back in plan.swap_in:
             saved = self._swapped.pop(back.request)
-            self.memory.restore(saved, torch.tensor(back.pages, dtype=torch.int64), back.slot)
+            self.cache.restore(saved, torch.tensor(back.pages, dtype=torch.int64), back.slot)
 
     def _keep_finished(self, plan: StepPlan) -> None:
         """Before anything else of the plan can write to their slots and pages."""
         for kept in plan.kept:
-            self._snapshots[kept.snapshot] = self.memory.save(torch.tensor(kept.pages), kept.slot)
+            self._snapshots[kept.snapshot] = self.cache.save(torch.tensor(kept.pages), kept.slot)
 
     def _restore_snapshots(self, plan: StepPlan) -> None:
         for restored in plan.restored:
-            self.memory.restore(self._snapshots[restored.snapshot], torch.tensor(restored.pages), restored.slot)
+            self.cache.restore(self._snapshots[restored.snapshot], torch.tensor(restored.pages), restored.slot)
 
     def _save_snapshots(self, plan: StepPlan, batch: PlannedBatch) -> None:
         """Inside a chunk the layers have copied the state; at its end, the state lies in the slot."""
         for saved in plan.saved:
             pages, copy = torch.tensor(saved.pages), batch.copies.get(saved.snapshot)
             self._snapshots[saved.snapshot] = (
-                self.memory.save_inside(pages, copy.tensors) if copy else self.memory.save(pages, saved.slot)
+                self.cache.save_inside(pages, copy.tensors) if copy else self.cache.save(pages, saved.slot)
             )
         for snapshot in plan.dropped:  # with little room, also one that was saved a moment ago
             del self._snapshots[snapshot]

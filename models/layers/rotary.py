@@ -11,15 +11,17 @@ import torch
 
 from splitrank.models.config import Yarn
 
+CosSin = tuple[torch.Tensor, torch.Tensor]
+
 
 class RotaryEmbedding:
     """Cosines and sines of a step's positions; no parameters."""
 
-    def __init__(self, rotary_dim: int, theta: float, yarn: Yarn | None) -> None:
-        self._inverse_frequencies = inverse_frequencies(rotary_dim, theta, yarn)
+    def __init__(self, rotary_dim: int, theta: float, yarn: Yarn | None, device: torch.device) -> None:
+        self._inverse_frequencies = inverse_frequencies(rotary_dim, theta, yarn).to(device)
         self._scale = 1.0 if yarn is None else yarn.attention_factor
 
-    def __call__(self, positions: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    def __call__(self, positions: torch.Tensor, dtype: torch.dtype) -> CosSin:
         """positions [T] -> cos, sin [T, 1, rotary_dim] in ``dtype`` (the angles are float32)."""
         angles = positions.float()[:, None] * self._inverse_frequencies
         angles = torch.cat((angles, angles), dim=-1)[:, None]
@@ -44,12 +46,3 @@ def inverse_frequencies(rotary_dim: int, theta: float, yarn: Yarn | None) -> tor
     high += 0.001 * (low == high)  # no division by zero
     keeps = 1 - ((torch.arange(rotary_dim // 2, dtype=torch.float32) - low) / (high - low)).clamp(0, 1)
     return 1.0 / (yarn.factor * periods) * (1 - keeps) + 1.0 / periods * keeps
-
-
-def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """x [T, heads, head_dim]: rotates the first ``cos.shape[-1]`` dims, passes the rest."""
-    rotary_dim = cos.shape[-1]
-    turned, passed = x[..., :rotary_dim], x[..., rotary_dim:]
-    first, second = turned.chunk(2, dim=-1)
-    turned = turned * cos + torch.cat((-second, first), dim=-1) * sin
-    return torch.cat((turned, passed), dim=-1)

@@ -13,6 +13,7 @@ from splitrank.models.checkpoint import open_checkpoint
 from splitrank.models.config import ModelConfig, read_config
 from splitrank.models.loader import load_weights
 from splitrank.models.memory import plan_all_ranks
+from splitrank.models.ops.cpu.operations import CpuOperations
 from splitrank.models.qwen3_5 import Stage
 from splitrank.models.safetensors_header import CheckpointError
 from splitrank.models.weight_plan import Piece, WeightPlan
@@ -36,7 +37,7 @@ class Folder:
 
     def load(self, plan: WeightPlan, partition: tuple[int, ...]) -> Stage:
         dtype = getattr(torch, plan.parameters[0].dtype)
-        stage = Stage(self.config, plan.stage, partition, plan.shard, dtype)
+        stage = Stage(self.config, plan.stage, partition, plan.shard, dtype, CpuOperations())
         for parameter in stage.parameters():
             parameter.data.fill_(torch.nan)
         load_weights(stage, plan, self.checkpoint)
@@ -200,7 +201,7 @@ def test_small_blocks_fill_the_same(
 
 def test_progress_adds_up_to_the_planned_bytes(folder: Folder) -> None:
     plan = folder.plans((2, 3), 2)[2]
-    stage, seen = Stage(folder.config, plan.stage, (2, 3), plan.shard, torch.float32), []
+    stage, seen = Stage(folder.config, plan.stage, (2, 3), plan.shard, torch.float32, CpuOperations()), []
     load_weights(stage, plan, folder.checkpoint, seen.append)
     assert sum(seen) == plan.num_bytes
 

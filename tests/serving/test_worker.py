@@ -66,11 +66,11 @@ def test_swapped_out_and_in_elsewhere_a_request_continues_with_the_same_bits(
     expected = steps.generate(1, 0, PAGES, PROMPT, 0, 12)
     first = steps.generate(2, 5, [30, 31, 32], PROMPT, 0, 4)
     length = len(PROMPT) + 3
-    saved = [t.clone() for t in worker.memory.save(torch.tensor([30, 31, 32]), 5)]
+    saved = [t.clone() for t in worker.cache.save(torch.tensor([30, 31, 32]), 5)]
     steps([], swap_out=[SwapPlan(2, 5, [30, 31, 32])])
     soil(worker, torch.nan)  # whoever had these pages meanwhile
     steps([], swap_in=[SwapPlan(2, 2, [40, 6, 11])])
-    restored = worker.memory.save(torch.tensor([40, 6, 11]), 2)
+    restored = worker.cache.save(torch.tensor([40, 6, 11]), 2)
     assert all(torch.equal(before, after) for before, after in zip(saved, restored, strict=True))
     assert first + steps.generate(2, 2, [40, 6, 11, 50], first[-1:], length, 8) == expected
 
@@ -90,7 +90,7 @@ def test_one_step_may_swap_one_out_and_another_into_its_place(worker: Worker) ->
 
 
 def soil(worker: Worker, value: float) -> None:
-    for state in worker.memory.layers.values():
+    for state in worker.cache.layers.values():
         for tensor in vars(state).values():
             tensor.fill_(value)
 

@@ -45,20 +45,20 @@ def compute(worker: Worker, number: int, tokens: list[int], **parts: list) -> li
 def test_a_snapshot_anywhere_in_a_chunk_holds_the_state_there(folder: Path, tmp_path: Path, position: int) -> None:
     worker = start(folder, tmp_path)
     expected = compute(worker, 0, PROMPT)
-    whole = worker.memory.save(torch.tensor(PAGES), 1)
+    whole = worker.cache.save(torch.tensor(PAGES), 1)
     pages = PAGES[: -(-position // 16)]
     assert compute(worker, 1, PROMPT, saved=[SnapshotPlan(7, position, 1, pages)]) == expected
     if position % 64 == 0:  # the blocks of the chunked delta rule: it computes the same sums in the same order
-        saved = worker.memory.save(torch.tensor(PAGES), 1)
+        saved = worker.cache.save(torch.tensor(PAGES), 1)
         assert all(torch.equal(one, other) for one, other in zip(whole, saved, strict=True))
     compute(worker, 2, PROMPT[:position])
-    stopped = worker.memory.save(torch.tensor(pages), 1)
+    stopped = worker.cache.save(torch.tensor(pages), 1)
     snapshot = worker._snapshots[7]
     filled = [slice(None, position - 16 * (len(pages) - 1)) if one.shape[1:2] == (16,) else None for one in stopped]
     for found, end, last in zip(snapshot, stopped, filled, strict=True):
         found, end = (found, end) if last is None else (found[-1, last], end[-1, last])
         torch.testing.assert_close(found, end, rtol=2e-5, atol=2e-6)
-    for tensor in (tensor for state in worker.memory.layers.values() for tensor in vars(state).values()):
+    for tensor in (tensor for state in worker.cache.layers.values() for tensor in vars(state).values()):
         tensor.fill_(7.0)  # whoever had these pages and slots meanwhile
     if position < len(PROMPT):
         others = list(range(40, 53))
@@ -84,7 +84,7 @@ def test_two_prompts_are_saved_in_one_step_one_of_them_twice(folder: Path, tmp_p
     worker.execute(step_plan(sequences, 0, admitted=admitted, saved=saved), "")
     for number, tokens, end in ((3, PROMPT, 128), (4, other, 64), (5, PROMPT, 64)):
         compute(worker, 10 + number, tokens[:end])
-        stopped = worker.memory.save(torch.tensor(PAGES[: end // 16]), 1)
+        stopped = worker.cache.save(torch.tensor(PAGES[: end // 16]), 1)
         for found, expected in zip(worker._snapshots[number], stopped, strict=True):
             torch.testing.assert_close(found, expected, rtol=2e-5, atol=2e-6)
 
@@ -92,7 +92,7 @@ def test_two_prompts_are_saved_in_one_step_one_of_them_twice(folder: Path, tmp_p
 def test_a_finished_request_is_kept_before_its_slot_and_pages_are_used_again(folder: Path, tmp_path: Path) -> None:
     worker = start(folder, tmp_path)
     compute(worker, 0, PROMPT)
-    finished = worker.memory.save(torch.tensor(PAGES), 1)
+    finished = worker.cache.save(torch.tensor(PAGES), 1)
     kept = [SnapshotPlan(7, len(PROMPT), 1, PAGES)]
     compute(worker, 1, PROMPT[::-1], released=[0], kept=kept)
     assert all(torch.equal(one, other) for one, other in zip(worker._snapshots[7], finished, strict=True))

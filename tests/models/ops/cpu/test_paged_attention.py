@@ -3,10 +3,9 @@
 import pytest
 import torch
 
-from splitrank.models.batch import PrefillChunk
+from splitrank.models.cache import KVPages
 from splitrank.models.ops import reference
-from splitrank.models.ops.paged_attention import decode_attention, prefill_attention, write_pages
-from splitrank.models.state import KVPages
+from splitrank.models.ops.cpu.paged_attention import decode_attention, prefill_attention, write_pages
 
 # Dot products of d <= 10 terms, a softmax and a mean over up to 40 values, all in float32 and of order one.
 BOUND = 2e-6
@@ -45,7 +44,7 @@ def test_prefill(heads: tuple[int, int], start: int, length: int, dirt: float) -
     state = dirty_pages(heads[1], dirt)
     context = Context(state, start + length, [23, 5, 0, 17, 3, 8, 12, 2, 20, 1][: -(-(start + length) // PAGE)], seed=1)
     q = random(length, heads[0], 10, seed=3)
-    found = prefill_attention(q, state, PrefillChunk(0, length, start, 0, context.pages))
+    found = prefill_attention(q, state, start, context.pages)
     torch.testing.assert_close(found.double(), context.attend(q, start), atol=BOUND, rtol=BOUND)
 
 

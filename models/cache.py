@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 
 from splitrank.models.config import FULL, ModelConfig
+from splitrank.models.layer_shapes import LayerShapes
+from splitrank.models.ops.operations import Operations
 from splitrank.models.sharding import StageSlice, TensorShard
 
 
@@ -32,11 +34,11 @@ class RecurrentSlots:
     delta: torch.Tensor
 
 
-LayerState = KVPages | RecurrentSlots
+LayerCache = KVPages | RecurrentSlots
 
 
-class StageMemory:
-    """State of all layers of a stage, by global layer index."""
+class StageCache:
+    """The caches of all layers of a stage, by global layer index."""
 
     def __init__(
         self,
@@ -47,22 +49,24 @@ class StageMemory:
         num_pages: int,
         page_size: int,
         num_slots: int,
+        ops: Operations,
     ) -> None:
         self.page_size = page_size
-        self.layers: dict[int, LayerState] = {
-            layer: _kv_pages(config, shard, dtype, num_pages, page_size)
+        shapes = LayerShapes.of(config, shard)
+        self.layers: dict[int, LayerCache] = {
+            layer: _kv_pages(shapes, dtype, num_pages, page_size, ops)
             if config.layer_types[layer] == FULL
-            else _recurrent_slots(config, shard, dtype, num_slots)
+            else _recurrent_slots(shapes, dtype, num_slots, ops)
             for layer in stage.layers
         }
 
     @property
     def num_bytes(self) -> int:
-        return sum(tensor.nbytes for state in self.layers.values() for tensor in _tensors(state))
+        return sum(tensor.nbytes for cache in self.layers.values() for tensor in _tensors(cache))
 
     def save(self, pages: torch.Tensor, slot: int) -> list[torch.Tensor]:
         """Copies one sequence's pages and slot out (to host memory), layer by layer."""
-        return [tensor[pages if isinstance(state, KVPages) else slot].clone() for state, tensor in self._walk()]
+        return [tensor[pages if isinstance(cache, KVPages) else slot].clone() for cache, tensor in self._walk()]
 
     def save_inside(self, pages: torch.Tensor, states: list[torch.Tensor]) -> list[torch.Tensor]:
         """What ``save`` would have returned inside the chunk just computed, where the layers copied ``states``.
@@ -70,33 +74,28 @@ class StageMemory:
         The last page may hold tokens from behind that place; whoever begins there writes over them before reading.
         """
         rest = iter(states)
-        return [tensor[pages].clone() if isinstance(state, KVPages) else next(rest) for state, tensor in self._walk()]
+        return [tensor[pages].clone() if isinstance(cache, KVPages) else next(rest) for cache, tensor in self._walk()]
 
     def restore(self, saved: list[torch.Tensor], pages: torch.Tensor, slot: int) -> None:
         """Copies what ``save`` returned back, into other pages and another slot: the same bits."""
-        for (state, tensor), copy in zip(self._walk(), saved, strict=True):
-            tensor[pages if isinstance(state, KVPages) else slot] = copy
+        for (cache, tensor), copy in zip(self._walk(), saved, strict=True):
+            tensor[pages if isinstance(cache, KVPages) else slot] = copy
 
-    def _walk(self) -> list[tuple[LayerState, torch.Tensor]]:
-        return [(state, tensor) for state in self.layers.values() for tensor in _tensors(state)]
-
-
-def _tensors(state: LayerState) -> tuple[torch.Tensor, torch.Tensor]:
-    return (state.keys, state.values) if isinstance(state, KVPages) else (state.conv, state.delta)
+    def _walk(self) -> list[tuple[LayerCache, torch.Tensor]]:
+        return [(cache, tensor) for cache in self.layers.values() for tensor in _tensors(cache)]
 
 
-def _kv_pages(config: ModelConfig, shard: TensorShard, dtype: torch.dtype, num_pages: int, page_size: int) -> KVPages:
-    start, stop = shard.groups(config.num_key_value_heads)
-    shape = (num_pages, page_size, stop - start, config.head_dim)
-    return KVPages(torch.zeros(shape, dtype=dtype), torch.zeros(shape, dtype=dtype))
+def _tensors(cache: LayerCache) -> tuple[torch.Tensor, torch.Tensor]:
+    return (cache.keys, cache.values) if isinstance(cache, KVPages) else (cache.conv, cache.delta)
 
 
-def _recurrent_slots(config: ModelConfig, shard: TensorShard, dtype: torch.dtype, num_slots: int) -> RecurrentSlots:
-    k_start, k_stop = shard.groups(config.linear_num_key_heads)
-    v_start, v_stop = shard.even(config.linear_num_value_heads)
-    k_dim, v_dim = config.linear_key_head_dim, config.linear_value_head_dim
-    conv_dim = 2 * (k_stop - k_start) * k_dim + (v_stop - v_start) * v_dim
+def _kv_pages(shapes: LayerShapes, dtype: torch.dtype, num_pages: int, page_size: int, ops: Operations) -> KVPages:
+    shape = (num_pages, page_size, shapes.num_kv_heads, shapes.config.head_dim)
+    return KVPages(ops.zeros(*shape, dtype=dtype), ops.zeros(*shape, dtype=dtype))
+
+
+def _recurrent_slots(shapes: LayerShapes, dtype: torch.dtype, num_slots: int, ops: Operations) -> RecurrentSlots:
     return RecurrentSlots(
-        torch.zeros((num_slots, config.linear_conv_kernel_dim - 1, conv_dim), dtype=dtype),
-        torch.zeros((num_slots, v_stop - v_start, k_dim, v_dim), dtype=torch.float32),
+        ops.zeros(num_slots, *shapes.conv_state, dtype=dtype),
+        ops.zeros(num_slots, *shapes.delta_state, dtype=torch.float32),
     )
