@@ -5,12 +5,13 @@ written twice, written to another place or read from another place is found. Wha
 is ``verify_weights``.
 """
 
+from bisect import bisect_right
 from dataclasses import dataclass
 from math import prod
 
 from splitrank.models.checkpoint import Checkpoint
 from splitrank.models.safetensors_header import TensorEntry
-from splitrank.models.weight_plan import AuditError, LocalParameter, runs_of
+from splitrank.models.weight_plan import AuditError, LocalParameter, Runs, runs_of
 
 
 @dataclass(frozen=True)
@@ -23,9 +24,19 @@ class Copied:
     element: int
 
 
+@dataclass(frozen=True)
+class _Part:
+    """A contiguous range of the parameter and what the plan has for it."""
+
+    target: Runs
+    source: Runs
+    entry: TensorEntry
+
+
 def audit_copies(where: str, parameter: LocalParameter, copies: list[Copied], checkpoint: Checkpoint) -> None:
     """Raises ``AuditError``, one line that names ``where`` (the rank), the parameter and the first wrong elements."""
-    size, position = prod(parameter.shape), 0
+    size, position, parts = prod(parameter.shape), 0, _parts(parameter, checkpoint)
+    starts = [part.target.first for part in parts]
     for copied in sorted(copies, key=lambda copied: copied.start):
         if not 0 <= copied.start <= copied.stop <= size:
             raise AuditError(f"{where}: parameter {parameter.name}: {_range(copied)} of {size} were written")
@@ -36,26 +47,33 @@ def audit_copies(where: str, parameter: LocalParameter, copies: list[Copied], ch
                 f"{where}: parameter {parameter.name}: element {copied.start} of {size} was written twice, "
                 f"the second time from tensor {copied.entry.name!r} of {copied.entry.file}"
             )
-        _check_source(where, parameter, copied, checkpoint)
+        index = bisect_right(starts, copied.start) - 1
+        if index < 0:
+            raise AuditError(f"{where}: parameter {parameter.name}: {_range(copied)} are in no piece of the plan")
+        _check_source(f"{where}: parameter {parameter.name}", parts[index], copied)
         position = copied.stop
     if position != size:
         raise AuditError(f"{where}: parameter {parameter.name}: element {position} of {size} was not written")
 
 
-def _check_source(where: str, parameter: LocalParameter, copied: Copied, checkpoint: Checkpoint) -> None:
-    for piece in parameter.pieces:
-        target = runs_of(parameter.shape, piece.target)
-        if target.first <= copied.start < target.first + target.length:
-            planned = checkpoint.tensors[piece.tensor]
-            element = runs_of(planned.shape, piece.source).at(copied.start - target.first)
-            if (planned, element) != (copied.entry, copied.element):
-                raise AuditError(
-                    f"{where}: parameter {parameter.name}: {_range(copied)} came from element {copied.element} of "
-                    f"tensor {copied.entry.name!r} of {copied.entry.file}, the plan names element {element} of "
-                    f"{planned.name!r}"
-                )
-            return
-    raise AuditError(f"{where}: parameter {parameter.name}: {_range(copied)} are in no piece of the plan")
+def _parts(parameter: LocalParameter, checkpoint: Checkpoint) -> list[_Part]:
+    """In the order of the parameter's elements."""
+    parts = []
+    for piece in parameter.contiguous_pieces():
+        entry = checkpoint.tensors[piece.tensor]
+        parts.append(_Part(runs_of(parameter.shape, piece.target), runs_of(entry.shape, piece.source), entry))
+    return sorted(parts, key=lambda part: part.target.first)
+
+
+def _check_source(what: str, part: _Part, copied: Copied) -> None:
+    if copied.start >= part.target.first + part.target.length:
+        raise AuditError(f"{what}: {_range(copied)} are in no piece of the plan")
+    element = part.source.at(copied.start - part.target.first)
+    if (part.entry, element) != (copied.entry, copied.element):
+        raise AuditError(
+            f"{what}: {_range(copied)} came from element {copied.element} of tensor {copied.entry.name!r} of "
+            f"{copied.entry.file}, the plan names element {element} of {part.entry.name!r}"
+        )
 
 
 def _range(copied: Copied) -> str:

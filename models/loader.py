@@ -69,7 +69,7 @@ def _copy_pieces(
 ) -> Iterator[Copied]:
     """Reads the pieces of one parameter block by block; yields each copy when it is made."""
     flat = parameter.data.view(-1)
-    for piece in planned.pieces:
+    for piece in planned.contiguous_pieces():
         entry = checkpoint.tensors[piece.tensor]
         target = runs_of(planned.shape, piece.target)
         assert target.count == 1, (planned.name, piece)  # whole rows: a contiguous range of the parameter

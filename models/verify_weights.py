@@ -30,13 +30,13 @@ def verify_weights(
     """
     reference = _Reference(config, shard, checkpoint)
     for name, parameter in module.named_parameters():
-        row = 0
+        row, rows = 0, parameter.data.flatten(0, -2) if parameter.dim() > 2 else parameter.data
         for tensor, expected in reference.parts(name):
-            found = parameter.data[row : row + len(expected)].cpu()
+            found = rows[row : row + len(expected)].cpu()
             _compare(f"{where}: parameter {name}", row, found, expected, checkpoint, tensor)
             row += len(expected)
-        if row != len(parameter):
-            raise AuditError(f"{where}: parameter {name} has {len(parameter)} rows, the checkpoint gives {row}")
+        if row != len(rows):
+            raise AuditError(f"{where}: parameter {name} has {len(rows)} rows, the checkpoint gives {row}")
 
 
 def _compare(
@@ -76,10 +76,11 @@ class _Reference:
             yield from (
                 (stem + gate, self.read(stem + gate)) for gate in (".gate.weight", ".shared_expert_gate.weight")
             )
-        elif leaf == "gate_up_proj":
-            yield from self.gate_and_up(stem, parent)
-        elif leaf == "down_proj":
-            yield self.down(stem, parent)
+        elif leaf in ("gate_up_proj", "down_proj"):
+            part = self.gate_and_up if leaf == "gate_up_proj" else self.down
+            stems = [f"{stem}.{expert}" for expert in range(self.config.num_experts)]
+            for one in stems if parent == "experts" else [stem]:
+                yield from part(one)
         else:
             whole = self.read(name)
             yield name, self.columns(whole) if leaf in ("o_proj", "out_proj") else whole
@@ -106,23 +107,29 @@ class _Reference:
                 tensor = f"{prefix}in_proj_{letter}.weight"
                 yield tensor, self.heads(self.read(tensor), v_heads)
 
-    def gate_and_up(self, stem: str, parent: str) -> Iterator[Part]:
+    def gate_and_up(self, stem: str) -> Iterator[Part]:
         """Gate rows above up rows: of the shared expert, of one routed expert, or of one in the fused tensor."""
-        fused = f"{stem.rpartition('.')[0]}.gate_up_proj"
-        if parent != "shared_expert" and fused in self.checkpoint.tensors:
-            for half in self.read(fused, int(parent)).chunk(2):
+        fused, expert = self.fused(stem, "gate_up_proj")
+        if fused in self.checkpoint.tensors:
+            for half in self.read(fused, expert).chunk(2):
                 yield fused, half.chunk(self.shard.size)[self.shard.rank]
             return
         for letter in ("gate", "up"):
             tensor = f"{stem}.{letter}_proj.weight"
             yield tensor, self.read(tensor).chunk(self.shard.size)[self.shard.rank]
 
-    def down(self, stem: str, parent: str) -> Part:
-        fused = f"{stem.rpartition('.')[0]}.down_proj"
-        if parent != "shared_expert" and fused in self.checkpoint.tensors:
-            return fused, self.columns(self.read(fused, int(parent)))
-        tensor = f"{stem}.down_proj.weight"
-        return tensor, self.columns(self.read(tensor))
+    def down(self, stem: str) -> Iterator[Part]:
+        fused, expert = self.fused(stem, "down_proj")
+        if fused in self.checkpoint.tensors:
+            yield fused, self.columns(self.read(fused, expert))
+        else:
+            tensor = f"{stem}.down_proj.weight"
+            yield tensor, self.columns(self.read(tensor))
+
+    def fused(self, stem: str, leaf: str) -> tuple[str, int | None]:
+        """``layers.3.mlp.experts.7`` -> the fused tensor's name, and 7; the shared expert's is in no checkpoint."""
+        parent, _, expert = stem.rpartition(".")
+        return f"{parent}.{leaf}", int(expert) if expert.isdigit() else None
 
     def heads(self, weight: torch.Tensor, num_heads: int) -> torch.Tensor:
         """Rows of this rank's heads; with fewer heads than ranks, the one that its ranks share."""

@@ -34,6 +34,14 @@ class Piece:
     source: Box
     target: Box
 
+    def by_first_dimension(self) -> Iterator["Piece"]:
+        """One piece for each index of the first dimension, which source and target have in common."""
+        (source, *source_rest), (target, *target_rest) = self.source, self.target
+        assert length(source) == length(target), self
+        for index in range(length(source)):
+            here, there = source[0] + index, target[0] + index
+            yield Piece(self.tensor, ((here, here + 1), *source_rest), ((there, there + 1), *target_rest))
+
 
 @dataclass(frozen=True)
 class LocalParameter:
@@ -43,6 +51,14 @@ class LocalParameter:
     shape: tuple[int, ...]
     dtype: str
     pieces: tuple[Piece, ...]
+
+    def contiguous_pieces(self) -> Iterator[Piece]:
+        """The pieces, cut so that each fills a contiguous range of the parameter: half an expert at a time."""
+        for piece in self.pieces:
+            if runs_of(self.shape, piece.target).count == 1:
+                yield piece
+            else:
+                yield from piece.by_first_dimension()
 
     @property
     def num_bytes(self) -> int:

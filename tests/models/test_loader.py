@@ -122,7 +122,7 @@ def check_bytes_read(folder: Folder, partition: tuple[int, ...], tp: int, gap_by
     """Of every rank; returns the bytes of all."""
     total = 0
     for plan in folder.plans(partition, tp):
-        stage = Stage(folder.config, plan.stage, partition, plan.shard, torch.float32)
+        stage = Stage(folder.config, plan.stage, partition, plan.shard, torch.float32, CpuOperations())
         num_bytes, bytes_written = bytes_read_by(partial(load_weights, stage, plan, folder.checkpoint))
         pieces = [piece for parameter in plan.parameters for piece in parameter.pieces]
         assert num_bytes == sum(bytes_of(folder, piece, gap_bytes) for piece in pieces)

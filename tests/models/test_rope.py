@@ -75,7 +75,9 @@ def test_frequencies_and_scale_are_those_of_transformers(case: str) -> None:
     assert torch.equal(inverse_frequencies(config.rotary_dim, config.rope_theta, config.yarn), theirs.inv_freq)
     assert (1.0 if config.yarn is None else config.yarn.attention_factor) == theirs.attention_scaling
     positions = torch.tensor([0, 1, 1000, 262_143, 262_144, 1_009_999, 1_048_575])
-    cos, sin = RotaryEmbedding(config.rotary_dim, config.rope_theta, config.yarn)(positions, torch.float32)
+    cos, sin = RotaryEmbedding(config.rotary_dim, config.rope_theta, config.yarn, torch.device("cpu"))(
+        positions, torch.float32
+    )
     expected = theirs(torch.empty(0), positions[None])
     assert all(torch.equal(found[:, 0], want[0]) for found, want in zip((cos, sin), expected, strict=True))
 
@@ -160,7 +162,7 @@ def test_logits_below_and_above_the_original_length(tmp_path: Path, case: str) -
     found = torch.cat([runner.prefill(sequence, tokens[:-2]), runner.decode(sequence, tokens[-2:])])
     assert relative_error(found, expected) <= 5e-5
     assert worst_row_error(found, expected) <= 5e-5
-    runner.worker.model.rotary = RotaryEmbedding(config.rotary_dim, config.rope_theta, None)
+    runner.worker.model.rotary = RotaryEmbedding(config.rotary_dim, config.rope_theta, None, torch.device("cpu"))
     runner.end(sequence)
     plain = runner.prefill(runner.start(len(tokens)), tokens)
     assert relative_error(plain, expected) > 1e-3

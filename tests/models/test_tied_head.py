@@ -14,6 +14,7 @@ from splitrank.models.checkpoint import open_checkpoint
 from splitrank.models.config import ModelConfig, read_config
 from splitrank.models.loader import load_weights
 from splitrank.models.memory import plan_all_ranks
+from splitrank.models.ops.cpu.operations import CpuOperations
 from splitrank.models.qwen3_5 import Stage
 from splitrank.models.safetensors_header import CheckpointError
 from splitrank.models.tied_head import settle_head
@@ -74,7 +75,7 @@ def ours(folder: Path, partition: tuple[int, ...] = (2,), tp: int = 1) -> Ends |
     rows: dict[str, list[torch.Tensor]] = {"embed_tokens": [], "lm_head": []}
     for plan in plans:
         audit_plan(plan)
-        stage = Stage(config, plan.stage, partition, plan.shard, torch.float32)
+        stage = Stage(config, plan.stage, partition, plan.shard, torch.float32, CpuOperations())
         load_weights(stage, plan, checkpoint)
         for name, parts in rows.items():
             if hasattr(stage, name):
