@@ -233,6 +233,39 @@ def test_steps_with_tools_go_on_from_the_answer_and_the_next_question_from_the_p
         assert sizes[4 * turn][1] > sizes[4 * (turn - 1)][0] - MARKER_TOKENS - 4
 
 
+def test_the_next_turn_may_come_before_the_ranks_have_heard_that_this_one_ended() -> None:
+    """The same plan keeps the finished request, and begins the next one from there in its slot and pages."""
+    loop = Loop(chat_spec(4))
+    history = question(0, 40)
+    for turn in range(3):
+        loop.add(str(turn), history, max_tokens=20)
+        while str(turn) not in loop.ended:
+            loop.plan()
+            loop.commit()
+        history = [*history, *loop.tokens[str(turn)], *question(turn, 7)]
+    loop.add("next", history, max_tokens=1)
+    plan = loop.plan()
+    assert plan is not None
+    assert [one.snapshot for one in plan.kept] == [one.snapshot for one in plan.restored]
+    assert starts(plan) == [(len(history) - 8, 8)]
+    loop.commit()
+
+
+def test_a_prompt_asked_again_is_no_answer_that_came_back() -> None:
+    loop = Loop(chat_spec(4))
+    for number in range(4):
+        assert not kept(ask(loop, f"one token {number}", question(0, 50), max_tokens=1))
+    for number in range(4):
+        assert not kept(ask(loop, f"many tokens {number}", question(1, 50), max_tokens=20))
+
+
+def test_a_single_block_may_be_shared() -> None:
+    loop = Loop(chat_spec(16))
+    for number in range(3):
+        ask(loop, str(number), [*SHARED[:16], *([30 + number] * 60)])
+    assert cached(loop, "0", "1", "2") == [0, 0, 16]
+
+
 def test_an_aborted_answer_is_not_kept() -> None:
     loop = Loop(chat_spec(4))
     chat = Chat(loop, question(0, 40), marker=[], num_thoughts=0)
