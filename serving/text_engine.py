@@ -4,8 +4,10 @@ import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
+from splitrank.serving.abandonable import in_daemon_thread
 from splitrank.serving.config import EngineConfig
 from splitrank.serving.detokenizer import Detokenizer
 from splitrank.serving.engine_client import EngineClient
@@ -154,5 +156,6 @@ async def start_prepared(prepared: PreparedModel) -> TextEngine:
 
 
 async def start_text_engine(config: EngineConfig, served_model_name: str = "") -> TextEngine:
-    """``prepare_model``, in a thread, and ``start_prepared``."""
-    return await start_prepared(await asyncio.to_thread(prepare_model, config, served_model_name))
+    """``prepare_model``, in a thread that a cancelled start abandons, and ``start_prepared``."""
+    prepared = in_daemon_thread(partial(prepare_model, config, served_model_name))
+    return await start_prepared(await asyncio.wrap_future(prepared))
