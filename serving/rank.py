@@ -8,6 +8,7 @@ import torch
 
 from splitrank.comm.errors import CommunicationError
 from splitrank.models.weight_plan import AuditError
+from splitrank.serving.console import be_lenient_with_streams
 from splitrank.serving.messages import LaunchSpec
 from splitrank.serving.progress import progress
 from splitrank.serving.rank_link import RankLink, StepOrderError, load_spec
@@ -19,6 +20,7 @@ _EXPECTED = (ValueError, OSError, CommunicationError, StepOrderError, MemoryErro
 
 
 def main(argv: list[str] | None = None) -> int:
+    be_lenient_with_streams()
     parser = argparse.ArgumentParser(prog="splitrank.serving.rank")
     parser.add_argument("--run-dir", required=True)
     parser.add_argument("--rank", type=int, required=True)

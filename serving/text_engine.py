@@ -4,11 +4,13 @@ import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
 from splitrank.models.config import read_config
 from splitrank.models.tied_head import describe_head
+from splitrank.serving.abandonable import in_daemon_thread
 from splitrank.serving.config import EngineConfig
 from splitrank.serving.detokenizer import Detokenizer
 from splitrank.serving.engine_client import EngineClient
@@ -173,5 +175,6 @@ def _notes(spec: LaunchSpec, tokenizer: Tokenizer) -> list[str]:
 
 
 async def start_text_engine(config: EngineConfig, served_model_name: str = "") -> TextEngine:
-    """``prepare_model``, in a thread, and ``start_prepared``."""
-    return await start_prepared(await asyncio.to_thread(prepare_model, config, served_model_name))
+    """``prepare_model``, in a thread that a cancelled start abandons, and ``start_prepared``."""
+    prepared = in_daemon_thread(partial(prepare_model, config, served_model_name))
+    return await start_prepared(await asyncio.wrap_future(prepared))

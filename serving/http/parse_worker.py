@@ -14,6 +14,7 @@ from typing import Any
 
 import msgspec
 
+from splitrank.serving.console import be_lenient_with_streams
 from splitrank.serving.model_info import ModelInfo
 from splitrank.serving.openai.errors import ApiError
 from splitrank.serving.openai.parser import ParsedRequest, RequestParser
@@ -75,6 +76,7 @@ def answer(parser: RequestParser, work: Work) -> Reply:
 
 
 def main() -> int:
+    be_lenient_with_streams()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the server's
     with socket.socket(fileno=int(sys.argv[1])) as connection, connection.makefile("rb") as incoming:
         setup = _read(incoming, Setup)
