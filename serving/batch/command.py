@@ -92,7 +92,7 @@ def _prepare(config: GenerateConfig, prepared: PreparedModel, stack: ExitStack) 
     if not lines and not bad:
         raise ValueError(f"{source} holds no requests")
     output = Path(config.output)
-    now = describe_run(config, prepared.spec)
+    now = describe_run(prepared.spec)
     if not config.overwrite:
         check_manifest(output, now)
     manifest = stack.enter_context(locked_manifest(output))

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from splitrank import __version__
+from splitrank.serving import answer_settings
 from splitrank.serving.batch import command
 from splitrank.serving.batch.config import GenerateConfig
 from splitrank.serving.batch.manifest import locked_manifest
@@ -208,17 +210,60 @@ def test_a_foreign_file_is_not_continued_but_may_be_overwritten(
     assert batch.texts() == ALL
 
 
-@pytest.mark.parametrize("spec", [{"tp_size": 2}, {"pp_size": 2}, {"dtype": "bfloat16"}, {"max_model_len": 2048}])
-def test_another_config_is_refused_and_overwrite_starts_anew(
-    batch: Batch, capsys: pytest.CaptureFixture[str], spec: dict[str, object]
+CHANGES: list[tuple[dict[str, object], str]] = [
+    ({"tp_size": 2}, "tp = 1, but now it is 2"),
+    ({"pp_size": 2, "partition": (1, 1)}, "pp = 1, but now it is 2"),
+    ({"partition": (3,)}, "pp_partition = [1], but now it is [3]"),
+    ({"dtype": "bfloat16"}, "dtype = float32, but now it is bfloat16"),
+    ({"threads_per_rank": 2}, "threads_per_rank = 1, but now it is 2"),
+    ({"max_model_len": 2048}, "max_model_len = 4096, but now it is 2048"),
+    ({"page_size": 16}, "page_size = 4, but now it is 16"),
+    ({"chunked_prefill_size": 16}, "chunked_prefill_size = 8, but now it is 16"),
+    ({"prefix_cache_bytes": 5}, "prefix_cache_bytes = 0, but now it is 5"),
+    ({"seed": 5}, "seed = 0, but now it is 5"),
+    ({"eos_token_ids": (5,)}, "eos_token_ids = [], but now it is [5]"),
+]
+
+
+@pytest.mark.parametrize(("spec", "said"), CHANGES, ids=[said for _, said in CHANGES])
+def test_what_may_change_an_answer_is_refused_with_both_values_and_overwrite_starts_anew(
+    batch: Batch, capsys: pytest.CaptureFixture[str], spec: dict[str, object], said: str
 ) -> None:
     batch.write(NAMES)
     assert batch.run() == 0
     batch.spec = spec
-    name = next(iter(spec)).removesuffix("_size")
-    assert f"was written with {name} = " in refused(batch, capsys)
+    assert f"was written with {said}: name another --output" in refused(batch, capsys)
     assert batch.run(overwrite=True) == 0
     assert len(batch.engines.clients[1].prompts) == 20
+    assert batch.run() == 0
+
+
+def test_another_all_reduce_matters_among_tensor_ranks_only(batch: Batch, capsys: pytest.CaptureFixture[str]) -> None:
+    batch.write(NAMES)
+    for tp_size in (1, 2):
+        batch.spec = {"tp_size": tp_size}
+        assert batch.run(overwrite=True) == 0
+        batch.spec |= {"all_reduce": "torch"}
+        if tp_size == 1:
+            assert batch.run() == 0
+        else:
+            assert "was written with all_reduce = auto, but now it is torch" in refused(batch, capsys)
+
+
+def test_another_version_is_refused(
+    batch: Batch, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch.write(NAMES)
+    assert batch.run() == 0
+    monkeypatch.setattr(answer_settings, "__version__", "99.0")
+    assert f"was written with version = {__version__}, but now it is 99.0" in refused(batch, capsys)
+
+
+def test_limits_and_logs_may_change_between_runs(batch: Batch) -> None:
+    batch.write(NAMES[:10])
+    assert batch.run() == 0
+    batch.write(NAMES)
+    batch.spec = {"num_pages": 2000, "max_running_requests": 3, "step_timeout_s": 7.0, "log_level": "debug"}
     assert batch.run() == 0
 
 
