@@ -1,6 +1,7 @@
 """What requests are checked against comes from the launch and the checkpoint's side files."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -53,12 +54,37 @@ def test_name(tmp_path: Path) -> None:
     assert model_info(spec, "Qwen/Qwen3.5-35B-A3B").name == "Qwen/Qwen3.5-35B-A3B"
 
 
-def test_the_fingerprint_tells_layouts_and_checkpoints_apart(tmp_path: Path) -> None:
-    spec = make_spec(tmp_path)
+WITHOUT_EFFECT: dict[str, Any] = {
+    "run_dir": "elsewhere", "max_running_requests": 5, "max_queued_requests": 5, "num_pages": 5, "state_bytes": 5,
+    "kv_page_bytes": 5, "load_timeout_s": 5.0, "step_timeout_s": 5.0, "heartbeat_timeout_s": 5.0, "log_level": "debug",
+    "show_progress": True, "front_pid": 5,
+}  # fmt: skip
+
+
+def test_every_setting_but_those_listed_here_is_in_the_fingerprint(tmp_path: Path) -> None:
+    """A new field of the launch spec counts, until somebody decides otherwise."""
+    spec = make_spec(tmp_path, tp_size=2)
     first = model_info(spec, "").fingerprint
-    assert "-tp1-pp2-" in first
-    assert model_info(make_spec(tmp_path, run_dir="elsewhere"), "").fingerprint == first
-    assert model_info(make_spec(tmp_path, partition=(1, 3)), "").fingerprint != first
-    assert model_info(make_spec(tmp_path, dtype="float32"), "").fingerprint != first
+    assert "-tp2-pp2-" in first
+    for name in LaunchSpec.__struct_fields__:
+        if name == "model_dir":
+            continue
+        now = getattr(spec, name)
+        other = (*now, 5) if isinstance(now, tuple) else f"not {now}" if isinstance(now, str) else now + 5
+        changed = msgspec.structs.replace(spec, **{name: WITHOUT_EFFECT.get(name, other)})
+        assert changed != spec
+        assert (model_info(changed, "").fingerprint == first) == (name in WITHOUT_EFFECT), name
+
+
+def test_config_and_sampling_defaults_are_in_the_fingerprint(tmp_path: Path) -> None:
+    spec = make_spec(tmp_path)
+    fingerprints = {model_info(spec, "").fingerprint}
+    write_defaults(tmp_path, temperature=0.6)
+    fingerprints.add(model_info(spec, "").fingerprint)
     (tmp_path / "config.json").write_text('{"other": 1}')
-    assert model_info(spec, "").fingerprint != first
+    fingerprints.add(model_info(spec, "").fingerprint)
+    assert len(fingerprints) == 3
+    elsewhere = tmp_path / "copy"
+    shutil.copytree(tmp_path, elsewhere)
+    moved = msgspec.structs.replace(spec, model_dir=str(elsewhere))
+    assert model_info(moved, "").fingerprint in fingerprints
