@@ -1,10 +1,9 @@
-"""Many mutations in one program, which is told which of them is on: a build takes seconds, a mutation is seen at once."""
+"""Many mutations in one program, which is told which one is on: a build takes seconds, to see a mutation none."""
 
 from collections.abc import Sequence
 
 from tests.csrc.interleaving.mutations import Mutation
 from tests.csrc.programs import CSRC, Patch
-
 
 Group = tuple[Mutation, ...]
 
@@ -23,7 +22,7 @@ def grouped(mutations: Sequence[Mutation]) -> list[Group]:
 
 
 def patches_of(group: Group) -> list[Patch]:
-    """In force while ``mutation`` (choice.h) is 1 for the first of the group, 2 for the second, ...; of one alone, always."""
+    """In force while ``mutation`` (choice.h) is the number of theirs, from 1; the patches of one alone always are."""
     if len(group) == 1:
         return list(group[0].patches)
     return [_chosen(number, patch) for number, mutation in enumerate(group, 1) for patch in mutation.patches]

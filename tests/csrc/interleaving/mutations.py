@@ -77,7 +77,9 @@ MUTATIONS = (
         "return uint32_t((sequence >> 1) % num_words);",
         "return 0 * num_words;",
     ),
-    one("tag-of-few-bits", 2, "tagged_word.h", "constexpr int kTagBits = 16;", "constexpr int kTagBits = 5;", alone=True),
+    one(
+        "tag-of-few-bits", 2, "tagged_word.h", "constexpr int kTagBits = 16;", "constexpr int kTagBits = 5;", alone=True
+    ),
     one("first-phase-not-awaited", 2, "one_shot.h", "if (!sync.await(sync.first())) return false;", ""),
     one("start-not-awaited", 2, "gpu/registered.h", "if (!sync.await(sync.first())) return false;", ""),
     one("end-not-awaited", 2, "gpu/registered.h", "return sync.await_unaborted(kSecond);", "return true;"),
@@ -210,7 +212,9 @@ MUTATIONS = (
     one("sequence-of-32-bits", 3, "handshake.h", "kSequenceBits = 40", "kSequenceBits = 32", alone=True),
     # 9. Sizes are counted in 64 bits.
     one("offset-of-32-bits", 9, "layout.h", "QR_FN uint64_t data(", "QR_FN uint32_t data(", "--plans", alone=True),
-    one("count-of-32-bits", 9, "call.h", "const uint64_t tile_begin", "const uint32_t tile_begin", "--plans", alone=True),
+    one(
+        "count-of-32-bits", 9, "call.h", "const uint64_t tile_begin", "const uint32_t tile_begin", "--plans", alone=True
+    ),
     one(
         "region-too-small",
         9,
