@@ -1,9 +1,6 @@
 """One contract, every backend, real processes: the same sums by the specification, and the same bits on every rank."""
 
-import subprocess
-import sys
 from functools import reduce
-from pathlib import Path
 
 import pytest
 import torch
@@ -11,11 +8,10 @@ from safetensors.torch import load_file
 
 from splitrank.comm.collectives import SingleRank
 from splitrank.comm.quick_reduce import QuickAllReduce
-from splitrank.serving.config import child_environment
 from tests.collectives_rank import BACKENDS, DTYPES, WIDTHS, Case, cases, columns, largest
+from tests.forked import RankProcess
 from tests.quick_reduce_spec import error_bound, expected_sum
 
-ROOT = Path(__file__).parents[2]
 WORLD_SIZES = (2, 4, 8)
 EXACT = [backend for backend in BACKENDS if backend != "torch"]
 CODECS = {backend: backend.partition(" ")[2] or "none" for backend in BACKENDS}
@@ -25,17 +21,11 @@ Outcome = list[dict[str, torch.Tensor]]  # by rank
 
 def run_ranks(module: str, *arguments: object, world_size: int, limit_s: float) -> None:
     """All ranks side by side; one that fails takes the others along."""
-    command = [sys.executable, "-m", module, *map(str, arguments)]
-    ranks = [
-        subprocess.Popen(
-            [*command, str(rank), str(world_size)], cwd=ROOT, env=child_environment(), stderr=subprocess.PIPE
-        )
-        for rank in range(world_size)
-    ]
+    ranks = [RankProcess(module, *arguments, rank, world_size) for rank in range(world_size)]
     try:
         for number, rank in enumerate(ranks):
             _, errors = rank.communicate(timeout=limit_s)
-            assert rank.returncode == 0, f"rank {number}: {errors.decode()}"
+            assert rank.returncode == 0, f"rank {number}: {errors}"
     finally:
         for rank in ranks:
             rank.kill()

@@ -3,8 +3,6 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,21 +13,15 @@ import pytest
 import torch
 
 from splitrank.comm.quick_reduce import QuickAllReduce
-from splitrank.serving.config import child_environment
+from tests.forked import RankProcess
 from tests.quick_rank import TIMEOUT_S
 
-ROOT = Path(__file__).parents[2]
 SLACK_S = 5.0  # processes outnumber the cores
 
 
 @contextmanager
-def ranks(scenario: str, folder: Path, world_size: int = 2) -> Iterator[list[subprocess.Popen[str]]]:
-    command = [sys.executable, "-m", "tests.quick_rank", scenario, str(folder)]
-    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    processes = [
-        subprocess.Popen([*command, str(rank), str(world_size)], cwd=ROOT, env=child_environment(), **pipes)
-        for rank in range(world_size)
-    ]
+def ranks(scenario: str, folder: Path, world_size: int = 2) -> Iterator[list[RankProcess]]:
+    processes = [RankProcess("tests.quick_rank", scenario, folder, rank, world_size) for rank in range(world_size)]
     shared = set(os.listdir("/dev/shm"))
     try:
         yield processes
@@ -40,7 +32,7 @@ def ranks(scenario: str, folder: Path, world_size: int = 2) -> Iterator[list[sub
     assert set(os.listdir("/dev/shm")) <= shared
 
 
-def said(process: subprocess.Popen[str]) -> list[Any]:
+def said(process: RankProcess) -> list[Any]:
     """The JSON lines of a rank that has ended by itself."""
     output, errors = process.communicate(timeout=60)
     assert process.returncode == 0, errors
@@ -163,9 +155,8 @@ def test_no_room_on_one_rank_is_an_error_on_all(tmp_path: Path) -> None:
         assert regions == 0, "exchange memory is left"
 
 
-def interrupt(victim: subprocess.Popen[str], number: signal.Signals, after_s: float) -> None:
+def interrupt(victim: RankProcess, number: signal.Signals, after_s: float) -> None:
     """Sends the signal when the rank has made its first call."""
-    assert victim.stdout is not None
     assert json.loads(victim.stdout.readline())[1] == ""
     time.sleep(after_s)
     victim.send_signal(number)

@@ -1,28 +1,18 @@
 """Collectives and the pipeline link between real processes, and what they say when a peer is not as agreed."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from splitrank.serving.config import child_environment
 from tests.comm_rank import HASH, MISMATCHES, OTHER_HASH, TIMEOUT_S
-
-ROOT = Path(__file__).parents[2]
+from tests.forked import RankProcess
 
 
 def run(scenario: str, folder: Path, world_size: int) -> list[Any]:
     """What each rank printed; None for one that left without a word."""
-    command = [sys.executable, "-m", "tests.comm_rank", scenario, str(folder)]
-    ranks = [
-        subprocess.Popen(
-            [*command, str(rank)], cwd=ROOT, env=child_environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE
-        )
-        for rank in range(world_size)
-    ]
+    ranks = [RankProcess("tests.comm_rank", scenario, folder, rank) for rank in range(world_size)]
     try:
         outputs = [rank.communicate(timeout=60) for rank in ranks]
     finally:
@@ -30,7 +20,7 @@ def run(scenario: str, folder: Path, world_size: int) -> list[Any]:
             rank.kill()
             rank.communicate()
     for rank, (_, errors) in zip(ranks, outputs, strict=True):
-        assert rank.returncode == 0, errors.decode()
+        assert rank.returncode == 0, errors
     return [json.loads(text) if text else None for text, _ in outputs]
 
 

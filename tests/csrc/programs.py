@@ -6,6 +6,7 @@ import subprocess
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -74,11 +75,21 @@ class Patch:
 
 
 def mutated_headers(target: Path, patches: Sequence[Patch]) -> Path:
-    """A copy of the headers with the patches; each place must be there exactly once."""
+    """A copy of the headers with the patches; each place must be there exactly once, and no two overlap."""
     shutil.copytree(CSRC / "quick_reduce", target / "quick_reduce")
-    for patch in patches:
-        path = target / "quick_reduce" / patch.file
+    for file in {patch.file for patch in patches}:
+        path = target / "quick_reduce" / file
         text = path.read_text(encoding="utf-8")
-        assert text.count(patch.old) == 1, f"{patch.file} holds {text.count(patch.old)} times: {patch.old}"
-        path.write_text(text.replace(patch.old, patch.new), encoding="utf-8")
+        path.write_text(patched(text, [patch for patch in patches if patch.file == file]), encoding="utf-8")
     return target
+
+
+def patched(text: str, patches: Sequence[Patch]) -> str:
+    """Each place is looked for in ``text`` itself, not in what another patch wrote."""
+    for patch in patches:
+        assert text.count(patch.old) == 1, f"{patch.file} holds {text.count(patch.old)} times: {patch.old}"
+    places = sorted((text.index(patch.old), text.index(patch.old) + len(patch.old), patch.new) for patch in patches)
+    assert all(end <= begin for (_, end, _), (begin, _, _) in pairwise(places)), "two patches change the same place"
+    for begin, end, new in reversed(places):
+        text = text[:begin] + new + text[end:]
+    return text

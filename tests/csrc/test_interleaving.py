@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.csrc.interleaving.choice import Group, grouped, patches_of
 from tests.csrc.interleaving.mutations import MUTATIONS, Mutation
 from tests.csrc.programs import FOLDER, PROOF, Patch, build, compile_one, mutated_headers, run
 
@@ -113,35 +114,38 @@ def test_an_unknown_argument_is_refused(program: Path) -> None:
 
 
 @pytest.fixture(scope="session")
-def builder(scheduler: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator["Builder"]:
-    builder = Builder(scheduler, tmp_path_factory.mktemp("mutations"))
+def builder(
+    scheduler: Path, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> Iterator["Builder"]:
+    groups = [(mutation,) for mutation in MUTATIONS] if request.config.getoption("--full") else grouped(MUTATIONS)
+    builder = Builder(scheduler, tmp_path_factory.mktemp("mutations"), groups)
     yield builder
     builder.pool.shutdown(cancel_futures=True)
 
 
 class Builder:
-    """Builds a mutation, and the next one beside it."""
+    """Builds the program that holds a mutation, and the next one beside it."""
 
-    def __init__(self, scheduler: Path, folder: Path) -> None:
-        self.scheduler, self.folder = scheduler, folder
+    def __init__(self, scheduler: Path, folder: Path, groups: Sequence[Group]) -> None:
+        self.scheduler, self.folder, self.groups = scheduler, folder, groups
         self.pool = ThreadPoolExecutor(2)
-        self.builds: dict[str, Future[Path]] = {}
+        self.builds: dict[Group, Future[Path]] = {}
 
-    def build(self, mutation: Mutation) -> Path:
-        self.start(mutation)
-        if mutation in MUTATIONS[:-1]:
-            self.start(MUTATIONS[MUTATIONS.index(mutation) + 1])
-        return self.builds[mutation.name].result()
+    def program(self, group: Group) -> Path:
+        self.start(group)
+        if group in self.groups[:-1]:
+            self.start(self.groups[self.groups.index(group) + 1])
+        return self.builds[group].result()
 
-    def start(self, mutation: Mutation) -> None:
-        if mutation.name not in self.builds:
-            self.builds[mutation.name] = self.pool.submit(self.compile, mutation)
+    def start(self, group: Group) -> None:
+        if group not in self.builds:
+            self.builds[group] = self.pool.submit(self.compile, group)
 
-    def compile(self, mutation: Mutation) -> Path:
-        folder = self.folder / mutation.name
-        headers = headers_for_fibres(folder / "headers", mutation.patches)
+    def compile(self, group: Group) -> Path:
+        folder = self.folder / (group[0].name if group else "none")
+        headers = headers_for_fibres(folder / "headers", patches_of(group))
         # Unused things and the like are a mutation's business.
-        flags = (HARDLY_OPTIMISED, "-DSMALL_TABLE", "-w")
+        flags = (HARDLY_OPTIMISED, "-DSMALL_TABLE", "-w", "-include", str(SOURCES / "choice.h"))
         program = build([SOURCES / "mutated.cc", self.scheduler], folder / "mutated", *flags, headers=headers)
         shutil.rmtree(headers)
         return program
@@ -149,13 +153,16 @@ class Builder:
 
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: f"{mutation.invariant}-{mutation.name}")
 def test_a_broken_invariant_is_seen(builder: Builder, mutation: Mutation) -> None:
-    done = run(builder.build(mutation), *mutation.arguments, "--schedules", MOST_SCHEDULES)
+    (group,) = (group for group in builder.groups if mutation in group)
+    chosen = ("--mutation", str(1 + group.index(mutation)))
+    done = run(builder.program(group), *mutation.arguments, *chosen, "--schedules", MOST_SCHEDULES)
     assert done.returncode == 1, f"{mutation.name} went unseen: {done.stdout}"
     assert done.json()["violations"] == 1
 
 
 def test_the_small_table_without_a_mutation_is_fine(builder: Builder) -> None:
-    program = builder.build(Mutation("none", 0, ()))
-    for arguments in ((), ("--faults",), ("--fault", "overlap"), ("--fault", "impatience")):
-        done = run(program, *arguments, "--schedules", "5000")
-        assert done.returncode == 0, done.stderr
+    """Also of programs that hold mutations, as long as none is on."""
+    for group in [group for group in builder.groups if len(group) > 1] or [()]:
+        for arguments in ((), ("--faults",), ("--fault", "overlap"), ("--fault", "impatience"), ("--plans",)):
+            done = run(builder.program(group), *arguments, "--schedules", "5000")
+            assert done.returncode == 0, done.stderr

@@ -4,8 +4,6 @@ Five layers, so that no pp from 2 to 4 divides them and some stages have no full
 divides; two kv heads and two key heads, which four tensor ranks share.
 """
 
-import subprocess
-import sys
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -16,14 +14,13 @@ import torch
 from safetensors.torch import load_file
 
 from splitrank.models.sharding import equal_partition
-from splitrank.serving.config import child_environment
 from splitrank.serving.messages import AdmittedRequest, SequencePlan, StepPlan
 from splitrank.serving.sampling_params import SamplingParams
 from tests.checkpoints import make_reference, random_text_config, write_checkpoint
+from tests.forked import RankProcess
 from tests.stage_rank import Run
 from tests.stage_runner import CHUNK, Sequence, launch_spec, random_tokens, relative_error, step_plan
 
-ROOT = Path(__file__).parents[2]
 NUM_LAYERS, VOCAB_SIZE = 5, 389
 GRID = list(product((2, 3, 4), (1, 2, 4)))  # pp, tp; pp = 1 is what each is compared with
 DTYPES = ("float32", "bfloat16")
@@ -87,10 +84,7 @@ class Layouts:
 
 def run_ranks(job: Path, world_size: int) -> None:
     """All ranks side by side; one that fails takes the others along."""
-    commands = [[sys.executable, "-m", "tests.stage_rank", str(job), str(rank)] for rank in range(world_size)]
-    ranks = [
-        subprocess.Popen(c, cwd=ROOT, env=child_environment(), stderr=subprocess.PIPE, text=True) for c in commands
-    ]
+    ranks = [RankProcess("tests.stage_rank", job, rank) for rank in range(world_size)]
     try:
         for number, rank in enumerate(ranks):
             _, errors = rank.communicate(timeout=100)

@@ -4,6 +4,7 @@
 #include <cstdlib>
 #include <cstring>
 
+#include "choice.h"
 #include "plans.h"
 #include "world.h"
 
@@ -32,6 +33,7 @@ struct Totals {
                  "  [--protocol shipped|historical-equal|historical-at-least|historical-addresses]\n"
                  "  [--faults | --fault NAME] [--equal-sizes] [--world-size 2|3|4|8]\n"
                  "  [--seed S] [--schedules N] [--all]    schedule i has seed S + i\n"
+                 "  [--mutation N]    of those that this program was built with\n"
                  "  --plans    only layout and cut\n",
                  argument);
     std::exit(2);
@@ -72,6 +74,8 @@ Options parse(int argc, char** argv) {
                 options.choice.world_size = uint32_t(std::strtoul(value, nullptr, 10));
             else if (flag == "--fault")
                 options.choice.fault = known_fault(value);
+            else if (flag == "--mutation")
+                mutation = int(std::strtol(value, nullptr, 10));
             else if (flag == "--seed")
                 options.seed = std::strtoull(value, nullptr, 10);
             else if (flag == "--schedules")

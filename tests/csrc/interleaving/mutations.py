@@ -1,4 +1,8 @@
-"""The invariants of the protocol, each broken on purpose in a copy of the headers; a schedule must tell."""
+"""The invariants of the protocol, each broken on purpose in a copy of the headers; a schedule must tell.
+
+A patch replaces whole statements (its old text ends with a semicolon) or one expression, so that one program can hold
+many mutations and choose (choice.py). What no branch can choose, types and constants, is ``alone`` in its program.
+"""
 
 from dataclasses import dataclass
 
@@ -11,11 +15,18 @@ class Mutation:
     invariant: int  # of the design's list
     patches: tuple[Patch, ...]
     arguments: tuple[str, ...] = ()  # of the interleaving program; none: schedules without a fault
+    alone: bool = False
 
 
-def one(name: str, invariant: int, file: str, old: str, new: str, *arguments: str) -> Mutation:
-    return Mutation(name, invariant, (Patch(file, old, new),), arguments)
+def one(name: str, invariant: int, file: str, old: str, new: str, *arguments: str, alone: bool = False) -> Mutation:
+    return Mutation(name, invariant, (Patch(file, old, new),), arguments, alone)
 
+
+TREE = """for (int stride = 1; stride < W; stride *= 2)
+        QR_UNROLL
+        for (int rank = 0; rank + stride < W; rank += 2 * stride)
+            QR_UNROLL
+            for (int i = 0; i < K; ++i) values[rank][i] += values[rank + stride][i];"""
 
 MUTATIONS = (
     # 1. Storage of the phases is disjoint.
@@ -25,10 +36,16 @@ MUTATIONS = (
         "data-of-phases-shared",
         1,
         "layout.h",
-        "data_begin() + place(slot, phase, peer)",
-        "data_begin() + place(slot, phase % 2, peer)",
+        "place(slot, phase, peer) * shape_.segment_bytes",
+        "place(slot, phase % 2, peer) * shape_.segment_bytes",
     ),
-    one("peers-share-a-place", 1, "layout.h", "% W) - 1;", "% W) / 3;"),
+    one(
+        "peers-share-a-place",
+        1,
+        "layout.h",
+        "return ((W & (W - 1)) == 0 ? reader ^ source : (source + W - reader) % W) - 1;",
+        "return ((W & (W - 1)) == 0 ? reader ^ source : (source + W - reader) % W) / 3;",
+    ),
     # 2. Nothing is overwritten before it was read.
     one(
         "one-shot-without-parity",
@@ -42,16 +59,16 @@ MUTATIONS = (
         "tagged-without-parity",
         2,
         "handshake.h",
-        "layout_.tagged(slot_, first(), peer_index<W>",
-        "layout_.tagged(slot_, kFirstEven, peer_index<W>",
+        "layout_.tagged(slot_, first(), peer_index<W>(reader, source))",
+        "layout_.tagged(slot_, kFirstEven, peer_index<W>(reader, source))",
     ),
     one("words-not-awaited", 2, "tagged.h", "all = all && has_tag(words[n], sync.tag());", "all = true;"),
     one(
         "words-not-refreshed",
         2,
         "handshake.h",
-        "if (refreshed / Exec::kWave >= num_rows)",
-        "if (refreshed / Exec::kWave > num_rows)",
+        "refreshed / Exec::kWave >= num_rows",
+        "refreshed / Exec::kWave > num_rows",
     ),
     one(
         "one-word-refreshed",
@@ -60,7 +77,9 @@ MUTATIONS = (
         "return uint32_t((sequence >> 1) % num_words);",
         "return 0 * num_words;",
     ),
-    one("tag-of-few-bits", 2, "tagged_word.h", "constexpr int kTagBits = 16;", "constexpr int kTagBits = 5;"),
+    one(
+        "tag-of-few-bits", 2, "tagged_word.h", "constexpr int kTagBits = 16;", "constexpr int kTagBits = 5;", alone=True
+    ),
     one("first-phase-not-awaited", 2, "one_shot.h", "if (!sync.await(sync.first())) return false;", ""),
     one("start-not-awaited", 2, "gpu/registered.h", "if (!sync.await(sync.first())) return false;", ""),
     one("end-not-awaited", 2, "gpu/registered.h", "return sync.await_unaborted(kSecond);", "return true;"),
@@ -70,7 +89,7 @@ MUTATIONS = (
         "sequence-from-the-host", 3, "handshake.h", "sequence_ = hear_uses(exec_, state) + 1;", "sequence_ = call_.id;"
     ),
     one("sequence-not-kept", 3, "handshake.h", "    state.sequence = uses;\n", ""),
-    one("sequence-advances-twice", 3, "handshake.h", "{ ++sequence_; }", "{ sequence_ += 2; }"),
+    one("sequence-advances-twice", 3, "handshake.h", "++sequence_;", "sequence_ += 2;"),
     # 4. All data is performed before the flag.
     one("no-release-before-the-flag", 4, "handshake.h", "        exec_.release_block();\n", ""),
     Mutation(
@@ -96,24 +115,15 @@ MUTATIONS = (
         "                  exec_.store_exchange(at, halves.word[0]); }",
     ),
     # 5. One call in flight, enforced by the ticket.
-    one(
-        "ticket-ignored",
-        5,
-        "handshake.h",
-        "if (taken.holder != 0) is_fit_",
-        "if (taken.holder == ~0u) is_fit_",
-        "--fault",
-        "overlap",
-    ),
+    one("ticket-ignored", 5, "handshake.h", "taken.holder != 0", "taken.holder == ~0u", "--fault", "overlap"),
     Mutation(
         "sequence-read-before-the-ticket",
         5,
         (
             Patch(
                 "handshake.h",
-                "        if (exec_.lane() == 0) answer_ = ask_for_ticket(",
-                "        sequence_ = view_.slots[slot_].sequence + 1;\n"
-                "        if (exec_.lane() == 0) answer_ = ask_for_ticket(",
+                "        answer_ = 0;",
+                "        answer_ = 0;\n        sequence_ = view_.slots[slot_].sequence + 1;",
             ),
             Patch("handshake.h", "        sequence_ = hear_uses(exec_, state) + 1;\n", ""),
         ),
@@ -138,10 +148,11 @@ MUTATIONS = (
         "0,      call.seg",
         "--fault",
         "size",
+        alone=True,
     ),
     one("fingerprint-without-dtype", 6, "call.h", "uint64_t(dtype) << 16", "uint64_t(dtype) * 0", "--fault", "dtype"),
     one("fingerprint-without-codec", 6, "call.h", "uint64_t(codec) << 8", "uint64_t(codec) * 0", "--fault", "codec"),
-    one("fingerprint-without-number", 6, "call.h", "{call.id, ", "{0, ", "--fault", "overlap"),
+    one("fingerprint-without-number", 6, "call.h", "call.id", "0", "--fault", "overlap"),
     # 7. Every wait is bounded, and ends when anybody gives up; later calls fail at once.
     one("timeout-ignored", 7, "handshake.h", "now - began > call_.timeout_ns", "false", "--fault", "dead-peer"),
     one(
@@ -166,8 +177,9 @@ MUTATIONS = (
         "abort-words-not-raised",
         7,
         "handshake.h",
-        "            exec_.store_flag(&control(rank)->abort, first",
-        "            if (rank == view_.rank) exec_.store_flag(&control(rank)->abort, first",
+        "exec_.store_flag(&control(rank)->abort, first != 0 ? first : uint64_t(1) + view_.rank);",
+        "if (rank == view_.rank)"
+        " exec_.store_flag(&control(rank)->abort, first != 0 ? first : uint64_t(1) + view_.rank);",
         "--fault",
         "dead-peer-one-limit",
     ),
@@ -184,8 +196,8 @@ MUTATIONS = (
         "poison-ignored",
         7,
         "handshake.h",
-        "            if (abort != 0) is_fit_ = fail(",
-        "            if (abort == ~0u) is_fit_ = fail(",
+        "if (abort != 0) is_fit_ = fail(FailureKind::kAborted, 0, uint32_t(abort - 1), 0, abort);",
+        "(void)abort;",
         "--faults",
     ),
     one(
@@ -196,11 +208,13 @@ MUTATIONS = (
         "",
         "--faults",
     ),
-    one("ahead-taken-for-old", 7, "handshake.h", "lead > 0 ? FailureKind::kAhead", "lead < 0 ? FailureKind::kAhead"),
-    one("sequence-of-32-bits", 3, "handshake.h", "kSequenceBits = 40", "kSequenceBits = 32"),
+    one("ahead-taken-for-old", 7, "handshake.h", "lead > 0", "lead < 0"),
+    one("sequence-of-32-bits", 3, "handshake.h", "kSequenceBits = 40", "kSequenceBits = 32", alone=True),
     # 9. Sizes are counted in 64 bits.
-    one("offset-of-32-bits", 9, "layout.h", "QR_FN uint64_t data(", "QR_FN uint32_t data(", "--plans"),
-    one("count-of-32-bits", 9, "call.h", "const uint64_t tile_begin", "const uint32_t tile_begin", "--plans"),
+    one("offset-of-32-bits", 9, "layout.h", "QR_FN uint64_t data(", "QR_FN uint32_t data(", "--plans", alone=True),
+    one(
+        "count-of-32-bits", 9, "call.h", "const uint64_t tile_begin", "const uint32_t tile_begin", "--plans", alone=True
+    ),
     one(
         "region-too-small",
         9,
@@ -221,8 +235,8 @@ MUTATIONS = (
         "another-tree",
         10,
         "packet.h",
-        "for (int stride = 1; stride < W; stride *= 2)",
-        "for (int stride = 2; stride >= 1; stride /= 2)",
+        TREE,
+        TREE.replace("stride = 1; stride < W; stride *= 2", "stride = 2; stride >= 1; stride /= 2"),
     ),
     one(
         "segment-begins-within-a-block",
@@ -236,8 +250,9 @@ MUTATIONS = (
         "own-part-not-coded",
         10,
         "two_shot.h",
-        "Codec::template decode<K>(Codec::template encode_raw<K>(exec_, parts.own),",
-        "unpack<Type, K>(parts.own,",
+        "Codec::template decode<K>(Codec::template encode_raw<K>(exec_, parts.own),\n"
+        "                                          values[tree_place<W>(view_.rank, 0)]);",
+        "unpack<Type, K>(parts.own, values[tree_place<W>(view_.rank, 0)]);",
     ),
     one(
         "own-part-kept-where-peers-write",
@@ -253,5 +268,6 @@ MUTATIONS = (
         "store_own(segment, packet, Codec::template decode_raw<K>(encoded), whole);\n"
         "            });\n        sync.publish",
         "store_own(segment, packet, pack<Type, K>(values[0]), whole);\n            });\n        sync.publish",
+        alone=True,
     ),
 )
