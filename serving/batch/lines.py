@@ -6,6 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
+
 from splitrank.serving.openai.errors import ApiError, bad_request
 from splitrank.serving.openai.strict_json import parse_object
 
@@ -98,8 +100,11 @@ def result_line(line: BatchLine | BadLine, status: int, body: dict[str, Any], er
     request_id = body.get("id") or line.line_id.replace("batch_req_", "req_")
     response = {"status_code": status, "request_id": request_id, "body": body}
     result = {"id": line.line_id, "custom_id": line.custom_id, "response": response, "error": error}
-    # An error's message may quote a lone surrogate, which then stands there as JSON's own escape.
-    return json.dumps(result, ensure_ascii=False, allow_nan=False).encode("utf-8", "backslashreplace")
+    try:
+        return msgspec.json.encode(result)  # parts of an answer are JSON already
+    except UnicodeEncodeError:
+        # An error's message may quote a lone surrogate, which then stands there as JSON's own escape.
+        return json.dumps(result, ensure_ascii=False, allow_nan=False).encode("utf-8", "backslashreplace")
 
 
 def error_line(line: BatchLine | BadLine, error: ApiError) -> bytes:
