@@ -2,9 +2,9 @@
 
     python scripts/bench_prefix_cache.py [--shape S] [--rounds 10] [--threads 1]
 
-Two engines on the demo checkpoint or a random one of a benchmark shape, with the cache and without, take turns. One-shot
-eight prompts at once that never come again. Chat: ten turns, each alone, one token of answer timed, with a template that
-drops earlier thinking and with one that repeats answers word for word.
+Two engines on the demo checkpoint or a random one of a benchmark shape, with the cache and without, take turns.
+One-shot: eight prompts at once that never come again. Chat: ten turns, each alone, one token of answer timed, with a
+template that drops earlier thinking and with one that repeats answers word for word.
 """
 
 import argparse

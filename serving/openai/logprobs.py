@@ -17,6 +17,13 @@ def token_name(token: bytes) -> str:
         return "bytes:" + "".join(f"\\x{byte:02x}" for byte in token)
 
 
+def _number(logprob: float) -> float:
+    """JSON has no NaN, and msgspec would write null without a word."""
+    if logprob != logprob:
+        raise ValueError("a log probability is NaN")
+    return logprob
+
+
 class JoinedLists:
     """Lists by name that are JSON from the start: 21 entries a token of a long answer are hundreds of megabytes of
     objects, and seconds of work at its end."""
@@ -46,7 +53,7 @@ def chat_logprobs(tokenizer: Tokenizer, token_ids: list[int], logprobs: list[Tok
 
 def _chat_entry(tokenizer: Tokenizer, token_id: int, logprob: float) -> dict[str, Any]:
     token = tokenizer.token_bytes(token_id)
-    return {"token": token_name(token), "logprob": logprob, "bytes": list(token)}
+    return {"token": token_name(token), "logprob": _number(logprob), "bytes": list(token)}
 
 
 class CompletionLogprobs:
@@ -65,7 +72,7 @@ class CompletionLogprobs:
             offsets.append(self._advance(token_id))
         return {
             "tokens": tokens,
-            "token_logprobs": [entry.logprob for entry in logprobs],
+            "token_logprobs": [_number(entry.logprob) for entry in logprobs],
             "top_logprobs": [self._top(token_id, entry) for token_id, entry in zip(token_ids, logprobs, strict=True)],
             "text_offset": offsets,
         }

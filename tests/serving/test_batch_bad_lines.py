@@ -22,7 +22,7 @@ def with_body(**fields: object) -> bytes:
 
 
 BAD_LINES: dict[str, tuple[bytes, str | None, str]] = {  # raw, custom_id of the error line, what its message says
-    "top_k that fits no message": (with_body(top_k=2**64), "bad", "top_k must be at most"),
+    "top_k that fits no message": (with_body(top_k=2**64), "bad", "top_k"),
     "a lone surrogate": (with_body(prompt="\ud83d"), "bad", "surrogate"),
     "nested deeply": (b'{"custom_id": "bad", "body": ' + b"[" * 10**5 + b"]" * 10**5 + b"}", None, "nested too deeply"),
     "thousands of digits": (with_body(max_tokens=1).replace(b": 1}", b": " + b"9" * 4301 + b"}"), "bad", "digits"),
@@ -146,7 +146,7 @@ def test_a_file_written_for_another_name_runs_under_it(batch: Batch) -> None:
 def test_the_prompt_is_tokenized_once(batch: Batch, monkeypatch: pytest.MonkeyPatch) -> None:
     encoded: list[str] = []
     encode = Tokenizer.encode
-    monkeypatch.setattr(Tokenizer, "encode", lambda self, text: (encoded.append(text), encode(self, text))[1])
+    monkeypatch.setattr(Tokenizer, "encode", lambda self, text, *limit: (encoded.append(text), encode(self, text, *limit))[1])
     batch.write(["a", "b"])
     assert batch.run() == 0
     assert sorted(text for text in encoded if text.startswith("say")) == ["say a", "say b"]

@@ -116,7 +116,7 @@ def test_new_lines_in_the_input_continue_the_output(batch: Batch) -> None:
     assert batch.texts() == ALL
 
 
-def equal_lines(count: int, **body: object) -> list[Row]:
+def equal_lines(count: int, **body: object) -> list[dict[str, object]]:
     return [{**request("a"), "custom_id": f"n{index}", "body": {"prompt": "say a", **body}} for index in range(count)]
 
 

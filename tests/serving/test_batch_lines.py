@@ -56,7 +56,7 @@ def test_bad_lines_keep_their_number_and_the_first_of_two_names_counts() -> None
 def test_the_error_of_a_line_is_openais() -> None:
     _, [bad] = read_lines([b"", b'{"custom_id": "\\ud83d"}'])
     result = json.loads(error_line(bad, bad.error))
-    message = "a string holds the lone surrogate \\ud83d"
+    message = "the line: a string holds the lone surrogate \\ud83d"
     assert result["error"] == {"code": None, "message": message, "param": None, "line": 2}
     assert result["custom_id"] == "\ud83d"
     assert result["response"]["status_code"] == 400
