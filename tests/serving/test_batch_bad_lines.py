@@ -78,7 +78,7 @@ def test_a_bad_line_is_its_own_error_and_no_other_lines(
         error = capsys.readouterr().err
         assert "Traceback" not in error
         assert f"1 failed (the first: {batch.input}:3: " in error
-    assert batch.engines.clients[0].prompts[:2] == ["say n0", "say n1"]
+    assert {"say n0", "say n1", "say n2"} <= set(batch.engines.clients[0].prompts)
     asked = [prompt for client in batch.engines.clients for prompt in client.prompts]
     assert len([prompt for prompt in asked if prompt in ("say n0", "say n1", "say n2")]) == 3
 
