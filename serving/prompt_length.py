@@ -1,7 +1,6 @@
 """Refuses prompts that are far too long without tokenizing them whole: by their bytes, then by their first pieces."""
 
 import unicodedata
-from functools import cached_property
 from typing import Any
 
 import tokenizers
@@ -26,6 +25,7 @@ class PromptLength:
 
     def __init__(self, backend: tokenizers.Tokenizer) -> None:
         self._backend = backend
+        self._max_token_bytes = _max_token_bytes(backend)
 
     def check(self, text: str, max_tokens: int) -> None:
         """Raises ``PromptTooLongError`` for a text that certainly has more than ``max_tokens`` tokens.
@@ -51,22 +51,22 @@ class PromptLength:
             num_tokens -= len(self._backend.encode_batch_fast([piece], add_special_tokens=False)[0])
         return num_tokens < 0
 
-    @cached_property
-    def _max_token_bytes(self) -> int | None:
-        """Of the text after NFC. None for a tokenizer that may drop or shorten text in other ways than that."""
-        vocabulary = self._backend.get_vocab(with_added_tokens=False)
-        added = self._backend.get_added_tokens_decoder().values()
-        keeps_all_text = (
-            component_state(self._backend.normalizer) in ("", '{"type":"NFC"}')
-            and '"ByteLevel"' in component_state(self._backend.pre_tokenizer)
-            and '"Removed"' not in component_state(self._backend.pre_tokenizer)
-            and not any(token.lstrip or token.rstrip for token in added)
-            and all(character in vocabulary for character in tokenizers.pre_tokenizers.ByteLevel.alphabet())
-        )
-        if not keeps_all_text:
-            return None
-        # An entry of a byte-level vocabulary has one character a byte; an added token is plain text.
-        return max(*map(len, vocabulary), *(len(token.content.encode()) for token in added), 1)
+
+def _max_token_bytes(backend: tokenizers.Tokenizer) -> int | None:
+    """Of the text after NFC. None for a tokenizer that may drop or shorten text in other ways than that."""
+    vocabulary = backend.get_vocab(with_added_tokens=False)
+    added = backend.get_added_tokens_decoder().values()
+    keeps_all_text = (
+        component_state(backend.normalizer) in ("", '{"type":"NFC"}')
+        and '"ByteLevel"' in component_state(backend.pre_tokenizer)
+        and '"Removed"' not in component_state(backend.pre_tokenizer)
+        and not any(token.lstrip or token.rstrip for token in added)
+        and all(character in vocabulary for character in tokenizers.pre_tokenizers.ByteLevel.alphabet())
+    )
+    if not keeps_all_text:
+        return None
+    # An entry of a byte-level vocabulary has one character a byte; an added token is plain text.
+    return max(max(map(len, vocabulary)), *(len(token.content.encode()) for token in added))
 
 
 def component_state(component: Any) -> str:

@@ -16,7 +16,6 @@ from concurrent.futures import ThreadPoolExecutor
 
 import msgspec
 
-from splitrank.serving.config import child_environment
 from splitrank.serving.http.parse_worker import LENGTH, Reply, Setup, Work, frame
 from splitrank.serving.openai.errors import ApiError, unavailable
 from splitrank.serving.openai.parser import ParsedRequest
@@ -106,7 +105,11 @@ class ParseWorker:
         ours, theirs = socket.socketpair()
         with theirs:
             self._reader, self._writer = await asyncio.open_connection(sock=ours)
-            self._process = _spawn(theirs.fileno())
+            try:
+                self._process = _spawn(theirs.fileno())
+            except OSError:
+                self._writer.transport.abort()
+                raise
         _log.info("parse worker %d starts", self._process.pid)
         await self._write(Setup(service.tokenizer.files, service.info, os.getpid(), self._log_level))
 
@@ -140,14 +143,7 @@ class ParseWorker:
 def _spawn(fd: int) -> "subprocess.Popen[bytes]":
     command = [sys.executable, "-P", "-m", "splitrank.serving.http.parse_worker", str(fd)]
     # Its own session: Ctrl-C at the terminal is for the server, which ends its workers itself.
-    return subprocess.Popen(
-        command,
-        stdin=subprocess.DEVNULL,
-        stdout=2,
-        pass_fds=[fd],
-        env=child_environment(),
-        start_new_session=True,
-    )
+    return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=2, pass_fds=[fd], start_new_session=True)
 
 
 async def _exit_code(process: "subprocess.Popen[bytes]", limit_s: float) -> int | None:
