@@ -17,7 +17,7 @@ from splitrank.serving.engine_client import EngineClient
 from splitrank.serving.messages import EngineStats, LaunchSpec, RequestOutput, TokenLogprobs
 from splitrank.serving.model_info import ModelInfo as ModelInfo  # for those who hold a TextEngine
 from splitrank.serving.model_info import model_info
-from splitrank.serving.openai.errors import ApiError, bad_request, unavailable
+from splitrank.serving.request_errors import RequestEndedError
 from splitrank.serving.resolve import resolve_launch
 from splitrank.serving.sampling_params import SamplingParams
 from splitrank.serving.stop_tokens import describe_stop_tokens, stop_tokens
@@ -72,14 +72,15 @@ class TextEngine:
     async def stream(self, prompt_token_ids: list[int], params: SamplingParams) -> AsyncGenerator[TextOutput, None]:
         """Outputs as the engine sends them, the last one with a ``finish_reason``.
 
-        Closing or cancelling it aborts the request. Raises ``ApiError`` if the engine refuses the request and
-        ``EngineDeadError`` if it dies.
+        Closing or cancelling it aborts the request. Raises ``RequestEndedError`` if the engine refuses or
+        ends the request, and ``EngineDeadError`` if it dies.
         """
         detokenizer = Detokenizer(self.tokenizer, params)
         async with aclosing(_as_generator(self.client.stream(prompt_token_ids, params))) as outputs:
             async for output in outputs:
                 if output.finish_reason in ("error", "abort"):
-                    raise _refusal(output)
+                    message = output.error or "the request was aborted by the engine"
+                    raise RequestEndedError(message, output.error_code or "aborted")
                 text_output = _to_text(output, detokenizer, params)
                 yield text_output
                 if text_output.finish_reason is not None:
@@ -113,15 +114,6 @@ def _to_text(output: RequestOutput, detokenizer: Detokenizer, params: SamplingPa
 def _stop_token(output: RequestOutput, params: SamplingParams) -> int | None:
     """The id that the request asked to stop at; the end of sequence alone is no reason worth telling."""
     return output.stop_token_id if output.stop_token_id in params.stop_token_ids else None
-
-
-def _refusal(output: RequestOutput) -> ApiError:
-    message = output.error or "the request was aborted by the engine"
-    if output.error_code == "invalid_request":
-        return bad_request(message)
-    if output.error_code in ("invalid_numbers", "sampling_failed"):  # it would end so again
-        return ApiError(500, message, type="server_error", code=output.error_code)
-    return unavailable(message, output.error_code or "aborted")
 
 
 async def _as_generator(outputs: AsyncIterator[RequestOutput]) -> AsyncGenerator[RequestOutput, None]:

@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 
 from splitrank.serving.model_info import ModelInfo
+from splitrank.serving.openai.errors import engine_errors_as_api_errors
 from splitrank.serving.openai.formats import ChoiceFormat, Collected, choice_format
 from splitrank.serving.openai.merge import merge
 from splitrank.serving.openai.parser import Generation, ParsedRequest, RequestParser
@@ -70,16 +71,16 @@ class OpenAIService:
         formats = [choice_format(request, self._engine.tokenizer, generation) for generation in request.generations]
         started = [False] * len(formats)
         num_tokens, num_cached = 0, [0] * len(formats)
-        async with aclosing(
-            merge([self._outputs(request, generation) for generation in request.generations])
-        ) as outputs:
-            async for index, output in outputs:
-                num_tokens += len(output.token_ids)
-                num_cached[index] = output.num_cached_tokens
-                parts = _parts(request, request.generations[index], formats[index], output, not started[index])
-                started[index] = True
-                for part in parts:
-                    yield _event({**envelope, "choices": [{"index": index, **part}]})
+        sources = [self._outputs(request, generation) for generation in request.generations]
+        with engine_errors_as_api_errors():
+            async with aclosing(merge(sources)) as outputs:
+                async for index, output in outputs:
+                    num_tokens += len(output.token_ids)
+                    num_cached[index] = output.num_cached_tokens
+                    parts = _parts(request, request.generations[index], formats[index], output, not started[index])
+                    started[index] = True
+                    for part in parts:
+                        yield _event({**envelope, "choices": [{"index": index, **part}]})
         if request.include_usage:
             yield _event({**envelope, "choices": [], "usage": _usage(request, num_tokens, num_cached)})
         yield DONE
@@ -90,10 +91,11 @@ class OpenAIService:
     async def _collect(self, request: ParsedRequest, generation: Generation) -> tuple[Collected, dict[str, Any]]:
         """One answer and its choice."""
         answer, format = Collected(), choice_format(request, self._engine.tokenizer, generation)
-        async with aclosing(self._outputs(request, generation)) as outputs:
-            async for output in outputs:
-                format.collect(output)
-                answer.add(output if output.logprobs is None else replace(output, logprobs=None))
+        with engine_errors_as_api_errors():
+            async with aclosing(self._outputs(request, generation)) as outputs:
+                async for output in outputs:
+                    format.collect(output)
+                    answer.add(output if output.logprobs is None else replace(output, logprobs=None))
         choice = {"index": generation.index, **format.whole(answer)}
         if request.return_token_ids:
             choice |= {"prompt_token_ids": request.prompt_of(generation).token_ids, "token_ids": answer.token_ids}

@@ -146,7 +146,9 @@ def test_a_file_written_for_another_name_runs_under_it(batch: Batch) -> None:
 def test_the_prompt_is_tokenized_once(batch: Batch, monkeypatch: pytest.MonkeyPatch) -> None:
     encoded: list[str] = []
     encode = Tokenizer.encode
-    monkeypatch.setattr(Tokenizer, "encode", lambda self, text, *limit: (encoded.append(text), encode(self, text, *limit))[1])
+    monkeypatch.setattr(
+        Tokenizer, "encode", lambda self, text, *limit: (encoded.append(text), encode(self, text, *limit))[1]
+    )
     batch.write(["a", "b"])
     assert batch.run() == 0
     assert sorted(text for text in encoded if text.startswith("say")) == ["say a", "say b"]
