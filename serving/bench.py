@@ -12,11 +12,15 @@ import sys
 import time
 from dataclasses import asdict, dataclass
 
+import msgspec
+
 from splitrank.serving.config import COUNT, MIB, EngineConfig, option
 from splitrank.serving.engine_client import EngineClient
 from splitrank.serving.messages import LaunchSpec
 from splitrank.serving.resolve import resolve_launch
 from splitrank.serving.sampling_params import SamplingParams
+
+GREEDY = SamplingParams(temperature=0.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,10 +68,10 @@ def random_jobs(vocab_size: int, prompt_tokens: int, output_tokens: list[int], s
     return [Job([draw.randrange(vocab_size) for _ in range(prompt_tokens)], count) for count in output_tokens]
 
 
-async def measure(client: EngineClient, jobs: list[Job]) -> Measurement:
+async def measure(client: EngineClient, jobs: list[Job], params: SamplingParams = GREEDY) -> Measurement:
     """Runs all jobs at once; the engine's ``max_running_requests`` decides how many are computed together."""
     began = time.perf_counter()
-    times = await asyncio.gather(*(_token_times(client, job) for job in jobs))
+    times = await asyncio.gather(*(_token_times(client, job, params) for job in jobs))
     seconds = time.perf_counter() - began
     gaps = [
         (stamps[-1] - stamps[0]) / (job.output_tokens - 1)
@@ -82,8 +86,8 @@ async def measure(client: EngineClient, jobs: list[Job]) -> Measurement:
     )
 
 
-async def _token_times(client: EngineClient, job: Job) -> list[float]:
-    params = SamplingParams(max_tokens=job.output_tokens, temperature=0.0, ignore_eos=True)
+async def _token_times(client: EngineClient, job: Job, params: SamplingParams) -> list[float]:
+    params = msgspec.structs.replace(params, max_tokens=job.output_tokens, ignore_eos=True)
     count, stamps = 0, []
     async for output in client.stream(job.prompt, params):
         count += len(output.token_ids)

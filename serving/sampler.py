@@ -96,7 +96,9 @@ def _sampling_rows(states: list[SamplingState], vocab_size: int) -> SamplingRows
 
 def _bad_numbers(largest: float, state: SamplingState) -> RowFailure:
     what = "hold NaN" if math.isnan(largest) else "hold infinity" if largest > 0 else "are all minus infinity"
-    return RowFailure("invalid_numbers", f"the model's logits for output token {state.num_output} {what}")
+    reason = f"the model's logits for output token {state.num_output} {what}"
+    _log.warning("a request fails: %s", reason)
+    return RowFailure("invalid_numbers", reason)
 
 
 def _logprobs(logits: torch.Tensor, token: int, num_top: int | None) -> TokenLogprobs | None:

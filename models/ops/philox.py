@@ -21,8 +21,8 @@ def philox(counters: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
     rounds = torch.arange(_ROUNDS, device=keys.device)[:, None, None]
     for key in (keys + rounds * weyl) & _MASK:
         product = even * multipliers  # modulo 2^64: the low word is exact, and so is the high one once it is masked
-        first = ((product >> 32) ^ odd ^ key) & _MASK  # words 0 and 2
-        even, odd = first.flip(-1), product & _MASK
+        first = (product >> 32).bitwise_xor_(odd).bitwise_xor_(key).bitwise_and_(_MASK)  # words 0 and 2
+        even, odd = first.flip(-1), product.bitwise_and_(_MASK)
     return torch.stack((even[:, 1], odd[:, 0], even[:, 0], odd[:, 1]), -1)
 
 

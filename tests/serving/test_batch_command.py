@@ -84,6 +84,15 @@ def test_failed_requests_have_their_error_and_are_asked_again(batch: Batch) -> N
     assert batch.texts() == ALL
 
 
+def test_a_request_of_bad_numbers_is_that_lines_error(batch: Batch) -> None:
+    batch.write(NAMES)
+    failure = RequestOutput("r", [], None, "error", None, "the model's logits hold NaN", "invalid_numbers")
+    assert batch.run(failing({"n4"}, lambda: failure)) == 3
+    row = batch.results()["n4"]
+    assert row["error"] == {"code": "invalid_numbers", "message": "the model's logits hold NaN"}
+    assert row["response"]["status_code"] == 500
+
+
 def test_a_dead_engine_leaves_what_is_finished_and_the_next_run_continues(
     batch: Batch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -275,7 +275,9 @@ KINDS: list[dict[str, Any]] = [
 @pytest.mark.parametrize(
     ("value", "reason"), [(torch.nan, "hold NaN"), (torch.inf, "hold infinity"), (-torch.inf, "are all minus infinity")]
 )
-def test_bad_numbers_end_their_row_alone(kind: dict[str, Any], value: float, reason: str) -> None:
+def test_bad_numbers_end_their_row_alone(
+    kind: dict[str, Any], value: float, reason: str, caplog: pytest.LogCaptureFixture
+) -> None:
     clean = logits_of(*range(len(KINDS)))
     expected = sample(clean, [state_of(**other) for other in KINDS])
     bad = torch.cat((clean, logits_of(99)))
@@ -285,6 +287,7 @@ def test_bad_numbers_end_their_row_alone(kind: dict[str, Any], value: float, rea
     assert others == expected
     assert failed.failure == RowFailure("invalid_numbers", f"the model's logits for output token 0 {reason}")
     assert [state.num_output for state in states] == [1] * len(KINDS) + [0]
+    assert [record.getMessage() for record in caplog.records] == [f"a request fails: {failed.failure.reason}"]
 
 
 def test_some_logits_of_minus_infinity_are_no_error() -> None:
