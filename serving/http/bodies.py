@@ -10,8 +10,8 @@ from splitrank.serving.http.parsing import SMALL_BODY_BYTES
 from splitrank.serving.http.responses import ClientGoneError
 from splitrank.serving.openai.errors import ApiError, unavailable
 
-# A client that only reads after it wrote all must get our 413, not a reset: this many times the limit is thrown away.
-DISCARD_FACTOR = 4
+# A client that only reads after it wrote all must get our 413, not a reset: so much is read and thrown away.
+DISCARD_BYTES = 256 * 2**20
 # Largest bodies that may be in memory at once; small ones are not counted, so that large ones never keep them out.
 LARGE_BODIES = 8
 # A token is seldom more than 4 bytes of text, of which JSON makes 24 if it writes each character as \\uXXXX.
@@ -46,8 +46,8 @@ class Bodies:
 
     async def _read(self, scope: Scope, receive: Receive, body: "_Body") -> bytes:
         declared = _header(scope, b"content-length")
-        if declared.isdigit() and int(declared[:20]) > body.max_bytes * DISCARD_FACTOR:
-            raise body.too_large()
+        if declared.isdigit() and int(declared) > DISCARD_BYTES:
+            raise _closing(body.too_large())
         try:
             async with asyncio.timeout(self._timeout_s):
                 await self._collect(receive, body)
@@ -66,21 +66,20 @@ class Bodies:
             more = message.get("more_body", False)
             body.add(message.get("body", b""))
             self._hold(body)
-            if body.num_bytes > body.max_bytes * DISCARD_FACTOR:
-                break
+            if body.num_bytes > DISCARD_BYTES:
+                raise _closing(body.too_large())
         if body.num_bytes > body.max_bytes:
             raise body.too_large()
         if body.discarded:
             raise unavailable("too many large requests are being read", "too_many_large_requests")
 
     def _hold(self, body: "_Body") -> None:
-        if body.discarded or body.num_bytes <= SMALL_BODY_BYTES:
-            return
-        num_held = self._num_held + body.num_bytes - body.num_held
-        if body.num_bytes <= body.max_bytes and num_held <= LARGE_BODIES * body.max_bytes:
-            self._num_held, body.num_held = num_held, body.num_bytes
-        else:
+        num_large = body.num_bytes if body.num_bytes > SMALL_BODY_BYTES else 0
+        num_held = self._num_held + num_large - body.num_held
+        if body.num_bytes > body.max_bytes or num_held > LARGE_BODIES * body.max_bytes:
             body.discard()
+        if not body.discarded:
+            self._num_held, body.num_held = num_held, num_large
 
 
 class _Body:
@@ -104,7 +103,7 @@ class _Body:
 
     def too_large(self) -> ApiError:
         message = f"the request body is larger than {self.max_bytes} bytes"
-        return _closing(ApiError(413, message, code="request_too_large"))
+        return ApiError(413, message, code="request_too_large")
 
 
 def _check_type(content_type: str, encoding: str) -> None:

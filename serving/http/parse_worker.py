@@ -2,10 +2,11 @@
 
 JSON, templates and token ids of megabytes hold Python's lock for seconds; here nobody else waits for it. Frames of
 msgpack with their length before them come and go over the socket ``FD``: a ``Setup``, then ``Work`` and ``Reply`` in
-turns.
+turns; a body follows its ``Work`` as it is.
 """
 
 import logging
+import os
 import signal
 import socket
 import struct
@@ -36,7 +37,7 @@ class Setup(msgspec.Struct, frozen=True):
 
 class Work(msgspec.Struct, frozen=True):
     url: str
-    body: bytes
+    num_bytes: int  # of the body behind it
 
 
 class Refusal(msgspec.Struct, frozen=True):
@@ -65,19 +66,20 @@ def frame(message: msgspec.Struct) -> bytes:
     return LENGTH.pack(len(data)) + data
 
 
-def answer(parser: RequestParser, work: Work) -> Reply:
+def answer(parser: RequestParser, url: str, body: bytes) -> Reply:
     try:
-        return Reply(request=parser.parse(work.url, work.body))
+        return Reply(request=parser.parse(url, body))
     except ApiError as error:
         return Reply(refusal=Refusal(error.status, error.message, error.type, error.param, error.code))
     except Exception as error:
-        logging.exception("a request of %d bytes cannot be parsed", len(work.body))
+        logging.exception("a request of %d bytes cannot be parsed", len(body))
         return Reply(crash=f"{type(error).__name__}: {error}"[:1000])
 
 
 def main() -> int:
     be_lenient_with_streams()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the server's
+    os.nice(5)  # on a busy machine, what is being answered goes first
     with socket.socket(fileno=int(sys.argv[1])) as connection, connection.makefile("rb") as incoming:
         setup = _read(incoming, Setup)
         if setup is None:
@@ -86,7 +88,7 @@ def main() -> int:
         logging.basicConfig(level=setup.log_level.upper(), format="parse worker: %(message)s")
         parser = RequestParser(Tokenizer(setup.tokenizer), setup.info)
         while (work := _read(incoming, Work)) is not None:
-            connection.sendall(frame(answer(parser, work)))
+            connection.sendall(frame(answer(parser, work.url, incoming.read(work.num_bytes))))
     return 0
 
 

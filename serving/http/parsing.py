@@ -48,15 +48,15 @@ class Parsing:
                 if len(body) <= SMALL_BODY_BYTES:
                     return await asyncio.get_running_loop().run_in_executor(self._threads, service.parse, url, body)
                 async with self._free:
-                    return await self._parse_large(service, Work(url, body))
+                    return await self._parse_large(service, url, body)
         except TimeoutError:
             message = f"preparing the prompt took longer than {TIMEOUT_S:g} s"
             raise unavailable(message, "prompt_timeout") from None
 
-    async def _parse_large(self, service: OpenAIService, work: Work) -> ParsedRequest:
+    async def _parse_large(self, service: OpenAIService, url: str, body: bytes) -> ParsedRequest:
         worker = self._idle.pop()  # the last one that was used: it runs already
         try:
-            reply = await worker.ask(service, work)
+            reply = await worker.ask(service, url, body)
         finally:
             self._idle.append(worker)
         if reply.refusal is not None:
@@ -87,16 +87,17 @@ class ParseWorker:
     def pid(self) -> int | None:
         return None if self._process is None else self._process.pid
 
-    async def ask(self, service: OpenAIService, work: Work) -> Reply:
+    async def ask(self, service: OpenAIService, url: str, body: bytes) -> Reply:
         """One at a time. If it does not end with a reply, the process is killed."""
         try:
             if self._process is None:
                 await self._start(service)
-            await self._write(work)
+            await self._write(frame(Work(url, len(body))))
+            await self._write(body)
             length = LENGTH.unpack(await self._reader.readexactly(LENGTH.size))[0]
             return _decode_reply(await self._reader.readexactly(length))
         except (asyncio.IncompleteReadError, ConnectionError):
-            raise await self._death(len(work.body)) from None
+            raise await self._death(len(body)) from None
         except BaseException:
             self.kill()
             raise
@@ -111,12 +112,12 @@ class ParseWorker:
                 self._writer.transport.abort()
                 raise
         _log.info("parse worker %d starts", self._process.pid)
-        await self._write(Setup(service.tokenizer.files, service.info, os.getpid(), self._log_level))
+        await self._write(frame(Setup(service.tokenizer.files, service.info, os.getpid(), self._log_level)))
 
-    async def _write(self, message: Setup | Work) -> None:
-        data = memoryview(frame(message))
-        for start in range(0, len(data), WRITE_BYTES):
-            self._writer.write(data[start : start + WRITE_BYTES])
+    async def _write(self, data: bytes) -> None:
+        view = memoryview(data)
+        for start in range(0, len(data), WRITE_BYTES):  # in turns with everybody else
+            self._writer.write(view[start : start + WRITE_BYTES])
             await self._writer.drain()
 
     async def _death(self, num_bytes: int) -> ApiError:

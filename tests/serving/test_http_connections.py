@@ -12,7 +12,6 @@ import pytest
 
 from splitrank.serving.config import ServeConfig
 from splitrank.serving.http import bodies, protocol
-from splitrank.serving.http.parse_worker import Work
 from splitrank.serving.http.parsing import SMALL_BODY_BYTES, ParseWorker
 from splitrank.serving.openai.service import OpenAIService
 from tests.serving.front_fakes import LIMIT_S, Front, wait_for_status
@@ -138,6 +137,19 @@ def test_an_answer_before_the_end_of_the_body_says_that_it_closes(
     serving(tmp_path, work, body_timeout_s=0.2)
 
 
+def test_a_client_that_writes_all_before_it_reads_gets_its_413(tmp_path: Path) -> None:
+    async def work(front: Front) -> None:
+        size = 20 * 2**20
+        reader, writer = await raw(front, post_head(size), b" " * size)
+        status, _ = await answer_on(reader)
+        assert status.startswith(b"HTTP/1.1 413")
+        writer.write(HEALTH.replace("\n", "\r\n").encode() + b"\r\n")
+        assert (await answer_on(reader))[0] == OK
+        writer.close()
+
+    serving(tmp_path, work, max_body_bytes=1000)
+
+
 # ------------------------------------------------------------------ what one can cost the others
 
 
@@ -182,9 +194,9 @@ def num_asked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     asked: list[int] = []
     ask = ParseWorker.ask
 
-    async def counted(self: ParseWorker, service: OpenAIService, work: Work) -> Any:
-        asked.append(len(work.body))
-        return await ask(self, service, work)
+    async def counted(self: ParseWorker, service: OpenAIService, url: str, body: bytes) -> Any:
+        asked.append(len(body))
+        return await ask(self, service, url, body)
 
     monkeypatch.setattr(ParseWorker, "ask", counted)
     return asked
