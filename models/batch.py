@@ -13,9 +13,9 @@ import torch
 
 @dataclass(frozen=True)
 class StateCopy:
-    """Recurrent state after ``offset`` tokens of a chunk. Each DeltaNet layer in turn appends copies of conv, delta."""
+    """Recurrent state inside a chunk. Each DeltaNet layer in turn appends copies of its conv and delta."""
 
-    offset: int
+    offset: int  # tokens of the chunk; in the engine's plans a multiple of 64, the block of the chunked delta rule
     tensors: list[torch.Tensor] = field(default_factory=list)
 
 

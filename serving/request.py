@@ -58,9 +58,9 @@ class Request:
 
     def tokens_between(self, begin: int, end: int) -> list[int]:
         """Tokens at positions begin to end - 1, of the prompt and what was generated."""
-        output_start = len(self.prompt_token_ids)
-        output = self.output_token_ids[max(begin - output_start, 0) : max(end - output_start, 0)]
-        return self.prompt_token_ids[begin:end] + output
+        prompt_end = len(self.prompt_token_ids)
+        output = self.output_token_ids[max(begin - prompt_end, 0) : max(end - prompt_end, 0)]
+        return output if begin >= prompt_end else self.prompt_token_ids[begin:end] + output
 
     def samples_at(self, end: int) -> bool:
         return end >= len(self.prompt_token_ids)

@@ -33,8 +33,10 @@ class Residents:
         Without that reserve a request would be swapped out soon after it came. With nothing running it is 0, so a
         request that fits alone is never kept out for ever.
         """
+        if not self.slots.num_free:
+            return False
         reserve = sum(1 + self._pages_of_rest(request) for request in self.running.values())
-        return self.slots.num_free > 0 and self.pages.num_free - reserve >= pages_needed(num_tokens, self._page_size)
+        return self.pages.num_free - reserve >= pages_needed(num_tokens, self._page_size)
 
     def _pages_of_rest(self, request: Request) -> int:
         return max(pages_needed(len(request.prompt_token_ids), self._page_size) - len(request.pages), 0)

@@ -152,8 +152,10 @@ class Scheduler:
         limit = -(-len(self._requests) // self._max_in_flight)
         while self._waiting and len(draft.sequences) < limit:
             request = self._waiting[0]
+            if not self._residents.has_room(len(request.prompt_token_ids)):
+                return
             request.num_scheduled = self._snapshots.cached_tokens(request, self._next_step)
-            if not self._chunk_fits(draft, request) or not self._residents.has_room(len(request.prompt_token_ids)):
+            if not self._chunk_fits(draft, request):
                 return
             self._waiting.popleft()
             self._residents.start(request)

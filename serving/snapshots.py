@@ -5,7 +5,7 @@ and a state in every block would be too many bytes. A snapshot is taken at three
 
 - PROMPT: the last whole block of a prompt, without the generation marker. The next turn of a chat begins from it. Its
   own snapshot then replaces it, so a chat needs one.
-- ANSWER: the last computed token of a finished request. It is taken instead of the PROMPT one, and only if the
+- ANSWER: the last computed token of a finished request. It is taken instead of the others, and only if the
   request's own prompt repeats an earlier answer word for word: it begins from an ANSWER snapshot, or from a PROMPT one
   and goes on as the request did that took it. A template that drops earlier thinking never repeats an answer so.
 - BRANCH: where a prompt parts from the prompts before it, which shows when it comes (Marconi, Pan et al. 2024, arXiv
@@ -88,16 +88,19 @@ class Snapshots:
         if not self._is_on:
             return
         use = self._uses[request.number]
-        prompt, size = request.prompt_token_ids, self._spec.prefix_block_size
-        begin = 0
-        if use.start is not None:
-            begin = use.start.num_tokens
-            self._cache.use(use.start)
-            use.keeps_answer = _comes_back(use.start, prompt)
-        branch = min(_num_blocks(use.digests, self._seen.__contains__), (len(prompt) - 1) // size)
+        num_seen = _num_blocks(use.digests, self._seen.__contains__)
         self._remember(use.digests)
+        if use.start is not None:
+            self._cache.use(use.start)
+            use.keeps_answer = _comes_back(use.start, request.prompt_token_ids)
         if not use.keeps_answer:
-            self._want(use, begin, (len(prompt) - MARKER_TOKENS) // size, Kind.PROMPT)
+            self._want_both(use, len(request.prompt_token_ids), num_seen)
+
+    def _want_both(self, use: _PrefixUse, prompt_tokens: int, num_seen: int) -> None:
+        """The PROMPT snapshot, and a BRANCH after the blocks that an earlier prompt had too."""
+        size, begin = self._spec.prefix_block_size, use.start.num_tokens if use.start is not None else 0
+        branch = min(num_seen, (prompt_tokens - 1) // size)
+        self._want(use, begin, (prompt_tokens - MARKER_TOKENS) // size, Kind.PROMPT)
         # Where an earlier prompt ended, soon behind its own snapshot, the two do not part.
         reach = max(begin, _num_blocks(use.digests[:branch], self._is_taken) * size)
         if not reach or branch * size >= reach + size + MARKER_TOKENS:

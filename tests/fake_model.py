@@ -164,6 +164,7 @@ class FakeModel:
         request, folded, value = self.slots.get(sequence.slot, (-1, 0, 0)) if sequence.start else (-1, 0, 0)
         assert (request, folded) == ((sequence.request, sequence.start) if sequence.start else (-1, 0))
         snapshots = {one.num_tokens: one for one in saved if one.slot == sequence.slot}
+        assert all((position - sequence.start) % self.spec.prefix_block_size == 0 for position in snapshots)
         for position, token in enumerate(sequence.tokens, sequence.start):
             self.pages.setdefault(sequence.pages[position // page_size], {})[position % page_size] = (
                 sequence.request,

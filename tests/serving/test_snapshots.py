@@ -7,8 +7,10 @@ from itertools import pairwise
 
 import pytest
 
+from splitrank.serving.demo_checkpoint import demo_checkpoint_path
 from splitrank.serving.messages import LaunchSpec, StepPlan
 from splitrank.serving.snapshots import MARKER_TOKENS
+from splitrank.serving.tokenizer import Tokenizer
 from tests.fake_model import expected_tokens, small_spec
 from tests.serving.scheduler_loop import Loop
 
@@ -179,6 +181,19 @@ def test_a_turn_begins_at_the_last_whole_block_of_the_prompt_before_if_the_templ
         assert before - MARKER_TOKENS - block_size < from_cache <= before - MARKER_TOKENS
     plans = ask(chat.loop, "last", [*chat.history, 1, *chat.marker])
     assert not kept(plans), "an answer that never comes back is not worth a copy"
+
+
+@pytest.mark.parametrize("thinking", [True, False])
+def test_the_next_turn_leaves_out_no_more_than_the_marker(thinking: bool) -> None:
+    """What ``MARKER_TOKENS`` takes for granted, in the demo's tokens and template, which are made like Qwen's."""
+    tokenizer = Tokenizer.from_folder(demo_checkpoint_path())
+    messages = [{"role": "user", "content": "Mia has 14 shells. How many has she?"}]
+    prompt = tokenizer.encode_chat(messages, {"enable_thinking": thinking})
+    answer = "<think>\nShe has 14.\n</think>\n\nShe has 14 shells.\n#### 14"
+    messages += [{"role": "assistant", "content": answer}, {"role": "user", "content": "And twice as many?"}]
+    after = tokenizer.encode_chat(messages, {"enable_thinking": thinking})
+    num_common = next(index for index, pair in enumerate(zip(prompt, after, strict=False)) if pair[0] != pair[1])
+    assert len(prompt) - MARKER_TOKENS <= num_common < len(prompt)
 
 
 def test_chats_side_by_side_hold_one_snapshot_each() -> None:
