@@ -191,8 +191,13 @@ class Server:
 
     def _front_mib(self) -> int:
         """Most memory that the front process and its parse workers, not engine and ranks, hold now."""
-        helpers = [child for child in self._process.children() if "parse_worker" in " ".join(child.cmdline())]
-        return sum(process.memory_info().rss for process in (self._process, *helpers)) // 2**20
+        total = self._process.memory_info().rss
+        for child in self._process.children():
+            try:
+                total += child.memory_info().rss if "parse_worker" in " ".join(child.cmdline()) else 0
+            except psutil.Error:
+                pass  # it has been killed meanwhile
+        return total // 2**20
 
 
 class Gaps:

@@ -26,6 +26,7 @@ SMALL_BODY_BYTES = 64 * 2**10  # 20 ms of JSON, template and tokenizing at most
 NUM_THREADS = 2
 NUM_WORKERS = 2
 TIMEOUT_S = 30.0
+REAP_S = 1.0
 REAP_LIMIT_S = 5.0
 WRITE_BYTES = 256 * 2**10
 _decode_reply = msgspec.msgpack.Decoder(Reply).decode
@@ -134,6 +135,7 @@ class ParseWorker:
             self._process.kill()
             self._writer.transport.abort()
             self._killed = [killed for killed in self._killed if killed.poll() is None] + [self._process]
+            asyncio.get_running_loop().call_later(REAP_S, self._process.poll)  # else it stays a zombie until the next
             self._process = None
 
     async def reap(self) -> None:

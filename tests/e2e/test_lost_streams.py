@@ -30,7 +30,8 @@ def wait_until_ready(http: httpx.Client, process: "subprocess.Popen[bytes]") -> 
 @pytest.mark.parametrize("streams", ["2>&-", ">&- 2>&-", "> >(true) 2>&1"], ids=["stderr", "both", "readers left"])
 def test_a_server_that_nobody_reads_starts_serves_and_drains(streams: str, temporary: Path) -> None:
     port = free_port()
-    serve = splitrank_command("serve", "--port", port, "--threads-per-rank", 1, "--max-model-len", 1024)
+    options = ("--threads-per-rank", 1, "--max-model-len", 1024, "--drain-timeout-s", 100)
+    serve = splitrank_command("serve", "--port", port, *options)
     command = ["bash", "-c", f'exec "$0" "$@" {streams}', *serve]
     with (
         subprocess.Popen(command, cwd=ROOT, env=environment(temporary)) as process,
