@@ -19,7 +19,7 @@ IM_END, END_OF_TEXT = 4046, 4044
 
 def ask(model: Path | str, **options: Any) -> tuple[Generation, list[str]]:
     """One greedy chat answer, and the lines of the start."""
-    with LLM(str(model), dtype="float32", threads_per_rank=1, max_model_len=1024, **options) as llm:
+    with LLM(model or None, dtype="float32", threads_per_rank=1, max_model_len=1024, **options) as llm:
         params = SamplingParams(temperature=0, max_tokens=200)
         (answer,) = llm.chat(QUESTION, params, show_progress=False)
         return answer, llm._engine.client.reports  # type: ignore[attr-defined]
@@ -100,5 +100,5 @@ def test_weights_that_are_not_the_checkpoint_s_are_refused_in_one_line(temporary
     (line,) = [line for line in finished.stderr.splitlines() if line.startswith("splitrank serve: error: ")]
     assert "failed in load: stage " in line
     assert "parameter layers." in line
-    assert "mlp.experts.0.gate_up_proj.weight differs from tensor 'model.language_model.layers." in line
+    assert "mlp.experts.gate_up_proj differs from tensor 'model.language_model.layers." in line
     assert "model.safetensors" in line
