@@ -62,9 +62,6 @@ class Request:
         output = self.output_token_ids[max(begin - output_start, 0) : max(end - output_start, 0)]
         return self.prompt_token_ids[begin:end] + output
 
-    def samples_at(self, end: int) -> bool:
-        return end >= len(self.prompt_token_ids)
-
     def accept(self, token: int, eos_token_ids: tuple[int, ...]) -> str | None:
         """Append a generated token; the finish reason if it is the last one."""
         may_stop = len(self.output_token_ids) >= self.params.min_tokens

@@ -17,11 +17,11 @@ from splitrank.serving.draft import Counters, Draft, StepInFlight
 from splitrank.serving.messages import (
     AddRequest,
     AdmittedRequest,
+    ChunkPlan,
     EngineStats,
     LaunchSpec,
     RequestOutput,
     RowFailure,
-    SequencePlan,
     StepPlan,
     StepResult,
     TokenLogprobs,
@@ -100,7 +100,7 @@ class Scheduler:
     def schedule(self, previous_hash: str) -> StepPlan | None:
         """Plan the next step, chained to the plan before it; None (and no change) if nothing can be planned now.
 
-        When the last request has ended, one more plan, without sequences, tells the ranks to let go of it.
+        When the last request has ended, one more plan, without rows, tells the ranks to let go of it.
         """
         if len(self._in_flight) >= self._max_in_flight:
             return None
@@ -110,7 +110,7 @@ class Scheduler:
             self._swap_in(draft)
             if not self._residents.swapped:
                 self._admit(draft)
-        return self._seal(draft, previous_hash) if draft.sequences or (self.is_idle and self._released) else None
+        return self._seal(draft, previous_hash) if draft.num_rows or (self.is_idle and self._released) else None
 
     def _plan_running(self, draft: Draft) -> None:
         running = [request for request in self._residents.by_age() if request.is_ready]
@@ -122,7 +122,7 @@ class Scheduler:
             if self._chunk_fits(draft, request) if request.is_prefilling else request.number in due:
                 self._place(draft, request)
         for request in decodes[limit:]:  # in place of those that found no pages
-            if draft.num_decodes < limit:
+            if len(draft.decoding) < limit:
                 self._place(draft, request)
 
     def _decode_limit(self) -> int:
@@ -144,21 +144,29 @@ class Scheduler:
                 return
             self._residents.swap_in(draft, request)
             # Its first share may go along in the very step that brings it back.
-            if self._chunk_fits(draft, request) if request.is_prefilling else draft.num_decodes < self._decode_limit():
+            if (
+                self._chunk_fits(draft, request)
+                if request.is_prefilling
+                else len(draft.decoding) < self._decode_limit()
+            ):
                 self._place(draft, request)
 
     def _admit(self, draft: Draft) -> None:
         # An even share, as of the decodes: short prompts that all went into one step would leave the other stages idle.
         limit = -(-len(self._requests) // self._max_in_flight)
-        while self._waiting and len(draft.sequences) < limit:
+        while self._waiting and draft.num_rows < limit:
             request = self._waiting[0]
             request.num_scheduled = self._snapshots.cached_tokens(request, self._next_step)
             if not self._chunk_fits(draft, request) or not self._residents.has_room(len(request.prompt_token_ids)):
                 return
             self._waiting.popleft()
             self._residents.start(request)
-            draft.admitted.append(AdmittedRequest(request.number, request.prompt_token_ids, request.params))
             request.num_cached = request.num_scheduled
+            draft.admitted.append(
+                AdmittedRequest(
+                    request.slot, request.number, request.prompt_token_ids, request.params, request.num_cached
+                )
+            )
             self._counters.cached_tokens += request.num_cached
             self._snapshots.admit(request)
             self._place(draft, request)
@@ -167,30 +175,33 @@ class Scheduler:
         """Give the request its next share of this step, if its pages can be had."""
         if draft.is_draining or request.status is not Status.RUNNING:  # preempted a moment ago, for an older one
             return
-        start, end = request.num_scheduled, request.next_end(self._spec.chunked_prefill_size)
+        end, is_chunk = request.next_end(self._spec.chunked_prefill_size), request.is_prefilling
         if not self._residents.grow(draft, request, end):
             return
-        tokens, is_chunk = request.tokens_between(start, end), request.is_prefilling
-        sample = request.samples_at(end)
-        draft.sequences.append(SequencePlan(request.number, request.slot, start, tokens, list(request.pages), sample))
-        draft.requests.append(request)
+        num_tokens = end - request.num_scheduled
         request.num_scheduled = end
         request.num_in_flight += 1
         request.last_step = self._next_step
-        if is_chunk:
-            draft.num_prefill_tokens += len(tokens)
-            self._snapshots.placed(request, self._next_step)
-        else:
-            draft.num_decodes += 1
+        if not is_chunk:
+            draft.decoding.append(request)
+            return
+        draft.prefilling.append(request)
+        draft.chunks.append(ChunkPlan(request.slot, num_tokens, sample=not request.is_prefilling))
+        draft.num_prefill_tokens += num_tokens
+        self._snapshots.placed(request, self._next_step)
 
     def _seal(self, draft: Draft, previous_hash: str) -> StepPlan:
-        samples = [sequence.sample for sequence in draft.sequences]
-        self._in_flight.append(StepInFlight(self._next_step, draft.requests, samples))
+        chunks = list(zip(draft.prefilling, draft.chunks, strict=True))
+        sampled = draft.decoding + [request for request, chunk in chunks if chunk.sample]
+        unsampled = [request for request, chunk in chunks if not chunk.sample]
+        self._in_flight.append(StepInFlight(self._next_step, sampled, unsampled))
         snapshots = self._snapshots.take_news()
         plan = StepPlan(
             step=self._next_step,
             previous_hash=previous_hash,
-            sequences=draft.sequences,
+            decodes=[request.slot for request in draft.decoding],
+            chunks=draft.chunks,
+            pages=draft.pages,
             admitted=draft.admitted,
             released=self._released,
             swap_out=draft.swap_out,
@@ -212,17 +223,17 @@ class Scheduler:
         """Take the tokens of the oldest step in flight; returns what its requests hear."""
         step = self._in_flight.popleft()
         assert result.step == step.step, f"result of step {result.step}, but step {step.step} is due"
-        expected = sum(step.samples)
+        expected = len(step.sampled)
         assert len(result.token_ids) == len(result.logprobs) == expected, (
             f"step {step.step} samples {expected} tokens, its result has {len(result.token_ids)} tokens "
             f"and {len(result.logprobs)} logprobs"
         )
         failures = [result.failures.get(row) for row in range(expected)]
-        rows = iter(zip(result.token_ids, result.logprobs, failures, strict=True))
+        rows: list[SampledRow | None] = [*zip(result.token_ids, result.logprobs, failures, strict=True)]
+        rows += [None] * len(step.unsampled)
         outputs = []
-        for request, sample in zip(step.requests, step.samples, strict=True):
+        for request, row in zip(step.requests, rows, strict=True):
             request.num_in_flight -= 1
-            row = next(rows) if sample else None
             output = self._commit_row(request, row)
             if output is not None:
                 outputs.append(output)

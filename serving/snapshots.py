@@ -16,7 +16,6 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from splitrank.serving.cache import pages_needed
 from splitrank.serving.messages import LaunchSpec, SnapshotPlan
 from splitrank.serving.prefix_cache import Digest, Kind, PrefixCache, Snapshot, chain_digests
 from splitrank.serving.request import Request
@@ -171,9 +170,9 @@ class Snapshots:
         self._news.dropped += dropped
         return snapshot
 
-    def _plan(self, snapshot: Snapshot, request: Request) -> SnapshotPlan:
-        pages = request.pages[: pages_needed(snapshot.num_tokens, self._spec.page_size)]
-        return SnapshotPlan(snapshot.number, snapshot.num_tokens, request.slot, pages)
+    @staticmethod
+    def _plan(snapshot: Snapshot, request: Request) -> SnapshotPlan:
+        return SnapshotPlan(snapshot.number, snapshot.num_tokens, request.slot)
 
     def _remember(self, digests: list[Digest]) -> None:
         for digest in digests:

@@ -18,8 +18,8 @@ def steps_of(loop: Loop, last: str) -> dict[int, list[int]]:
         if plan is None:
             loop.commit()
             continue
-        for sequence in plan.sequences:
-            steps.setdefault(sequence.request, []).append(plan.step)
+        for span in loop.spans[plan.step]:
+            steps.setdefault(span.request, []).append(plan.step)
     return steps
 
 
@@ -90,7 +90,7 @@ def test_no_request_goes_on_while_an_older_one_is_swapped_out(seed: int) -> None
             continue
         swapped |= {swap.request for swap in plan.swap_out}
         swapped -= {swap.request for swap in plan.swap_in}
-        assert all(sequence.request < min(swapped, default=8) for sequence in plan.sequences)
+        assert all(span.request < min(swapped, default=8) for span in loop.spans[plan.step])
     assert loop.scheduler.stats().preemptions > 0
 
 
@@ -118,7 +118,7 @@ def test_the_ranks_are_told_when_the_last_request_has_ended() -> None:
     assert loop.scheduler.is_idle
     plan = loop.plan()
     assert plan is not None
-    assert (plan.released, plan.sequences) == ([1], [])
+    assert (plan.released, plan.has_rows) == ([1], False)
     loop.commit()
     assert (loop.model.history, loop.model.host) == ({}, {})
     assert loop.plan() is None  # once
