@@ -54,8 +54,8 @@ class LaunchSpec(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def max_in_flight(self) -> int:
-        """Steps that are planned ahead of their results, so that no stage waits."""
-        return self.pp_size
+        """Steps that are planned before the result of the first is back: one a stage, and one so that none waits."""
+        return self.pp_size + 1
 
 
 class RankReady(msgspec.Struct, frozen=True, tag=True):

@@ -34,18 +34,25 @@ SampledRow = tuple[int, TokenLogprobs | None, RowFailure | None]
 
 
 class Scheduler:
-    """``max_in_flight`` steps may be planned ahead of their results: pp_size keeps every stage busy, and 1 is the
-    simple loop that specifies what any other number must compute."""
+    """Running requests are shared out over ``num_microbatches``, one a pipeline stage.
 
-    def __init__(self, spec: LaunchSpec, max_in_flight: int) -> None:
+    The simple loop plans the next step of a request when its token is known; so many steps are in flight. It specifies
+    what the other computes. With ``plans_ahead``, one more is in flight, and a decode is planned while its token is
+    being sampled. Then a request that stops has a row too many in flight: its token is dropped, and what the request
+    owns goes back when that step is committed.
+    """
+
+    def __init__(self, spec: LaunchSpec, num_microbatches: int, plans_ahead: bool = False) -> None:
         self._spec = spec
-        self._max_in_flight = max_in_flight
+        self._num_microbatches, self._plans_ahead = num_microbatches, plans_ahead
+        self._max_in_flight = num_microbatches + plans_ahead
         self._residents = Residents(spec)
         self._snapshots = Snapshots(spec)
         self._requests: dict[str, Request] = {}  # every open one
         self._waiting: deque[Request] = deque()
         self._in_flight: deque[StepInFlight] = deque()
         self._released: list[int] = []
+        self._num_ended = 0  # of the open ones: their last output is out, a step in flight still holds them
         self._next_number = 0
         self._next_step = 0
         self._counters = Counters()
@@ -55,7 +62,7 @@ class Scheduler:
     def add(self, message: AddRequest) -> RequestOutput | None:
         """Queue a request. An output is a refusal."""
         assert message.request_id not in self._requests, f"request id {message.request_id!r} is already open"
-        refusal = refuse(self._spec, message, len(self._requests))
+        refusal = refuse(self._spec, message, len(self._requests) - self._num_ended)
         if refusal is not None:
             return refusal
         prompt = message.prompt_token_ids
@@ -69,7 +76,7 @@ class Scheduler:
     def abort(self, request_id: str) -> RequestOutput | None:
         """End a request in any phase. None: it is already over, or ends with the commit of its steps in flight."""
         request = self._requests.get(request_id)
-        if request is None or request.aborted:
+        if request is None or request.is_over:
             return None
         request.aborted = True
         self._counters.aborts += 1
@@ -86,6 +93,9 @@ class Scheduler:
     def _finish(self, request: Request) -> None:
         """Everything it owns goes back, exactly once; ranks that know it hear of it with the next plan."""
         assert request.num_in_flight == 0, "a request in flight cannot be finished"
+        self._num_ended -= request.ended
+        if request.was_regular:
+            self._snapshots.keep_answer(request, self._next_step)
         if request.status is Status.WAITING:
             self._waiting.remove(request)
         else:
@@ -113,7 +123,7 @@ class Scheduler:
         return self._seal(draft, previous_hash) if draft.num_rows or (self.is_idle and self._released) else None
 
     def _plan_running(self, draft: Draft) -> None:
-        running = [request for request in self._residents.by_age() if request.is_ready]
+        running = [request for request in self._residents.by_age() if request.is_ready(self._plans_ahead)]
         decodes = [request for request in running if not request.is_prefilling]
         decodes.sort(key=lambda request: request.last_step)  # nobody is passed over twice
         limit = self._decode_limit()
@@ -126,10 +136,10 @@ class Scheduler:
                 self._place(draft, request)
 
     def _decode_limit(self) -> int:
-        """An even share of all decoding requests, so that they fill ``max_in_flight`` microbatches."""
+        """An even share of all decoding requests."""
         running = self._residents.running.values()
-        decoding = sum(not request.is_prefilling and not request.aborted for request in running)
-        return -(-decoding // self._max_in_flight)
+        decoding = sum(not request.is_prefilling and not request.is_over for request in running)
+        return -(-decoding // self._num_microbatches)
 
     def _chunk_fits(self, draft: Draft, request: Request) -> bool:
         chunk_size = self._spec.chunked_prefill_size
@@ -153,7 +163,7 @@ class Scheduler:
 
     def _admit(self, draft: Draft) -> None:
         # An even share, as of the decodes: short prompts that all went into one step would leave the other stages idle.
-        limit = -(-len(self._requests) // self._max_in_flight)
+        limit = -(-(len(self._requests) - self._num_ended) // self._num_microbatches)
         while self._waiting and draft.num_rows < limit:
             request = self._waiting[0]
             request.num_scheduled = self._snapshots.cached_tokens(request, self._next_step)
@@ -245,14 +255,17 @@ class Scheduler:
         if row is None:
             return None
         token, logprobs, failure = row
-        if failure is not None:
+        if request.ended:  # the row too many
+            request.was_regular &= failure is None  # numbers that are none are not kept
             self._finish(request)
+            return None
+        if failure is not None:
+            self._end(request, is_regular=False)
             return error_output(request.request_id, failure.code, failure.reason)
         self._counters.generated_tokens += 1
         reason = request.accept(token, self._spec.eos_token_ids)
         if reason is not None:
-            self._snapshots.keep_answer(request, self._next_step)
-            self._finish(request)
+            self._end(request, is_regular=True)
         return RequestOutput(
             request_id=request.request_id,
             token_ids=[token],
@@ -261,6 +274,13 @@ class Scheduler:
             stop_token_id=token if reason == "stop" else None,
             num_cached_tokens=request.num_cached,
         )
+
+    def _end(self, request: Request, is_regular: bool) -> None:
+        """Its last output goes out now; what it owns goes back when no step in flight holds it."""
+        request.ended, request.was_regular = True, is_regular
+        self._num_ended += 1
+        if not request.num_in_flight:
+            self._finish(request)
 
     # ------------------------------------------------------------ looking in
 

@@ -16,9 +16,11 @@ class Executor(Protocol):
 class Loop:
     """Scheduler and fake model, with results held back until ``commit``, as a pipeline does."""
 
-    def __init__(self, spec: LaunchSpec, max_in_flight: int = 1, executor: Executor | None = None) -> None:
+    def __init__(
+        self, spec: LaunchSpec, num_microbatches: int = 1, executor: Executor | None = None, plans_ahead: bool = False
+    ) -> None:
         self.spec = spec
-        self.scheduler = Scheduler(spec, max_in_flight)
+        self.scheduler = Scheduler(spec, num_microbatches, plans_ahead)
         self.model = FakeModel(spec)
         self.executor = executor or self.model
         self.results: deque[StepResult] = deque()

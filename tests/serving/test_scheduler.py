@@ -46,7 +46,7 @@ def test_short_prompts_share_one_prefill_budget() -> None:
 
 
 def test_chunks_of_one_prompt_follow_each_other_in_flight() -> None:
-    loop = Loop(small_spec(), max_in_flight=3)
+    loop = Loop(small_spec(), num_microbatches=3)
     loop.add("long", list(range(20)), max_tokens=2)
     assert [spans(loop) for _ in range(3)] == [[(0, 8)], [(8, 16)], [(16, 20)]]
     assert loop.plan() is None
@@ -56,7 +56,7 @@ def test_chunks_of_one_prompt_follow_each_other_in_flight() -> None:
     ("num_requests", "depth", "sizes"), [(6, 2, [3, 3]), (5, 2, [3, 2]), (2, 4, [1, 1]), (6, 4, [2, 2, 2])]
 )
 def test_decodes_are_spread_over_the_microbatches(num_requests: int, depth: int, sizes: list[int]) -> None:
-    loop = Loop(small_spec(), max_in_flight=depth)
+    loop = Loop(small_spec(), num_microbatches=depth)
     for index in range(num_requests):
         loop.add(str(index), [index], max_tokens=9)
     loop.plan()
@@ -113,7 +113,7 @@ def test_each_running_request_keeps_a_page_in_reserve() -> None:
 
 
 def test_no_decode_is_passed_over_twice() -> None:
-    loop = Loop(small_spec(), max_in_flight=2)
+    loop = Loop(small_spec(), num_microbatches=2)
     for index in range(3):
         loop.add(str(index), [index], max_tokens=20)
     for _ in range(10):  # one step at a time, although two of two and one could be in flight
@@ -152,7 +152,7 @@ def test_abort_in_every_phase_gives_everything_back() -> None:
 
 
 def test_an_aborted_prompt_with_two_chunks_in_flight_ends_with_the_second() -> None:
-    loop = Loop(small_spec(), max_in_flight=2)
+    loop = Loop(small_spec(), num_microbatches=2)
     loop.add("long", list(range(30)), max_tokens=2)
     loop.plan()
     loop.plan()
@@ -168,7 +168,7 @@ def test_an_aborted_prompt_with_two_chunks_in_flight_ends_with_the_second() -> N
 @pytest.mark.parametrize("depth", [1, 3])
 @pytest.mark.parametrize("at", [11, 13], ids=["at its first token", "later"])
 def test_a_row_that_fails_ends_its_request_alone(depth: int, at: int) -> None:
-    loop = Loop(small_spec(), max_in_flight=depth)
+    loop = Loop(small_spec(), num_microbatches=depth)
     prompts = {name: [index] * 11 for index, name in enumerate(("before", "bad", "after"))}
     for name, prompt in prompts.items():
         loop.add(name, prompt, max_tokens=6)

@@ -96,7 +96,7 @@ def test_without_room_every_prompt_is_computed_whole(changes: dict[str, int]) ->
 
 
 def test_a_snapshot_is_not_used_in_the_step_that_takes_it_nor_taken_twice() -> None:
-    loop = Loop(caching_spec(chunked_prefill_size=80), max_in_flight=1)
+    loop = Loop(caching_spec(chunked_prefill_size=80), num_microbatches=1)
     for name in ("first", "second", "third"):
         loop.add(name, [*SHARED, len(name)], max_tokens=2)
     plan = loop.plan()
