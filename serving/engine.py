@@ -58,7 +58,7 @@ class Engine:
 
     def __init__(self, spec: LaunchSpec) -> None:
         self._spec = spec
-        self._scheduler = Scheduler(spec, max_in_flight=spec.pp_size)
+        self._scheduler = Scheduler(spec, spec.pp_size, plans_ahead=True)
         self._watch = RankWatch(spec, time.monotonic())
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._front = connect_front(self._context, spec)

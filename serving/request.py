@@ -29,6 +29,8 @@ class Request:
     output_token_ids: list[int] = field(default_factory=list)
     status: Status = Status.WAITING
     aborted: bool = False
+    ended: bool = False  # its last output is out; steps in flight may still hold it
+    was_regular: bool = False  # it ended by a stop token or its length
     num_scheduled: int = 0  # tokens computed, or to be computed by steps in flight
     num_in_flight: int = 0  # steps in flight that hold this request
     last_step: int = -1
@@ -45,9 +47,19 @@ class Request:
         return self.num_scheduled < len(self.prompt_token_ids)
 
     @property
-    def is_ready(self) -> bool:
-        """Something can be scheduled: false while a sampled token is outstanding."""
-        return not self.aborted and self.num_scheduled < self.num_known
+    def is_over(self) -> bool:
+        return self.aborted or self.ended
+
+    @property
+    def limit(self) -> int:
+        """Tokens that are ever computed: the last generated one is not."""
+        return len(self.prompt_token_ids) + self.max_new_tokens - 1
+
+    def is_ready(self, plans_ahead: bool) -> bool:
+        """Something can be scheduled. A token that one step in flight is to sample may be fed when planning ahead."""
+        if self.is_over or self.num_scheduled >= self.limit:
+            return not self.is_over and self.is_prefilling
+        return self.num_scheduled < self.num_known or (plans_ahead and self.num_in_flight < 2)
 
     def next_end(self, chunk_size: int) -> int:
         """Where its next share of a step ends: a chunk at an absolute multiple of ``chunk_size`` or with the prompt, a
@@ -61,9 +73,6 @@ class Request:
         prompt_end = len(self.prompt_token_ids)
         output = self.output_token_ids[max(begin - prompt_end, 0) : max(end - prompt_end, 0)]
         return output if begin >= prompt_end else self.prompt_token_ids[begin:end] + output
-
-    def samples_at(self, end: int) -> bool:
-        return end >= len(self.prompt_token_ids)
 
     def accept(self, token: int, eos_token_ids: tuple[int, ...]) -> str | None:
         """Append a generated token; the finish reason if it is the last one."""

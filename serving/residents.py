@@ -7,7 +7,7 @@ flight, it cannot be swapped out now: the older request and all behind it wait u
 
 from splitrank.serving.cache import Pool, pages_needed
 from splitrank.serving.draft import Draft
-from splitrank.serving.messages import LaunchSpec, SwapPlan
+from splitrank.serving.messages import LaunchSpec, NewPages, SwapPlan
 from splitrank.serving.request import Request, Status
 
 
@@ -50,16 +50,22 @@ class Residents:
     def swap_in(self, draft: Draft, request: Request) -> None:
         del self.swapped[request.number]
         self.start(request)
-        request.pages = self.pages.allocate(pages_needed(request.num_scheduled, self._page_size))
-        draft.swap_in.append(SwapPlan(request.number, request.slot, list(request.pages)))
+        draft.swap_in.append(SwapPlan(request.number, request.slot))
+        self._add_pages(draft, request, pages_needed(request.num_scheduled, self._page_size))
 
     def grow(self, draft: Draft, request: Request, num_tokens: int) -> bool:
         """Give it pages for ``num_tokens`` tokens, if need be by swapping out younger requests; False: not now."""
         missing = pages_needed(num_tokens, self._page_size) - len(request.pages)
         if missing > self.pages.num_free and not self._make_room(draft, request, missing):
             return False
-        request.pages += self.pages.allocate(missing)
+        if missing > 0:
+            self._add_pages(draft, request, missing)
         return True
+
+    def _add_pages(self, draft: Draft, request: Request, count: int) -> None:
+        pages = self.pages.allocate(count)
+        request.pages += pages
+        draft.pages.append(NewPages(request.slot, pages))
 
     def _make_room(self, draft: Draft, request: Request, missing: int) -> bool:
         draft.is_short_of_pages = True
@@ -81,7 +87,7 @@ class Residents:
 
     def _swap_out(self, draft: Draft, victim: Request) -> None:
         # All its pages hold computed tokens: pages come with the share that fills them, and none is in flight.
-        draft.swap_out.append(SwapPlan(victim.number, victim.slot, list(victim.pages)))
+        draft.swap_out.append(SwapPlan(victim.number, victim.slot))
         self._give_back(victim)
         victim.status = Status.SWAPPED
         self.swapped[victim.number] = victim

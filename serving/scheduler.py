@@ -17,11 +17,11 @@ from splitrank.serving.draft import Counters, Draft, StepInFlight
 from splitrank.serving.messages import (
     AddRequest,
     AdmittedRequest,
+    ChunkPlan,
     EngineStats,
     LaunchSpec,
     RequestOutput,
     RowFailure,
-    SequencePlan,
     StepPlan,
     StepResult,
     TokenLogprobs,
@@ -34,18 +34,25 @@ SampledRow = tuple[int, TokenLogprobs | None, RowFailure | None]
 
 
 class Scheduler:
-    """``max_in_flight`` steps may be planned ahead of their results: pp_size keeps every stage busy, and 1 is the
-    simple loop that specifies what any other number must compute."""
+    """Running requests are shared out over ``num_microbatches``, one a pipeline stage.
 
-    def __init__(self, spec: LaunchSpec, max_in_flight: int) -> None:
+    The simple loop plans the next step of a request when its token is known; so many steps are in flight. It specifies
+    what the other computes. With ``plans_ahead``, one more is in flight, and a decode is planned while its token is
+    being sampled. Then a request that stops has a row too many in flight: its token is dropped, and what the request
+    owns goes back when that step is committed.
+    """
+
+    def __init__(self, spec: LaunchSpec, num_microbatches: int, plans_ahead: bool = False) -> None:
         self._spec = spec
-        self._max_in_flight = max_in_flight
+        self._num_microbatches, self._plans_ahead = num_microbatches, plans_ahead
+        self._max_in_flight = num_microbatches + plans_ahead
         self._residents = Residents(spec)
         self._snapshots = Snapshots(spec)
         self._requests: dict[str, Request] = {}  # every open one
         self._waiting: deque[Request] = deque()
         self._in_flight: deque[StepInFlight] = deque()
         self._released: list[int] = []
+        self._num_ended = 0  # of the open ones: their last output is out, a step in flight still holds them
         self._next_number = 0
         self._next_step = 0
         self._counters = Counters()
@@ -55,7 +62,7 @@ class Scheduler:
     def add(self, message: AddRequest) -> RequestOutput | None:
         """Queue a request. An output is a refusal."""
         assert message.request_id not in self._requests, f"request id {message.request_id!r} is already open"
-        refusal = refuse(self._spec, message, len(self._requests))
+        refusal = refuse(self._spec, message, len(self._requests) - self._num_ended)
         if refusal is not None:
             return refusal
         prompt = message.prompt_token_ids
@@ -69,7 +76,7 @@ class Scheduler:
     def abort(self, request_id: str) -> RequestOutput | None:
         """End a request in any phase. None: it is already over, or ends with the commit of its steps in flight."""
         request = self._requests.get(request_id)
-        if request is None or request.aborted:
+        if request is None or request.is_over:
             return None
         request.aborted = True
         self._counters.aborts += 1
@@ -86,6 +93,9 @@ class Scheduler:
     def _finish(self, request: Request) -> None:
         """Everything it owns goes back, exactly once; ranks that know it hear of it with the next plan."""
         assert request.num_in_flight == 0, "a request in flight cannot be finished"
+        self._num_ended -= request.ended
+        if request.was_regular:
+            self._snapshots.keep_answer(request, self._next_step)
         if request.status is Status.WAITING:
             self._waiting.remove(request)
         else:
@@ -100,7 +110,7 @@ class Scheduler:
     def schedule(self, previous_hash: str) -> StepPlan | None:
         """Plan the next step, chained to the plan before it; None (and no change) if nothing can be planned now.
 
-        When the last request has ended, one more plan, without sequences, tells the ranks to let go of it.
+        When the last request has ended, one more plan, without rows, tells the ranks to let go of it.
         """
         if len(self._in_flight) >= self._max_in_flight:
             return None
@@ -110,10 +120,10 @@ class Scheduler:
             self._swap_in(draft)
             if not self._residents.swapped:
                 self._admit(draft)
-        return self._seal(draft, previous_hash) if draft.sequences or (self.is_idle and self._released) else None
+        return self._seal(draft, previous_hash) if draft.num_rows or (self.is_idle and self._released) else None
 
     def _plan_running(self, draft: Draft) -> None:
-        running = [request for request in self._residents.by_age() if request.is_ready]
+        running = [request for request in self._residents.by_age() if request.is_ready(self._plans_ahead)]
         decodes = [request for request in running if not request.is_prefilling]
         decodes.sort(key=lambda request: request.last_step)  # nobody is passed over twice
         limit = self._decode_limit()
@@ -122,14 +132,14 @@ class Scheduler:
             if self._chunk_fits(draft, request) if request.is_prefilling else request.number in due:
                 self._place(draft, request)
         for request in decodes[limit:]:  # in place of those that found no pages
-            if draft.num_decodes < limit:
+            if len(draft.decoding) < limit:
                 self._place(draft, request)
 
     def _decode_limit(self) -> int:
-        """An even share of all decoding requests, so that they fill ``max_in_flight`` microbatches."""
+        """An even share of all decoding requests."""
         running = self._residents.running.values()
-        decoding = sum(not request.is_prefilling and not request.aborted for request in running)
-        return -(-decoding // self._max_in_flight)
+        decoding = sum(not request.is_prefilling and not request.is_over for request in running)
+        return -(-decoding // self._num_microbatches)
 
     def _chunk_fits(self, draft: Draft, request: Request) -> bool:
         chunk_size = self._spec.chunked_prefill_size
@@ -144,13 +154,17 @@ class Scheduler:
                 return
             self._residents.swap_in(draft, request)
             # Its first share may go along in the very step that brings it back.
-            if self._chunk_fits(draft, request) if request.is_prefilling else draft.num_decodes < self._decode_limit():
+            if (
+                self._chunk_fits(draft, request)
+                if request.is_prefilling
+                else len(draft.decoding) < self._decode_limit()
+            ):
                 self._place(draft, request)
 
     def _admit(self, draft: Draft) -> None:
         # An even share, as of the decodes: short prompts that all went into one step would leave the other stages idle.
-        limit = -(-len(self._requests) // self._max_in_flight)
-        while self._waiting and len(draft.sequences) < limit:
+        limit = -(-(len(self._requests) - self._num_ended) // self._num_microbatches)
+        while self._waiting and draft.num_rows < limit:
             request = self._waiting[0]
             if not self._residents.has_room(len(request.prompt_token_ids)):
                 return
@@ -159,8 +173,12 @@ class Scheduler:
                 return
             self._waiting.popleft()
             self._residents.start(request)
-            draft.admitted.append(AdmittedRequest(request.number, request.prompt_token_ids, request.params))
             request.num_cached = request.num_scheduled
+            draft.admitted.append(
+                AdmittedRequest(
+                    request.slot, request.number, request.prompt_token_ids, request.params, request.num_cached
+                )
+            )
             self._counters.cached_tokens += request.num_cached
             self._snapshots.admit(request)
             self._place(draft, request)
@@ -169,30 +187,33 @@ class Scheduler:
         """Give the request its next share of this step, if its pages can be had."""
         if draft.is_draining or request.status is not Status.RUNNING:  # preempted a moment ago, for an older one
             return
-        start, end = request.num_scheduled, request.next_end(self._spec.chunked_prefill_size)
+        end, is_chunk = request.next_end(self._spec.chunked_prefill_size), request.is_prefilling
         if not self._residents.grow(draft, request, end):
             return
-        tokens, is_chunk = request.tokens_between(start, end), request.is_prefilling
-        sample = request.samples_at(end)
-        draft.sequences.append(SequencePlan(request.number, request.slot, start, tokens, list(request.pages), sample))
-        draft.requests.append(request)
+        num_tokens = end - request.num_scheduled
         request.num_scheduled = end
         request.num_in_flight += 1
         request.last_step = self._next_step
-        if is_chunk:
-            draft.num_prefill_tokens += len(tokens)
-            self._snapshots.placed(request, self._next_step)
-        else:
-            draft.num_decodes += 1
+        if not is_chunk:
+            draft.decoding.append(request)
+            return
+        draft.prefilling.append(request)
+        draft.chunks.append(ChunkPlan(request.slot, num_tokens, sample=not request.is_prefilling))
+        draft.num_prefill_tokens += num_tokens
+        self._snapshots.placed(request, self._next_step)
 
     def _seal(self, draft: Draft, previous_hash: str) -> StepPlan:
-        samples = [sequence.sample for sequence in draft.sequences]
-        self._in_flight.append(StepInFlight(self._next_step, draft.requests, samples))
+        chunks = list(zip(draft.prefilling, draft.chunks, strict=True))
+        sampled = draft.decoding + [request for request, chunk in chunks if chunk.sample]
+        unsampled = [request for request, chunk in chunks if not chunk.sample]
+        self._in_flight.append(StepInFlight(self._next_step, sampled, unsampled))
         snapshots = self._snapshots.take_news()
         plan = StepPlan(
             step=self._next_step,
             previous_hash=previous_hash,
-            sequences=draft.sequences,
+            decodes=[request.slot for request in draft.decoding],
+            chunks=draft.chunks,
+            pages=draft.pages,
             admitted=draft.admitted,
             released=self._released,
             swap_out=draft.swap_out,
@@ -214,17 +235,17 @@ class Scheduler:
         """Take the tokens of the oldest step in flight; returns what its requests hear."""
         step = self._in_flight.popleft()
         assert result.step == step.step, f"result of step {result.step}, but step {step.step} is due"
-        expected = sum(step.samples)
+        expected = len(step.sampled)
         assert len(result.token_ids) == len(result.logprobs) == expected, (
             f"step {step.step} samples {expected} tokens, its result has {len(result.token_ids)} tokens "
             f"and {len(result.logprobs)} logprobs"
         )
         failures = [result.failures.get(row) for row in range(expected)]
-        rows = iter(zip(result.token_ids, result.logprobs, failures, strict=True))
+        rows: list[SampledRow | None] = [*zip(result.token_ids, result.logprobs, failures, strict=True)]
+        rows += [None] * len(step.unsampled)
         outputs = []
-        for request, sample in zip(step.requests, step.samples, strict=True):
+        for request, row in zip(step.requests, rows, strict=True):
             request.num_in_flight -= 1
-            row = next(rows) if sample else None
             output = self._commit_row(request, row)
             if output is not None:
                 outputs.append(output)
@@ -236,14 +257,17 @@ class Scheduler:
         if row is None:
             return None
         token, logprobs, failure = row
-        if failure is not None:
+        if request.ended:  # the row too many
+            request.was_regular &= failure is None  # numbers that are none are not kept
             self._finish(request)
+            return None
+        if failure is not None:
+            self._end(request, is_regular=False)
             return error_output(request.request_id, failure.code, failure.reason)
         self._counters.generated_tokens += 1
         reason = request.accept(token, self._spec.eos_token_ids)
         if reason is not None:
-            self._snapshots.keep_answer(request, self._next_step)
-            self._finish(request)
+            self._end(request, is_regular=True)
         return RequestOutput(
             request_id=request.request_id,
             token_ids=[token],
@@ -252,6 +276,13 @@ class Scheduler:
             stop_token_id=token if reason == "stop" else None,
             num_cached_tokens=request.num_cached,
         )
+
+    def _end(self, request: Request, is_regular: bool) -> None:
+        """Its last output goes out now; what it owns goes back when no step in flight holds it."""
+        request.ended, request.was_regular = True, is_regular
+        self._num_ended += 1
+        if not request.num_in_flight:
+            self._finish(request)
 
     # ------------------------------------------------------------ looking in
 

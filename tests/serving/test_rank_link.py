@@ -69,7 +69,7 @@ def open_pair() -> Iterator[Pair]:
 
 
 def plan(step: int, previous_hash: str) -> StepPlan:
-    return StepPlan(step, previous_hash, [], [], [], [], [])
+    return StepPlan(step, previous_hash)
 
 
 def test_plans_arrive_in_order_with_their_hash_and_end_with_shutdown(pair: Pair) -> None:
