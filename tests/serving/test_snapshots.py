@@ -262,7 +262,7 @@ def test_the_next_turn_may_come_before_the_ranks_have_heard_that_this_one_ended(
     plan = loop.plan()
     assert plan is not None
     assert [one.snapshot for one in plan.kept] == [one.snapshot for one in plan.restored]
-    assert starts(plan) == [(len(history) - 8, 8)]
+    assert starts(loop, plan) == [(len(history) - 8, 8)]
     loop.commit()
 
 
