@@ -1,27 +1,55 @@
 """One step's input as tensors: which tokens, where each sequence's state lies. Passed to every layer as an argument.
 
 Rows are ordered: first all decode rows (one token of a sequence that has state), then the prefill chunks.
-Legend: T tokens of the step, D decode rows, P pages of a table, S sampled rows.
+Legend: T rows of the step, D decode rows, N prefill chunks, P pages of a table, S sampled rows.
 """
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 
 
 @dataclass(frozen=True)
-class PrefillChunk:
-    """A run of prompt tokens of one sequence: rows [row, row + length) of the batch, positions from ``start``."""
+class StateCopy:
+    """Recurrent state inside a chunk. Each DeltaNet layer in turn appends copies of its conv and delta."""
+
+    offset: int  # tokens of the chunk; in the engine's plans a multiple of 64, the block of the chunked delta rule
+    tensors: list[torch.Tensor] = field(default_factory=list)
+
+
+class Chunk(NamedTuple):
+    """One prefill chunk on the host: rows [row, row + length) of the batch, positions from ``start``."""
 
     row: int
     length: int
     start: int
     slot: int
-    pages: torch.Tensor  # [P], enough for start + length tokens
+    copies: tuple[StateCopy, ...] = ()  # wanted inside the chunk: offsets ascend, and are below length
 
     @property
     def rows(self) -> slice:
         return slice(self.row, self.row + self.length)
+
+
+@dataclass(frozen=True)
+class PrefillRows:
+    """Runs of prompt tokens, one a sequence. The tensors say what ``chunks`` says: kernels read them on the device,
+    a host loop and the sizes of a launch need no copy back."""
+
+    chunks: tuple[Chunk, ...]
+    cu_seqlens: torch.Tensor  # [N + 1] int32, first row of each chunk among the prefill rows, and their number
+    starts: torch.Tensor  # [N] int32, tokens before the chunk
+    slots: torch.Tensor  # [N] int64
+    pages: torch.Tensor  # [N, P] int64, enough for start + length tokens; padded with page 0
+
+    def __iter__(self) -> Iterator[tuple[Chunk, torch.Tensor]]:
+        """Each chunk with its row of ``pages``."""
+        return zip(self.chunks, self.pages, strict=True)
+
+    def __len__(self) -> int:
+        return len(self.chunks)
 
 
 @dataclass(frozen=True)
@@ -35,7 +63,7 @@ class Batch:
     decode_slots: torch.Tensor  # [D] int64, recurrent-state slots
     decode_pages: torch.Tensor  # [D, P] int64, padded with page 0
     decode_lengths: torch.Tensor  # [D] int64, tokens including this one
-    prefills: tuple[PrefillChunk, ...]
+    prefills: PrefillRows
     sample_rows: torch.Tensor  # [S] int64, rows whose logits are wanted
 
     @property

@@ -9,6 +9,7 @@ from typing import Any
 from splitrank.models.config import ModelConfig
 from splitrank.models.safetensors_header import ITEM_BYTES, CheckpointError, Header, TensorEntry, read_header
 from splitrank.models.tensor_names import (
+    EMBEDDING,
     HEAD,
     canonical_name,
     dense_shapes,
@@ -20,6 +21,7 @@ from splitrank.models.tensor_names import (
 )
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
+TIED_HEAD = "the config ties the head to the embedding, and they are equal"
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
@@ -37,7 +39,10 @@ class Checkpoint:
 
 
 def open_checkpoint(folder: Path, config: ModelConfig) -> Checkpoint:
-    """Reads all headers of ``folder`` and checks that they hold exactly the model of ``config``."""
+    """Reads all headers of ``folder`` and checks that they hold exactly the model of ``config``.
+
+    With a tied config a stored head is ignored, or stands for a missing embedding; ``settle_head`` compares the two.
+    """
     headers = {file: read_header(file) for file in weight_files(folder)}
     _check_index(folder, headers)
     checkpoint = _catalogue(folder, headers, config)
@@ -92,25 +97,29 @@ def _weight_map(folder: Path) -> dict[str, str]:
 
 
 def _check_index(folder: Path, headers: dict[Path, Header]) -> None:
-    """The index and the shards must name the same tensors in the same files."""
+    """The index and the shards must name the same tensors in the same files, but for those that are never read."""
     if not (folder / INDEX).exists():
         return
     indexed = {(tensor, folder / name) for tensor, name in _weight_map(folder).items()}
     held = {(entry.name, file) for file, header in headers.items() for entry in header.tensors}
-    for tensor, file in sorted(indexed - held):
-        raise CheckpointError(f"{file}: tensor {tensor!r} is in the index, but not in this file")
-    for tensor, file in sorted(held - indexed):
+    for tensor, file in sorted(indexed ^ held):
+        if ignored_rule(tensor) is not None:
+            continue
+        if (tensor, file) in indexed:
+            raise CheckpointError(f"{file}: tensor {tensor!r} is in the index, but not in this file")
         raise CheckpointError(f"{file}: tensor {tensor!r} is in this file, but the index does not place it there")
 
 
 def _catalogue(folder: Path, headers: dict[Path, Header], config: ModelConfig) -> Checkpoint:
     tensors: dict[str, TensorEntry] = {}
     ignored: dict[str, str] = {}
-    for entry in (entry for header in headers.values() for entry in header.tensors):
+    entries = [entry for header in headers.values() for entry in header.tensors]
+    has_embedding = any(canonical_name(entry.name) == EMBEDDING for entry in entries)
+    for entry in entries:
         rule = ignored_rule(entry.name)
         name = canonical_name(entry.name)
         if rule is None and name == HEAD and config.tie_word_embeddings:
-            rule = "the config ties the head to the embedding"
+            rule, name = (TIED_HEAD, name) if has_embedding else (None, EMBEDDING)
         if rule is not None:
             ignored[entry.name] = rule
         elif name in tensors:

@@ -5,6 +5,7 @@ holds of them is called ``local_…`` and lives in the layer.
 """
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,23 @@ TORCH_DTYPES = ("bfloat16", "float32", "float16")
 
 class ConfigError(ValueError):
     """A ``config.json`` that splitrank cannot serve; the message names the file, the key and the value."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Yarn:
+    """YaRN's stretched rotary frequencies (Peng et al., 2023), for texts longer than those of the training.
+
+    ``attention_factor`` scales cos and sin. A pair of dims that turns more than ``beta_fast`` times over the original
+    length keeps its frequency, one that turns less than ``beta_slow`` times is slowed by ``factor``, those in between
+    get a mix; ``truncate`` rounds the two borders to whole dims.
+    """
+
+    factor: float
+    original_max_position_embeddings: int
+    attention_factor: float
+    beta_fast: float
+    beta_slow: float
+    truncate: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +49,7 @@ class ModelConfig:
     head_dim: int
     rotary_dim: int
     rope_theta: float
-    mrope_section: tuple[int, int, int]
+    yarn: Yarn | None
     linear_num_key_heads: int
     linear_num_value_heads: int
     linear_key_head_dim: int
@@ -45,6 +63,13 @@ class ModelConfig:
     max_position_embeddings: int
     tie_word_embeddings: bool
     dtype: str
+
+    @property
+    def context_length(self) -> int:
+        """Longest text in tokens: what config.json says, or, if that is the original length, what YaRN makes of it."""
+        if self.yarn is None or self.max_position_embeddings > self.yarn.original_max_position_embeddings:
+            return self.max_position_embeddings
+        return int(self.yarn.factor * self.yarn.original_max_position_embeddings)
 
     @property
     def key_dim(self) -> int:
@@ -93,34 +118,35 @@ def parse_config(raw: Any) -> ModelConfig:
     return config
 
 
-_INTEGERS = (
-    "vocab_size",
-    "hidden_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "head_dim",
-    "linear_num_key_heads",
-    "linear_num_value_heads",
-    "linear_key_head_dim",
-    "linear_value_head_dim",
-    "linear_conv_kernel_dim",
-    "num_experts",
-    "num_experts_per_tok",
-    "moe_intermediate_size",
-    "shared_expert_intermediate_size",
-    "max_position_embeddings",
-)
+# Sizes, and the value of one that config.json does not give: those of transformers' configuration class.
+_INTEGERS = {
+    "vocab_size": 248320,
+    "hidden_size": 2048,
+    "num_hidden_layers": 40,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 2,
+    "head_dim": 256,
+    "linear_num_key_heads": 16,
+    "linear_num_value_heads": 32,
+    "linear_key_head_dim": 128,
+    "linear_value_head_dim": 128,
+    "linear_conv_kernel_dim": 4,
+    "num_experts": 256,
+    "num_experts_per_tok": 8,
+    "moe_intermediate_size": 512,
+    "shared_expert_intermediate_size": 512,
+    "max_position_embeddings": 32768,
+}
 
 
 def _positive_int(text: dict[str, Any], name: str) -> int:
-    value = text.get(name)
+    value = text.get(name, _INTEGERS.get(name))
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ConfigError(f"{name} must be a positive integer, not {value!r}")
     return value
 
 
-def _number(text: dict[str, Any], name: str, default: float) -> float:
+def _number(text: dict[str, Any], name: str, default: float | None = None) -> float:
     value = text.get(name, default)
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
         raise ConfigError(f"{name} must be a positive number, not {value!r}")
@@ -159,24 +185,62 @@ def _layer_types(text: dict[str, Any]) -> dict[str, Any]:
 
 
 def _rope(text: dict[str, Any]) -> dict[str, Any]:
-    """Rotary settings of the current form (``rope_parameters``) and the older flat one (``rope_theta``, …)."""
-    rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
-    if not isinstance(rope, dict):
-        raise ConfigError(f"rope_parameters must be an object, not {rope!r}")
+    """Rotary settings of the current form (``rope_parameters``) and of the older ones (``rope_scaling``, flat keys).
+
+    ``mrope_section`` and ``mrope_interleaved`` are not read: they say which of three position axes (time, height,
+    width) turns a pair of dims, and text has the same position on all three, so plain rope is exact.
+    """
+    rope = _rope_parameters(text)
     kind = rope.get("rope_type", rope.get("type", "default"))
-    if kind not in ("default", "mrope"):
-        raise ConfigError(f"rope_type is {kind!r}; only 'default' is supported")
-    theta = _number({**text, **rope}, "rope_theta", 1e7)
-    factor = _number({**text, **rope}, "partial_rotary_factor", 0.25)
-    rotary_dim = int(_positive_int(text, "head_dim") * factor)
-    if rotary_dim % 2 or not 0 < rotary_dim <= text["head_dim"]:
+    if kind not in ("default", "mrope", "yarn"):
+        raise ConfigError(f"rope_type is {kind!r}; only 'default' and 'yarn' are supported")
+    theta = _number({**text, **rope}, "rope_theta", 10_000.0)
+    share = _number({**text, **rope}, "partial_rotary_factor", 0.25)
+    head_dim = _positive_int(text, "head_dim")
+    rotary_dim = int(head_dim * share)
+    if rotary_dim % 2 or not 0 < rotary_dim <= head_dim:
+        raise ConfigError(f"partial_rotary_factor {share:g} of head_dim {head_dim} gives {rotary_dim} rotary dims")
+    return {"rotary_dim": rotary_dim, "rope_theta": theta, "yarn": _yarn(text, rope) if kind == "yarn" else None}
+
+
+def _rope_parameters(text: dict[str, Any]) -> dict[str, Any]:
+    scaling, rope = text.get("rope_scaling") or {}, text.get("rope_parameters") or {}
+    for name, settings in (("rope_scaling", scaling), ("rope_parameters", rope)):
+        if not isinstance(settings, dict):
+            raise ConfigError(f"{name} must be an object, not {settings!r}")
+        if settings.keys() & {LINEAR, FULL}:
+            raise ConfigError(f"{name} names layer types; one setting for all layers is supported")
+    if scaling and rope and scaling != rope:
+        # transformers would take rope_scaling alone, with a default for a rope_theta that only the other one holds.
         raise ConfigError(
-            f"partial_rotary_factor {factor:g} of head_dim {text['head_dim']} gives {rotary_dim} rotary dims"
+            "rope_scaling and rope_parameters are both set and differ; put all settings in rope_parameters"
         )
-    section = rope.get("mrope_section", [11, 11, 10])
-    if not isinstance(section, list) or len(section) != 3 or not all(isinstance(n, int) and n >= 0 for n in section):
-        raise ConfigError(f"mrope_section must be three counts, not {section!r}")
-    return {"rotary_dim": rotary_dim, "rope_theta": theta, "mrope_section": tuple(section)}
+    return scaling or rope
+
+
+def _yarn(text: dict[str, Any], rope: dict[str, Any]) -> Yarn:
+    positions, given = _positive_int(text, "max_position_embeddings"), {k: v for k, v in rope.items() if v is not None}
+    holder = {"original_max_position_embeddings": positions, **given, **text}  # transformers' order, too
+    original = _positive_int(holder, "original_max_position_embeddings")
+    is_ratio = "factor" in rope and "factor" not in given  # null: the ratio of the two lengths
+    factor = positions / original if is_ratio else _number(given, "factor")
+    if factor < 1:
+        raise ConfigError(f"factor {factor:g} of rope_type 'yarn' must be at least 1")
+    attention_factor = _mscale(factor, 1.0)
+    if "mscale" in given and "mscale_all_dim" in given:
+        attention_factor = _mscale(factor, _number(given, "mscale")) / _mscale(factor, _number(given, "mscale_all_dim"))
+    return Yarn(
+        factor=factor,
+        original_max_position_embeddings=original,
+        attention_factor=_number(given, "attention_factor", attention_factor),
+        beta_fast=_number(given, "beta_fast", 32.0),
+        beta_slow=_number(given, "beta_slow", 1.0),
+        truncate=_boolean({"truncate": True, **given}, "truncate"),
+    )
+
+
+def _mscale(factor: float, mscale: float) -> float:
+    return 1.0 if factor <= 1 else 0.1 * mscale * math.log(factor) + 1.0
 
 
 def _dtype(raw: dict[str, Any], text: dict[str, Any]) -> str:

@@ -3,9 +3,11 @@
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import prod
 
 from splitrank.models.checkpoint import Checkpoint
 from splitrank.models.config import FULL, ModelConfig
+from splitrank.models.layer_shapes import LayerShapes
 from splitrank.models.sharding import StageSlice, TensorShard, check_partition, check_tensor_parallel, stage_slice
 from splitrank.models.weight_plan import DTYPE_BYTES, WeightPlan, plan_weights
 
@@ -36,18 +38,13 @@ class RankMemory:
 
 def kv_bytes_per_token(config: ModelConfig, shard: TensorShard, dtype: str) -> int:
     """Keys and values of one token in one full-attention layer of one tensor rank."""
-    start, stop = shard.groups(config.num_key_value_heads)
-    return 2 * (stop - start) * config.head_dim * DTYPE_BYTES[dtype]
+    return 2 * LayerShapes.of(config, shard).num_kv_heads * config.head_dim * DTYPE_BYTES[dtype]
 
 
 def state_bytes_per_request(config: ModelConfig, shard: TensorShard, dtype: str) -> int:
     """Convolution inputs (model dtype) and delta state (float32) of one request in one DeltaNet layer."""
-    k_start, k_stop = shard.groups(config.linear_num_key_heads)
-    v_start, v_stop = shard.even(config.linear_num_value_heads)
-    key_dim, value_dim = config.linear_key_head_dim, config.linear_value_head_dim
-    conv_dim = 2 * (k_stop - k_start) * key_dim + (v_stop - v_start) * value_dim
-    conv = conv_dim * (config.linear_conv_kernel_dim - 1) * DTYPE_BYTES[dtype]
-    return conv + (v_stop - v_start) * key_dim * value_dim * DTYPE_BYTES["float32"]
+    shapes = LayerShapes.of(config, shard)
+    return prod(shapes.conv_state) * DTYPE_BYTES[dtype] + prod(shapes.delta_state) * DTYPE_BYTES["float32"]
 
 
 def rank_memory(config: ModelConfig, plan: WeightPlan, dtype: str) -> RankMemory:

@@ -9,14 +9,17 @@ from torch import nn
 
 from splitrank.comm.collectives import Collectives
 from splitrank.models.batch import Batch
+from splitrank.models.cache import StageCache
 from splitrank.models.config import ModelConfig
+from splitrank.models.hidden_states import HiddenStates
+from splitrank.models.layer_shapes import LayerShapes
 from splitrank.models.layers.decoder_layer import DecoderLayer
 from splitrank.models.layers.norm import RMSNorm
 from splitrank.models.layers.rotary import RotaryEmbedding
 from splitrank.models.layers.vocabulary import Embedding, Head
+from splitrank.models.ops.operations import Operations
 from splitrank.models.sharding import StageSlice, TensorShard
-from splitrank.models.stage import StageState, make_layers
-from splitrank.models.state import StageMemory
+from splitrank.models.stage import make_layers
 
 
 class Stage(nn.Module):
@@ -29,52 +32,53 @@ class Stage(nn.Module):
         partition: tuple[int, ...],
         shard: TensorShard,
         dtype: torch.dtype,
+        ops: Operations,
     ) -> None:
         super().__init__()
-        self.config, self.stage, self.dtype = config, stage, dtype
-        self.rotary = RotaryEmbedding(config.rotary_dim, config.rope_theta)
+        self.config, self.stage, self.dtype, self.ops = config, stage, dtype, ops
+        self.rotary = RotaryEmbedding(config.rotary_dim, config.rope_theta, config.yarn, ops.device)
+        shapes = LayerShapes.of(config, shard)
         if stage.is_first:
-            self.embed_tokens = Embedding(config.vocab_size, config.hidden_size, shard, dtype)
+            self.embed_tokens = Embedding(config.vocab_size, config.hidden_size, shard, dtype, ops)
         self.layers = make_layers(
             config.num_hidden_layers,
-            lambda layer: DecoderLayer(config, layer, shard, dtype),
+            lambda layer: DecoderLayer(shapes, layer, dtype, ops),
             pp_rank=stage.pp_rank,
             pp_size=stage.pp_size,
             partition=partition,
         )
         if stage.is_last:
-            self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps, dtype)
+            self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps, dtype, ops)
             self.lm_head = self._make_head(shard)
 
     def _make_head(self, shard: TensorShard) -> Head:
         tied = self.config.tie_word_embeddings and self.stage.is_first
         weight = self.embed_tokens.weight if tied else None
-        return Head(self.config.vocab_size, self.config.hidden_size, shard, self.dtype, weight)
+        return Head(self.config.vocab_size, self.config.hidden_size, shard, self.dtype, self.ops, weight)
 
     def forward(
-        self, batch: Batch, state: StageState | None, memory: StageMemory, collectives: Collectives
-    ) -> StageState | torch.Tensor:
+        self, batch: Batch, states: HiddenStates | None, cache: StageCache, collectives: Collectives
+    ) -> HiddenStates | torch.Tensor:
         """Runs one step.
 
         Args:
-            state: from the stage before, [T, hidden_size] each; None on the first stage.
+            states: from the stage before, [T, hidden_size] each; None on the first stage.
 
         Returns:
-            The state for the next stage, or on the last stage float32 logits [len(batch.sample_rows), vocab_size].
+            The states for the next stage, or on the last stage float32 logits [len(batch.sample_rows), vocab_size].
         """
         if self.stage.is_first:
-            embedded = self.embed_tokens(batch.token_ids, collectives)
-            state = StageState(embedded, torch.zeros_like(embedded))
-        assert state is not None
+            embedded = self.embed_tokens(batch.token_ids, self.ops, collectives)
+            states = HiddenStates(embedded, torch.zeros_like(embedded))
+        assert states is not None
         cos_sin = self.rotary(batch.positions, self.dtype)
         for layer in self.stage.layers:
-            state = self.layers[layer](state, batch, memory.layers[layer], cos_sin, collectives)
-        return self.logits(state, batch, collectives) if self.stage.is_last else state
+            states = self.layers[layer](states, batch, cache.layers[layer], cos_sin, self.ops, collectives)
+        return self.logits(states, batch, collectives) if self.stage.is_last else states
 
-    def logits(self, state: StageState, batch: Batch, collectives: Collectives) -> torch.Tensor:
+    def logits(self, states: HiddenStates, batch: Batch, collectives: Collectives) -> torch.Tensor:
         """Final norm and head, for the sampled rows only (none in the middle of a prompt: then no head at all)."""
         if batch.sample_rows.shape[0] == 0:
-            return torch.empty((0, self.config.vocab_size))
-        rows = (state.residual + state.hidden).index_select(0, batch.sample_rows)
-        logits: torch.Tensor = self.lm_head(self.norm(rows), collectives)
+            return torch.empty((0, self.config.vocab_size), device=self.ops.device)
+        logits: torch.Tensor = self.lm_head(states, batch.sample_rows, self.norm, self.ops, collectives)
         return logits

@@ -1,22 +1,11 @@
-"""Splitting the layers over pipeline stages: ``make_layers``, its placeholders, and what crosses between stages."""
+"""Splitting the layers over pipeline stages: ``make_layers`` and its placeholders."""
 
 from collections.abc import Callable
-from typing import NamedTuple, NoReturn
+from typing import NoReturn
 
-import torch
 from torch import nn
 
 from splitrank.models.sharding import check_partition, equal_partition, stage_slice
-
-
-class StageState(NamedTuple):
-    """What one stage hands to the next: ``hidden`` and ``residual``, both [tokens, hidden_size], not yet added.
-
-    Unfolded, so that a layer behind a stage border gets exactly what it would get in the same stage.
-    """
-
-    hidden: torch.Tensor
-    residual: torch.Tensor
 
 
 class PPMissingLayer(nn.Module):

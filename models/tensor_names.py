@@ -22,6 +22,8 @@ _IGNORED = {
 
 def ignored_rule(name: str) -> str | None:
     """Why a checkpoint tensor is deliberately not loaded, or None if it belongs to the text model."""
+    if name.endswith((".rotary_emb.inv_freq", ".rotary_emb.original_inv_freq")):  # older versions stored the buffers
+        return "rotary frequencies, computed from config.json"
     return next((reason for prefix, reason in _IGNORED.items() if name.startswith(prefix)), None)
 
 

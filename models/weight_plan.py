@@ -11,6 +11,7 @@ from math import prod
 
 from splitrank.models.checkpoint import Checkpoint
 from splitrank.models.config import FULL, ModelConfig
+from splitrank.models.layer_shapes import LayerShapes, length
 from splitrank.models.sharding import Range, StageSlice, TensorShard
 from splitrank.models.tensor_names import (
     EMBEDDING,
@@ -33,6 +34,14 @@ class Piece:
     source: Box
     target: Box
 
+    def by_first_dimension(self) -> Iterator["Piece"]:
+        """One piece for each index of the first dimension, which source and target have in common."""
+        (source, *source_rest), (target, *target_rest) = self.source, self.target
+        assert length(source) == length(target), self
+        for index in range(length(source)):
+            here, there = source[0] + index, target[0] + index
+            yield Piece(self.tensor, ((here, here + 1), *source_rest), ((there, there + 1), *target_rest))
+
 
 @dataclass(frozen=True)
 class LocalParameter:
@@ -42,6 +51,14 @@ class LocalParameter:
     shape: tuple[int, ...]
     dtype: str
     pieces: tuple[Piece, ...]
+
+    def contiguous_pieces(self) -> Iterator[Piece]:
+        """The pieces, cut so that each fills a contiguous range of the parameter: half an expert at a time."""
+        for piece in self.pieces:
+            if runs_of(self.shape, piece.target).count == 1:
+                yield piece
+            else:
+                yield from piece.by_first_dimension()
 
     @property
     def num_bytes(self) -> int:
@@ -60,10 +77,43 @@ class WeightPlan:
     def num_bytes(self) -> int:
         return sum(parameter.num_bytes for parameter in self.parameters)
 
+    @property
+    def where(self) -> str:
+        """The rank, for messages."""
+        return f"stage {self.stage.pp_rank}, tensor rank {self.shard.rank}"
+
 
 def box_size(box: Box) -> int:
     """Elements of a box."""
     return prod(stop - start for start, stop in box)
+
+
+@dataclass(frozen=True)
+class Runs:
+    """A box as it lies in a tensor in row-major order: ``count`` runs of ``length`` elements, ``stride`` apart."""
+
+    first: int
+    count: int
+    length: int
+    stride: int
+
+    def at(self, number: int) -> int:
+        """Where element ``number`` of the box, in the box's own order, lies in the tensor."""
+        run, offset = divmod(number, self.length)
+        return self.first + run * self.stride + offset
+
+
+def runs_of(shape: tuple[int, ...], box: Box) -> Runs:
+    """The runs of ``box`` in a tensor of ``shape``. The box must step evenly: one walked dimension, or whole ones."""
+    axis = max((dim for dim, bounds in enumerate(box) if bounds != (0, shape[dim])), default=0)
+    walked = next((dim for dim in range(axis) if box[dim][1] - box[dim][0] > 1), axis)
+    assert all(box[dim] == (0, shape[dim]) for dim in range(walked + 1, axis)), (shape, box)
+    return Runs(
+        first=sum(start * prod(shape[dim + 1 :]) for dim, (start, _) in enumerate(box)),
+        count=box_size(box[:axis]),
+        length=box_size(box[axis:]),
+        stride=prod(shape[axis:]),
+    )
 
 
 def plan_weights(
@@ -88,6 +138,7 @@ class _Builder:
 
     def __init__(self, config: ModelConfig, shard: TensorShard, dtype: str, checkpoint: Checkpoint | None) -> None:
         self.config, self.shard, self.dtype, self.checkpoint = config, shard, dtype, checkpoint
+        self.shapes = LayerShapes.of(config, shard)
 
     def layer(self, layer: int) -> Iterator[LocalParameter]:
         hidden = (self.config.hidden_size,)
@@ -101,8 +152,7 @@ class _Builder:
     def attention(self, layer: int) -> Iterator[LocalParameter]:
         config, prefix = self.config, f"layers.{layer}.self_attn."
         dim = config.head_dim
-        q_heads = self.shard.even(config.num_attention_heads)
-        kv_rows = _scaled(self.shard.groups(config.num_key_value_heads), dim)
+        q_heads, kv_rows = self.shapes.q_heads, _scaled(self.shapes.kv_heads, dim)
         rows = [
             (prefix + "q_proj.weight", _scaled(q_heads, 2 * dim)),  # per head: query rows, then gate rows
             (prefix + "k_proj.weight", kv_rows),
@@ -115,8 +165,8 @@ class _Builder:
 
     def linear_attention(self, layer: int) -> Iterator[LocalParameter]:
         config, prefix = self.config, f"layers.{layer}.linear_attn."
-        v_heads = self.shard.even(config.linear_num_value_heads)
-        k_rows = _scaled(self.shard.groups(config.linear_num_key_heads), config.linear_key_head_dim)
+        v_heads = self.shapes.value_heads
+        k_rows = _scaled(self.shapes.key_heads, config.linear_key_head_dim)
         v_rows = _scaled(v_heads, config.linear_value_head_dim)
         qkv = [k_rows, _shifted(k_rows, config.key_dim), _shifted(v_rows, 2 * config.key_dim)]
         projection = [(prefix + "in_proj_qkv.weight", rows) for rows in qkv]
@@ -125,7 +175,7 @@ class _Builder:
         yield self.stacked(prefix + "in_proj.weight", projection, config.hidden_size)
         yield self.convolution(prefix + "conv1d.weight", qkv)
         for name in ("A_log", "dt_bias"):
-            yield self.whole(prefix + name, prefix + name, (_length(v_heads),), (v_heads,), dtype="float32")
+            yield self.whole(prefix + name, prefix + name, (length(v_heads),), (v_heads,), dtype="float32")
         norm = prefix + "norm.weight"
         yield self.whole(norm, norm, (config.linear_value_head_dim,), dtype="float32")
         yield self.columns(prefix + "out_proj.weight", config.hidden_size, v_rows)
@@ -135,49 +185,50 @@ class _Builder:
         hidden = config.hidden_size
         router = [(prefix + "gate.weight", (0, config.num_experts)), (prefix + "shared_expert_gate.weight", (0, 1))]
         yield self.stacked(prefix + "router.weight", router, hidden)
-        shared = self.shard.even(config.shared_expert_intermediate_size)
+        shared = self.shapes.shared_inner
         gate_up = [(prefix + f"shared_expert.{name}_proj.weight", shared) for name in ("gate", "up")]
         yield self.stacked(prefix + "shared_expert.gate_up_proj.weight", gate_up, hidden)
         yield self.columns(prefix + "shared_expert.down_proj.weight", hidden, shared)
-        for expert in range(config.num_experts):
-            yield from self.expert(layer, expert)
+        yield from self.experts(layer)
 
-    def expert(self, layer: int, expert: int) -> Iterator[LocalParameter]:
-        """One routed expert: gate rows above up rows, and the down projection; this rank's part of the inner width."""
-        hidden, inner = self.config.hidden_size, self.shard.even(self.config.moe_intermediate_size)
-        local, prefix = _length(inner), f"layers.{layer}.mlp.experts.{expert}."
-        shapes = {"gate_up_proj": (2 * local, hidden), "down_proj": (hidden, local)}
+    def experts(self, layer: int) -> Iterator[LocalParameter]:
+        """All routed experts, stacked: gate rows above up rows, and the down projection; this rank's inner width."""
+        hidden, experts, local = self.config.hidden_size, self.config.num_experts, length(self.shapes.expert_inner)
+        shapes = {"gate_up_proj": (experts, 2 * local, hidden), "down_proj": (experts, hidden, local)}
         for projection, shape in shapes.items():
             fused = self.checkpoint is None or self.checkpoint.has_fused(layer, projection)
-            pieces = (self.fused_pieces if fused else self.single_pieces)(layer, expert, projection, inner)
-            yield LocalParameter(prefix + projection + ".weight", shape, self.dtype, tuple(pieces))
+            pieces = self.fused_pieces(layer, projection) if fused else self.single_pieces(layer, projection)
+            yield LocalParameter(f"layers.{layer}.mlp.experts.{projection}", shape, self.dtype, tuple(pieces))
 
-    def fused_pieces(self, layer: int, expert: int, projection: str, inner: Range) -> Iterator[Piece]:
+    def fused_pieces(self, layer: int, projection: str) -> Iterator[Piece]:
         """From [E, 2I, H] (gate rows first) or [E, H, I]."""
-        name, here, hidden = fused_expert_name(layer, projection), (expert, expert + 1), (0, self.config.hidden_size)
+        name, inner = fused_expert_name(layer, projection), self.shapes.expert_inner
+        experts, hidden = (0, self.config.num_experts), (0, self.config.hidden_size)
         if projection == "down_proj":
-            yield Piece(name, (here, hidden, inner), (hidden, (0, _length(inner))))
+            yield Piece(name, (experts, hidden, inner), (experts, hidden, (0, length(inner))))
         elif self.shard.size == 1:  # one contiguous piece
             rows = (0, 2 * self.config.moe_intermediate_size)
-            yield Piece(name, (here, rows, hidden), (rows, hidden))
+            yield Piece(name, (experts, rows, hidden), (experts, rows, hidden))
         else:
             for half in range(2):
                 source = _shifted(inner, half * self.config.moe_intermediate_size)
-                yield Piece(name, (here, source, hidden), (_half(inner, half), hidden))
+                yield Piece(name, (experts, source, hidden), (experts, _half(inner, half), hidden))
 
-    def single_pieces(self, layer: int, expert: int, projection: str, inner: Range) -> Iterator[Piece]:
-        """From this expert's own tensors: gate and up apart."""
-        hidden = (0, self.config.hidden_size)
-        for half, part in enumerate(per_expert_projections(projection)):
-            name = expert_name(layer, expert, part)
-            if part == "down_proj":
-                yield Piece(name, (hidden, inner), (hidden, (0, _length(inner))))
-            else:
-                yield Piece(name, (inner, hidden), (_half(inner, half), hidden))
+    def single_pieces(self, layer: int, projection: str) -> Iterator[Piece]:
+        """From each expert's own tensors: gate and up apart."""
+        hidden, inner = (0, self.config.hidden_size), self.shapes.expert_inner
+        for expert in range(self.config.num_experts):
+            here = (expert, expert + 1)
+            for half, part in enumerate(per_expert_projections(projection)):
+                name = expert_name(layer, expert, part)
+                if part == "down_proj":
+                    yield Piece(name, (hidden, inner), (here, hidden, (0, length(inner))))
+                else:
+                    yield Piece(name, (inner, hidden), (here, _half(inner, half), hidden))
 
     def vocabulary(self, name: str, source: str) -> LocalParameter:
         """This rank's rows of the embedding or of the head."""
-        rows = self.shard.vocabulary(self.config.vocab_size)
+        rows = self.shapes.vocabulary
         return self.stacked(name, [(source, rows)], self.config.hidden_size)
 
     def whole(
@@ -189,28 +240,24 @@ class _Builder:
 
     def columns(self, name: str, num_rows: int, columns: Range) -> LocalParameter:
         """A row-parallel weight [num_rows, columns]: its input columns are split."""
-        rows, width = (0, num_rows), _length(columns)
+        rows, width = (0, num_rows), length(columns)
         return LocalParameter(name, (num_rows, width), self.dtype, (Piece(name, (rows, columns), (rows, (0, width))),))
 
     def stacked(self, name: str, parts: list[tuple[str, Range]], num_columns: int) -> LocalParameter:
         """Rows of several tensors on top of each other: one GEMM where the checkpoint has several."""
         columns, pieces, row = (0, num_columns), [], 0
         for source, rows in parts:
-            pieces.append(Piece(source, (rows, columns), ((row, row + _length(rows)), columns)))
-            row += _length(rows)
+            pieces.append(Piece(source, (rows, columns), ((row, row + length(rows)), columns)))
+            row += length(rows)
         return LocalParameter(name, (row, num_columns), self.dtype, tuple(pieces))
 
     def convolution(self, name: str, parts: list[Range]) -> LocalParameter:
         """Channels of the depthwise convolution, [C, 1, K] on disk and [C, K] here."""
         taps, pieces, row = (0, self.config.linear_conv_kernel_dim), [], 0
         for rows in parts:
-            pieces.append(Piece(name, (rows, (0, 1), taps), ((row, row + _length(rows)), taps)))
-            row += _length(rows)
+            pieces.append(Piece(name, (rows, (0, 1), taps), ((row, row + length(rows)), taps)))
+            row += length(rows)
         return LocalParameter(name, (row, taps[1]), self.dtype, tuple(pieces))
-
-
-def _length(range_: Range) -> int:
-    return range_[1] - range_[0]
 
 
 def _scaled(range_: Range, factor: int) -> Range:
@@ -222,7 +269,7 @@ def _shifted(range_: Range, by: int) -> Range:
 
 
 def _half(inner: Range, half: int) -> Range:
-    return half * _length(inner), (half + 1) * _length(inner)
+    return half * length(inner), (half + 1) * length(inner)
 
 
 class AuditError(AssertionError):
@@ -231,14 +278,13 @@ class AuditError(AssertionError):
 
 def audit_plan(plan: WeightPlan) -> None:
     """Every local parameter is filled exactly once: its pieces are disjoint and add up to its size."""
-    where = f"stage {plan.stage.pp_rank}, tensor rank {plan.shard.rank}"
     for parameter in plan.parameters:
         if _disjoint_volume([piece.target for piece in parameter.pieces], parameter.shape) != prod(parameter.shape):
-            raise AuditError(f"{where}: parameter {parameter.name} is not filled exactly once")
+            raise AuditError(f"{plan.where}: parameter {parameter.name} is not filled exactly once")
         for piece in parameter.pieces:
             if box_size(piece.source) != box_size(piece.target):
                 raise AuditError(
-                    f"{where}: parameter {parameter.name}: tensor …{piece.tensor} gives too little or too much"
+                    f"{plan.where}: parameter {parameter.name}: tensor …{piece.tensor} gives too little or too much"
                 )
 
 

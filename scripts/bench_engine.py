@@ -1,11 +1,13 @@
 """Engine against ``transformers.generate`` in one run, as ratios; JSON lines on stdout.
 
-    python scripts/bench_engine.py [--shape S] [--dtypes bfloat16 float32] [--rounds 3] [--threads 2] [--only tensor]
+    python scripts/bench_engine.py [--shape S] [--dtypes bfloat16 float32] [--rounds 3] [--threads 2]
+                                   [--only tensor | sampled]
 
 Workloads: decode of 1 and of 8 equal requests, prefill of 512 tokens, and a queue of 32 requests with 16 to 256 output
 tokens, eight running (``transformers`` has no continuous batching for this model: four static batches, each as long as
-its longest). Then pp=2 with one thread a stage against pp=1 with two threads, 16 requests; and decode at tp=2 with the
-quick all-reduce against gloo (``--only tensor``: this alone). Rounds are interleaved.
+its longest). Then sampled decode (temperature 0.6, top-k 20, top-p 0.95) against greedy (``--only sampled``: this
+alone; ``--shape V`` has the real vocabulary); pp=2 with one thread a stage against pp=1 with two threads, 16 requests;
+and decode at tp=2 with the quick all-reduce against gloo (``--only tensor``). Rounds are interleaved.
 """
 
 import argparse
@@ -25,12 +27,14 @@ import torch
 from bench_profile import expert_floor, profile_decode, read_bandwidth
 from bench_shapes import SHAPES, random_model, write_text_checkpoint
 
-from splitrank.serving.bench import Job, measure, random_jobs
+from splitrank.serving.bench import GREEDY, Job, measure, random_jobs
 from splitrank.serving.config import EngineConfig
 from splitrank.serving.engine_client import EngineClient
 from splitrank.serving.resolve import resolve_launch
+from splitrank.serving.sampling_params import SamplingParams
 
 NUM_RUNNING = 8
+SAMPLED = SamplingParams(temperature=0.6, top_k=20, top_p=0.95)
 
 
 def main() -> None:
@@ -39,11 +43,11 @@ def main() -> None:
     parser.add_argument("--dtypes", nargs="+", default=["bfloat16", "float32"], choices=["bfloat16", "float32"])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--only", choices=["tensor"])
+    parser.add_argument("--only", choices=["tensor", "sampled"])
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     for dtype in args.dtypes:
-        bench = bench_tensor_alone if args.only else bench_dtype
+        bench = {"tensor": bench_tensor_alone, "sampled": bench_sampled_alone}.get(args.only, bench_dtype)
         asyncio.run(bench(args.shape, dtype, args.rounds, args.threads))
 
 
@@ -60,6 +64,7 @@ async def bench_dtype(shape: str, dtype: str, rounds: int, threads: int) -> None
         base = EngineConfig(model=folder, dtype=dtype, max_model_len=1024, prefix_cache_mib=0, threads_per_rank=threads)
         await bench_against_transformers(model, base, {"shape": shape, "dtype": dtype}, rounds)
         del model
+        await bench_sampled(base, {"shape": shape, "dtype": dtype}, rounds)
         await bench_pipeline(folder, dtype, {"shape": shape, "dtype": dtype}, rounds)
         await bench_tensor(folder, dtype, {"shape": shape, "dtype": dtype}, rounds)
         emit(what="where the time goes", shape=shape, dtype=dtype, **profile_decode(folder, dtype, threads))
@@ -113,8 +118,8 @@ async def alternate(
     return statistics.median(times[0]), statistics.median(times[1])
 
 
-async def engine_seconds(client: EngineClient, jobs: list[Job]) -> float:
-    return (await measure(client, jobs)).seconds
+async def engine_seconds(client: EngineClient, jobs: list[Job], params: SamplingParams = GREEDY) -> float:
+    return (await measure(client, jobs, params)).seconds
 
 
 @torch.inference_mode()
@@ -139,6 +144,35 @@ async def peer_seconds(model: Any, jobs: list[Job]) -> float:
     for start in range(0, len(jobs), NUM_RUNNING):
         generate(model, jobs[start : start + NUM_RUNNING])
     return time.perf_counter() - began
+
+
+async def bench_sampled_alone(shape: str, dtype: str, rounds: int, threads: int) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        write_text_checkpoint(random_model(shape, getattr(torch, dtype)), Path(folder))
+        base = EngineConfig(model=folder, dtype=dtype, max_model_len=1024, prefix_cache_mib=0, threads_per_rank=threads)
+        await bench_sampled(base, {"shape": shape, "dtype": dtype}, rounds)
+
+
+async def bench_sampled(config: EngineConfig, labels: dict[str, str], rounds: int) -> None:
+    """Decode of 1 and of 8 requests with the sampling that Qwen recommends against greedy, on one engine."""
+    spec = resolve_launch(replace(config, max_running_requests=NUM_RUNNING))
+    client = await EngineClient.start(spec)
+    try:
+        for requests in (1, NUM_RUNNING):
+            jobs = random_jobs(spec.vocab_size, 16, [64] * requests)
+            sampled, greedy = await alternate(
+                partial(engine_seconds, client, jobs, SAMPLED), partial(engine_seconds, client, jobs), rounds
+            )
+            emit(
+                what=f"sampled decode of {requests} against greedy",
+                **labels,
+                vocab_size=spec.vocab_size,
+                sampled_tokens_per_s=round(requests * 64 / sampled, 1),
+                greedy_tokens_per_s=round(requests * 64 / greedy, 1),
+                ratio=round(greedy / sampled, 2),
+            )
+    finally:
+        await client.close()
 
 
 async def bench_pipeline(folder: str, dtype: str, labels: dict[str, str], rounds: int) -> None:

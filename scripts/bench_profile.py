@@ -2,23 +2,21 @@
 
 import time
 from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from splitrank.models.config import read_config
-from splitrank.models.layers.attention import Attention
-from splitrank.models.layers.linear_attention import LinearAttention
-from splitrank.models.layers.moe import SparseMoe
-from splitrank.models.layers.norm import RMSNorm
+from splitrank.models.ops.operations import Operations
 from splitrank.serving.config import EngineConfig
 from splitrank.serving.messages import AdmittedRequest, SequencePlan, StepPlan
 from splitrank.serving.resolve import resolve_launch
 from splitrank.serving.sampling_params import SamplingParams
 from splitrank.serving.worker import Worker
 
-_PARTS = {Attention: "attention", LinearAttention: "deltanet", SparseMoe: "moe"}
+_VERBS = ("embed", "add_norm_project", "mix_delta", "norm_gate_project", "mix_attention", "project", "experts", "head")
 
 
 def read_bandwidth() -> float:
@@ -72,7 +70,7 @@ def profile_decode(folder: str, dtype: str, threads: int, num_requests: int = 8,
     worker = Worker(resolve_launch(config), rank=0)
     worker.load()
     spent: dict[str, float] = defaultdict(float)
-    _time_parts(worker.model, spent)
+    _time_verbs(worker.ops, spent)
     for step in range(steps + 10):
         if step == 10:
             spent.clear()
@@ -82,7 +80,7 @@ def profile_decode(folder: str, dtype: str, threads: int, num_requests: int = 8,
     parts = {
         name: round(seconds / steps * 1e3, 2) for name, seconds in sorted(spent.items(), key=lambda item: -item[1])
     }
-    parts["head, sampling, batching"] = round(total - sum(parts.values()), 2)
+    parts["the rest: sampling, batching, rotary"] = round(total - sum(parts.values()), 2)
     worker.close()
     return {"requests": num_requests, "step_ms": round(total, 2), "parts_ms": parts}
 
@@ -98,17 +96,17 @@ def _decode_plan(step: int, num_requests: int) -> StepPlan:
     return StepPlan(step, "", sequences, admitted, [], [], [])
 
 
-def _time_parts(model: torch.nn.Module, spent: dict[str, float]) -> None:
-    """Adds up the time between entering and leaving each mixer, MoE block and layer norm."""
-    starts: dict[int, float] = {}
+def _time_verbs(ops: Operations, spent: dict[str, float]) -> None:
+    """Adds up the time in each verb of the seam."""
 
-    def enter(module: torch.nn.Module, *_: object) -> None:
-        starts[id(module)] = time.perf_counter()
+    def timed(name: str, verb: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any) -> Any:
+            began = time.perf_counter()
+            result = verb(*args)
+            spent[name] += time.perf_counter() - began
+            return result
 
-    def leave(module: torch.nn.Module, *_: object) -> None:
-        spent[_PARTS.get(type(module), "norms")] += time.perf_counter() - starts[id(module)]
+        return call
 
-    for name, module in model.named_modules():
-        if type(module) in _PARTS or (isinstance(module, RMSNorm) and name.endswith("layernorm")):
-            module.register_forward_pre_hook(enter)
-            module.register_forward_hook(leave)
+    for name in _VERBS:
+        setattr(ops, name, timed(name, getattr(ops, name)))

@@ -43,6 +43,23 @@ SHAPES: dict[str, dict[str, Any]] = {
         "vocab_size": 32768,
         "max_position_embeddings": 4096,
     },
+    "V": {  # the real vocabulary: 127 M of 133 M parameters are embedding and head
+        "hidden_size": 256,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "head_dim": 256,
+        "linear_num_key_heads": 2,
+        "linear_num_value_heads": 4,
+        "linear_key_head_dim": 128,
+        "linear_value_head_dim": 128,
+        "num_experts": 8,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 128,
+        "shared_expert_intermediate_size": 128,
+        "vocab_size": 248_320,
+        "max_position_embeddings": 4096,
+    },
 }
 
 

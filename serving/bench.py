@@ -12,30 +12,32 @@ import sys
 import time
 from dataclasses import asdict, dataclass
 
-from splitrank.serving.config import EngineConfig, option
+import msgspec
+
+from splitrank.serving.config import COUNT, MIB, EngineConfig, option
 from splitrank.serving.engine_client import EngineClient
 from splitrank.serving.messages import LaunchSpec
 from splitrank.serving.resolve import resolve_launch
 from splitrank.serving.sampling_params import SamplingParams
+
+GREEDY = SamplingParams(temperature=0.0)
 
 
 @dataclass(frozen=True, kw_only=True)
 class BenchConfig(EngineConfig):
     """``splitrank bench``."""
 
-    concurrency: tuple[int, ...] = option((1, 8), "requests at once, one workload each, e.g. 1,8,32")
-    prompt_tokens: int = option(128, "tokens of each prompt")
-    prefix_cache_mib: int = option(0, "as elsewhere; here off, because every round asks the same prompts")
-    output_tokens: int = option(128, "tokens of each answer")
-    rounds: int = option(3, "times each workload is run; the median is reported")
+    concurrency: tuple[int, ...] = option((1, 8), "requests at once, one workload each, e.g. 1,8,32", bounds=COUNT)
+    prompt_tokens: int = option(128, "tokens of each prompt", bounds=COUNT)
+    prefix_cache_mib: int = option(0, "as elsewhere; here off, because every round asks the same prompts", bounds=MIB)
+    output_tokens: int = option(128, "tokens of each answer", bounds=COUNT)
+    rounds: int = option(3, "times each workload is run; the median is reported", bounds=COUNT)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("prompt_tokens", "output_tokens", "rounds"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
-        if not self.concurrency or min(self.concurrency) < 1:
-            raise ValueError(f"concurrency must list positive numbers, not {list(self.concurrency)}")
+        if not self.concurrency:
+            raise ValueError("concurrency must list at least one number")
+        self.check_concurrency(*self.concurrency)
 
 
 @dataclass(frozen=True)
@@ -66,10 +68,10 @@ def random_jobs(vocab_size: int, prompt_tokens: int, output_tokens: list[int], s
     return [Job([draw.randrange(vocab_size) for _ in range(prompt_tokens)], count) for count in output_tokens]
 
 
-async def measure(client: EngineClient, jobs: list[Job]) -> Measurement:
+async def measure(client: EngineClient, jobs: list[Job], params: SamplingParams = GREEDY) -> Measurement:
     """Runs all jobs at once; the engine's ``max_running_requests`` decides how many are computed together."""
     began = time.perf_counter()
-    times = await asyncio.gather(*(_token_times(client, job) for job in jobs))
+    times = await asyncio.gather(*(_token_times(client, job, params) for job in jobs))
     seconds = time.perf_counter() - began
     gaps = [
         (stamps[-1] - stamps[0]) / (job.output_tokens - 1)
@@ -84,8 +86,8 @@ async def measure(client: EngineClient, jobs: list[Job]) -> Measurement:
     )
 
 
-async def _token_times(client: EngineClient, job: Job) -> list[float]:
-    params = SamplingParams(max_tokens=job.output_tokens, temperature=0.0, ignore_eos=True)
+async def _token_times(client: EngineClient, job: Job, params: SamplingParams) -> list[float]:
+    params = msgspec.structs.replace(params, max_tokens=job.output_tokens, ignore_eos=True)
     count, stamps = 0, []
     async for output in client.stream(job.prompt, params):
         count += len(output.token_ids)

@@ -11,6 +11,8 @@ import jinja2.parser
 import jinja2.utils
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from splitrank.serving.strict_json import StrictJSONError, parse_json
+
 RESERVED_VARIABLES = frozenset({"messages", "tools", "documents", "add_generation_prompt", "chat_template"})
 
 
@@ -39,9 +41,11 @@ class ChatTemplate:
         names = {"tools": None, "documents": None, "add_generation_prompt": True, **self._variables, **variables}
         try:
             return self._template.render(messages=normalize_messages(messages), **names)
+        except ChatTemplateError:
+            raise
+        except RecursionError:
+            raise ChatTemplateError("the messages are nested too deeply") from None
         except (jinja2.TemplateError, TypeError, ValueError, AttributeError, LookupError, ArithmeticError) as error:
-            if isinstance(error, ChatTemplateError):
-                raise
             # The template is the checkpoint's: whatever it raises, it raises on these messages.
             raise ChatTemplateError(f"the chat template refuses the messages: {_one_line(error)}") from None
 
@@ -50,7 +54,8 @@ def normalize_messages(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """What Qwen's template would raise on, put in its own terms; keys without a value are dropped.
 
     ``developer`` becomes ``system``, system messages that lead the conversation become one, text parts become one
-    string, and arguments of past tool calls, JSON strings on the wire, become objects.
+    string, ``reasoning`` becomes ``reasoning_content``, and arguments of past tool calls, JSON strings on the wire,
+    become objects.
     """
     if not messages:
         raise ChatTemplateError("messages must hold at least one message")
@@ -68,6 +73,9 @@ def _normalize_message(message: dict[str, Any]) -> dict[str, Any]:
         plain["role"] = "system"
     content = plain.get("content", "")
     plain["content"] = content if isinstance(content, str) else "".join(part["text"] for part in content)
+    reasoning = plain.pop("reasoning", None)
+    if reasoning is not None and plain.setdefault("reasoning_content", reasoning) != reasoning:
+        raise ChatTemplateError("reasoning and reasoning_content of a message differ; give one of them")
     if "tool_calls" in plain:
         plain["tool_calls"] = [_normalize_tool_call(call) for call in plain["tool_calls"]]
     return plain
@@ -77,14 +85,15 @@ def _normalize_tool_call(call: dict[str, Any]) -> dict[str, Any]:
     function = call.get("function")
     if not isinstance(function, dict) or not isinstance(function.get("name"), str):
         raise ChatTemplateError("a tool call in the messages has no function name")
+    what = f"arguments of the tool call {function['name'][:40]!r}"
     arguments = function.get("arguments") or {}
     if isinstance(arguments, str):
         try:
-            arguments = json.loads(arguments)
-        except ValueError:
-            arguments = None
+            arguments = parse_json(arguments, what)
+        except StrictJSONError as error:
+            raise ChatTemplateError(str(error)) from None
     if not isinstance(arguments, dict):
-        raise ChatTemplateError(f"the arguments of the tool call {function['name']!r} are not a JSON object")
+        raise ChatTemplateError(f"{what}: not a JSON object")
     return {**call, "function": {**function, "arguments": arguments}}
 
 

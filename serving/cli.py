@@ -12,6 +12,7 @@ from typing import TypeVar
 
 from splitrank import __version__
 from splitrank.serving.config import ServeConfig
+from splitrank.serving.console import be_lenient_with_streams, leave
 from splitrank.serving.options import load_config
 
 Config = TypeVar("Config")
@@ -24,6 +25,7 @@ def _serve(argv: Arguments) -> int:
     def run(config: ServeConfig) -> int:
         from splitrank.serving.http.server import serve
 
+        be_lenient_with_streams("stdout")
         return asyncio.run(serve(config))
 
     return _run("serve", _serve.__doc__, ServeConfig, run, argv)
@@ -90,7 +92,8 @@ def main(argv: Arguments | None = None) -> int:
 
 def console() -> None:
     """Entry point of the installed command."""
-    raise SystemExit(main())
+    be_lenient_with_streams()
+    leave(main())
 
 
 def _dispatch(arguments: list[str]) -> int:

@@ -12,7 +12,6 @@ from splitrank.serving.tokenizer import Tokenizer
 # A character has at most 4 bytes, so at most 4 tokens wait for their end. More waiting ids are undecodable, and
 # DecodeStream decodes all of them again at each step.
 MAX_PENDING = 8
-REPLACEMENT = "\ufffd"
 
 
 class IncrementalDecoder:

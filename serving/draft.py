@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from splitrank.serving.messages import AdmittedRequest, SequencePlan, SnapshotPlan, SwapPlan
+from splitrank.serving.messages import AdmittedRequest, SequencePlan, SwapPlan
 from splitrank.serving.request import Request
 
 
@@ -15,10 +15,8 @@ class Draft:
     admitted: list[AdmittedRequest] = field(default_factory=list)
     swap_out: list[SwapPlan] = field(default_factory=list)
     swap_in: list[SwapPlan] = field(default_factory=list)
-    restored: list[SnapshotPlan] = field(default_factory=list)
-    saved: list[SnapshotPlan] = field(default_factory=list)
-    dropped: list[int] = field(default_factory=list)
-    is_short_of_pages: bool = False
+    is_short_of_pages: bool = False  # a running request lacked pages: nobody comes in
+    is_draining: bool = False  # and those that must give them up are in flight: nobody younger is placed
     num_decodes: int = 0
     num_prefill_tokens: int = 0
 
@@ -36,5 +34,4 @@ class Counters:
     prompt_tokens: int = 0
     cached_tokens: int = 0
     generated_tokens: int = 0
-    preemptions: int = 0
     aborts: int = 0

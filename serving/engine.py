@@ -32,9 +32,11 @@ from splitrank.serving.wire import (
     rank_identity,
     rank_name,
     receive_all,
+    request_id_of,
 )
 
 STATS_S = 1.0
+FRONT_STALL_S = 60.0  # a front that takes no message for so long has stopped; a busy one comes back before
 MAX_WAIT_MS = 250  # how late a deadline may be noticed
 
 logger = logging.getLogger("splitrank.engine")
@@ -70,6 +72,7 @@ class Engine:
         self._last_hash = ""
         self._last_commit_at = 0.0
         self._last_stats_at = 0.0
+        self._front_full_since: float | None = None
         self._was_idle = True
         self._ready = False
         self._stopping = False
@@ -101,14 +104,28 @@ class Engine:
 
     def _receive(self) -> None:
         for [data] in receive_all(self._front):
-            self._hear_front(decode_front_to_engine(data))
+            try:
+                message = decode_front_to_engine(data)
+            except ValueError as error:
+                self._refuse_unreadable(data, error)
+            else:
+                self._hear_front(message)
         now = time.monotonic()
         for _, data in receive_all(self._ranks):
-            message = decode_rank_to_engine(data)
-            if isinstance(message, StepResult):
-                self._results.append(message)
+            report = decode_rank_to_engine(data)
+            if isinstance(report, StepResult):
+                self._results.append(report)
             else:
-                self._watch.hear(message, now)
+                self._watch.hear(report, now)
+
+    def _refuse_unreadable(self, data: bytes, error: ValueError) -> None:
+        """Ends one request, or none if it is unknown which; the others have nothing to do with it."""
+        logger.error("a message of the front cannot be read: %s", error)
+        request_id = request_id_of(data)
+        if request_id is not None:
+            reason = f"the engine cannot read this request: {error}"
+            refusal = RequestOutput(request_id, [], finish_reason="error", error=reason, error_code="invalid_request")
+            self._outputs.append(refusal)
 
     def _hear_front(self, message: FrontToEngine) -> None:
         output = None
@@ -161,8 +178,9 @@ class Engine:
             raise EngineFailure(reason) from error
 
     def _publish(self) -> None:
-        if self._outputs:
-            self._send_front(RequestOutputs(self._outputs))
+        """Outputs that the front does not take now wait, joined, for its next turn: they are bounded by what the open
+        requests may still generate."""
+        if self._outputs and self._send_front(RequestOutputs(self._outputs)):
             self._outputs = []
         self._publish_stats()
 
@@ -177,11 +195,25 @@ class Engine:
             self._last_stats_at = now
             self._send_front(self._scheduler.stats())
 
-    def _send_front(self, message: EngineToFront) -> None:
+    def _send_front(self, message: EngineToFront) -> bool:
+        """Whether it was sent; else the front is behind by ``FRONT_BACKLOG`` messages."""
+        was_full = self._front_full_since is not None
+        if was_full and not self._front.poll(0, zmq.POLLOUT):
+            return self._front_is_full()  # without encoding what cannot be sent
         try:
             self._front.send(encode(message), zmq.NOBLOCK)
-        except zmq.Again as error:
-            raise EngineFailure("the front has stopped taking messages") from error
+        except zmq.Again:
+            return self._front_is_full()
+        self._front_full_since = None
+        return True
+
+    def _front_is_full(self) -> bool:
+        """False, for as long as a front may be busy."""
+        now = time.monotonic()
+        self._front_full_since = self._front_full_since or now
+        if now - self._front_full_since > FRONT_STALL_S:
+            raise EngineFailure(f"the front has taken no message for {FRONT_STALL_S:g} s")
+        return False
 
     def _check_deadlines(self) -> None:
         oldest = self._sent[0] if self._sent else None

@@ -2,9 +2,12 @@
 
 import asyncio
 import itertools
+import logging
 import signal
 import time
-from collections.abc import AsyncGenerator
+import uuid
+from collections.abc import AsyncGenerator, Coroutine
+from typing import Any
 
 import zmq
 import zmq.asyncio
@@ -25,7 +28,10 @@ from splitrank.serving.messages import (
 )
 from splitrank.serving.processes import Children
 from splitrank.serving.sampling_params import SamplingParams
+from splitrank.serving.seeds import with_seed
 from splitrank.serving.wire import LINGER_MS, decode_engine_to_front, encode, front_address
+
+logger = logging.getLogger(__name__)
 
 MONITOR_S = 0.05
 LAST_WORDS_S = 0.3
@@ -74,7 +80,10 @@ class EngineClient:
         client = cls(spec)
         try:
             spawn_all(client._spec, rank_module, client._children)
-            client._tasks = [asyncio.create_task(client._receive()), asyncio.create_task(client._monitor())]
+            client._tasks = [
+                asyncio.create_task(client._or_die("reading the engine's messages", client._receive())),
+                asyncio.create_task(client._or_die("watching the processes", client._monitor())),
+            ]
             await client._wait_ready()
         except BaseException:
             client._die("the start was broken off")
@@ -127,7 +136,9 @@ class EngineClient:
         self._streams[request_id] = queue
         open_in_engine = True
         try:
-            self._post(AddRequest(request_id, prompt_token_ids, params))
+            # Random if the door gave none: a server that is started again does not repeat itself.
+            seeded = with_seed(params, self._spec.seed, uuid.uuid4().hex)
+            self._post(AddRequest(request_id, prompt_token_ids, seeded))
             while open_in_engine:
                 output = await queue.get()
                 if output is None:
@@ -144,6 +155,14 @@ class EngineClient:
         self._socket.send(encode(message))
 
     # ------------------------------------------------------------ listening
+
+    async def _or_die(self, what: str, work: Coroutine[Any, Any, None]) -> None:
+        """Without either of its tasks, this client would wait for an engine that it cannot hear."""
+        try:
+            await work
+        except Exception as error:
+            logger.exception("%s failed", what)
+            self._die(f"{what} failed: {type(error).__name__}: {' '.join(str(error).split())}")
 
     async def _receive(self) -> None:
         while True:

@@ -4,12 +4,14 @@ import argparse
 import logging
 import sys
 
+from splitrank.serving.console import be_lenient_with_streams
 from splitrank.serving.engine import Engine
 from splitrank.serving.launcher import load_spec
 from splitrank.serving.processes import exit_with_parent
 
 
 def main() -> int:
+    be_lenient_with_streams()
     parser = argparse.ArgumentParser(description="engine process of splitrank; started by the launcher")
     parser.add_argument("--run-dir", required=True)
     spec = load_spec(parser.parse_args().run_dir)

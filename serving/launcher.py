@@ -24,13 +24,16 @@ def make_run_dir(spec: LaunchSpec) -> LaunchSpec:
     """
     assert not spec.run_dir, "the launcher makes the run folder"
     run_dir = tempfile.mkdtemp(prefix="splitrank-")
-    length = len(os.fsencode(run_dir + LONGEST_SOCKET_NAME))
-    if length > MAX_SOCKET_PATH_BYTES:
+    try:
+        length = len(os.fsencode(run_dir + LONGEST_SOCKET_NAME))
+        if length > MAX_SOCKET_PATH_BYTES:
+            raise ValueError(f"socket path {run_dir}{LONGEST_SOCKET_NAME} has {length} bytes, the limit is "
+                             f"{MAX_SOCKET_PATH_BYTES}: set TMPDIR to a shorter path")  # fmt: skip
+        spec = msgspec.structs.replace(spec, run_dir=run_dir, front_pid=os.getpid())
+        Path(run_dir, SPEC_FILE).write_bytes(msgspec.msgpack.encode(spec))
+    except BaseException:
         remove_run_dir(run_dir)
-        raise ValueError(f"socket path {run_dir}{LONGEST_SOCKET_NAME} has {length} bytes, the limit is "
-                         f"{MAX_SOCKET_PATH_BYTES}: set TMPDIR to a shorter path")  # fmt: skip
-    spec = msgspec.structs.replace(spec, run_dir=run_dir, front_pid=os.getpid())
-    Path(run_dir, SPEC_FILE).write_bytes(msgspec.msgpack.encode(spec))
+        raise
     return spec
 
 
@@ -40,7 +43,8 @@ def load_spec(run_dir: str) -> LaunchSpec:
 
 def spawn_all(spec: LaunchSpec, rank_module: str, children: Children) -> None:
     """Start every process of a written spec. On an error, those already started are in ``children``."""
-    run = [sys.executable, "-m"]
+    # -P: the current folder is no place for modules; a random.py there would replace the one of Python.
+    run = [sys.executable, "-P", "-m"]
     folder = ["--run-dir", spec.run_dir]
     children.spawn("engine", [*run, "splitrank.serving.engine_main", *folder])
     for rank in range(spec.world_size):

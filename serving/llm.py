@@ -2,6 +2,8 @@
 
 import asyncio
 import difflib
+import itertools
+import os
 import threading
 import weakref
 from collections.abc import AsyncGenerator, Coroutine
@@ -17,8 +19,10 @@ from splitrank.serving.llm_requests import Conversations, Params, Prompts
 from splitrank.serving.messages import TokenLogprobs
 from splitrank.serving.model_info import ModelInfo
 from splitrank.serving.openai.formats import Collected
+from splitrank.serving.options import refuse_empty
 from splitrank.serving.progress import progress
 from splitrank.serving.sampling_params import SamplingParams
+from splitrank.serving.seeds import with_seed
 from splitrank.serving.text_engine import TextOutput, start_text_engine
 from splitrank.serving.tokenizer import Tokenizer
 
@@ -64,10 +68,16 @@ class LLM:
     inside a running event loop (notebooks) and from several threads: an own loop in an own thread does the waiting.
     A script that starts one needs no ``if __name__ == "__main__"``. ``close`` ends all processes; so does the end of
     the interpreter.
+
+    Without a seed in its ``SamplingParams`` an answer is drawn from the option ``seed``, the number of the call and
+    that of the prompt: a program says the same when it is run again, and something else at each of its calls.
     """
 
-    def __init__(self, model: str = "", *, tp: int = 1, pp: int = 1, **options: Any) -> None:
-        config = _make_config({"model": model, "tp": tp, "pp": pp, **options})
+    def __init__(
+        self, model: str | os.PathLike[str] | None = None, *, tp: int = 1, pp: int = 1, **options: Any
+    ) -> None:
+        config = _make_config(model, {"tp": tp, "pp": pp, **options})
+        self._seed, self._calls = config.seed, itertools.count()
         # Never more open than the engine accepts, always enough waiting to fill a step.
         self._limit = config.max_running_requests + min(config.max_running_requests, config.max_queued_requests)
         self._runner = _LoopThread()
@@ -87,7 +97,8 @@ class LLM:
         return self._engine.info
 
     def generate(self, prompts: Prompts, params: Params = None, *, show_progress: bool = True) -> list[Generation]:
-        """Continue each prompt (text, or a list of token ids); answers in the order of the prompts.
+        """Continue each prompt; answers in the order of the prompts. A prompt is text, a list or array of token ids,
+        or ``{"prompt": text}`` or ``{"prompt_token_ids": ids}``; a text or dictionary may stand alone.
 
         ``params``: for all, or one for each; None takes the model's defaults and 16 tokens. Raises ``ValueError``
         before anything runs if a prompt cannot be answered, ``RequestError`` for the first one that failed.
@@ -126,17 +137,22 @@ class LLM:
     def _answer(self, encoded: list[list[int]], params: list[SamplingParams], show_progress: bool) -> list[Generation]:
         if not self._finalizer.alive:
             raise RuntimeError("this LLM is closed")
+        call = next(self._calls)
+        params = [with_seed(one, self._seed, call, index) for index, one in enumerate(params)]
         return self._runner.run(_answer_all(self._engine, encoded, params, self._limit, show_progress))
 
 
-def _make_config(options: dict[str, Any]) -> EngineConfig:
+def _make_config(model: str | os.PathLike[str] | None, options: dict[str, Any]) -> EngineConfig:
+    if model is not None:
+        refuse_empty("model", model)
+        options["model"] = model
     known = [field.name for field in fields(EngineConfig)]
     for name in options:
         if name not in known:
             nearest = difflib.get_close_matches(name, known, n=1)
             hint = f"did you mean {nearest[0]}?" if nearest else f"known are {', '.join(known)}"
             raise TypeError(f"LLM() got an unknown keyword {name!r}; {hint}")
-    return EngineConfig(**{**options, "pp_partition": tuple(options.get("pp_partition", ()))})
+    return EngineConfig(**options)
 
 
 async def _answer_all(

@@ -1,10 +1,11 @@
 """What users of ``LLM`` hand over, checked and made into token ids and parameters. Mistakes are ``ValueError``."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
 
+from splitrank.serving.checked import as_type, check_text, shown
 from splitrank.serving.model_info import ModelInfo
 from splitrank.serving.openai.errors import ApiError
 from splitrank.serving.openai.sampling import DEFAULT_COMPLETION_TOKENS, check_token_ids
@@ -12,25 +13,46 @@ from splitrank.serving.sampling_params import SamplingParams
 from splitrank.serving.tokenizer import Tokenizer
 
 Message = dict[str, Any]
-Prompts = str | Sequence[str] | Sequence[list[int]]
+PROMPT_KEYS: dict[str, Any] = {"prompt": str, "prompt_token_ids": list[int]}
+Prompt = str | Sequence[int] | Mapping[str, Any]
+Prompts = str | Mapping[str, Any] | Iterable[Prompt]
 Conversations = Sequence[Message] | Sequence[Sequence[Message]]
 Params = SamplingParams | Sequence[SamplingParams] | None
 
 
 def encode_prompts(prompts: Prompts, tokenizer: Tokenizer, info: ModelInfo) -> list[list[int]]:
     """Token ids of each prompt, at least one and fewer than the context holds."""
-    listed: list[Any] = [prompts] if isinstance(prompts, str) else list(prompts)
-    encoded = [_encode_prompt(index, prompt, tokenizer) for index, prompt in enumerate(listed)]
+    if isinstance(prompts, str | Mapping):
+        prompts = [prompts]
+    elif not isinstance(prompts, Iterable):
+        raise ValueError(f"prompts must be a list of them or one, not {shown(prompts)}")
+    encoded = [_encode_prompt(f"prompt {index}", prompt, tokenizer) for index, prompt in enumerate(prompts)]
     _check_prompts(encoded, info)
     return encoded
 
 
-def _encode_prompt(index: int, prompt: Any, tokenizer: Tokenizer) -> list[int]:
+def _encode_prompt(name: str, prompt: Any, tokenizer: Tokenizer) -> list[int]:
+    if isinstance(prompt, Mapping):
+        prompt = _only_value(name, prompt)
     if isinstance(prompt, str):
+        check_text(name, prompt)
         return tokenizer.encode(prompt)
-    if not isinstance(prompt, (list, tuple)) or any(type(token) is not int for token in prompt):
-        raise ValueError(f"prompt {index} is neither text nor a list of token ids: {prompt!r:.80}")
-    return list(prompt)
+    try:
+        token_ids: list[int] = as_type(name, prompt, list[int])
+    except ValueError:
+        raise ValueError(f"{name} is neither text nor a list of token ids: {shown(prompt)}") from None
+    return token_ids
+
+
+def _only_value(name: str, prompt: Mapping[str, Any]) -> Any:
+    """What stands in a prompt that is written as a dictionary."""
+    for key in prompt:
+        if key not in PROMPT_KEYS:
+            raise ValueError(f"{name}: unknown key {shown(key)}; a prompt's keys are {' and '.join(PROMPT_KEYS)}")
+    if len(prompt) != 1:
+        raise ValueError(f"{name} must have either {' or '.join(PROMPT_KEYS)}")
+    [(key, value)] = prompt.items()
+    return as_type(f"{name}: {key}", value, PROMPT_KEYS[key])
 
 
 def encode_conversations(
@@ -73,7 +95,12 @@ def _listed(encoded: list[list[int]], params: Params, info: ModelInfo, default_m
     if params is None:
         rooms = [min(default_max_tokens, info.max_model_len - len(prompt)) for prompt in encoded]
         return [msgspec.convert({**info.defaults, "max_tokens": room}, SamplingParams) for room in rooms]
-    listed = [params] * len(encoded) if isinstance(params, SamplingParams) else list(params)
+    if isinstance(params, SamplingParams):
+        listed = [params] * len(encoded)
+    elif isinstance(params, Sequence):
+        listed = list(params)
+    else:
+        raise ValueError(f"params must be SamplingParams, one or a list of them, not {shown(params)}")
     if len(listed) != len(encoded):
         raise ValueError(f"{len(encoded)} prompts, but params for {len(listed)}")
     for index, (prompt, wanted) in enumerate(zip(encoded, listed, strict=True)):
@@ -82,6 +109,8 @@ def _listed(encoded: list[list[int]], params: Params, info: ModelInfo, default_m
 
 
 def _check_params(index: int, num_prompt_tokens: int, params: SamplingParams, info: ModelInfo) -> None:
+    if not isinstance(params, SamplingParams):
+        raise ValueError(f"params {index} must be SamplingParams, not {shown(params)}")
     if num_prompt_tokens + params.max_tokens > info.max_model_len:
         raise ValueError(
             f"prompt {index} has {num_prompt_tokens} tokens and max_tokens is {params.max_tokens}; "

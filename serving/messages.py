@@ -23,6 +23,7 @@ class LaunchSpec(msgspec.Struct, frozen=True, kw_only=True):
     tp_size: int
     pp_size: int
     partition: tuple[int, ...]  # layers a stage
+    tie_word_embeddings: bool  # as served: config.json's, unless a head that differs is stored
     threads_per_rank: int
     all_reduce: str = "auto"  # "auto", "quick" or "torch"
     all_reduce_codec: str = "none"  # "none", "int8", "int6" or "int4"
@@ -42,6 +43,7 @@ class LaunchSpec(msgspec.Struct, frozen=True, kw_only=True):
     load_timeout_s: float
     step_timeout_s: float
     heartbeat_timeout_s: float
+    verify_weights: bool  # compare loaded weights with the files, read again
     log_level: str
     show_progress: bool
     front_pid: int = 0  # set by the launcher, like run_dir: children leave when this process is gone
@@ -86,6 +88,8 @@ class EngineFailed(msgspec.Struct, frozen=True, tag=True):
 
 
 class AddRequest(msgspec.Struct, frozen=True, tag=True):
+    """``params`` of a sampled request have a seed: the front gives one to those that came without (``seeds``)."""
+
     request_id: str
     prompt_token_ids: list[int]
     params: SamplingParams
@@ -113,7 +117,8 @@ class RequestOutput(msgspec.Struct, frozen=True, tag=True):
     finish_reason: str | None = None
     stop_token_id: int | None = None
     error: str | None = None
-    error_code: str | None = None  # "queue_full", "engine_dead", "invalid_request"
+    # "queue_full", "invalid_request", or a RowFailure's
+    error_code: str | None = None
     num_cached_tokens: int = 0  # of its prompt: taken from a snapshot, not computed
 
 
@@ -172,16 +177,21 @@ class SwapPlan(msgspec.Struct, frozen=True, array_like=True):
 
 
 class SnapshotPlan(msgspec.Struct, frozen=True, array_like=True):
-    """State and pages of a prompt's prefix are copied from a slot and pages into host memory, or from there."""
+    """State and pages of a sequence's first ``num_tokens`` tokens are copied from a slot and pages into host memory, or
+    from there."""
 
     snapshot: int  # the engine's number of it, never reused
+    num_tokens: int
     slot: int
-    pages: list[int]
+    pages: list[int]  # those of the first num_tokens tokens
 
 
 class StepPlan(msgspec.Struct, frozen=True, tag=True):
-    """One microbatch, executed by every rank in step order: release, swap out, swap in, restore snapshots, run
-    ``sequences``, save snapshots, drop snapshots."""
+    """One microbatch, executed by every rank in step order: keep finished requests, release, swap out, swap in, restore
+    snapshots, run ``sequences`` and save snapshots of them, drop snapshots.
+
+    Without ``sequences`` it only tells idle ranks what to release and keep.
+    """
 
     step: int  # 0, 1, 2, … without gaps
     previous_hash: str  # hash of the plan before it ("" for step 0): chains all plans together
@@ -190,8 +200,9 @@ class StepPlan(msgspec.Struct, frozen=True, tag=True):
     released: list[int]  # forget these before anything else of this step
     swap_out: list[SwapPlan]
     swap_in: list[SwapPlan]
+    kept: list[SnapshotPlan] = []  # of finished requests, whose slots and pages this plan may hand out again
     restored: list[SnapshotPlan] = []
-    saved: list[SnapshotPlan] = []
+    saved: list[SnapshotPlan] = []  # of running prompts: anywhere in the chunk that this step computes
     dropped: list[int] = []  # snapshots to forget
 
 
@@ -200,13 +211,24 @@ def plan_hash(plan_bytes: bytes) -> str:
     return hashlib.blake2b(plan_bytes, digest_size=8).hexdigest()
 
 
+class RowFailure(msgspec.Struct, frozen=True, array_like=True):
+    """Why a row has no token. ``code``: "invalid_numbers" (of the model), or "sampling_failed" (an error of ours)."""
+
+    code: str
+    reason: str  # one line
+
+
 class StepResult(msgspec.Struct, frozen=True, tag=True):
-    """From tensor rank 0 of the last stage: one token for each sequence with ``sample``, in plan order."""
+    """From tensor rank 0 of the last stage: one token for each sequence with ``sample``, in plan order.
+
+    ``failures``, by row: that request ends with an error, and its token means nothing.
+    """
 
     step: int
     plan_hash: str
     token_ids: list[int]
     logprobs: list[TokenLogprobs | None]
+    failures: dict[int, RowFailure] = {}
 
 
 class Shutdown(msgspec.Struct, frozen=True, tag=True):

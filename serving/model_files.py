@@ -1,7 +1,9 @@
 """From ``--model`` to a checkpoint folder: the demo, a folder, or a hub id when online."""
 
+from functools import partial
 from pathlib import Path
 
+from splitrank.serving.abandonable import in_daemon_thread, wait_for
 from splitrank.serving.demo_checkpoint import demo_checkpoint_path
 
 _PATTERNS = ["*.json", "*.jinja", "*.safetensors"]
@@ -23,7 +25,8 @@ def _download(repo: str) -> Path:
     from huggingface_hub import snapshot_download  # only a hub id needs it
 
     try:
-        return Path(snapshot_download(repo, allow_patterns=_PATTERNS))
+        # Ctrl-C ends the waiting at once; the hub's own would first wait for all files.
+        return Path(wait_for(in_daemon_thread(partial(snapshot_download, repo, allow_patterns=_PATTERNS))))
     except (OSError, ValueError) as error:  # the hub's errors derive from these two
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(f"{repo}: neither a folder nor to be had from the hub: {reason}") from error

@@ -3,13 +3,15 @@
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
 from splitrank import __version__
+from splitrank.serving.answer_settings import answer_settings
 from splitrank.serving.messages import LaunchSpec
 from splitrank.serving.sampling_params import SamplingParams
-from splitrank.serving.tokenizer import read_json_object
+from splitrank.serving.tokenizer_files import read_json_object
 
 DEFAULT_NAMES = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 
@@ -23,18 +25,21 @@ class ModelInfo:
     vocab_size: int
     eos_token_ids: tuple[int, ...]
     defaults: dict[str, float]  # of generation_config.json, by the names of SamplingParams
-    fingerprint: str  # version, layout and a hash of everything that can change an answer
+    fingerprint: str  # version, layout, and a hash of config.json, defaults and all settings that may change an answer
+    max_open_requests: int  # choices that may run and wait at once
 
 
 def model_info(spec: LaunchSpec, model: str, served_model_name: str = "") -> ModelInfo:
     """``model`` is the user's: a folder, a hub id, or empty. Raises ``ValueError`` for a bad generation_config.json."""
+    defaults = read_defaults(Path(spec.model_dir))
     return ModelInfo(
         name=served_model_name or _default_name(model, spec.model_dir),
         max_model_len=spec.max_model_len,
         vocab_size=spec.vocab_size,
         eos_token_ids=spec.eos_token_ids,
-        defaults=read_defaults(Path(spec.model_dir)),
-        fingerprint=_fingerprint(spec),
+        defaults=defaults,
+        fingerprint=_fingerprint(spec, defaults),
+        max_open_requests=spec.max_running_requests + spec.max_queued_requests,
     )
 
 
@@ -45,14 +50,14 @@ def read_defaults(model_dir: Path) -> dict[str, float]:
     """
     path = model_dir / "generation_config.json"
     config = read_json_object(path)
-    defaults = {name: config[name] for name in DEFAULT_NAMES if config.get(name) is not None}
+    defaults: dict[str, Any] = {name: config[name] for name in DEFAULT_NAMES if config.get(name) is not None}
     if config.get("do_sample") is False:
         defaults["temperature"] = 0.0
     try:
-        msgspec.convert(defaults, SamplingParams)
-    except (ValueError, msgspec.ValidationError) as error:
+        params = SamplingParams(**defaults)
+    except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
-    return defaults
+    return {name: getattr(params, name) for name in defaults}
 
 
 def _default_name(model: str, model_dir: str) -> str:
@@ -60,11 +65,10 @@ def _default_name(model: str, model_dir: str) -> str:
     return model if is_hub_id else Path(model_dir).resolve().name
 
 
-def _fingerprint(spec: LaunchSpec) -> str:
+def _fingerprint(spec: LaunchSpec, defaults: dict[str, float]) -> str:
     config = Path(spec.model_dir) / "config.json"
     content = config.read_bytes() if config.is_file() else b""
-    layout = [spec.dtype, spec.partition, spec.threads_per_rank, spec.chunked_prefill_size, spec.page_size, spec.seed]
-    if spec.tp_size > 1:
-        layout += [spec.all_reduce, spec.all_reduce_codec]
-    digest = hashlib.blake2b(content + msgspec.json.encode(layout), digest_size=4).hexdigest()
+    digest = hashlib.blake2b(
+        content + msgspec.json.encode([answer_settings(spec), defaults]), digest_size=4
+    ).hexdigest()
     return f"splitrank-{__version__}-tp{spec.tp_size}-pp{spec.pp_size}-{digest}"

@@ -13,6 +13,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
+from splitrank.serving.checked import as_type
+
 Config = TypeVar("Config")
 INT_TUPLE = tuple[int, ...]  # 20,20 as a flag, [20, 20] in TOML
 STR_TUPLE = tuple[str, ...]  # several words as a flag, ["a", "b"] in TOML
@@ -36,6 +38,8 @@ def load_config(config_class: type[Config], argv: Sequence[str], prog: str, desc
     values = vars(arguments)
     try:
         file = values.pop("config", None)
+        for name, value in values.items():
+            refuse_empty(name, value)
         from_file = {} if file is None else read_toml(config_class, Path(file))
         return config_class(**(from_file | values))
     except (ValueError, OSError) as error:
@@ -54,8 +58,7 @@ def make_parser(config_class: type[Any], prog: str, description: str) -> OneLine
     parser.add_argument("--config", metavar="FILE", help="TOML file with these options (underscores); flags beat it")
     types = typing.get_type_hints(config_class)
     for field in dataclasses.fields(config_class):
-        names = (field.name, *field.metadata.get("aliases", ()))
-        flags = ["--" + name.replace("_", "-") for name in names]
+        flags = ["--" + key.replace("_", "-") for key in _keys(field)]
         parser.add_argument(*flags, dest=field.name, help=_help_text(field), **_flag_settings(field, types[field.name]))
     return parser
 
@@ -106,28 +109,35 @@ def _nearest(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {matches[0]}?" if matches else ""
 
 
+def refuse_empty(name: str, value: Any) -> None:
+    """``--model "$MODEL"`` with the variable unset must not serve the demo, nor ``--api-key ""`` serve everybody."""
+    if value == "":
+        raise ValueError(f"{name} is empty, as from an unset variable: give a value or leave it out")
+
+
 def read_toml(config_class: type[Any], file: Path) -> dict[str, Any]:
     """Values of a TOML file by field name. ValueError names file and key; OSError if it cannot be read."""
     try:
-        table = tomllib.loads(file.read_text(encoding="utf-8"))
+        table = tomllib.loads(file.read_text(encoding="utf-8-sig"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{file}: not valid TOML: {error}") from None
     types = typing.get_type_hints(config_class)
-    known = {field.name: types[field.name] for field in dataclasses.fields(config_class)}
-    for key in table:
-        if key not in known:
-            raise ValueError(f"{file}: unknown key {key!r}{_nearest(key, known)}")
-    return {key: _checked_toml_value(file, key, value, known[key]) for key, value in table.items()}
+    known = {key: field.name for field in dataclasses.fields(config_class) for key in _keys(field)}
+    values: dict[str, Any] = {}
+    try:
+        for key, value in table.items():
+            if key not in known:
+                raise ValueError(f"unknown key {key!r}{_nearest(key, known)}")
+            name = known[key]
+            if name in values:
+                raise ValueError(f"{key} is {name}, which is given as well")
+            refuse_empty(key, value)
+            values[name] = as_type(key, value, types[name])
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from None
+    return values
 
 
-def _checked_toml_value(file: Path, key: str, value: Any, kind: Any) -> Any:
-    if kind in (INT_TUPLE, STR_TUPLE):
-        item = int if kind == INT_TUPLE else str
-        if isinstance(value, list) and all(type(entry) is item for entry in value):
-            return tuple(value)
-        raise ValueError(f"{file}: {key} must be a list of {item.__name__}, not {value!r}")
-    if kind is float and type(value) is int:
-        return float(value)
-    if type(value) is not kind:  # exact: a TOML true is not the integer 1
-        raise ValueError(f"{file}: {key} must be of type {kind.__name__}, not {value!r}")
-    return value
+def _keys(field: dataclasses.Field[Any]) -> list[str]:
+    """A field's name and its aliases, as TOML has them."""
+    return [name.replace("-", "_") for name in (field.name, *field.metadata.get("aliases", ()))]

@@ -5,12 +5,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from splitrank.models.checkpoint import Checkpoint, open_checkpoint
+from splitrank.models.checkpoint import Checkpoint
 from splitrank.models.config import FULL, ModelConfig, read_config
 from splitrank.models.memory import GIB, RankMemory, plan_all_ranks, rank_memory
 from splitrank.models.sharding import check_partition, check_tensor_parallel
 from splitrank.models.tensor_names import fused_expert_name
-from splitrank.serving.config import LayoutConfig, option
+from splitrank.models.tied_head import describe_head, settle_head
+from splitrank.serving.checked import Bounds
+from splitrank.serving.config import LayoutConfig, Options, option
 from splitrank.serving.model_files import model_folder
 from splitrank.serving.resolve import choose_partition, computing_dtype, wanted_length
 
@@ -19,16 +21,15 @@ from splitrank.serving.resolve import choose_partition, computing_dtype, wanted_
 class PlanConfig(LayoutConfig):
     """``splitrank plan``."""
 
-    memory_gib: float = option(0.0, "memory of one rank in GiB; then the plan says what fits, and refuses what cannot")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.memory_gib < 0:
-            raise ValueError(f"memory_gib must not be negative, not {self.memory_gib}")
+    memory_gib: float = option(
+        0.0,
+        "memory of one rank in GiB; then the plan says what fits, and refuses what cannot",
+        bounds=Bounds(0, 10**6),
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
-class InspectConfig:
+class InspectConfig(Options):
     """``splitrank inspect``."""
 
     model: str = option(
@@ -44,7 +45,9 @@ def run_plan(config: PlanConfig) -> int:
     check_partition(model.num_hidden_layers, config.pp, config.pp_partition or None)
     dtype, length = computing_dtype(config.dtype, model), wanted_length(config, model)
     # A bare config.json, or a folder without weights: planned from the shapes alone.
-    checkpoint = open_checkpoint(path, model) if any(path.glob("*.safetensors*")) else None
+    checkpoint = None
+    if any(path.glob("*.safetensors*")):
+        model, checkpoint = settle_head(path, model)
     partition = choose_partition(config, model, dtype, length)
     plans = plan_all_ranks(model, config.tp, partition, dtype, checkpoint)
     ranks = [rank_memory(model, plan, dtype) for plan in plans]
@@ -102,14 +105,14 @@ def _capacity_lines(config: PlanConfig, model: ModelConfig, ranks: list[RankMemo
 
 
 def _limit(ranks: list[RankMemory], number: int, context: int, model: ModelConfig) -> str:
-    if context == model.max_position_embeddings:
+    if context == model.context_length:
         return "the model's positions"
     return f"stage {ranks[number].stage.pp_rank} limits"
 
 
 def _largest_context(rank: RankMemory, budget: int, model: ModelConfig) -> int:
     tokens = rank.tokens_that_fit(budget, 1)
-    return model.max_position_embeddings if tokens is None else min(tokens, model.max_position_embeddings)
+    return model.context_length if tokens is None else min(tokens, model.context_length)
 
 
 def _largest_concurrency(rank: RankMemory, budget: int, length: int) -> int:
@@ -120,14 +123,15 @@ def _largest_concurrency(rank: RankMemory, budget: int, length: int) -> int:
 def run_inspect(config: InspectConfig) -> int:
     """Prints what a checkpoint holds; exit code 0. Raises ``ValueError`` for one that cannot be served."""
     folder = model_folder(config.model)
-    model = read_config(folder)
-    for line in inspect_lines(open_checkpoint(folder, model), model):
+    declared = read_config(folder)
+    model, checkpoint = settle_head(folder, declared)
+    for line in inspect_lines(checkpoint, model, describe_head(declared, model.tie_word_embeddings)):
         print(line)
     return 0
 
 
-def inspect_lines(checkpoint: Checkpoint, model: ModelConfig) -> Iterator[str]:
-    """Files, experts' form, head, dtypes, and what is ignored and why."""
+def inspect_lines(checkpoint: Checkpoint, model: ModelConfig, head: str) -> Iterator[str]:
+    """Files, experts' form, ``head``, dtypes, and what is ignored and why."""
     entries = checkpoint.tensors.values()
     loaded = sum(entry.num_bytes for entry in entries)
     headers = sum(checkpoint.header_bytes.values())
@@ -136,8 +140,9 @@ def inspect_lines(checkpoint: Checkpoint, model: ModelConfig) -> Iterator[str]:
     yield f"layers: {model.num_hidden_layers} ({', '.join(f'{count} {kind}' for kind, count in sorted(kinds.items()))})"
     forms = _expert_forms(checkpoint, model)
     yield f"experts: {model.num_experts} routed, {model.num_experts_per_tok} a token; stored {forms}"
-    yield f"head: {'tied to the embedding' if model.tie_word_embeddings else 'its own tensor'}"
-    yield f"vocabulary: {model.vocab_size:,}; positions: {model.max_position_embeddings:,}; config dtype: {model.dtype}"
+    yield f"head: {head}"
+    stretch = "" if model.yarn is None else f" (YaRN, factor {model.yarn.factor:g})"
+    yield f"vocabulary: {model.vocab_size:,}; positions: {model.context_length:,}{stretch}; config dtype: {model.dtype}"
     yield f"text tensors: {len(checkpoint.tensors):,}, {loaded:,} bytes ({loaded / GIB:.2f} GiB)"
     for dtype, count in sorted(Counter(entry.dtype for entry in entries).items()):
         yield f"  {dtype}: {count:,} tensors"

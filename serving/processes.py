@@ -1,6 +1,7 @@
 """Child processes: started in one place, watched, ended and reaped; and children that do not outlive their parent."""
 
 import asyncio
+import ctypes
 import os
 import shutil
 import signal
@@ -13,6 +14,7 @@ from splitrank.serving.config import child_environment
 
 POLL_S = 0.02
 PARENT_POLL_S = 0.5
+PR_SET_PDEATHSIG = 1  # of linux/prctl.h: the signal that this process gets when its parent dies
 
 
 @dataclass(frozen=True)
@@ -82,14 +84,18 @@ class Children:
         return self.running()
 
 
-def exit_with_parent(parent_pid: int, run_dir: str) -> None:
+def exit_with_parent(parent_pid: int, run_dir: str | None = None) -> None:
     """From now on this process dies within a second of its parent, whatever its other threads do, and takes the run
-    folder along. (PR_SET_PDEATHSIG would fire when the *thread* that forked ends.)"""
+    folder, if it has one, along. A stopped process (SIGSTOP) is continued for that."""
 
     def watch() -> None:
         while os.getppid() == parent_pid:
             time.sleep(PARENT_POLL_S)
-        shutil.rmtree(run_dir, ignore_errors=True)
+        if run_dir is not None:
+            shutil.rmtree(run_dir, ignore_errors=True)
         os._exit(1)
 
+    # SIGKILL here would leave the run folder to nobody, and strike when the *thread* that forked ends; SIGCONT then
+    # does nothing.
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGCONT)
     threading.Thread(target=watch, name="parent-watch", daemon=True).start()

@@ -8,6 +8,8 @@ from typing import Protocol, Self, TextIO
 
 from tqdm import tqdm
 
+from splitrank.serving.console import lenient
+
 PLAIN_INTERVAL_S = 10.0
 SCALED_FROM = 10**6  # such totals are shown as 11.0M: bytes
 
@@ -25,11 +27,13 @@ class Progress(Protocol):
 
 
 def progress(total: int, description: str, unit: str, *, start: int = 0, show: bool = True) -> Progress:
-    """``start``: items done before (a continued run). ``show=False`` counts in silence. Writes to stderr."""
-    if show and sys.stderr.isatty():
+    """``start``: items done before (a continued run). ``show=False`` counts in silence. Writes to stderr, if anybody
+    reads it."""
+    stream = None if sys.stderr is None or not show else lenient(sys.stderr)
+    if stream is not None and stream.isatty():
         scale = total >= SCALED_FROM
-        return tqdm(total=total, initial=start, desc=description, unit=f" {unit}", unit_scale=scale, file=sys.stderr)
-    return PlainProgress(total, description, unit, start=start, stream=sys.stderr if show else None)
+        return tqdm(total=total, initial=start, desc=description, unit=f" {unit}", unit_scale=scale, file=stream)
+    return PlainProgress(total, description, unit, start=start, stream=stream)
 
 
 class PlainProgress:

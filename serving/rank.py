@@ -7,17 +7,20 @@ import sys
 import torch
 
 from splitrank.comm.errors import CommunicationError
+from splitrank.models.weight_plan import AuditError
+from splitrank.serving.console import be_lenient_with_streams
 from splitrank.serving.messages import LaunchSpec
 from splitrank.serving.progress import progress
 from splitrank.serving.rank_link import RankLink, StepOrderError, load_spec
 from splitrank.serving.worker import Worker
 
-# What can go wrong on a rank through files, peers or memory: told to the engine in one line. Anything else is a bug of
-# ours, and is told with its type.
-_EXPECTED = (ValueError, OSError, CommunicationError, StepOrderError, MemoryError)
+# What can go wrong on a rank through files, peers or memory, and weights that are not those of the files: told to the
+# engine in one line. Anything else is a bug of ours, and is told with its type.
+_EXPECTED = (ValueError, OSError, CommunicationError, StepOrderError, MemoryError, AuditError)
 
 
 def main(argv: list[str] | None = None) -> int:
+    be_lenient_with_streams()
     parser = argparse.ArgumentParser(prog="splitrank.serving.rank")
     parser.add_argument("--run-dir", required=True)
     parser.add_argument("--rank", type=int, required=True)

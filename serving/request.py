@@ -35,9 +35,6 @@ class Request:
     slot: int = -1
     pages: list[int] = field(default_factory=list)
     num_cached: int = 0  # tokens of the prompt that came from a snapshot
-    prefix_blocks: list[bytes] | None = None  # digests of its prompt's blocks, once they were asked for
-    branch: int = 0  # the share that would pass this position ends there, and the ranks save it; 0: no such
-    branch_digest: bytes = b""
 
     @property
     def num_known(self) -> int:
@@ -53,18 +50,17 @@ class Request:
         return not self.aborted and self.num_scheduled < self.num_known
 
     def next_end(self, chunk_size: int) -> int:
-        """Where the next share ends: at an absolute multiple of ``chunk_size``, at the branch, or with the prompt; a
-        decode is one token."""
+        """Where its next share of a step ends: a chunk at an absolute multiple of ``chunk_size`` or with the prompt, a
+        decode after one token."""
         if not self.is_prefilling:
             return self.num_scheduled + 1
-        end = min((self.num_scheduled // chunk_size + 1) * chunk_size, len(self.prompt_token_ids))
-        return self.branch if self.num_scheduled < self.branch < end else end
+        return min((self.num_scheduled // chunk_size + 1) * chunk_size, len(self.prompt_token_ids))
 
-    def tokens_until(self, end: int) -> list[int]:
-        if self.is_prefilling:
-            return self.prompt_token_ids[self.num_scheduled : end]
-        first = self.num_scheduled - len(self.prompt_token_ids)
-        return self.output_token_ids[first : end - len(self.prompt_token_ids)]
+    def tokens_between(self, begin: int, end: int) -> list[int]:
+        """Tokens at positions begin to end - 1, of the prompt and what was generated."""
+        prompt_end = len(self.prompt_token_ids)
+        output = self.output_token_ids[max(begin - prompt_end, 0) : max(end - prompt_end, 0)]
+        return output if begin >= prompt_end else self.prompt_token_ids[begin:end] + output
 
     def samples_at(self, end: int) -> bool:
         return end >= len(self.prompt_token_ids)

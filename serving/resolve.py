@@ -3,21 +3,20 @@
 Everything that can be wrong with a checkpoint or a layout is found here, before any process is started.
 """
 
-import json
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 from splitrank.comm.selection import AllReduceOptions
-from splitrank.models.checkpoint import Checkpoint, open_checkpoint
+from splitrank.models.checkpoint import Checkpoint
 from splitrank.models.config import ModelConfig, read_config
 from splitrank.models.memory import GIB, RankMemory, balanced_partition, plan_all_ranks, rank_memory
 from splitrank.models.sharding import check_partition, check_tensor_parallel
+from splitrank.models.tied_head import settle_head
 from splitrank.models.weight_plan import WeightPlan, audit_plan, audit_union
 from splitrank.serving.config import EngineConfig, LayoutConfig
 from splitrank.serving.machine import usable_cores, usable_memory_bytes
 from splitrank.serving.messages import LaunchSpec
 from splitrank.serving.model_files import model_folder
+from splitrank.serving.stop_tokens import stop_tokens
 
 # Without --max-model-len: long enough for most uses; the full 262,144 of the large models only on request, since the
 # partition is balanced for it and each request may claim that many pages.
@@ -32,7 +31,7 @@ def resolve_launch(config: EngineConfig) -> LaunchSpec:
     AllReduceOptions(config.all_reduce, config.all_reduce_codec).check_tensor_parallel(config.tp)
     check_partition(model.num_hidden_layers, config.pp, config.pp_partition or None)
     dtype = computing_dtype(config.dtype, model)
-    checkpoint = open_checkpoint(folder, model)
+    model, checkpoint = settle_head(folder, model)
     length = wanted_length(config, model)
     partition = choose_partition(config, model, dtype, length)
     plans = _audited_plans(model, config.tp, partition, dtype, checkpoint)
@@ -45,6 +44,7 @@ def resolve_launch(config: EngineConfig) -> LaunchSpec:
         tp_size=config.tp,
         pp_size=config.pp,
         partition=partition,
+        tie_word_embeddings=model.tie_word_embeddings,
         threads_per_rank=config.threads_per_rank or max(1, usable_cores() // (config.tp * config.pp)),
         all_reduce=config.all_reduce,
         all_reduce_codec=config.all_reduce_codec,
@@ -58,11 +58,12 @@ def resolve_launch(config: EngineConfig) -> LaunchSpec:
         state_bytes=max(rank.state_bytes_per_request for rank in ranks),
         kv_page_bytes=max(rank.kv_bytes_per_token for rank in ranks) * config.page_size,
         vocab_size=model.vocab_size,
-        eos_token_ids=eos_token_ids(folder, model.vocab_size),
+        eos_token_ids=tuple(stop_tokens(folder, model.vocab_size)),
         seed=config.seed,
         load_timeout_s=config.load_timeout_s,
         step_timeout_s=config.step_timeout_s,
         heartbeat_timeout_s=config.heartbeat_timeout_s,
+        verify_weights=config.verify_weights,
         log_level=config.log_level,
         show_progress=True,
     )
@@ -79,11 +80,9 @@ def computing_dtype(dtype: str, model: ModelConfig) -> str:
 
 def wanted_length(config: LayoutConfig, model: ModelConfig) -> int:
     """Longest prompt plus output, before memory is considered."""
-    if config.max_model_len > model.max_position_embeddings:
-        raise ValueError(
-            f"max_model_len {config.max_model_len} exceeds the model's {model.max_position_embeddings} positions"
-        )
-    return config.max_model_len or min(model.max_position_embeddings, DEFAULT_MAX_MODEL_LEN)
+    if config.max_model_len > model.context_length:
+        raise ValueError(f"max_model_len {config.max_model_len} exceeds the model's {model.context_length} positions")
+    return config.max_model_len or min(model.context_length, DEFAULT_MAX_MODEL_LEN)
 
 
 def choose_partition(config: LayoutConfig, model: ModelConfig, dtype: str, length: int) -> tuple[int, ...]:
@@ -114,9 +113,12 @@ class Capacity:
 
 def size_cache(config: EngineConfig, ranks: list[RankMemory], length: int, memory_bytes: int = 0) -> Capacity:
     """Pages that fit the fullest rank; raises ``ValueError`` with the numbers if not even one request fits."""
+    memory_bytes = memory_bytes or usable_memory_bytes()
     per_request = -(-length // config.page_size)
     useful = per_request * config.max_running_requests
-    pages = config.num_pages or _pages_that_fit(config, ranks, memory_bytes or usable_memory_bytes(), useful)
+    if config.num_pages:
+        _check_pages(config, ranks, memory_bytes)
+    pages = config.num_pages or _pages_that_fit(config, ranks, memory_bytes, useful)
     if pages >= per_request:
         return Capacity(pages, length)
     if config.max_model_len or pages < 1:
@@ -124,7 +126,19 @@ def size_cache(config: EngineConfig, ranks: list[RankMemory], length: int, memor
             f"{pages} KV pages of {config.page_size} tokens cannot hold one request of {length} tokens: "
             "lower --max-model-len or --max-running-requests, or raise --mem-fraction-static or --num-pages"
         )
+    if pages * config.page_size < 2:
+        raise ValueError("1 KV pages of 1 tokens hold no prompt and answer: raise --page-size or --num-pages")
     return Capacity(pages, pages * config.page_size)
+
+
+def _check_pages(config: EngineConfig, ranks: list[RankMemory], memory_bytes: int) -> None:
+    """The user's number of pages may pass the memory fraction, not the memory."""
+    need = sum(rank.total(config.num_pages * config.page_size, config.max_running_requests) for rank in ranks)
+    if need > memory_bytes:
+        raise ValueError(
+            f"{config.num_pages} KV pages of {config.page_size} tokens need {need / GIB:.2f} GiB with weights and "
+            f"states of all {len(ranks)} ranks, but this machine has {memory_bytes / GIB:.2f} GiB: lower --num-pages"
+        )
 
 
 def _pages_that_fit(config: EngineConfig, ranks: list[RankMemory], memory_bytes: int, useful: int) -> int:
@@ -143,35 +157,3 @@ def _pages_that_fit(config: EngineConfig, ranks: list[RankMemory], memory_bytes:
             )
         pages = min(pages, tokens // config.page_size)
     return pages
-
-
-def eos_token_ids(folder: Path, vocab_size: int) -> tuple[int, ...]:
-    """End-of-sequence ids: generation_config.json, else config.json; a number or a list. Empty if neither says."""
-    for name in ("generation_config.json", "config.json"):
-        raw = _json_object(folder / name)
-        for holder in (raw, raw.get("text_config")):
-            found = holder.get("eos_token_id") if isinstance(holder, dict) else None
-            if found is not None:
-                return _id_list(folder / name, found, vocab_size)
-    return ()
-
-
-def _id_list(file: Path, found: Any, vocab_size: int) -> tuple[int, ...]:
-    ids = found if isinstance(found, list) else [found]
-    if not all(isinstance(token, int) and not isinstance(token, bool) and token >= 0 for token in ids):
-        raise ValueError(f"{file}: eos_token_id must be a token id or a list of them, not {found!r}")
-    if ids and max(ids) >= vocab_size:
-        raise ValueError(f"{file}: eos_token_id {max(ids)} is not in the vocabulary of {vocab_size}")
-    return tuple(ids)
-
-
-def _json_object(file: Path) -> dict[str, Any]:
-    try:
-        raw = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{file}: not readable as JSON: {error}") from None
-    if not isinstance(raw, dict):
-        raise ValueError(f"{file}: not a JSON object")
-    return raw

@@ -1,138 +1,110 @@
-"""Picks the next token of each sampled row: penalties, temperature, top-k, top-p, min-p, and a seed a request.
+"""Samples a step's rows together, and ends a row that cannot be sampled alone.
 
 The draw of a request depends on its seed and on how many tokens it has, on nothing else: not on its neighbours in the
-batch, nor on the layout. Order of the steps as in ``transformers``' and vLLM's: bias and bans, penalties, temperature,
-top-k, top-p, min-p.
+batch, nor on the layout. Order of the steps as in ``transformers``' and vLLM's: bias and bans, penalties
+(``sampling_state``), temperature, top-k, top-p, min-p (``models.ops.sampling``).
 """
 
-import hashlib
-from collections import Counter
-from dataclasses import dataclass, field
+import logging
+import math
+from dataclasses import dataclass
 
 import torch
 
-from splitrank.serving.messages import TokenLogprobs
-from splitrank.serving.sampling_params import SamplingParams
+from splitrank.models.ops import sampling
+from splitrank.models.ops.philox import uniform
+from splitrank.models.ops.sampling import SamplingRows
+from splitrank.serving.messages import RowFailure, TokenLogprobs
+from splitrank.serving.sampling_state import SamplingState
+
+_log = logging.getLogger(__name__)
 
 
-@dataclass
-class SamplingState:
-    """What the sampling rank remembers of a request: its parameters, prompt, and output so far."""
+@dataclass(frozen=True)
+class SampledRow:
+    """A token, and its logprobs if they were asked for; or why there is none."""
 
-    params: SamplingParams
-    prompt: frozenset[int]
-    seed: int
-    stop_ids: tuple[int, ...]
-    num_output: int = 0
-    counts: Counter[int] = field(default_factory=Counter)
-
-    def append(self, token: int) -> None:
-        self.num_output += 1
-        self.counts[token] += 1
+    token: int
+    logprobs: TokenLogprobs | None = None
+    failure: RowFailure | None = None
 
 
-def sampling_state(
-    request: int, prompt: list[int], params: SamplingParams, eos_token_ids: tuple[int, ...], engine_seed: int
-) -> SamplingState:
-    """A request without a seed draws one from the engine's seed and its number."""
-    seed = params.seed if params.seed is not None else _mix(engine_seed, request)
-    # min_tokens bans whatever would end the request too early.
-    stop_ids = (*params.stop_token_ids, *(() if params.ignore_eos else eos_token_ids))
-    return SamplingState(params, frozenset(prompt), seed, stop_ids)
+def sample(logits: torch.Tensor, states: list[SamplingState]) -> list[SampledRow]:
+    """logits [S, vocab] in float32, one state a row; states with a token advance.
+
+    A row fails alone: with numbers that are none (NaN, +inf, nothing but -inf), or with an error of our own. An error
+    in the batch is found by sampling its rows one by one.
+    """
+    try:
+        rows = _sample(logits, states)
+    except Exception as error:
+        _log.warning("%d rows cannot be sampled together (%s); one by one now", len(states), _one_line(error))
+        rows = [_sample_alone(logits[row : row + 1], state) for row, state in enumerate(states)]
+    for row, state in zip(rows, states, strict=True):
+        if row.failure is None:
+            state.append(row.token)
+    return rows
 
 
-def sample(logits: torch.Tensor, states: list[SamplingState]) -> tuple[list[int], list[TokenLogprobs | None]]:
-    """logits [S, vocab] in float32, one state a row -> a token and (if asked for) logprobs a row; states advance."""
-    if all(_is_plain_greedy(state) for state in states):
-        tokens = logits.argmax(dim=-1).tolist()
-    else:
-        tokens = [_sample_row(row, state) for row, state in zip(logits, states, strict=True)]
-    logprobs = [
-        _logprobs(row, token, state.params.logprobs) for row, token, state in zip(logits, tokens, states, strict=True)
+def _sample_alone(logits: torch.Tensor, state: SamplingState) -> SampledRow:
+    try:
+        return _sample(logits, [state])[0]
+    except Exception as error:
+        _log.exception("a row cannot be sampled")
+        return SampledRow(-1, failure=RowFailure("sampling_failed", f"sampling failed: {_one_line(error)}"))
+
+
+def _one_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+
+
+def _sample(logits: torch.Tensor, states: list[SamplingState]) -> list[SampledRow]:
+    tokens, best = sampling.sample(_adjusted(logits, states), _sampling_rows(states, logits.shape[1]))
+    return [
+        SampledRow(token, _logprobs(row, token, state.params.logprobs))
+        if math.isfinite(largest)
+        else SampledRow(-1, failure=_bad_numbers(largest, state))
+        for row, token, largest, state in zip(logits, tokens.tolist(), best.tolist(), states, strict=True)
     ]
-    for token, state in zip(tokens, states, strict=True):
-        state.append(token)
-    return tokens, logprobs
 
 
-def _is_plain_greedy(state: SamplingState) -> bool:
-    params = state.params
-    return params.temperature == 0.0 and not _changes_logits(state)
+def _adjusted(logits: torch.Tensor, states: list[SamplingState]) -> torch.Tensor:
+    """A copy, if bias, penalties or bans change a row; logprobs are of the model's own."""
+    if any(state.changes_logits for state in states):
+        logits = logits.clone()
+        for row, state in zip(logits, states, strict=True):
+            if state.changes_logits:
+                state.adjust_(row)
+    return logits
 
 
-def _changes_logits(state: SamplingState) -> bool:
-    params = state.params
-    return bool(
-        params.logit_bias
-        or params.presence_penalty
-        or params.frequency_penalty
-        or params.repetition_penalty != 1.0
-        or (state.num_output < params.min_tokens and state.stop_ids)
+def _sampling_rows(states: list[SamplingState], vocab_size: int) -> SamplingRows:
+    params = [state.params for state in states]
+    if all(state.is_greedy for state in states):
+        draws = torch.zeros(len(states), dtype=torch.float64)
+    else:
+        seeds, positions = [state.seed for state in states], [state.num_output for state in states]
+        draws = uniform(torch.tensor(seeds), torch.tensor(positions))
+    return SamplingRows(
+        torch.tensor([one.temperature for one in params], dtype=torch.float32),
+        torch.tensor([min(one.top_k, vocab_size) for one in params]),  # users write 2^63 for "all"
+        torch.tensor([one.top_p for one in params], dtype=torch.float64),
+        torch.tensor([one.min_p for one in params], dtype=torch.float32),
+        draws,
     )
 
 
-def _sample_row(logits: torch.Tensor, state: SamplingState) -> int:
-    params = state.params
-    if _changes_logits(state):
-        logits = adjust_logits(logits.clone(), state)
-    if params.temperature == 0.0:
-        return int(logits.argmax())
-    probabilities = filtered_probabilities(_divide_by_temperature(logits, params.temperature), params)
-    generator = torch.Generator().manual_seed(_mix(state.seed, state.num_output))
-    return int(torch.multinomial(probabilities, 1, generator=generator))
-
-
-def _divide_by_temperature(logits: torch.Tensor, temperature: float) -> torch.Tensor:
-    """The best logit becomes zero first: no temperature, however small, may turn two of them into infinities."""
-    return (logits - logits.max()) / max(temperature, torch.finfo(logits.dtype).tiny)
-
-
-def adjust_logits(logits: torch.Tensor, state: SamplingState) -> torch.Tensor:
-    """Bias, the three penalties, the ban of stop tokens before ``min_tokens``; logits [vocab], changed in place."""
-    params = state.params
-    for token, bias in params.logit_bias.items():
-        logits[token] += bias
-    if params.repetition_penalty != 1.0:  # over prompt and output (Keskar et al., "CTRL", 2019)
-        seen = torch.tensor(sorted(state.prompt | state.counts.keys()))
-        values = logits[seen]
-        logits[seen] = torch.where(values > 0, values / params.repetition_penalty, values * params.repetition_penalty)
-    if state.counts and (params.presence_penalty or params.frequency_penalty):  # over the output (OpenAI's)
-        tokens, counts = zip(*state.counts.items(), strict=True)
-        penalty = params.presence_penalty + params.frequency_penalty * torch.tensor(counts, dtype=logits.dtype)
-        logits[list(tokens)] -= penalty
-    if state.num_output < params.min_tokens and state.stop_ids:
-        logits[list(state.stop_ids)] = -torch.inf
-    # Finite, also when every token is banned or a tiny repetition penalty overflows: softmax cannot take infinities.
-    limits = torch.finfo(logits.dtype)
-    return logits.clamp_(limits.min, limits.max)
-
-
-def filtered_probabilities(logits: torch.Tensor, params: SamplingParams) -> torch.Tensor:
-    """Softmax of [vocab] logits with what top-k, top-p and min-p exclude at zero (not renormalised)."""
-    if 0 < params.top_k < logits.shape[-1]:
-        threshold = torch.topk(logits, params.top_k).values[-1]
-        logits = logits.masked_fill(logits < threshold, -torch.inf)
-    probabilities = torch.softmax(logits, dim=-1)
-    if params.top_p < 1.0:
-        ordered, order = probabilities.sort(descending=True, stable=True)
-        # A token stays if the mass before it has not reached top_p: the first always stays.
-        dropped = ordered.cumsum(-1) - ordered >= params.top_p
-        dropped[0] = False  # a top_p below the smallest float32 is zero here
-        probabilities = probabilities.index_fill(0, order[dropped], 0.0)
-    if params.min_p > 0.0:
-        probabilities = probabilities * (probabilities >= params.min_p * probabilities.max())
-    return probabilities
+def _bad_numbers(largest: float, state: SamplingState) -> RowFailure:
+    what = "hold NaN" if math.isnan(largest) else "hold infinity" if largest > 0 else "are all minus infinity"
+    reason = f"the model's logits for output token {state.num_output} {what}"
+    _log.warning("a request fails: %s", reason)
+    return RowFailure("invalid_numbers", reason)
 
 
 def _logprobs(logits: torch.Tensor, token: int, num_top: int | None) -> TokenLogprobs | None:
+    """logits [vocab]."""
     if num_top is None:
         return None
-    logprobs = torch.log_softmax(logits, dim=-1)
-    values, ids = torch.topk(logprobs, min(num_top, len(logprobs)))
-    return TokenLogprobs(float(logprobs[token]), ids.tolist(), values.tolist())
-
-
-def _mix(seed: int, number: int) -> int:
-    """A 63-bit seed from two numbers: neighbouring seeds and positions must not give related streams."""
-    digest = hashlib.blake2b(f"{seed},{number}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little") >> 1
+    log_total = logits.logsumexp(dim=-1)
+    values, ids = sampling.top_k(logits, num_top) if num_top else (logits[:0], logits[:0])
+    return TokenLogprobs(float(logits[token] - log_total), ids.tolist(), (values - log_total).tolist())

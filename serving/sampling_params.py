@@ -1,14 +1,20 @@
 """What a request asks of the sampler and of the stopping rules. Checked once, at the front door."""
 
+from typing import Any, get_type_hints
+
 import msgspec
+
+from splitrank.serving.checked import INT64_MAX, Bounds, as_type, check_text
 
 
 class SamplingParams(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Sampling and stopping of one request. Crosses processes unchanged.
+    """Sampling and stopping of one request. Crosses processes unchanged: a value that the other side would not take is
+    a ``ValueError`` here. What loses nothing is converted (see ``checked``); ``stop`` may be one string.
 
-    ``temperature`` 0 is greedy. ``top_k`` 0 keeps all. ``logprobs`` None returns none; n returns the chosen token's
-    and the n best alternatives (natural log, of the model's own distribution before temperature and penalties).
-    ``stop`` strings are found by the detokenizer; everything else is applied by the sampler and the engine.
+    ``temperature`` 0 is greedy. ``top_k`` 0 keeps all, and so does -1, which becomes 0. ``logprobs`` None returns none;
+    n returns the chosen token's and the n best alternatives (natural log, of the model's own distribution before
+    temperature and penalties). ``stop`` strings are found by the detokenizer; everything else is applied by the sampler
+    and the engine.
     """
 
     max_tokens: int = 16
@@ -29,31 +35,45 @@ class SamplingParams(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     logprobs: int | None = None
 
     def __post_init__(self) -> None:
-        for name, low, high in (
-            ("temperature", 0.0, 2.0),
-            ("min_p", 0.0, 1.0),
-            ("presence_penalty", -2.0, 2.0),
-            ("frequency_penalty", -2.0, 2.0),
-        ):
-            value = getattr(self, name)
-            if not low <= value <= high:  # also false for NaN
-                raise ValueError(f"{name} must be between {low:g} and {high:g}, not {value}")
-        if not 0.0 < self.top_p <= 1.0:
-            raise ValueError(f"top_p must be above 0 and at most 1, not {self.top_p}")
-        if not 0.0 < self.repetition_penalty <= 100.0:
-            raise ValueError(f"repetition_penalty must be above 0 and at most 100, not {self.repetition_penalty}")
-        if self.top_k < 0:
-            raise ValueError(f"top_k must be 0 (off) or at least 1, not {self.top_k}")
-        if self.max_tokens < 1:
-            raise ValueError(f"max_tokens must be at least 1, not {self.max_tokens}")
-        if not 0 <= self.min_tokens <= self.max_tokens:
-            raise ValueError(f"min_tokens must be between 0 and max_tokens = {self.max_tokens}, not {self.min_tokens}")
-        if self.seed is not None and not -(2**63) <= self.seed < 2**63:
-            raise ValueError(f"seed must fit in 64 bits, not {self.seed}")
-        if self.logprobs is not None and not 0 <= self.logprobs <= 20:
-            raise ValueError(f"logprobs must be between 0 and 20, not {self.logprobs}")
-        if any(not text for text in self.stop):
-            raise ValueError("stop must not hold an empty string")
+        for name, kind in _TYPES.items():
+            value = _checked(name, getattr(self, name), kind)
+            msgspec.structs.force_setattr(self, name, value)
+        if self.min_tokens > self.max_tokens:
+            raise ValueError(f"min_tokens must be at most max_tokens = {self.max_tokens}, not {self.min_tokens}")
         for token, bias in self.logit_bias.items():
-            if not -100.0 <= bias <= 100.0:
-                raise ValueError(f"logit_bias of token {token} must be between -100 and 100, not {bias}")
+            _BIAS.check(f"logit_bias of token {token}", bias)
+        for text in self.stop:
+            if not text:
+                raise ValueError("stop must not hold an empty string")
+            check_text("stop", text)
+
+
+_TYPES = get_type_hints(SamplingParams)
+_BOUNDS = {  # of each number in the field; of a dictionary's keys
+    "max_tokens": Bounds(1, INT64_MAX),
+    "min_tokens": Bounds(0, INT64_MAX),
+    "temperature": Bounds(0, 2),
+    "top_k": Bounds(0, INT64_MAX),
+    "top_p": Bounds(0, 1, above=True),
+    "min_p": Bounds(0, 1),
+    "seed": Bounds(-INT64_MAX - 1, INT64_MAX),
+    "repetition_penalty": Bounds(0, 100, above=True),
+    "presence_penalty": Bounds(-2, 2),
+    "frequency_penalty": Bounds(-2, 2),
+    "logit_bias": Bounds(0, INT64_MAX),
+    "stop_token_ids": Bounds(0, INT64_MAX),
+    "logprobs": Bounds(0, 20),
+}
+_BIAS = Bounds(-100, 100)
+
+
+def _checked(name: str, value: Any, kind: Any) -> Any:
+    if name == "stop" and isinstance(value, str):
+        value = (value,)
+    value = as_type(name, value, kind)
+    if name == "top_k" and value == -1:
+        value = 0
+    if name in _BOUNDS and value is not None:
+        for number in value if isinstance(value, tuple | dict) else (value,):
+            _BOUNDS[name].check(name, number)
+    return value

@@ -1,14 +1,18 @@
 """Decides what every step computes. Pure Python: no torch, no sockets, no clock; equal calls give equal plans.
 
-Order of a step: decodes, prefill chunks of running requests, then (if nobody lacked pages) requests that
-come back from host memory, and last new ones. Smaller request numbers are older; only younger requests are preempted,
-so the oldest one always gets on.
+A step is filled in this order:
+1. running requests, oldest first: one token for each that decodes, the next chunk for each in its prompt. Decodes are
+   shared out evenly over the steps in flight; chunks together have at most ``chunked_prefill_size`` tokens;
+2. swapped-out requests, oldest first;
+3. new requests, in order of arrival.
+2 and 3 are left out when a running request found no KV pages; then the youngest running ones are swapped out for it
+(``residents.py``). So the order of age is never broken: running requests are older than swapped ones, those older than
+waiting ones, and no request gets a page that an older one was refused and could have had.
 """
 
 from collections import deque
-from collections.abc import Iterator
 
-from splitrank.serving.cache import Pool, pages_needed
+from splitrank.serving.admission import error_output, refuse
 from splitrank.serving.draft import Counters, Draft, StepInFlight
 from splitrank.serving.messages import (
     AddRequest,
@@ -16,15 +20,17 @@ from splitrank.serving.messages import (
     EngineStats,
     LaunchSpec,
     RequestOutput,
+    RowFailure,
     SequencePlan,
-    SnapshotPlan,
     StepPlan,
     StepResult,
-    SwapPlan,
     TokenLogprobs,
 )
-from splitrank.serving.prefix_cache import Match, PrefixCache
 from splitrank.serving.request import Request, Status
+from splitrank.serving.residents import Residents
+from splitrank.serving.snapshots import Snapshots
+
+SampledRow = tuple[int, TokenLogprobs | None, RowFailure | None]
 
 
 class Scheduler:
@@ -34,13 +40,10 @@ class Scheduler:
     def __init__(self, spec: LaunchSpec, max_in_flight: int) -> None:
         self._spec = spec
         self._max_in_flight = max_in_flight
-        self._pages = Pool(spec.num_pages)
-        self._slots = Pool(spec.max_running_requests)
-        self._prefixes = PrefixCache(spec)
+        self._residents = Residents(spec)
+        self._snapshots = Snapshots(spec)
         self._requests: dict[str, Request] = {}  # every open one
         self._waiting: deque[Request] = deque()
-        self._running: dict[int, Request] = {}
-        self._swapped: dict[int, Request] = {}
         self._in_flight: deque[StepInFlight] = deque()
         self._released: list[int] = []
         self._next_number = 0
@@ -52,7 +55,7 @@ class Scheduler:
     def add(self, message: AddRequest) -> RequestOutput | None:
         """Queue a request. An output is a refusal."""
         assert message.request_id not in self._requests, f"request id {message.request_id!r} is already open"
-        refusal = self._refuse(message)
+        refusal = refuse(self._spec, message, len(self._requests))
         if refusal is not None:
             return refusal
         prompt = message.prompt_token_ids
@@ -76,27 +79,6 @@ class Scheduler:
     def is_idle(self) -> bool:
         return not self._requests
 
-    def _refuse(self, message: AddRequest) -> RequestOutput | None:
-        spec, length = self._spec, len(message.prompt_token_ids)
-        if len(self._requests) >= spec.max_running_requests + spec.max_queued_requests:
-            running, queued = spec.max_running_requests, spec.max_queued_requests
-            text = f"{len(self._requests)} requests are open; the limit is {running} running and {queued} queued"
-            return _error(message, "queue_full", text)
-        if not length:
-            return _error(message, "invalid_request", "the prompt is empty")
-        if length >= spec.max_model_len:
-            text = f"maximum context length is {spec.max_model_len} tokens, but the prompt has {length} and leaves none"
-            return _error(message, "invalid_request", text)
-        low, high = min(message.prompt_token_ids), max(message.prompt_token_ids)
-        if low < 0 or high >= spec.vocab_size:
-            text = f"prompt token ids must be between 0 and {spec.vocab_size - 1}, not {low if low < 0 else high}"
-            return _error(message, "invalid_request", text)
-        tokens = min(length + message.params.max_tokens, spec.max_model_len) - 1  # the last one is never cached
-        if pages_needed(tokens, spec.page_size) > spec.num_pages:
-            need = f"{tokens} tokens need {pages_needed(tokens, spec.page_size)} pages of {spec.page_size}"
-            return _error(message, "invalid_request", f"the request can never fit: {need}, there are {spec.num_pages}")
-        return None
-
     def _finish_aborted(self, request: Request) -> RequestOutput:
         self._finish(request)
         return RequestOutput(request_id=request.request_id, token_ids=[], finish_reason="abort")
@@ -108,181 +90,105 @@ class Scheduler:
             self._waiting.remove(request)
         else:
             self._released.append(request.number)
-        if request.status is Status.RUNNING:
-            self._give_back(request)
-        self._swapped.pop(request.number, None)
-        self._prefixes.forgo(request.branch_digest)
+            self._residents.release(request)
+        self._snapshots.forget(request)
         del self._requests[request.request_id]
         request.status = Status.FINISHED
-
-    def _give_back(self, request: Request) -> None:
-        self._pages.free(request.pages)
-        self._slots.free([request.slot])
-        request.pages, request.slot = [], -1
-        del self._running[request.number]
 
     # ------------------------------------------------------------ plan a step
 
     def schedule(self, previous_hash: str) -> StepPlan | None:
-        """Plan the next step, chained to the plan before it; None (and no change) if nothing can be planned now."""
-        if len(self._in_flight) >= self._max_in_flight or self.is_idle:
+        """Plan the next step, chained to the plan before it; None (and no change) if nothing can be planned now.
+
+        When the last request has ended, one more plan, without sequences, tells the ranks to let go of it.
+        """
+        if len(self._in_flight) >= self._max_in_flight:
             return None
         draft = Draft()
-        self._plan_decodes(draft)
-        self._plan_chunks(draft)
+        self._plan_running(draft)
         if not draft.is_short_of_pages:
             self._swap_in(draft)
-            if not self._swapped:
+            if not self._residents.swapped:
                 self._admit(draft)
-        return self._seal(draft, previous_hash) if draft.sequences else None
+        return self._seal(draft, previous_hash) if draft.sequences or (self.is_idle and self._released) else None
 
-    def _plan_decodes(self, draft: Draft) -> None:
-        ready = [request for request in self._running.values() if request.is_ready and not request.is_prefilling]
-        ready.sort(key=lambda request: (request.last_step, request.number))  # nobody is passed over twice
+    def _plan_running(self, draft: Draft) -> None:
+        running = [request for request in self._residents.by_age() if request.is_ready]
+        decodes = [request for request in running if not request.is_prefilling]
+        decodes.sort(key=lambda request: request.last_step)  # nobody is passed over twice
         limit = self._decode_limit()
-        for request in ready:
-            if draft.num_decodes < limit and request.status is Status.RUNNING:  # not preempted a moment ago
+        due = {request.number for request in decodes[:limit]}
+        for request in running:
+            if self._chunk_fits(draft, request) if request.is_prefilling else request.number in due:
+                self._place(draft, request)
+        for request in decodes[limit:]:  # in place of those that found no pages
+            if draft.num_decodes < limit:
                 self._place(draft, request)
 
     def _decode_limit(self) -> int:
         """An even share of all decoding requests, so that they fill ``max_in_flight`` microbatches."""
-        decoding = sum(not request.is_prefilling and not request.aborted for request in self._running.values())
+        running = self._residents.running.values()
+        decoding = sum(not request.is_prefilling and not request.aborted for request in running)
         return -(-decoding // self._max_in_flight)
-
-    def _plan_chunks(self, draft: Draft) -> None:
-        for request in sorted(self._running.values(), key=lambda request: request.number):
-            is_due = request.is_ready and request.is_prefilling and request.status is Status.RUNNING
-            if is_due and self._chunk_fits(draft, request):
-                self._place(draft, request)
 
     def _chunk_fits(self, draft: Draft, request: Request) -> bool:
         chunk_size = self._spec.chunked_prefill_size
         return draft.num_prefill_tokens + request.next_end(chunk_size) - request.num_scheduled <= chunk_size
 
     def _swap_in(self, draft: Draft) -> None:
-        """Oldest first, and only when its next share has room too."""
-        for request in sorted(self._swapped.values(), key=lambda request: request.number):
-            if not self._has_room(request.next_end(self._spec.chunked_prefill_size)):
+        """Oldest first, and only when its next share, and the rest of its prompt, have room too."""
+        for number in sorted(self._residents.swapped):
+            request = self._residents.swapped[number]
+            end = max(request.next_end(self._spec.chunked_prefill_size), len(request.prompt_token_ids))
+            if not self._residents.has_room(end):
                 return
-            del self._swapped[request.number]
-            self._start_running(request)
-            request.pages = self._pages.allocate(pages_needed(request.num_scheduled, self._spec.page_size))
-            draft.swap_in.append(SwapPlan(request.number, request.slot, list(request.pages)))
-            self._place_if_allowed(draft, request)
-
-    def _place_if_allowed(self, draft: Draft, request: Request) -> None:
-        """Its first share may go along in the very step that brings it back."""
-        if self._chunk_fits(draft, request) if request.is_prefilling else draft.num_decodes < self._decode_limit():
-            self._place(draft, request)
+            self._residents.swap_in(draft, request)
+            # Its first share may go along in the very step that brings it back.
+            if self._chunk_fits(draft, request) if request.is_prefilling else draft.num_decodes < self._decode_limit():
+                self._place(draft, request)
 
     def _admit(self, draft: Draft) -> None:
         # An even share, as of the decodes: short prompts that all went into one step would leave the other stages idle.
         limit = -(-len(self._requests) // self._max_in_flight)
         while self._waiting and len(draft.sequences) < limit:
             request = self._waiting[0]
-            if request.prefix_blocks is None:
-                request.prefix_blocks = self._prefixes.blocks(request.prompt_token_ids)
-            request.num_scheduled = self._prefixes.peek(request.prefix_blocks, self._next_step)
-            if not self._chunk_fits(draft, request) or not self._has_room(len(request.prompt_token_ids)):
+            if not self._residents.has_room(len(request.prompt_token_ids)):
+                return
+            request.num_scheduled = self._snapshots.cached_tokens(request, self._next_step)
+            if not self._chunk_fits(draft, request):
                 return
             self._waiting.popleft()
-            self._start_running(request)
+            self._residents.start(request)
             draft.admitted.append(AdmittedRequest(request.number, request.prompt_token_ids, request.params))
-            self._begin(draft, request, self._prefixes.match(request.prefix_blocks, self._next_step))
-
-    def _begin(self, draft: Draft, request: Request, match: Match) -> None:
-        """Its first share: from the start, or from a prefix that the ranks remember."""
-        request.branch, request.branch_digest = match.branch, match.branch_digest
-        request.num_cached = request.num_scheduled
-        self._place(draft, request)
-        if match.snapshot is not None:
-            assert match.snapshot.num_tokens == request.num_cached
-            pages = request.pages[: pages_needed(request.num_cached, self._spec.page_size)]
-            draft.restored.append(SnapshotPlan(match.snapshot.number, request.slot, pages))
+            request.num_cached = request.num_scheduled
             self._counters.cached_tokens += request.num_cached
-
-    def _has_room(self, num_tokens: int) -> bool:
-        """A slot, and pages beside one for each running request.
-
-        That reserve keeps a request from being swapped in only to be swapped out again. With nothing running it is
-        0, so a request that fits alone is never kept out for ever.
-        """
-        spare = self._pages.num_free - len(self._running)
-        return self._slots.num_free > 0 and spare >= pages_needed(num_tokens, self._spec.page_size)
-
-    def _start_running(self, request: Request) -> None:
-        [request.slot] = self._slots.allocate(1)
-        request.status = Status.RUNNING
-        self._running[request.number] = request
+            self._snapshots.admit(request)
+            self._place(draft, request)
 
     def _place(self, draft: Draft, request: Request) -> None:
         """Give the request its next share of this step, if its pages can be had."""
-        end = request.next_end(self._spec.chunked_prefill_size)
-        missing = pages_needed(end, self._spec.page_size) - len(request.pages)
-        if not self._make_room(draft, request, missing):
+        if draft.is_draining or request.status is not Status.RUNNING:  # preempted a moment ago, for an older one
             return
-        request.pages += self._pages.allocate(missing)
-        tokens = request.tokens_until(end)
-        if request.is_prefilling:
-            draft.num_prefill_tokens += len(tokens)
-        else:
-            draft.num_decodes += 1
+        start, end = request.num_scheduled, request.next_end(self._spec.chunked_prefill_size)
+        if not self._residents.grow(draft, request, end):
+            return
+        tokens, is_chunk = request.tokens_between(start, end), request.is_prefilling
         sample = request.samples_at(end)
-        sequence = SequencePlan(
-            request.number, request.slot, request.num_scheduled, tokens, list(request.pages), sample
-        )
-        draft.sequences.append(sequence)
+        draft.sequences.append(SequencePlan(request.number, request.slot, start, tokens, list(request.pages), sample))
         draft.requests.append(request)
         request.num_scheduled = end
         request.num_in_flight += 1
         request.last_step = self._next_step
-        if end == request.branch:
-            self._save(draft, request)
-
-    def _save(self, draft: Draft, request: Request) -> None:
-        """The step leaves the request where its prompt and another one part: the ranks keep a copy."""
-        snapshot, dropped = self._prefixes.keep(request.branch_digest, request.branch, self._next_step)
-        draft.saved.append(SnapshotPlan(snapshot.number, request.slot, list(request.pages)))
-        draft.dropped += dropped
-        request.branch_digest = b""
-
-    # ------------------------------------------------------------ preemption
-
-    def _make_room(self, draft: Draft, request: Request, missing: int) -> bool:
-        """Swap out younger requests until ``missing`` pages are free; none if even all of them are not enough."""
-        if self._pages.num_free >= missing:
-            return True
-        draft.is_short_of_pages = True
-        victims: list[Request] = []
-        free = self._pages.num_free
-        for victim in self._victims(request):
-            victims.append(victim)
-            free += len(victim.pages)
-            if free >= missing:
-                break
+        if is_chunk:
+            draft.num_prefill_tokens += len(tokens)
+            self._snapshots.placed(request, self._next_step)
         else:
-            return False
-        for victim in victims:
-            self._swap_out(draft, victim)
-        return True
-
-    def _victims(self, request: Request) -> Iterator[Request]:
-        """Youngest first. A request in flight, which includes this draft, keeps its pages."""
-        for victim in sorted(self._running.values(), key=lambda running: -running.number):
-            if victim.number > request.number and not victim.num_in_flight:
-                yield victim
-
-    def _swap_out(self, draft: Draft, victim: Request) -> None:
-        # All its pages hold computed tokens: pages come with the share that fills them, and none is in flight.
-        draft.swap_out.append(SwapPlan(victim.number, victim.slot, list(victim.pages)))
-        self._give_back(victim)
-        victim.status = Status.SWAPPED
-        self._swapped[victim.number] = victim
-        self._counters.preemptions += 1
+            draft.num_decodes += 1
 
     def _seal(self, draft: Draft, previous_hash: str) -> StepPlan:
         samples = [sequence.sample for sequence in draft.sequences]
         self._in_flight.append(StepInFlight(self._next_step, draft.requests, samples))
+        snapshots = self._snapshots.take_news()
         plan = StepPlan(
             step=self._next_step,
             previous_hash=previous_hash,
@@ -291,9 +197,10 @@ class Scheduler:
             released=self._released,
             swap_out=draft.swap_out,
             swap_in=draft.swap_in,
-            restored=draft.restored,
-            saved=draft.saved,
-            dropped=draft.dropped,
+            kept=snapshots.kept,
+            restored=snapshots.restored,
+            saved=snapshots.saved,
+            dropped=snapshots.dropped,
         )
         self._released = []
         self._next_step += 1
@@ -312,7 +219,8 @@ class Scheduler:
             f"step {step.step} samples {expected} tokens, its result has {len(result.token_ids)} tokens "
             f"and {len(result.logprobs)} logprobs"
         )
-        rows = iter(zip(result.token_ids, result.logprobs, strict=True))
+        failures = [result.failures.get(row) for row in range(expected)]
+        rows = iter(zip(result.token_ids, result.logprobs, failures, strict=True))
         outputs = []
         for request, sample in zip(step.requests, step.samples, strict=True):
             request.num_in_flight -= 1
@@ -322,15 +230,19 @@ class Scheduler:
                 outputs.append(output)
         return outputs
 
-    def _commit_row(self, request: Request, row: tuple[int, TokenLogprobs | None] | None) -> RequestOutput | None:
+    def _commit_row(self, request: Request, row: SampledRow | None) -> RequestOutput | None:
         if request.aborted:
             return None if request.num_in_flight else self._finish_aborted(request)
         if row is None:
             return None
-        token, logprobs = row
+        token, logprobs, failure = row
+        if failure is not None:
+            self._finish(request)
+            return error_output(request.request_id, failure.code, failure.reason)
         self._counters.generated_tokens += 1
         reason = request.accept(token, self._spec.eos_token_ids)
         if reason is not None:
+            self._snapshots.keep_answer(request, self._next_step)
             self._finish(request)
         return RequestOutput(
             request_id=request.request_id,
@@ -344,39 +256,34 @@ class Scheduler:
     # ------------------------------------------------------------ looking in
 
     def stats(self) -> EngineStats:
-        counters = self._counters
+        counters, residents = self._counters, self._residents
         return EngineStats(
-            num_running=len(self._running),
+            num_running=len(residents.running),
             num_waiting=len(self._waiting),
-            num_preempted=len(self._swapped),
-            free_pages=self._pages.num_free,
-            num_pages=self._pages.size,
-            free_slots=self._slots.num_free,
-            num_slots=self._slots.size,
+            num_preempted=len(residents.swapped),
+            free_pages=residents.pages.num_free,
+            num_pages=residents.pages.size,
+            free_slots=residents.slots.num_free,
+            num_slots=residents.slots.size,
             steps=counters.steps,
             prompt_tokens=counters.prompt_tokens,
             cached_tokens=counters.cached_tokens,
             generated_tokens=counters.generated_tokens,
-            preemptions=counters.preemptions,
+            preemptions=residents.num_preemptions,
             aborts=counters.aborts,
         )
 
     def check(self) -> None:
-        """Integrity: every page and slot is free or has one owner, and every request is in exactly one place."""
-        running = list(self._running.values())
-        self._pages.check([page for request in running for page in request.pages])
-        self._slots.check([request.slot for request in running])
-        places = [*self._waiting, *running, *self._swapped.values()]
+        """Integrity: every request is in exactly one place, in the order of age, and owns what it should."""
+        residents = self._residents
+        places = [*residents.running.values(), *residents.swapped.values(), *self._waiting]
         assert sorted(id(one) for one in places) == sorted(id(one) for one in self._requests.values())
-        for request in running:
-            held = pages_needed(request.num_scheduled, self._spec.page_size)
-            assert len(request.pages) == held, f"request {request.number} holds {len(request.pages)} pages, not {held}"
+        waiting = [request.number for request in self._waiting]
+        assert waiting == sorted(waiting)
+        admitted = max([*residents.running, *residents.swapped], default=-1)
+        assert not waiting or admitted < waiting[0], "an older request has been passed over"
+        residents.check()
+        self._snapshots.check({request.number for request in self._requests.values()})
+        for request in residents.running.values():
             in_flight = sum(request in step.requests for step in self._in_flight)
             assert request.num_in_flight == in_flight, f"request {request.number} miscounts its steps in flight"
-        assert all(one.slot < 0 and not one.pages and not one.num_in_flight for one in self._swapped.values())
-
-
-def _error(message: AddRequest, code: str, text: str) -> RequestOutput:
-    return RequestOutput(
-        request_id=message.request_id, token_ids=[], finish_reason="error", error=text, error_code=code
-    )

@@ -4,17 +4,23 @@ import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Protocol
 
+from splitrank.models.config import read_config
+from splitrank.models.tied_head import describe_head
+from splitrank.serving.abandonable import in_daemon_thread
 from splitrank.serving.config import EngineConfig
 from splitrank.serving.detokenizer import Detokenizer
 from splitrank.serving.engine_client import EngineClient
 from splitrank.serving.messages import EngineStats, LaunchSpec, RequestOutput, TokenLogprobs
 from splitrank.serving.model_info import ModelInfo as ModelInfo  # for those who hold a TextEngine
 from splitrank.serving.model_info import model_info
-from splitrank.serving.openai.errors import ApiError, bad_request, unavailable
+from splitrank.serving.request_errors import RequestEndedError
 from splitrank.serving.resolve import resolve_launch
 from splitrank.serving.sampling_params import SamplingParams
+from splitrank.serving.stop_tokens import describe_stop_tokens, stop_tokens
 from splitrank.serving.tokenizer import Tokenizer, check_vocabulary
 
 
@@ -66,14 +72,15 @@ class TextEngine:
     async def stream(self, prompt_token_ids: list[int], params: SamplingParams) -> AsyncGenerator[TextOutput, None]:
         """Outputs as the engine sends them, the last one with a ``finish_reason``.
 
-        Closing or cancelling it aborts the request. Raises ``ApiError`` if the engine refuses the request and
-        ``EngineDeadError`` if it dies.
+        Closing or cancelling it aborts the request. Raises ``RequestEndedError`` if the engine refuses or
+        ends the request, and ``EngineDeadError`` if it dies.
         """
         detokenizer = Detokenizer(self.tokenizer, params)
         async with aclosing(_as_generator(self.client.stream(prompt_token_ids, params))) as outputs:
             async for output in outputs:
                 if output.finish_reason in ("error", "abort"):
-                    raise _refusal(output)
+                    message = output.error or "the request was aborted by the engine"
+                    raise RequestEndedError(message, output.error_code or "aborted")
                 text_output = _to_text(output, detokenizer, params)
                 yield text_output
                 if text_output.finish_reason is not None:
@@ -109,13 +116,6 @@ def _stop_token(output: RequestOutput, params: SamplingParams) -> int | None:
     return output.stop_token_id if output.stop_token_id in params.stop_token_ids else None
 
 
-def _refusal(output: RequestOutput) -> ApiError:
-    message = output.error or "the request was aborted by the engine"
-    if output.error_code == "invalid_request":
-        return bad_request(message)
-    return unavailable(message, output.error_code or "aborted")
-
-
 async def _as_generator(outputs: AsyncIterator[RequestOutput]) -> AsyncGenerator[RequestOutput, None]:
     """Makes any iterator closable; closes it when itself is closed."""
     try:
@@ -136,6 +136,7 @@ class PreparedModel:
     spec: LaunchSpec
     tokenizer: Tokenizer
     info: ModelInfo
+    notes: list[str]  # for people: lines for the report at start
 
 
 def prepare_model(config: EngineConfig, served_model_name: str = "") -> PreparedModel:
@@ -144,15 +145,28 @@ def prepare_model(config: EngineConfig, served_model_name: str = "") -> Prepared
     tokenizer = Tokenizer.from_folder(spec.model_dir)
     check_vocabulary(tokenizer, spec.vocab_size)
     info = model_info(spec, config.model, served_model_name)
-    return PreparedModel(spec, tokenizer, info)
+    return PreparedModel(spec, tokenizer, info, _notes(spec, tokenizer))
 
 
 async def start_prepared(prepared: PreparedModel) -> TextEngine:
     """Starts the processes. Raises ``EngineStartError`` and leaves none of them behind."""
     client = await EngineClient.start(prepared.spec)
+    client.reports += prepared.notes
     return TextEngine(client, prepared.tokenizer, prepared.info)
 
 
+def _notes(spec: LaunchSpec, tokenizer: Tokenizer) -> list[str]:
+    """What was made of the checkpoint's settings: which tokens end a text, and a head that config.json ties."""
+    folder = Path(spec.model_dir)
+    found = stop_tokens(folder, spec.vocab_size)
+    lines = [describe_stop_tokens(found, lambda token: tokenizer.token_bytes(token).decode(errors="replace"))]
+    declared = read_config(folder)
+    if declared.tie_word_embeddings:
+        lines.append(f"head: {describe_head(declared, spec.tie_word_embeddings)}")
+    return lines
+
+
 async def start_text_engine(config: EngineConfig, served_model_name: str = "") -> TextEngine:
-    """``prepare_model``, in a thread, and ``start_prepared``."""
-    return await start_prepared(await asyncio.to_thread(prepare_model, config, served_model_name))
+    """``prepare_model``, in a thread that a cancelled start abandons, and ``start_prepared``."""
+    prepared = in_daemon_thread(partial(prepare_model, config, served_model_name))
+    return await start_prepared(await asyncio.wrap_future(prepared))

@@ -1,6 +1,9 @@
-"""The checkpoint's tokenizer: text to ids, ids to text, and chat messages to a prompt."""
+"""The checkpoint's tokenizer: text to ids, ids to text, and chat messages to a prompt.
 
-import json
+The library lets go of Python's lock for batches only, so a text is encoded, and ids are decoded, as a batch of one:
+whoever does it in a thread holds up no other. (``encode`` of 1 MiB stops all threads for a second.)
+"""
+
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -8,39 +11,45 @@ from typing import Any
 import tokenizers
 
 from splitrank.serving.chat_template import ChatTemplate, ChatTemplateError
+from splitrank.serving.prompt_length import PromptLength, component_state
+from splitrank.serving.strict_json import find_surrogate
+from splitrank.serving.tokenizer_files import TokenizerFiles, read_tokenizer_files
 
 
 class Tokenizer:
-    """Reads ``tokenizer.json``, ``tokenizer_config.json`` and ``chat_template.jinja`` of one folder."""
+    """Made of a checkpoint's ``files``. Raises ``ValueError`` with one line that names the file."""
 
-    def __init__(self, backend: tokenizers.Tokenizer, template: ChatTemplate | None) -> None:
-        self.backend = backend
-        self._template = template
+    def __init__(self, files: TokenizerFiles) -> None:
+        self.files = files
+        try:
+            self.backend = tokenizers.Tokenizer.from_buffer(files.tokenizer_json)
+        except Exception as error:  # the library raises bare Exception
+            raise ValueError(f"{files.tokenizer_file} is not a readable tokenizer: {error}") from None
+        self.backend.no_truncation()  # tokenizer.json may say how training cut and padded its texts
+        self.backend.no_padding()
+        self._template = _compile(files)
+        self._length = PromptLength(self.backend)
 
     @classmethod
     def from_folder(cls, folder: str | Path) -> "Tokenizer":
-        """Raises ``ValueError`` with one line that names the file."""
-        path = Path(folder) / "tokenizer.json"
-        if not path.is_file():
-            raise ValueError(f"no tokenizer: {folder} has no file tokenizer.json")
-        try:
-            backend = tokenizers.Tokenizer.from_file(str(path))
-        except Exception as error:  # the library raises bare Exception
-            raise ValueError(f"{path} is not a readable tokenizer: {error}") from None
-        return cls(backend, _read_template(Path(folder)))
+        return cls(read_tokenizer_files(Path(folder)))
 
     @property
     def vocab_size(self) -> int:
         """One more than the largest token id."""
         return max(self.backend.get_vocab(with_added_tokens=True).values(), default=-1) + 1
 
-    def encode(self, text: str) -> list[int]:
-        """Ids of a plain prompt, with the special tokens that the tokenizer adds on its own (Qwen's adds none)."""
-        return self.backend.encode(text).ids
+    def encode(self, text: str, max_tokens: int | None = None) -> list[int]:
+        """Ids of a plain prompt, with the special tokens that the tokenizer adds on its own (Qwen's adds none).
+
+        Raises ``ValueError`` for a lone surrogate, and ``PromptTooLongError`` for a text that certainly has more than
+        ``max_tokens`` tokens, before it is tokenized whole.
+        """
+        return self._encode(text, max_tokens, add_special_tokens=True)
 
     def decode(self, token_ids: list[int]) -> str:
         """Text of all ids at once; special tokens show nothing, ids without an entry neither."""
-        return self.backend.decode(token_ids, skip_special_tokens=True)
+        return self.backend.decode_batch([token_ids], skip_special_tokens=True)[0]
 
     def render_chat(self, messages: list[dict[str, Any]], variables: dict[str, Any] | None = None) -> str:
         """The prompt's text. Raises ``ChatTemplateError`` with what the template refused."""
@@ -48,9 +57,18 @@ class Tokenizer:
             raise ChatTemplateError("this checkpoint has no chat template; use plain completions")
         return self._template.render(messages, variables or {})
 
-    def encode_chat(self, messages: list[dict[str, Any]], variables: dict[str, Any] | None = None) -> list[int]:
-        """Ids of the rendered chat: the template wrote every special token itself."""
-        return self.backend.encode(self.render_chat(messages, variables), add_special_tokens=False).ids
+    def encode_chat(
+        self, messages: list[dict[str, Any]], variables: dict[str, Any] | None = None, max_tokens: int | None = None
+    ) -> list[int]:
+        """Ids of the rendered chat: the template wrote every special token itself. Raises as both of them do."""
+        return self._encode(self.render_chat(messages, variables), max_tokens, add_special_tokens=False)
+
+    def _encode(self, text: str, max_tokens: int | None, add_special_tokens: bool) -> list[int]:
+        if found := find_surrogate(text):
+            raise ValueError(f"the text holds the lone surrogate {found}")
+        if max_tokens is not None:
+            self._length.check(text, max_tokens)
+        return self.backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0].ids
 
     def token_bytes(self, token_id: int) -> bytes:
         """The bytes that one token stands for, also when they are no whole character."""
@@ -72,7 +90,16 @@ class Tokenizer:
 
     @cached_property
     def _is_byte_level(self) -> bool:
-        return '"ByteLevel"' in json.dumps(json.loads(self.backend.to_str())["decoder"])
+        return '"ByteLevel"' in component_state(self.backend.decoder)
+
+
+def _compile(files: TokenizerFiles) -> ChatTemplate | None:
+    if files.template is None:
+        return None
+    try:
+        return ChatTemplate(files.template, files.special_tokens)
+    except ValueError as error:
+        raise ValueError(f"{files.template_file}: {error}") from None
 
 
 def check_vocabulary(tokenizer: Tokenizer, vocab_size: int) -> None:
@@ -80,42 +107,6 @@ def check_vocabulary(tokenizer: Tokenizer, vocab_size: int) -> None:
     if tokenizer.vocab_size > vocab_size:
         held = f"tokenizer.json has {tokenizer.vocab_size} token ids"
         raise ValueError(f"{held}, but the embedding of config.json only {vocab_size} rows")
-
-
-def _read_template(folder: Path) -> ChatTemplate | None:
-    config = read_json_object(folder / "tokenizer_config.json")
-    special = {name: _token_text(value) for name, value in config.items() if name.endswith("_token")}
-    file = folder / "chat_template.jinja"
-    source = file.read_text(encoding="utf-8") if file.is_file() else _config_template(config)
-    if source is None:
-        return None
-    return ChatTemplate(source, {name: text for name, text in special.items() if text is not None})
-
-
-def _config_template(config: dict[str, Any]) -> str | None:
-    template = config.get("chat_template")
-    if isinstance(template, list):  # named templates: the one for plain chats
-        named = {entry["name"]: entry["template"] for entry in template}
-        template = named.get("default")
-    return template if isinstance(template, str) else None
-
-
-def _token_text(value: Any) -> str | None:
-    content = value.get("content") if isinstance(value, dict) else value
-    return content if isinstance(content, str) else None
-
-
-def read_json_object(path: Path) -> dict[str, Any]:
-    """A checkpoint's side file: empty if it is missing, ``ValueError`` naming it if it is no JSON object."""
-    if not path.is_file():
-        return {}
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise ValueError(f"{path} does not hold a JSON object")
-    return value
 
 
 def _byte_alphabet() -> dict[str, int]:

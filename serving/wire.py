@@ -13,6 +13,23 @@ decode_engine_to_front = msgspec.msgpack.Decoder(EngineToFront).decode
 decode_engine_to_rank = msgspec.msgpack.Decoder(EngineToRank).decode
 decode_rank_to_engine = msgspec.msgpack.Decoder(RankToEngine).decode
 
+FRONT_BACKLOG = 1000
+
+
+class _Addressed(msgspec.Struct):
+    """What is left to know of a request whose message cannot be read as a whole."""
+
+    request_id: str
+
+
+def request_id_of(data: bytes) -> str | None:
+    """The request that an unreadable message is about, if that much can be read."""
+    try:
+        return msgspec.msgpack.decode(data, type=_Addressed).request_id
+    except ValueError:
+        return None
+
+
 LINGER_MS = 1000  # how long a closing socket may still deliver its last words
 
 
@@ -54,11 +71,12 @@ def connect_rank(context: zmq.Context[zmq.Socket[bytes]], spec: LaunchSpec, iden
 def connect_front(context: zmq.Context[zmq.Socket[bytes]], spec: LaunchSpec) -> zmq.Socket[bytes]:
     """The engine's end. The front binds before it starts the engine, so nothing said early is lost.
 
-    10,000 messages are minutes of output: a front that is so far behind has stopped.
+    Beyond ``FRONT_BACKLOG`` unread messages the engine keeps and joins what comes: it is a bound of memory, and no
+    verdict about the front, which reads nothing while it is busy.
     """
     socket = context.socket(zmq.PAIR)
     socket.setsockopt(zmq.LINGER, LINGER_MS)
-    socket.setsockopt(zmq.SNDHWM, 10_000)
+    socket.setsockopt(zmq.SNDHWM, FRONT_BACKLOG)
     socket.connect(front_address(spec.run_dir))
     return socket
 

@@ -1,6 +1,7 @@
 """One rank's work: build the stage, load its weights, execute step plans. Knows no sockets: tests drive it directly."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
@@ -8,18 +9,23 @@ import torch
 
 from splitrank.comm.mesh import Mesh, mesh_position
 from splitrank.comm.selection import AllReduceOptions
+from splitrank.models.cache import StageCache
 from splitrank.models.checkpoint import Checkpoint, open_checkpoint
 from splitrank.models.config import read_config
-from splitrank.models.loader import load_weights, prepare
+from splitrank.models.hidden_states import HiddenStates
+from splitrank.models.layers.parameter import prepare
+from splitrank.models.loader import load_weights
 from splitrank.models.memory import GIB, rank_memory
+from splitrank.models.ops.cpu.operations import CpuOperations
+from splitrank.models.ops.operations import Operations
 from splitrank.models.qwen3_5 import Stage
 from splitrank.models.sharding import TensorShard, stage_slice
-from splitrank.models.stage import StageState
-from splitrank.models.state import StageMemory
+from splitrank.models.verify_weights import verify_weights
 from splitrank.models.weight_plan import WeightPlan, audit_plan, plan_weights
 from splitrank.serving.batching import PlannedBatch, make_batch
 from splitrank.serving.messages import LaunchSpec, StepPlan, StepResult
-from splitrank.serving.sampler import SamplingState, sample, sampling_state
+from splitrank.serving.sampler import sample
+from splitrank.serving.sampling_state import SamplingState
 
 # Joining is collective, and a rank joins only when it has started: on a loaded machine that takes a while.
 JOIN_TIMEOUT_S = 120.0
@@ -31,10 +37,11 @@ class Worker:
     def __init__(self, spec: LaunchSpec, rank: int) -> None:
         self.spec = spec
         self.position = mesh_position(rank, spec.pp_size, spec.tp_size)
-        self.config = read_config(Path(spec.model_dir))
+        self.config = replace(read_config(Path(spec.model_dir)), tie_word_embeddings=spec.tie_word_embeddings)
         self.stage_slice = stage_slice(self.position.pp_rank, spec.pp_size, spec.partition)
         self.shard = TensorShard(self.position.tp_rank, spec.tp_size)
         self.dtype: torch.dtype = getattr(torch, spec.dtype)
+        self.ops: Operations = CpuOperations()
         timeout_s = max(spec.step_timeout_s, JOIN_TIMEOUT_S)
         options = AllReduceOptions(spec.all_reduce, spec.all_reduce_codec)
         self.mesh = Mesh(self.position, Path(spec.run_dir) / "rendezvous", timeout_s, options)
@@ -65,9 +72,11 @@ class Worker:
 
     def load(self, on_progress: Callable[[int], object] = lambda num_bytes: None) -> str:
         """Builds the stage, loads it, allocates its state; returns the report line of this rank."""
-        self.model = Stage(self.config, self.stage_slice, self.spec.partition, self.shard, self.dtype)
-        load_weights(self.model, self.plan, self.checkpoint, on_progress)
-        self.memory = StageMemory(
+        self.model = Stage(self.config, self.stage_slice, self.spec.partition, self.shard, self.dtype, self.ops)
+        bytes_written = load_weights(self.model, self.plan, self.checkpoint, on_progress)
+        if self.spec.verify_weights:
+            verify_weights(self.model, self.config, self.shard, self.checkpoint, self.plan.where)
+        self.cache = StageCache(
             self.config,
             self.stage_slice,
             self.shard,
@@ -75,52 +84,56 @@ class Worker:
             self.spec.num_pages,
             self.spec.page_size,
             self.spec.max_running_requests,
+            self.ops,
         )
-        report = self._report(self.plan)
-        prepare(self.model)
+        report = self._report(bytes_written)
+        prepare(self.model, self.ops)
         return report
 
-    def _report(self, plan: WeightPlan) -> str:
-        """One line of the start-up table; planned and allocated bytes must be equal."""
-        allocated = sum(parameter.nbytes for parameter in self.model.parameters())
-        assert allocated == plan.num_bytes, (allocated, plan.num_bytes)
-        expected = rank_memory(self.config, plan, self.spec.dtype)
+    def _report(self, bytes_written: int) -> str:
+        """One line of the start-up table; the bytes that the loader wrote are those of the plan."""
+        assert bytes_written == self.plan.num_bytes, (bytes_written, self.plan.num_bytes)
+        expected = rank_memory(self.config, self.plan, self.spec.dtype)
         tokens = self.spec.num_pages * self.spec.page_size
         planned = expected.total(tokens, self.spec.max_running_requests) - expected.weight_bytes
-        assert self.memory.num_bytes == planned, (self.memory.num_bytes, planned)
+        assert self.cache.num_bytes == planned, (self.cache.num_bytes, planned)
         layers = self.stage_slice
+        verified = ", verified" if self.spec.verify_weights else ""
+        weights = f"weights {bytes_written:,} B = planned{verified} ({bytes_written / GIB:.2f} GiB)"
         return (
-            f"{self.position}  layers {layers.start}-{layers.stop - 1}  weights {allocated:,} B = planned "
-            f"({allocated / GIB:.2f} GiB)  KV {tokens * expected.kv_bytes_per_token / GIB:.2f} GiB  "
+            f"{self.position}  layers {layers.start}-{layers.stop - 1}  {weights}  "
+            f"KV {tokens * expected.kv_bytes_per_token / GIB:.2f} GiB  "
             f"states {self.spec.max_running_requests * expected.state_bytes_per_request / GIB:.2f} GiB"
         )
 
     @torch.inference_mode()
     def execute(self, plan: StepPlan, plan_hash: str) -> StepResult | None:
         """Runs one step; the sampling rank returns its result."""
+        self._keep_finished(plan)
         self._forget(plan.released)
         self._remember(plan)
         self._swap(plan)
         self._restore_snapshots(plan)
-        batch = make_batch(plan.sequences, self.spec.page_size)
+        batch = make_batch(plan.sequences, self.spec.page_size, plan.saved)
         logits = self._forward(batch, plan.step, plan_hash) if plan.sequences else None
-        self._save_snapshots(plan)
+        self._save_snapshots(plan, batch)
         if not self.is_sampling_rank:
             return None
         states = [self._sampling[sequence.request] for sequence in batch.sampled]
-        tokens, logprobs = sample(logits, states) if logits is not None and states else ([], [])
+        rows = sample(logits, states) if logits is not None and states else []
         self.mesh.collectives.check()  # the tokens are on the host: nothing of this step is still running
-        return StepResult(plan.step, plan_hash, tokens, logprobs)
+        failures = {number: row.failure for number, row in enumerate(rows) if row.failure is not None}
+        return StepResult(plan.step, plan_hash, [row.token for row in rows], [row.logprobs for row in rows], failures)
 
     def _forward(self, planned: PlannedBatch, step: int, plan_hash: str) -> torch.Tensor | None:
         """Receives from the stage before, runs this stage, sends to the next; logits on the last stage."""
         batch, link = planned.batch, self.mesh.link
-        state = None
+        states = None
         if not self.stage_slice.is_first:
             shape = (batch.num_tokens, self.config.hidden_size)
-            state = StageState(*link.receive(2, shape, self.dtype, step, plan_hash))
-        output = self.model(batch, state, self.memory, self.mesh.collectives)
-        if isinstance(output, StageState):
+            states = HiddenStates(*link.receive(2, shape, self.dtype, step, plan_hash))
+        output = self.model(batch, states, self.cache, self.mesh.collectives)
+        if isinstance(output, HiddenStates):
             self.mesh.collectives.check()
             link.send(tuple(output), step, plan_hash)
             return None
@@ -136,25 +149,32 @@ class Worker:
         if not self.is_sampling_rank:
             return
         for new in plan.admitted:
-            self._sampling[new.request] = sampling_state(
-                new.request, new.prompt_token_ids, new.params, self.spec.eos_token_ids, self.spec.seed
-            )
+            self._sampling[new.request] = SamplingState(new.prompt_token_ids, new.params, self.spec.eos_token_ids)
 
     def _swap(self, plan: StepPlan) -> None:
         """Preempted requests go to host memory before those that come back take their pages."""
         for out in plan.swap_out:
-            self._swapped[out.request] = self.memory.save(torch.tensor(out.pages, dtype=torch.int64), out.slot)
+            self._swapped[out.request] = self.cache.save(torch.tensor(out.pages, dtype=torch.int64), out.slot)
         for back in plan.swap_in:
             saved = self._swapped.pop(back.request)
-            self.memory.restore(saved, torch.tensor(back.pages, dtype=torch.int64), back.slot)
+            self.cache.restore(saved, torch.tensor(back.pages, dtype=torch.int64), back.slot)
+
+    def _keep_finished(self, plan: StepPlan) -> None:
+        """Before anything else of the plan can write to their slots and pages."""
+        for kept in plan.kept:
+            self._snapshots[kept.snapshot] = self.cache.save(torch.tensor(kept.pages), kept.slot)
 
     def _restore_snapshots(self, plan: StepPlan) -> None:
         for restored in plan.restored:
-            self.memory.restore(self._snapshots[restored.snapshot], torch.tensor(restored.pages), restored.slot)
+            self.cache.restore(self._snapshots[restored.snapshot], torch.tensor(restored.pages), restored.slot)
 
-    def _save_snapshots(self, plan: StepPlan) -> None:
+    def _save_snapshots(self, plan: StepPlan, batch: PlannedBatch) -> None:
+        """Inside a chunk the layers have copied the state; at its end, the state lies in the slot."""
         for saved in plan.saved:
-            self._snapshots[saved.snapshot] = self.memory.save(torch.tensor(saved.pages), saved.slot)
+            pages, copy = torch.tensor(saved.pages), batch.copies.get(saved.snapshot)
+            self._snapshots[saved.snapshot] = (
+                self.cache.save_inside(pages, copy.tensors) if copy else self.cache.save(pages, saved.slot)
+            )
         for snapshot in plan.dropped:  # with little room, also one that was saved a moment ago
             del self._snapshots[snapshot]
 

@@ -14,12 +14,14 @@ import torch
 
 from splitrank.comm.native import ALGORITHM_CODES, CODEC_CODES, load_module
 from splitrank.comm.quick_reduce import DTYPE_CODES
+from splitrank.models.cache import StageCache
 from splitrank.models.checkpoint import open_checkpoint
 from splitrank.models.config import read_config
-from splitrank.models.loader import load_weights, prepare
+from splitrank.models.layers.parameter import prepare
+from splitrank.models.loader import load_weights
+from splitrank.models.ops.cpu.operations import CpuOperations
 from splitrank.models.qwen3_5 import Stage
 from splitrank.models.sharding import TensorShard, equal_partition, stage_slice
-from splitrank.models.state import StageMemory
 from splitrank.models.weight_plan import plan_weights
 from splitrank.serving.batching import make_batch
 from splitrank.serving.messages import SequencePlan
@@ -98,10 +100,11 @@ def partial_sums(folder: Path, dtype: str) -> dict[str, list[torch.Tensor]]:
     @torch.inference_mode()
     def run(rank: int) -> None:
         shard = TensorShard(rank, TP_SIZE)
-        model = Stage(config, whole, partition, shard, kind)
+        ops = CpuOperations()
+        model = Stage(config, whole, partition, shard, kind, ops)
         load_weights(model, plan_weights(config, whole, shard, dtype, checkpoint), checkpoint, lambda num_bytes: None)
-        memory = StageMemory(config, whole, shard, kind, NUM_PAGES, PAGE_SIZE, 1)
-        prepare(model)
+        memory = StageCache(config, whole, shard, kind, NUM_PAGES, PAGE_SIZE, 1, ops)
+        prepare(model, ops)
         model(make_batch([plan], PAGE_SIZE).batch, None, memory, ThreadRank(ranks, rank))
 
     in_threads(run)

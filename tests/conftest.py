@@ -1,6 +1,10 @@
 """What holds for all tests: the network is never asked (set before anything imports transformers), and ``--full``."""
 
 import os
+from pathlib import Path
+
+# Engine and rank processes do not look into the current folder; those of the tests need ``tests.fake_rank``.
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH"))))
 
 import pytest
 

@@ -89,9 +89,8 @@ def _moe(own: Tensors, shard: TensorShard) -> Tensors:
         "mlp.shared_expert.gate_up_proj.weight": gate_up(*shared),
         "mlp.shared_expert.down_proj.weight": _columns(own["mlp.shared_expert.down_proj.weight"], shard),
     }
-    for expert, (fused, down) in enumerate(
-        zip(own["mlp.experts.gate_up_proj"], own["mlp.experts.down_proj"], strict=True)
-    ):
-        expected[f"mlp.experts.{expert}.gate_up_proj.weight"] = gate_up(*fused.chunk(2))
-        expected[f"mlp.experts.{expert}.down_proj.weight"] = _columns(down, shard)
+    expected["mlp.experts.gate_up_proj"] = torch.stack(
+        [gate_up(*one.chunk(2)) for one in own["mlp.experts.gate_up_proj"]]
+    )
+    expected["mlp.experts.down_proj"] = _columns(own["mlp.experts.down_proj"], shard)
     return expected

@@ -27,8 +27,9 @@ def launch_spec(folder: Path, run_dir: Path, **overrides: Any) -> LaunchSpec:
         "tp_size": 1,
         "pp_size": 1,
         "partition": (config.num_hidden_layers,),
+        "tie_word_embeddings": config.tie_word_embeddings,
         "threads_per_rank": 1,
-        "max_model_len": config.max_position_embeddings,
+        "max_model_len": config.context_length,
         "max_running_requests": NUM_SLOTS,
         "page_size": PAGE_SIZE,
         "num_pages": NUM_PAGES,
@@ -40,6 +41,7 @@ def launch_spec(folder: Path, run_dir: Path, **overrides: Any) -> LaunchSpec:
         "load_timeout_s": 60.0,
         "step_timeout_s": 30.0,
         "heartbeat_timeout_s": 15.0,
+        "verify_weights": False,
         "log_level": "error",
         "show_progress": False,
     }

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 CODE_FOLDERS = ("serving", "models", "comm")
 ALL_FOLDERS = (*CODE_FOLDERS, "scripts", "tests")
 # Only a rank process may import these; front and engine must start without torch.
-RANK_MODULES = {"rank", "batching", "sampler", "worker"}
+RANK_MODULES = {"rank", "batching", "sampler", "sampling_state", "worker"}
 
 Rule = Callable[[str], list[str]]
 

@@ -5,48 +5,46 @@ from torch import nn
 
 from splitrank.comm.collectives import Collectives
 from splitrank.models.batch import Batch
-from splitrank.models.config import FULL, ModelConfig
-from splitrank.models.layers.attention import Attention, CosSin
+from splitrank.models.cache import KVPages, LayerCache
+from splitrank.models.config import FULL
+from splitrank.models.hidden_states import HiddenStates
+from splitrank.models.layer_shapes import LayerShapes
+from splitrank.models.layers.attention import Attention
 from splitrank.models.layers.linear_attention import LinearAttention
 from splitrank.models.layers.moe import SparseMoe
 from splitrank.models.layers.norm import RMSNorm
-from splitrank.models.sharding import TensorShard
-from splitrank.models.stage import StageState
-from splitrank.models.state import KVPages, LayerState, RecurrentSlots
+from splitrank.models.layers.rotary import CosSin
+from splitrank.models.ops.operations import Operations
 
 
 class DecoderLayer(nn.Module):
-    """Takes and gives hidden and residual apart; the sum is formed where the next norm needs it."""
+    """Takes and gives hidden and residual separately; the sum is formed where the next norm needs it."""
 
-    def __init__(self, config: ModelConfig, layer: int, shard: TensorShard, dtype: torch.dtype) -> None:
+    def __init__(self, shapes: LayerShapes, layer: int, dtype: torch.dtype, ops: Operations) -> None:
         super().__init__()
-        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps, dtype)
+        config = shapes.config
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps, dtype, ops)
         if config.layer_types[layer] == FULL:
-            self.self_attn = Attention(config, shard, dtype)
+            self.self_attn = Attention(shapes, dtype, ops)
         else:
-            self.linear_attn = LinearAttention(config, shard, dtype)
-        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps, dtype)
-        self.mlp = SparseMoe(config, shard, dtype)
+            self.linear_attn = LinearAttention(shapes, dtype, ops)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps, dtype, ops)
+        self.mlp = SparseMoe(shapes, dtype, ops)
 
     def forward(
-        self, state: StageState, batch: Batch, layer_state: LayerState, cos_sin: CosSin, collectives: Collectives
-    ) -> StageState:
-        residual = state.residual + state.hidden
-        mixed = self._mix(self.input_layernorm(residual), batch, layer_state, cos_sin, collectives)
-        residual = residual + mixed
-        return StageState(self.mlp(self.post_attention_layernorm(residual), collectives), residual)
-
-    def _mix(
         self,
-        hidden: torch.Tensor,
+        states: HiddenStates,
         batch: Batch,
-        layer_state: LayerState,
+        cache: LayerCache,
         cos_sin: CosSin,
+        ops: Operations,
         collectives: Collectives,
-    ) -> torch.Tensor:
-        if isinstance(layer_state, KVPages):
-            mixed: torch.Tensor = self.self_attn(hidden, batch, layer_state, cos_sin, collectives)
+    ) -> HiddenStates:
+        """Both row-parallel sums of a layer are formed here, and nowhere else."""
+        if isinstance(cache, KVPages):
+            states = self.self_attn(states, self.input_layernorm, batch, cache, cos_sin, ops)
         else:
-            assert isinstance(layer_state, RecurrentSlots)
-            mixed = self.linear_attn(hidden, batch, layer_state, collectives)
-        return mixed
+            states = self.linear_attn(states, self.input_layernorm, batch, cache, ops)
+        states = HiddenStates(collectives.all_reduce_(states.hidden), states.residual)
+        states = ops.experts(states, self.post_attention_layernorm, self.mlp)
+        return HiddenStates(collectives.all_reduce_(states.hidden), states.residual)

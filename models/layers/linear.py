@@ -1,24 +1,20 @@
-"""A linear layer without bias: a plain parameter until it is loaded, then the packed weight of ``ops.linear``."""
+"""A linear layer without bias: a plain parameter until it is loaded, then the device's stored form of it."""
 
 import torch
 from torch import nn
 
-from splitrank.models.layers.norm import empty_parameter
-from splitrank.models.ops.linear import linear, pack
+from splitrank.models.layers.parameter import parameter
+from splitrank.models.ops.operations import Operations
 
 
 class Linear(nn.Module):
-    """``weight`` [rows, columns] exists until ``prepare``; then ``packed`` holds the values alone."""
+    """``weight`` [rows, columns] exists until ``prepare``; then ``stored`` holds the values alone."""
 
-    def __init__(self, rows: int, columns: int, dtype: torch.dtype) -> None:
+    def __init__(self, rows: int, columns: int, dtype: torch.dtype, ops: Operations) -> None:
         super().__init__()
-        self.weight = empty_parameter(rows, columns, dtype=dtype)
+        self.weight = parameter(ops, rows, columns, dtype=dtype)
 
-    def prepare(self) -> None:
-        """After loading: packs the weight and lets the plain one go."""
-        self.packed = pack(self.weight.data)
+    def prepare(self, ops: Operations) -> None:
+        """After loading: stores the weight and lets the plain one go."""
+        self.stored = ops.store(self.weight.data)
         del self.weight
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """x [T, columns] -> [T, rows]."""
-        return linear(x, self.packed)

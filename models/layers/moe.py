@@ -1,50 +1,47 @@
 """Mixture of experts with one shared expert, split by inner width (reference: ``Qwen3_5MoeSparseMoeBlock``)."""
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
-from splitrank.comm.collectives import Collectives
-from splitrank.models.config import ModelConfig
+from splitrank.models.layer_shapes import LayerShapes, length
 from splitrank.models.layers.linear import Linear
-from splitrank.models.ops.linear import linear
-from splitrank.models.ops.moe import route, routed_experts
-from splitrank.models.sharding import TensorShard
+from splitrank.models.layers.parameter import parameter
+from splitrank.models.ops.operations import Operations
 
 
-class Expert(nn.Module):
-    """A SwiGLU MLP: ``gate_up_proj`` [2 local_inner, H] (gate rows first) and ``down_proj`` [H, local_inner]."""
+class SharedExpert(nn.Module):
+    """A SwiGLU MLP: ``gate_up_proj`` [2I, H] (gate rows first) and ``down_proj`` [H, I]."""
 
-    def __init__(self, hidden_size: int, local_inner: int, dtype: torch.dtype) -> None:
+    def __init__(self, hidden_size: int, inner: int, dtype: torch.dtype, ops: Operations) -> None:
         super().__init__()
-        self.gate_up_proj = Linear(2 * local_inner, hidden_size, dtype)
-        self.down_proj = Linear(hidden_size, local_inner, dtype)
+        self.gate_up_proj = Linear(2 * inner, hidden_size, dtype, ops)
+        self.down_proj = Linear(hidden_size, inner, dtype, ops)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """x [T, H] -> [T, H], this rank's share."""
-        gate, up = linear(x, self.gate_up_proj.packed).chunk(2, dim=-1)
-        return linear(F.silu(gate).mul_(up), self.down_proj.packed)
+
+class RoutedExperts(nn.Module):
+    """All experts, stacked as checkpoints have them: ``gate_up_proj`` [E, 2I, H] (gate rows first), ``down_proj``
+    [E, H, I]. After ``prepare``, ``stored`` holds their values alone."""
+
+    def __init__(self, num_experts: int, hidden_size: int, inner: int, dtype: torch.dtype, ops: Operations) -> None:
+        super().__init__()
+        self.gate_up_proj = parameter(ops, num_experts, 2 * inner, hidden_size, dtype=dtype)
+        self.down_proj = parameter(ops, num_experts, hidden_size, inner, dtype=dtype)
+
+    def prepare(self, ops: Operations) -> None:
+        """After loading: stores the weights and lets the plain ones go."""
+        self.stored = ops.store_experts(self.gate_up_proj.data, self.down_proj.data)
+        del self.gate_up_proj, self.down_proj
 
 
 class SparseMoe(nn.Module):
-    """Every rank routes all tokens; the experts' partial sums meet in one all-reduce."""
+    """Every rank routes all tokens; the experts' partial sums meet in the layer's all-reduce."""
 
-    def __init__(self, config: ModelConfig, shard: TensorShard, dtype: torch.dtype) -> None:
+    def __init__(self, shapes: LayerShapes, dtype: torch.dtype, ops: Operations) -> None:
         super().__init__()
+        config = shapes.config
         hidden = config.hidden_size
         self.top_k = config.num_experts_per_tok
         # Rows 0..E-1 are the router, row E is the gate of the shared expert.
-        self.router = Linear(config.num_experts + 1, hidden, dtype)
-        self.shared_expert = Expert(hidden, config.shared_expert_intermediate_size // shard.size, dtype)
-        inner = config.moe_intermediate_size // shard.size
-        self.experts = nn.ModuleList(Expert(hidden, inner, dtype) for _ in range(config.num_experts))
-        # Bound methods in a plain list: a step calls hundreds of experts, and a module's call costs 5 us each.
-        self._experts = [expert.forward for expert in self.experts]
-
-    def forward(self, x: torch.Tensor, collectives: Collectives) -> torch.Tensor:
-        """x [T, hidden_size] -> [T, hidden_size], summed over the tensor ranks."""
-        logits = self.router(x)
-        experts, weights = route(logits[:, :-1], self.top_k, x.dtype)
-        routed = routed_experts(x, experts, weights, self._experts)
-        shared = torch.sigmoid(logits[:, -1:]) * self.shared_expert(x)
-        return collectives.all_reduce_(routed + shared)
+        self.router = Linear(config.num_experts + 1, hidden, dtype, ops)
+        self.shared_expert = SharedExpert(hidden, length(shapes.shared_inner), dtype, ops)
+        self.experts = RoutedExperts(config.num_experts, hidden, length(shapes.expert_inner), dtype, ops)

@@ -1,1 +1,5 @@
-"""Operations: ``reference`` is the slow, obvious specification of each; the other files are what runs."""
+"""What a device computes.
+
+``operations`` is the seam: the verbs that layers call. ``cpu/`` stands behind it today. ``reference`` is the slow,
+obvious specification of each operation.
+"""

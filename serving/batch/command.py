@@ -1,10 +1,12 @@
-"""``splitrank generate``: check everything, then load the model, then answer what is not answered yet.
+"""``splitrank generate``: check what concerns all requests, then load the model, then answer what is not answered yet.
 
+A line that is wrong has an error for its result, and stops no other line.
 Exit codes: 0 all requests answered, 3 some failed (their lines hold the error; a rerun asks them again), 1 not finished
 (what is finished stays; a rerun continues), 2 nothing was started because input, output or options are wrong.
 """
 
 import asyncio
+import codecs
 import os
 import signal
 import sys
@@ -13,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from splitrank.serving.batch.config import GenerateConfig
-from splitrank.serving.batch.lines import BatchLine, check_lines, result_line
+from splitrank.serving.batch.lines import BadLine, BatchLine, as_api_error, error_line, read_lines, result_line
 from splitrank.serving.batch.manifest import (
     check_manifest,
     describe_run,
@@ -25,24 +27,30 @@ from splitrank.serving.batch.result_file import ResultWriter, keep_only, read_fo
 from splitrank.serving.engine_client import EngineDeadError
 from splitrank.serving.fan_out import fan_out
 from splitrank.serving.openai.errors import ApiError
-from splitrank.serving.openai.parser import RequestParser
 from splitrank.serving.openai.service import OpenAIService
 from splitrank.serving.progress import progress
 from splitrank.serving.text_engine import PreparedModel, TextEngine, prepare_model, start_prepared
 
-MAX_PROBLEMS_SHOWN = 20
-
 
 @dataclass
 class _Job:
-    """``lines`` of ``num_lines`` are not answered yet; counts how this run goes on."""
+    """``lines`` are not answered yet, ``num_before`` are; counts how this run goes on."""
 
     lines: list[BatchLine]
-    num_lines: int
+    num_before: int
+    source: Path
     output: Path
     concurrency: int
+    seed: int
     num_answered: int = field(default=0, init=False)
     num_failed: int = field(default=0, init=False)
+    first_failure: str = field(default="", init=False)
+
+    def fail(self, line: BatchLine | BadLine, error: ApiError) -> bytes:
+        """Counts it. The result line."""
+        self.num_failed += 1
+        self.first_failure = self.first_failure or f"{self.source}:{line.number}: {' '.join(error.message.split())}"
+        return error_line(line, error)
 
 
 def run(config: GenerateConfig) -> int:
@@ -50,17 +58,12 @@ def run(config: GenerateConfig) -> int:
     with ExitStack() as stack:
         try:
             check_paths(config)
-            prepared = prepare_model(config)
-            lines = _checked_lines(config, prepared)
-            job = _prepare_output(config, prepared, lines, stack)
+            prepared = prepare_model(config, config.served_model_name)
+            job = _prepare(config, prepared, stack)
         except (ValueError, OSError) as error:
-            for problem in str(error).split("\n"):
-                _say(f"error: {problem}")
+            _say(f"error: {error}")
             return 2
-        if not job.lines:
-            _say(f"{job.output}: all {job.num_lines} requests were answered before")
-            return 0
-        return asyncio.run(_generate(prepared, job))
+        return asyncio.run(_generate(prepared, job)) if job.lines else _finished(job)
 
 
 def _say(text: str) -> None:
@@ -83,25 +86,14 @@ def check_paths(config: GenerateConfig) -> None:
         raise ValueError(f"output {output}: the folder {output.parent} does not exist or is not writable")
 
 
-def _checked_lines(config: GenerateConfig, prepared: PreparedModel) -> list[BatchLine]:
-    parser = RequestParser(prepared.tokenizer, prepared.info)
-    path = Path(config.input)
-    rows = path.read_bytes().split(b"\n")
-    with progress(len(rows), "checking", "lines", show=len(rows) > 1000) as bar:
-        lines, problems = check_lines(path, rows, parser.parse, bar.update)
-    if len(problems) > MAX_PROBLEMS_SHOWN:
-        problems[MAX_PROBLEMS_SHOWN:] = [f"{path}: {len(problems) - MAX_PROBLEMS_SHOWN} more lines are wrong"]
-    if problems:
-        raise ValueError("\n".join(problems))
-    if not lines:
-        raise ValueError(f"{path} holds no requests")
-    return lines
-
-
-def _prepare_output(config: GenerateConfig, prepared: PreparedModel, lines: list[BatchLine], stack: ExitStack) -> _Job:
-    """Takes the output for this run, continues or empties it, and says what remains."""
+def _prepare(config: GenerateConfig, prepared: PreparedModel, stack: ExitStack) -> _Job:
+    """Reads the input, takes the output for this run, continues or empties it, and says what remains."""
+    source = Path(config.input)
+    lines, bad = read_lines(source.read_bytes().removeprefix(codecs.BOM_UTF8).split(b"\n"))
+    if not lines and not bad:
+        raise ValueError(f"{source} holds no requests")
     output = Path(config.output)
-    now = describe_run(config, prepared.spec)
+    now = describe_run(prepared.spec)
     if not config.overwrite:
         check_manifest(output, now)
     manifest = stack.enter_context(locked_manifest(output))
@@ -118,7 +110,10 @@ def _prepare_output(config: GenerateConfig, prepared: PreparedModel, lines: list
         _say(
             f"{output}: {len(former.kept)} answered before, {len(remaining)} to do ({former.num_failed} failed before)"
         )
-    return _Job(remaining, len(lines), output, config.concurrency)
+    job = _Job(remaining, len(former.kept), source, output, config.concurrency, config.seed)
+    if bad:
+        keep_only(output, [*former.kept, *(job.fail(line, line.error) for line in bad)])
+    return job
 
 
 def _check_same_requests(output: Path, finished: dict[str, str], lines: list[BatchLine]) -> None:
@@ -150,13 +145,21 @@ async def _generate(prepared: PreparedModel, job: _Job) -> int:
         if not terminated.is_set():
             raise  # Ctrl-C, which asyncio turns into a KeyboardInterrupt
         return code
-    _say(f"{job.output}: {job.num_answered} answered, {job.num_failed} failed")
+    return _finished(job)
+
+
+def _finished(job: _Job) -> int:
+    if not job.num_answered and not job.num_failed:
+        _say(f"{job.output}: all {job.num_before} requests were answered before")
+        return 0
+    first = f" (the first: {job.first_failure})" if job.num_failed else ""
+    _say(f"{job.output}: {job.num_answered} answered, {job.num_failed} failed{first}")
     return 3 if job.num_failed else 0
 
 
 def _not_finished(job: _Job, reason: str) -> int:
-    done = job.num_lines - len(job.lines) + job.num_answered
-    _say(f"not finished ({reason}): {done} of {job.num_lines} are answered; run the same command again to continue")
+    done, of = job.num_before + job.num_answered, job.num_before + len(job.lines)
+    _say(f"not finished ({reason}): {done} of {of} are answered; run the same command again to continue")
     return 1
 
 
@@ -170,9 +173,8 @@ async def _run_engine(prepared: PreparedModel, job: _Job) -> None:
 
 async def _answer_all(engine: TextEngine, job: _Job) -> None:
     service = OpenAIService(engine)
-    before = job.num_lines - len(job.lines)
     async with ResultWriter(job.output) as writer:
-        with progress(job.num_lines, "generate", "requests", start=before) as bar:
+        with progress(job.num_before + len(job.lines), "generate", "requests", start=job.num_before) as bar:
 
             async def answer(line: BatchLine) -> None:
                 writer.add(await _answer(service, line, job))
@@ -182,11 +184,15 @@ async def _answer_all(engine: TextEngine, job: _Job) -> None:
 
 
 async def _answer(service: OpenAIService, line: BatchLine, job: _Job) -> bytes:
-    """The result line. A refused request has its error there; a dead engine is raised, and leaves no line."""
+    """The result line; of a request that failed, whatever the cause, its error. A dead engine leaves no line."""
     try:
-        body = await service.complete(service.parse(line.url, line.body))
-    except ApiError as error:
-        job.num_failed += 1
-        return result_line(line, error.status, error.body(), {"code": error.code, "message": error.message})
+        request = await asyncio.to_thread(service.parse, line.url, line.body)
+        # By name, not by turn: a run that was broken off goes on with the draws that it would have made.
+        seeded = request.with_seeds(job.seed, line.custom_id)
+        result = result_line(line, 200, await service.complete(seeded), None)
+    except EngineDeadError:
+        raise
+    except Exception as error:
+        return job.fail(line, as_api_error(error))
     job.num_answered += 1
-    return result_line(line, 200, body, None)
+    return result

@@ -2,23 +2,21 @@
 
 from dataclasses import dataclass
 
-from splitrank.serving.config import EngineConfig, option
+from splitrank.serving.config import COUNT, ServedModelConfig, option
 
 
 @dataclass(frozen=True, kw_only=True)
-class GenerateConfig(EngineConfig):
+class GenerateConfig(ServedModelConfig):
     """``splitrank generate``."""
 
     input: str = option("", "file of OpenAI batch lines")
     output: str = option("", "file for the result lines; a rerun with the same file continues it")
     overwrite: bool = option(False, "start anew when the output exists, instead of continuing it")
-    concurrency: int = option(64, "requests open at once")
+    concurrency: int = option(64, "requests open at once", bounds=COUNT)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("input", "output"):
             if not getattr(self, name):
                 raise ValueError(f"--{name} is required")
-        room = self.max_running_requests + self.max_queued_requests
-        if not 1 <= self.concurrency <= room:
-            raise ValueError(f"concurrency must be between 1 and {room} (running plus queued), not {self.concurrency}")
+        self.check_concurrency(self.concurrency)

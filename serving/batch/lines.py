@@ -1,13 +1,14 @@
-"""Batch lines: checked one by one, and named by file and line when they are wrong."""
+"""Batch lines in, result lines out. A line that is wrong has its own error, which names the line by its number."""
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from splitrank.serving.openai.errors import ApiError
+import msgspec
+
+from splitrank.serving.openai.errors import ApiError, bad_request
 from splitrank.serving.openai.strict_json import parse_object
 
 URLS = ("/v1/chat/completions", "/v1/completions")
@@ -17,62 +18,59 @@ URLS = ("/v1/chat/completions", "/v1/completions")
 class BatchLine:
     """One request. ``line_id`` names its content (custom_id, url and body), however the JSON was written."""
 
+    number: int  # in the file, from 1
     custom_id: str
     url: str
     body: bytes
     line_id: str
 
 
-def check_lines(
-    path: Path, rows: list[bytes], check: Callable[[str, bytes], object], checked: Callable[[], object]
-) -> tuple[list[BatchLine], list[str]]:
-    """(good lines, one message for each bad one) of the file's ``rows``.
+@dataclass(frozen=True)
+class BadLine:
+    """No request; ``custom_id`` if that much can be read."""
 
-    ``check(url, body)`` raises ApiError for a body that the model cannot answer; ``checked`` is called after each row
-    (progress). Blank rows are skipped.
-    """
-    lines: list[BatchLine] = []
-    problems: list[str] = []
-    first_seen: dict[str, int] = {}
+    number: int
+    custom_id: str | None
+    line_id: str
+    error: ApiError
+
+
+def read_lines(rows: Iterable[bytes]) -> tuple[list[BatchLine], list[BadLine]]:
+    """Requests and bad lines of the file's ``rows``; blank ones are skipped. What the bodies say is not looked at."""
+    lines: dict[str, BatchLine] = {}
+    bad: list[BadLine] = []
     for number, raw in enumerate(rows, 1):
         if raw.strip():
             try:
-                lines.append(_check_line(raw, number, first_seen, check))
-            except ApiError as error:
-                problems.append(f"{path}:{number}: {' '.join(error.message.split())}")
-        checked()
-    return lines, problems
+                line = parse_line(raw, number)
+                if line.custom_id in lines:
+                    message = f"custom_id {line.custom_id!r} is also in line {lines[line.custom_id].number}"
+                    raise bad_request(message, "custom_id", "duplicate_custom_id")
+                lines[line.custom_id] = line
+            except Exception as error:  # also what our own code cannot read is the matter of this line alone
+                line_id = "batch_req_" + hashlib.blake2b(raw, digest_size=12).hexdigest()
+                bad.append(BadLine(number, _custom_id(raw), line_id, as_api_error(error)))
+    return list(lines.values()), bad
 
 
-def _check_line(
-    raw: bytes, number: int, first_seen: dict[str, int], check: Callable[[str, bytes], object]
-) -> BatchLine:
-    line = parse_line(raw)
-    if line.custom_id in first_seen:
-        raise _bad(f"custom_id {line.custom_id!r} is also in line {first_seen[line.custom_id]}")
-    first_seen[line.custom_id] = number
-    check(line.url, line.body)
-    return line
-
-
-def parse_line(raw: bytes) -> BatchLine:
+def parse_line(raw: bytes, number: int = 1) -> BatchLine:
     """Shape of the line; what the body says is the request parser's matter. Raises ApiError."""
     try:
         fields = parse_object(raw)
     except ApiError as error:
-        raise _bad(error.message.replace("the body", "the line", 1)) from None
+        raise bad_request(error.message.replace("the body", "the line", 1)) from None
     custom_id, url, body = fields.get("custom_id"), fields.get("url"), fields.get("body")
     if not isinstance(custom_id, str) or not custom_id:
-        raise _bad("custom_id is missing, empty or not a string")
+        raise bad_request("custom_id is missing, empty or not a string", "custom_id")
     if fields.get("method") != "POST":
-        raise _bad(f"method must be 'POST', not {fields.get('method')!r}")
+        raise bad_request(f"method must be 'POST', not {fields.get('method')!r:.80}", "method")
     if not isinstance(url, str) or url not in URLS:
-        raise _bad(f"url must be one of {', '.join(URLS)}, not {url!r}")
+        raise bad_request(f"url must be one of {', '.join(URLS)}, not {url!r:.80}", "url")
     if not isinstance(body, dict):
-        raise _bad("body is missing or not an object")
+        raise bad_request("body is missing or not an object", "body")
     if body.get("stream") or body.get("stream_options"):
-        raise _bad("stream: a batch writes whole answers, it cannot stream")
-    return BatchLine(custom_id, url, json.dumps(body).encode(), _line_id(custom_id, url, body))
+        raise bad_request("stream: a batch writes whole answers, it cannot stream", "stream")
+    return BatchLine(number, custom_id, url, json.dumps(body).encode(), _line_id(custom_id, url, body))
 
 
 def _line_id(custom_id: str, url: str, body: dict[str, Any]) -> str:
@@ -80,13 +78,36 @@ def _line_id(custom_id: str, url: str, body: dict[str, Any]) -> str:
     return "batch_req_" + hashlib.blake2b(canonical, digest_size=12).hexdigest()
 
 
-def _bad(message: str) -> ApiError:
-    return ApiError(400, message)
+def _custom_id(raw: bytes) -> str | None:
+    """Of a line that is wrong elsewhere: read as leniently as Python can."""
+    try:
+        fields = json.loads(raw, parse_int=lambda _: None)
+    except (ValueError, RecursionError):
+        return None
+    custom_id = fields.get("custom_id") if isinstance(fields, dict) else None
+    return custom_id if isinstance(custom_id, str) else None
 
 
-def result_line(line: BatchLine, status: int, body: dict[str, Any], error: dict[str, Any] | None) -> bytes:
+def as_api_error(error: Exception) -> ApiError:
+    """What no part of ours expected is a server's error, with its type."""
+    if isinstance(error, ApiError):
+        return error
+    return ApiError(500, f"{type(error).__name__}: {error}", type="server_error", code="internal_error")
+
+
+def result_line(line: BatchLine | BadLine, status: int, body: dict[str, Any], error: dict[str, Any] | None) -> bytes:
     """OpenAI's batch result; the id lets a rerun recognise the request that it answers."""
     request_id = body.get("id") or line.line_id.replace("batch_req_", "req_")
     response = {"status_code": status, "request_id": request_id, "body": body}
     result = {"id": line.line_id, "custom_id": line.custom_id, "response": response, "error": error}
-    return json.dumps(result, ensure_ascii=False, allow_nan=False).encode()
+    try:
+        return msgspec.json.encode(result)  # parts of an answer are JSON already
+    except UnicodeEncodeError:
+        # An error's message may quote a lone surrogate, which then stands there as JSON's own escape.
+        return json.dumps(result, ensure_ascii=False, allow_nan=False).encode("utf-8", "backslashreplace")
+
+
+def error_line(line: BatchLine | BadLine, error: ApiError) -> bytes:
+    """The result of a request that failed, with OpenAI's error object of a batch, which names the line."""
+    about = {"code": error.code, "message": error.message, "param": error.param, "line": line.number}
+    return result_line(line, error.status, error.body(), about)

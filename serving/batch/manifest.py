@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from splitrank.serving.batch.config import GenerateConfig
+from splitrank.serving.answer_settings import answer_settings
 from splitrank.serving.messages import LaunchSpec
 
 # Enough of each weight file to tell two finetunes of one shape apart without reading gigabytes.
@@ -21,18 +21,9 @@ def manifest_path(output: Path) -> Path:
     return output.with_name(output.name + ".manifest.json")
 
 
-def describe_run(config: GenerateConfig, spec: LaunchSpec) -> dict[str, Any]:
-    """The model's content and the options that answers depend on; not those that only change speed."""
-    return {
-        "model_hash": hash_model(Path(spec.model_dir)),
-        "dtype": spec.dtype,
-        "tp": spec.tp_size,
-        "pp": spec.pp_size,
-        "all_reduce_codec": spec.all_reduce_codec,
-        "max_model_len": spec.max_model_len,
-        "chunked_prefill_size": spec.chunked_prefill_size,
-        "seed": config.seed,
-    }
+def describe_run(spec: LaunchSpec) -> dict[str, Any]:
+    """The model's content and the settings that answers depend on."""
+    return {"model_hash": hash_model(Path(spec.model_dir)), **answer_settings(spec)}
 
 
 def hash_model(folder: Path) -> str:
@@ -61,10 +52,10 @@ def check_manifest(output: Path, now: dict[str, Any]) -> None:
         return
     path = manifest_path(output)
     then = _read(path, output)
-    for name, value in now.items():
-        if then.get(name) != value:
+    for name in now | then:
+        if then.get(name) != now.get(name):
             raise ValueError(
-                f"{output} was written with {name} = {then.get(name)}, but now it is {value}: "
+                f"{output} was written with {name} = {then.get(name)}, but now it is {now.get(name)}: "
                 "name another --output or give --overwrite"
             )
 

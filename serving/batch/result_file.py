@@ -14,7 +14,7 @@ class _ResultLine(msgspec.Struct, frozen=True):
     """What resuming needs of a result line; the rest is skipped unparsed."""
 
     id: str
-    custom_id: str
+    custom_id: str | None
     error: msgspec.Raw = msgspec.Raw(b"null")
 
 
@@ -36,11 +36,14 @@ def read_former_results(path: Path) -> FormerResults:
     kept: list[bytes] = []
     for number, line in enumerate(lines[:-1], 1):
         result = _decode(path, number, line)
+        if bytes(result.error) != b"null":
+            continue
+        if result.custom_id is None:
+            raise ValueError(f"{path}:{number}: an answer without custom_id; see --overwrite")
         if result.custom_id in finished:
             raise ValueError(f"{path}:{number}: custom_id {result.custom_id!r} stands here twice; see --overwrite")
-        if bytes(result.error) == b"null":
-            finished[result.custom_id] = result.id
-            kept.append(line)
+        finished[result.custom_id] = result.id
+        kept.append(line)
     return FormerResults(finished, kept, len(lines) - 1 - len(kept), torn=bool(lines[-1]))
 
 

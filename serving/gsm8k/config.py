@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, fields, replace
 
-from splitrank.serving.config import EngineConfig, option
+from splitrank.serving.config import COUNT, COUNT_OR_ZERO, EngineConfig, option
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,22 +44,19 @@ class Gsm8kConfig(EngineConfig):
         "", "test questions, a jsonl file; if not given, test.jsonl beside the weights, else the hub's openai/gsm8k"
     )
     train: str = option("", "jsonl file that the shots come from; train.jsonl beside the test questions if not given")
-    shots: int = option(5, "solved examples in front of each question: the first ones of the train file")
-    limit: int = option(0, "ask only the first N questions; 0: all")
-    concurrency: int = option(32, "questions open at once")
-    max_tokens: int = option(256, "longest answer in tokens")
+    shots: int = option(
+        5, "solved examples in front of each question: the first ones of the train file", bounds=COUNT_OR_ZERO
+    )
+    limit: int = option(0, "ask only the first N questions; 0: all", bounds=COUNT_OR_ZERO)
+    concurrency: int = option(32, "questions open at once", bounds=COUNT)
+    max_tokens: int = option(256, "longest answer in tokens", bounds=COUNT)
     report: str = option("", "write all numbers and texts into this JSON file")
 
     def __post_init__(self) -> None:
         if self.tp != 1 or self.pp != 1 or self.pp_partition:
             raise ValueError("tp, pp and pp_partition come from the layouts here; give --layouts instead")
         super().__post_init__()
-        for name, low in (("shots", 0), ("limit", 0), ("concurrency", 1), ("max_tokens", 1)):
-            if getattr(self, name) < low:
-                raise ValueError(f"{name} must be at least {low}, not {getattr(self, name)}")
-        room = self.max_running_requests + self.max_queued_requests
-        if self.concurrency > room:
-            raise ValueError(f"concurrency {self.concurrency} is more than the engine accepts at once ({room})")
+        self.check_concurrency(self.concurrency)
         parsed = self.parsed_layouts()
         if not parsed:
             raise ValueError("layouts must name at least one layout, e.g. pp=1 pp=2")

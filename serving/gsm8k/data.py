@@ -1,5 +1,6 @@
 """Questions and solutions: a jsonl file, the checkpoint's own, or the hub's ``openai/gsm8k`` when online."""
 
+import codecs
 import importlib
 import json
 import re
@@ -45,7 +46,7 @@ def _beside_the_weights(model: str) -> Path | None:
 def read_jsonl(path: Path) -> list[Question]:
     """One object a line with the strings ``question`` and ``answer`` (which ends in ``#### number``)."""
     try:
-        lines = path.read_bytes().split(b"\n")
+        lines = path.read_bytes().removeprefix(codecs.BOM_UTF8).split(b"\n")
     except OSError as error:
         raise ValueError(f"{path}: {error.strerror}") from None
     rows = (
@@ -57,7 +58,7 @@ def read_jsonl(path: Path) -> list[Question]:
 def _parse_line(path: Path, number: int, line: bytes) -> Any:
     try:
         return json.loads(line)
-    except ValueError as error:  # bad JSON and bad UTF-8
+    except (ValueError, RecursionError) as error:  # bad JSON and bad UTF-8, or nested too deeply
         raise ValueError(f"{path}:{number}: not a JSON line ({error})") from None
 
 

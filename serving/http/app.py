@@ -1,8 +1,6 @@
 """Routes and their order: count, check the key, read the body, answer."""
 
-import asyncio
 import logging
-from concurrent.futures import Executor
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -12,9 +10,10 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from splitrank.serving.http.auth import ApiKeyGuard
-from splitrank.serving.http.body_guard import BodyGuard
+from splitrank.serving.http.bodies import Bodies, body_limit
+from splitrank.serving.http.guards import ApiKeyGuard, CrashGuard, OriginForm
 from splitrank.serving.http.metrics import CountRequests, Metrics
+from splitrank.serving.http.parsing import Parsing
 from splitrank.serving.http.responses import (
     ClientGoneError,
     EventStream,
@@ -27,14 +26,13 @@ from splitrank.serving.openai.errors import ApiError
 from splitrank.serving.openai.parser import CHAT_URL, COMPLETIONS_URL, ParsedRequest
 from splitrank.serving.openai.service import OpenAIService
 
-PARSE_TIMEOUT_S = 30.0
 _log = logging.getLogger(__name__)
 
 
 def create_app(
     state: ServerState,
     metrics: Metrics,
-    executor: Executor,
+    parsing: Parsing,
     *,
     created: int,
     api_key: str,
@@ -42,12 +40,13 @@ def create_app(
     body_timeout_s: float,
     keep_alive_s: float,
 ) -> ASGIApp:
-    """The ASGI app. ``executor`` parses requests, ``created`` is the Unix time shown in /v1/models.
-
-    With an empty ``api_key`` everybody may ask.
-    """
+    """The ASGI app. ``created`` is the Unix time shown in /v1/models; with an empty ``api_key`` everybody may ask."""
     routes = _Routes(state, metrics, created)
-    endpoints = [GenerateEndpoint(state, executor, url, keep_alive_s) for url in (CHAT_URL, COMPLETIONS_URL)]
+    bodies = Bodies(body_timeout_s)
+    endpoints = [
+        GenerateEndpoint(url, state, bodies, parsing, max_body_bytes, keep_alive_s)
+        for url in (CHAT_URL, COMPLETIONS_URL)
+    ]
     table = [
         Route("/health", routes.health),
         Route("/ready", routes.ready),
@@ -56,37 +55,49 @@ def create_app(
         Route("/v1/models/{model:path}", routes.model),
         *(Route(endpoint.url, endpoint, methods=["POST"]) for endpoint in endpoints),
     ]
-    middleware = [Middleware(ApiKeyGuard, api_key=api_key)] if api_key else []
-    middleware.append(Middleware(BodyGuard, max_bytes=max_body_bytes, timeout_s=body_timeout_s))
+    middleware = [Middleware(CrashGuard)]
+    if api_key:
+        middleware.append(Middleware(ApiKeyGuard, api_key=api_key))
     app = Starlette(
         routes=table,
         middleware=middleware,
-        exception_handlers={
-            ApiError: _handle_api_error,
-            HTTPException: _handle_http_exception,
-            Exception: _handle_crash,
-        },
+        exception_handlers={ApiError: _handle_api_error, HTTPException: _handle_http_exception},
     )
     app.router.redirect_slashes = False
-    return CountRequests(app, metrics, frozenset(route.path for route in table))  # outermost: it sees the 500s too
+    return OriginForm(CountRequests(app, metrics, frozenset(route.path for route in table)))
 
 
 class GenerateEndpoint:
     """POST of one of the two generating urls: whole body in, one body or a stream of events out."""
 
-    def __init__(self, state: ServerState, executor: Executor, url: str, keep_alive_s: float) -> None:
+    def __init__(
+        self,
+        url: str,
+        state: ServerState,
+        bodies: Bodies,
+        parsing: Parsing,
+        max_body_bytes: int,
+        keep_alive_s: float,
+    ) -> None:
         self.url = url
         self._state = state
-        self._executor = executor
+        self._bodies = bodies
+        self._parsing = parsing
+        self._max_body_bytes = max_body_bytes
         self._keep_alive_s = keep_alive_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         with self._state.admit() as service:
-            request = await self._parse(service, await Request(scope, receive).body())
             try:
+                request = await self._parse(service, scope, receive)
                 await self._answer(service, request, scope, receive, send)
             except ClientGoneError:
                 _log.debug("a client of %s hung up", self.url)
+
+    async def _parse(self, service: OpenAIService, scope: Scope, receive: Receive) -> ParsedRequest:
+        limit = body_limit(self._max_body_bytes, service.info.max_model_len)
+        async with self._bodies.read(scope, receive, limit) as body:
+            return await while_connected(self._parsing.parse(service, self.url, body), receive, self._state)
 
     async def _answer(
         self, service: OpenAIService, request: ParsedRequest, scope: Scope, receive: Receive, send: Send
@@ -97,15 +108,6 @@ class GenerateEndpoint:
         else:
             body = await while_connected(service.complete(request), receive, self._state)
             await json_response(body)(scope, receive, send)
-
-    async def _parse(self, service: OpenAIService, body: bytes) -> ParsedRequest:
-        loop = asyncio.get_running_loop()
-        work = loop.run_in_executor(self._executor, service.parse, self.url, body)
-        try:
-            return await asyncio.wait_for(work, PARSE_TIMEOUT_S)
-        except TimeoutError:
-            message = f"preparing the prompt took longer than {PARSE_TIMEOUT_S:g} s"
-            raise ApiError(503, message, type="server_error", code="prompt_timeout") from None
 
 
 class _Routes:
@@ -159,8 +161,3 @@ async def _handle_http_exception(request: Request, error: Exception) -> Response
     code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code)
     message = f"{request.method} {request.url.path}: {error.detail}"
     return error_response(ApiError(error.status_code, message, code=code, headers=dict(error.headers or {})))
-
-
-async def _handle_crash(request: Request, error: Exception) -> Response:
-    # The server logs the traceback; the client learns nothing of our insides.
-    return error_response(ApiError(500, "internal error", type="server_error", code="internal_error"))

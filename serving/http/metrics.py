@@ -46,11 +46,16 @@ class Metrics:
         self.generations = Counter(
             "splitrank_generations", "finished choices", ["finish_reason"], registry=self.registry
         )
-        self.prompt_tokens = Counter("splitrank_prompt_tokens", "tokens of prompts", registry=self.registry)
-        self.generated_tokens = Counter("splitrank_generated_tokens", "tokens generated", registry=self.registry)
+        self.prompt_tokens = self._counter(
+            "prompt_tokens", "prompt tokens of choices that began to be answered; n choices of one prompt count n times"
+        )
+        self.generated_tokens = self._counter("generated_tokens", "tokens generated, of all choices")
         self.first_token = self._histogram("time_to_first_token", "request to first token", LATENCY_BUCKETS_S)
         self.inter_token = self._histogram("inter_token_latency", "one token to the next", TOKEN_BUCKETS_S)
         self.duration = self._histogram("generation_duration", "request to last token", LATENCY_BUCKETS_S)
+
+    def _counter(self, name: str, help: str) -> Counter:
+        return Counter(f"splitrank_{name}", help, registry=self.registry)
 
     def _histogram(self, name: str, help: str, buckets: tuple[float, ...]) -> Histogram:
         return Histogram(f"splitrank_{name}_seconds", help, buckets=buckets, registry=self.registry)
@@ -91,13 +96,14 @@ class MeteredEngine:
     async def stream(self, prompt_token_ids: list[int], params: SamplingParams) -> AsyncGenerator[TextOutput, None]:
         """The same outputs; a choice that does not finish counts as ``aborted``."""
         metrics, reason = self._metrics, "aborted"
-        metrics.prompt_tokens.inc(len(prompt_token_ids))
         start = last = time.monotonic()
         try:
             async with aclosing(self._engine.stream(prompt_token_ids, params)) as outputs:
                 async for output in outputs:
                     now = time.monotonic()
                     if output.token_ids:
+                        if last == start:
+                            metrics.prompt_tokens.inc(len(prompt_token_ids))
                         (metrics.first_token if last == start else metrics.inter_token).observe(now - last)
                         metrics.generated_tokens.inc(len(output.token_ids))
                         last = now

@@ -7,8 +7,7 @@ import socket
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from concurrent.futures import Executor, ThreadPoolExecutor
-from contextlib import asynccontextmanager, closing, contextmanager, nullcontext
+from contextlib import aclosing, asynccontextmanager, closing, contextmanager, nullcontext
 from typing import Any
 
 import uvicorn
@@ -17,6 +16,8 @@ from starlette.types import ASGIApp
 from splitrank.serving.config import ServeConfig, environment_api_key
 from splitrank.serving.http.app import create_app
 from splitrank.serving.http.metrics import MeteredEngine, Metrics
+from splitrank.serving.http.parsing import Parsing
+from splitrank.serving.http.protocol import HeadTimeoutProtocol
 from splitrank.serving.http.responses import KEEP_ALIVE_S
 from splitrank.serving.http.state import ServerState
 from splitrank.serving.openai.service import OpenAIService
@@ -26,7 +27,6 @@ StartEngine = Callable[[ServeConfig, str], Awaitable[TextEngine]]
 
 LAST_ANSWERS_S = 2.0  # for errors to reach the clients of a dead or stopped engine
 CONNECTIONS_CLOSE_S = 3
-PARSE_THREADS = 2
 
 
 async def serve(
@@ -37,25 +37,25 @@ async def serve(
     The port is bound before anything loads. Raises ``ValueError`` or ``EngineStartError``, one line for the user.
     """
     listener = _bind(config.host, config.port)
-    with closing(listener), _stop_signals() as stop, _parse_threads() as executor:
+    with closing(listener), _stop_signals() as stop:
         _configure_logging(config.log_level)
         state = ServerState()
         metrics = Metrics(state.stats)
-        async with _http_server(
-            _app(config, state, metrics, executor, keep_alive_s), listener, config.log_level
-        ) as http:
-            engine = await _unless(stop.first, start_engine(config, config.served_model_name))
-            if engine is None:
-                return 0  # asked to stop while loading
-            try:
-                state.set_ready(OpenAIService(MeteredEngine(engine, metrics)), engine.client)
-                _announce(engine, listener, config.host)
-                return await _until_end(engine, state, stop, http, config.drain_timeout_s)
-            finally:
-                # Even if the connections hang, the processes go: the HTTP server is stopped after, in bounded time.
-                state.stopped.set()
-                await _wait_any(LAST_ANSWERS_S, state.idle.wait())
-                await engine.close()
+        async with aclosing(Parsing(config.log_level)) as parsing:
+            app = _app(config, state, metrics, parsing, keep_alive_s)
+            async with _http_server(app, listener, config) as http:
+                engine = await _unless(stop.first, start_engine(config, config.served_model_name))
+                if engine is None:
+                    return 0  # asked to stop while loading
+                try:
+                    state.set_ready(OpenAIService(MeteredEngine(engine, metrics)), engine.client)
+                    _announce(engine, listener, config.host)
+                    return await _until_end(engine, state, stop, http, config.drain_timeout_s)
+                finally:
+                    # Even if connections hang, the processes go: the HTTP server is stopped after, in bounded time.
+                    state.stopped.set()
+                    await _wait_any(LAST_ANSWERS_S, state.idle.wait())
+                    await engine.close()
 
 
 async def _until_end(
@@ -94,27 +94,17 @@ def _bind(host: str, port: int) -> socket.socket:
     return listener
 
 
-def _app(config: ServeConfig, state: ServerState, metrics: Metrics, executor: Executor, keep_alive_s: float) -> ASGIApp:
+def _app(config: ServeConfig, state: ServerState, metrics: Metrics, parsing: Parsing, keep_alive_s: float) -> ASGIApp:
     return create_app(
         state,
         metrics,
-        executor,
+        parsing,
         created=int(time.time()),
         api_key=config.api_key or environment_api_key(),
         max_body_bytes=config.max_body_bytes,
         body_timeout_s=config.body_timeout_s,
         keep_alive_s=keep_alive_s,
     )
-
-
-@contextmanager
-def _parse_threads() -> Iterator[Executor]:
-    """Threads of their own: a slow template or a huge prompt holds up other prompts, never the event loop."""
-    executor = ThreadPoolExecutor(PARSE_THREADS, thread_name_prefix="parse")
-    try:
-        yield executor
-    finally:
-        executor.shutdown(wait=False, cancel_futures=True)
 
 
 class _Uvicorn(uvicorn.Server):
@@ -125,16 +115,21 @@ class _Uvicorn(uvicorn.Server):
 
 
 @asynccontextmanager
-async def _http_server(app: ASGIApp, listener: socket.socket, log_level: str) -> AsyncIterator["asyncio.Task[None]"]:
+async def _http_server(
+    app: ASGIApp, listener: socket.socket, config: ServeConfig
+) -> AsyncIterator["asyncio.Task[None]"]:
     """Answers from the start, also while the model loads; at the end the open connections get a few seconds."""
     server = _Uvicorn(
         uvicorn.Config(
             app,
+            http=HeadTimeoutProtocol,
             lifespan="off",
             ws="none",
             log_config=None,
-            access_log=log_level in ("debug", "info"),
+            access_log=config.log_level in ("debug", "info"),
             server_header=False,
+            headers=[("Keep-Alive", f"timeout={int(config.keep_alive_timeout_s)}")],
+            timeout_keep_alive=config.keep_alive_timeout_s,  # type: ignore[arg-type]  # asyncio takes a float
             timeout_graceful_shutdown=CONNECTIONS_CLOSE_S,
         )
     )

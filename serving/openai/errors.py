@@ -1,6 +1,10 @@
 """The one error that clients see."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
+
+from splitrank.serving.request_errors import RequestEndedError
 
 
 class ApiError(Exception):
@@ -37,9 +41,22 @@ def unavailable(message: str, code: str, retry_after_s: int = 1) -> ApiError:
     return ApiError(503, message, type="server_error", code=code, headers={"Retry-After": str(retry_after_s)})
 
 
-def context_length_exceeded(max_model_len: int, num_prompt_tokens: int, param: str) -> ApiError:
+def context_length_exceeded(max_model_len: int, num_prompt_tokens: int | str, param: str) -> ApiError:
     message = (
         f"This model's maximum context length is {max_model_len} tokens, "
         f"but your prompt contains {num_prompt_tokens} tokens."
     )
     return bad_request(message, param, "context_length_exceeded")
+
+
+@contextmanager
+def engine_errors_as_api_errors() -> Iterator[None]:
+    """Gives what the engine says of a request its status."""
+    try:
+        yield
+    except RequestEndedError as error:
+        if error.code == "invalid_request":
+            raise bad_request(error.message) from error
+        if error.code in ("invalid_numbers", "sampling_failed"):  # it would end so again
+            raise ApiError(500, error.message, type="server_error", code=error.code) from error
+        raise unavailable(error.message, error.code) from error

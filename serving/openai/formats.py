@@ -4,8 +4,8 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from splitrank.serving.messages import TokenLogprobs
-from splitrank.serving.openai.logprobs import CompletionLogprobs, chat_logprobs
-from splitrank.serving.openai.parser import Generation, ParsedRequest
+from splitrank.serving.openai.logprobs import CompletionLogprobs, JoinedLists, chat_logprobs
+from splitrank.serving.openai.parser import Generation, ParsedRequest, Prompt
 from splitrank.serving.text_engine import TextOutput
 from splitrank.serving.tokenizer import Tokenizer
 
@@ -14,24 +14,33 @@ from splitrank.serving.tokenizer import Tokenizer
 class Collected:
     """The outputs of one choice, joined."""
 
-    text: str = ""
+    pieces: list[str] = field(default_factory=list)
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprobs] | None = None
     finish_reason: str | None = None
     stop_reason: str | int | None = None
     num_cached_tokens: int = 0
 
+    @property
+    def text(self) -> str:
+        return "".join(self.pieces)
+
     def add(self, output: TextOutput) -> None:
-        self.text += output.text
+        self.pieces.append(output.text)
         self.token_ids += output.token_ids
         if output.logprobs is not None:
-            self.logprobs = [*(self.logprobs or []), *output.logprobs]
+            self.logprobs = self.logprobs or []
+            self.logprobs += output.logprobs
         self.finish_reason, self.stop_reason = output.finish_reason, output.stop_reason
         self.num_cached_tokens = output.num_cached_tokens
 
 
 class ChoiceFormat(Protocol):
     """One choice of one request; its parts without ``index``, which the caller adds."""
+
+    def collect(self, output: TextOutput) -> None:
+        """Takes the log probabilities that ``whole`` will show: formatted at once, so that a long answer does not
+        stop everybody when it ends."""
 
     def whole(self, answer: Collected) -> dict[str, Any]: ...
 
@@ -45,52 +54,60 @@ class ChoiceFormat(Protocol):
 
 
 class ChatChoice:
-    def __init__(self, tokenizer: Tokenizer, generation: Generation) -> None:
+    def __init__(self, tokenizer: Tokenizer, prompt: Prompt) -> None:
         self._tokenizer = tokenizer
+        self._collected = JoinedLists()
+
+    def collect(self, output: TextOutput) -> None:
+        if output.logprobs is not None:
+            self._collected.add({"content": chat_logprobs(self._tokenizer, output.token_ids, output.logprobs)})
 
     def whole(self, answer: Collected) -> dict[str, Any]:
         message = {"role": "assistant", "content": answer.text, "refusal": None}
-        return {"message": message, "logprobs": self._logprobs(answer), **_reasons(answer)}
+        logprobs = self._collected.whole()
+        return {"message": message, "logprobs": logprobs and {**logprobs, "refusal": None}, **_reasons(answer)}
 
     def opening(self) -> dict[str, Any]:
         return {"delta": {"role": "assistant", "content": ""}, "logprobs": None, "finish_reason": None}
 
     def part(self, output: TextOutput) -> dict[str, Any]:
-        return {"delta": {"content": output.text}, "logprobs": self._logprobs(output), "finish_reason": None}
+        logprobs = None
+        if output.logprobs is not None:
+            content = chat_logprobs(self._tokenizer, output.token_ids, output.logprobs)
+            logprobs = {"content": content, "refusal": None}
+        return {"delta": {"content": output.text}, "logprobs": logprobs, "finish_reason": None}
 
     def ending(self, output: TextOutput) -> dict[str, Any]:
         return {"delta": {}, "logprobs": None, **_reasons(output)}
 
-    def _logprobs(self, output: Collected | TextOutput) -> dict[str, Any] | None:
-        if output.logprobs is None:
-            return None
-        return chat_logprobs(self._tokenizer, output.token_ids, output.logprobs)
-
 
 class CompletionChoice:
-    def __init__(self, tokenizer: Tokenizer, generation: Generation) -> None:
+    def __init__(self, tokenizer: Tokenizer, prompt: Prompt) -> None:
         self._logprobs = CompletionLogprobs(tokenizer)
-        self._echoed = generation.prompt_text
+        self._echoed = prompt.text
+        self._collected = JoinedLists()
+
+    def collect(self, output: TextOutput) -> None:
+        if output.logprobs is not None:
+            self._collected.add(self._logprobs.add(output.token_ids, output.logprobs))
 
     def whole(self, answer: Collected) -> dict[str, Any]:
-        return {"text": self._echoed + answer.text, "logprobs": self._added(answer), **_reasons(answer)}
+        return {"text": self._echoed + answer.text, "logprobs": self._collected.whole(), **_reasons(answer)}
 
     def opening(self) -> dict[str, Any] | None:
         return {"text": self._echoed, "logprobs": None, "finish_reason": None} if self._echoed else None
 
     def part(self, output: TextOutput) -> dict[str, Any]:
-        return {"text": output.text, "logprobs": self._added(output), "finish_reason": None}
+        logprobs = None if output.logprobs is None else self._logprobs.add(output.token_ids, output.logprobs)
+        return {"text": output.text, "logprobs": logprobs, "finish_reason": None}
 
     def ending(self, output: TextOutput) -> dict[str, Any]:
         return {"text": "", "logprobs": None, **_reasons(output)}
 
-    def _added(self, output: Collected | TextOutput) -> dict[str, Any] | None:
-        return None if output.logprobs is None else self._logprobs.add(output.token_ids, output.logprobs)
-
 
 def choice_format(request: ParsedRequest, tokenizer: Tokenizer, generation: Generation) -> ChoiceFormat:
     kind = ChatChoice if request.kind == "chat" else CompletionChoice
-    return kind(tokenizer, generation)
+    return kind(tokenizer, request.prompt_of(generation))
 
 
 def _reasons(answer: Collected | TextOutput) -> dict[str, Any]:

@@ -3,6 +3,8 @@
 import codecs
 from typing import Any
 
+import msgspec
+
 from splitrank.serving.messages import TokenLogprobs
 from splitrank.serving.tokenizer import Tokenizer
 
@@ -15,18 +17,43 @@ def token_name(token: bytes) -> str:
         return "bytes:" + "".join(f"\\x{byte:02x}" for byte in token)
 
 
-def chat_logprobs(tokenizer: Tokenizer, token_ids: list[int], logprobs: list[TokenLogprobs]) -> dict[str, Any]:
+def _number(logprob: float) -> float:
+    """JSON has no NaN, and msgspec would write null without a word."""
+    if logprob != logprob:
+        raise ValueError("a log probability is NaN")
+    return logprob
+
+
+class JoinedLists:
+    """Lists by name that are JSON from the start: 21 entries a token of a long answer are hundreds of megabytes of
+    objects, and seconds of work at its end."""
+
+    def __init__(self) -> None:
+        self._parts: dict[str, list[bytes]] = {}
+
+    def add(self, lists: dict[str, list[Any]]) -> None:
+        for name, values in lists.items():
+            self._parts.setdefault(name, []).append(msgspec.json.encode(values)[1:-1])
+
+    def whole(self) -> dict[str, msgspec.Raw] | None:
+        """None if nothing was ever added."""
+        joined = {name: b",".join(filter(None, parts)) for name, parts in self._parts.items()}
+        return {name: msgspec.Raw(b"[" + content + b"]") for name, content in joined.items()} or None
+
+
+def chat_logprobs(tokenizer: Tokenizer, token_ids: list[int], logprobs: list[TokenLogprobs]) -> list[dict[str, Any]]:
+    """The list ``content``: one object a token."""
     content = []
     for token_id, entry in zip(token_ids, logprobs, strict=True):
         top = zip(entry.top_ids, entry.top_logprobs, strict=True)
         alternatives = [_chat_entry(tokenizer, top_id, logprob) for top_id, logprob in top]
         content.append({**_chat_entry(tokenizer, token_id, entry.logprob), "top_logprobs": alternatives})
-    return {"content": content, "refusal": None}
+    return content
 
 
 def _chat_entry(tokenizer: Tokenizer, token_id: int, logprob: float) -> dict[str, Any]:
     token = tokenizer.token_bytes(token_id)
-    return {"token": token_name(token), "logprob": logprob, "bytes": list(token)}
+    return {"token": token_name(token), "logprob": _number(logprob), "bytes": list(token)}
 
 
 class CompletionLogprobs:
@@ -37,7 +64,7 @@ class CompletionLogprobs:
         self._offset = 0  # characters of text before the next token
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
-    def add(self, token_ids: list[int], logprobs: list[TokenLogprobs]) -> dict[str, Any]:
+    def add(self, token_ids: list[int], logprobs: list[TokenLogprobs]) -> dict[str, list[Any]]:
         """The object for the next tokens; offsets go on from the tokens before."""
         tokens, offsets = [], []
         for token_id in token_ids:
@@ -45,7 +72,7 @@ class CompletionLogprobs:
             offsets.append(self._advance(token_id))
         return {
             "tokens": tokens,
-            "token_logprobs": [entry.logprob for entry in logprobs],
+            "token_logprobs": [_number(entry.logprob) for entry in logprobs],
             "top_logprobs": [self._top(token_id, entry) for token_id, entry in zip(token_ids, logprobs, strict=True)],
             "text_offset": offsets,
         }

@@ -1,19 +1,22 @@
 """Bytes of a request to a checked ``ParsedRequest``. Needs tokenizer and config only, no running engine."""
 
 import re
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeVar
 
 import msgspec
 
-from splitrank.serving.chat_template import ChatTemplateError
 from splitrank.serving.model_info import ModelInfo
-from splitrank.serving.openai.errors import ApiError, bad_request
+from splitrank.serving.openai.errors import ApiError, bad_request, context_length_exceeded
 from splitrank.serving.openai.sampling import check_token_ids, choice_params, sampling_params
 from splitrank.serving.openai.strict_json import parse_object
 from splitrank.serving.openai.types import ChatBody, CompletionBody
 from splitrank.serving.openai.unsupported import refuse_unsupported
+from splitrank.serving.prompt_length import PromptTooLongError
 from splitrank.serving.sampling_params import SamplingParams
+from splitrank.serving.seeds import with_seed
 from splitrank.serving.tokenizer import Tokenizer
 
 CHAT_URL = "/v1/chat/completions"
@@ -25,29 +28,41 @@ Body = TypeVar("Body", ChatBody, CompletionBody)
 
 
 @dataclass(frozen=True)
+class Prompt:
+    token_ids: list[int]
+    text: str  # shown by echo; empty without it
+
+
+@dataclass(frozen=True)
 class Generation:
     """One choice of the answer: one request to the engine."""
 
     index: int
-    prompt_token_ids: list[int]
-    prompt_text: str  # shown by echo; empty without it
+    prompt: int  # which of the request's prompts
     params: SamplingParams
 
 
 @dataclass(frozen=True)
 class ParsedRequest:
     kind: Literal["chat", "completion"]
+    prompts: tuple[Prompt, ...]
     generations: tuple[Generation, ...]
-    num_prompt_tokens: int  # of all prompts, each counted once
     stream: bool
     include_usage: bool
     return_token_ids: bool
 
+    def with_seeds(self, *parts: int | str) -> "ParsedRequest":
+        """Choices that have no seed get one, made of ``parts`` and of their index."""
+        seeded = [replace(one, params=with_seed(one.params, *parts, one.index)) for one in self.generations]
+        return replace(self, generations=tuple(seeded))
 
-@dataclass(frozen=True)
-class _Prompt:
-    token_ids: list[int]
-    text: str
+    @property
+    def num_prompt_tokens(self) -> int:
+        """Of all prompts, each counted once."""
+        return sum(len(prompt.token_ids) for prompt in self.prompts)
+
+    def prompt_of(self, generation: Generation) -> Prompt:
+        return self.prompts[generation.prompt]
 
 
 class RequestParser:
@@ -61,7 +76,12 @@ class RequestParser:
         """``url`` is the path. Raises ``ApiError`` 400 for anything wrong, 404 for an unknown path or model."""
         if url not in (CHAT_URL, COMPLETIONS_URL):
             raise ApiError(404, f"unknown url {url!r}", code="not_found")
-        raw = parse_object(body)
+        try:
+            return self._parse(url, parse_object(body))
+        except RecursionError:
+            raise bad_request("the body is nested too deeply") from None
+
+    def _parse(self, url: str, raw: dict[str, Any]) -> ParsedRequest:
         if isinstance(raw.get("model"), str):
             self.check_model(raw["model"])
         refuse_unsupported(raw, is_chat=url == CHAT_URL)
@@ -72,17 +92,15 @@ class RequestParser:
     def check_model(self, name: str) -> None:
         """Raises ``ApiError`` 404 for any other name than the served one."""
         if name != self._info.name:
-            message = f"the model {name!r} does not exist; this server serves {self._info.name!r}"
+            message = f"the model {name[:200]!r} does not exist; this server serves {self._info.name!r}"
             raise ApiError(404, message, param="model", code="model_not_found")
 
     def _chat(self, body: ChatBody) -> ParsedRequest:
         _refuse_other_parts(body)
         messages = [msgspec.to_builtins(message) for message in body.messages]
-        try:
-            token_ids = self._tokenizer.encode_chat(messages, body.chat_template_kwargs)
-        except ChatTemplateError as error:
-            raise bad_request(str(error), "messages") from None
-        return self._request("chat", body, [_Prompt(token_ids, "")])
+        with self._refusals("messages"):
+            token_ids = self._tokenizer.encode_chat(messages, _template_variables(body), self._info.max_model_len)
+        return self._request("chat", body, [Prompt(token_ids, "")])
 
     def _completion(self, body: CompletionBody) -> ParsedRequest:
         if body.echo and body.logprobs is not None:
@@ -90,40 +108,56 @@ class RequestParser:
         prompts = [self._prompt(prompt, bool(body.echo)) for prompt in _split_prompts(body.prompt)]
         return self._request("completion", body, prompts)
 
-    def _prompt(self, prompt: str | list[int], echo: bool) -> _Prompt:
+    def _prompt(self, prompt: str | list[int], echo: bool) -> Prompt:
         if isinstance(prompt, str):
-            return _Prompt(self._tokenizer.encode(prompt), prompt if echo else "")
+            with self._refusals("prompt"):
+                return Prompt(self._tokenizer.encode(prompt, self._info.max_model_len), prompt if echo else "")
+        if len(prompt) >= self._info.max_model_len:
+            raise context_length_exceeded(self._info.max_model_len, len(prompt), "prompt")
         check_token_ids(prompt, self._info, "prompt")
-        return _Prompt(prompt, self._tokenizer.decode(prompt) if echo else "")
+        return Prompt(prompt, self._tokenizer.decode(prompt) if echo else "")
+
+    @contextmanager
+    def _refusals(self, param: str) -> Iterator[None]:
+        """What template and tokenizer refuse, in the client's terms."""
+        try:
+            yield
+        except PromptTooLongError as error:
+            raise context_length_exceeded(self._info.max_model_len, f"at least {error.num_tokens}", param) from None
+        except ValueError as error:
+            raise bad_request(str(error), param) from None
 
     def _request(
-        self, kind: Literal["chat", "completion"], body: ChatBody | CompletionBody, prompts: list[_Prompt]
+        self, kind: Literal["chat", "completion"], body: ChatBody | CompletionBody, prompts: list[Prompt]
     ) -> ParsedRequest:
         if body.stream_options is not None and not body.stream:
             raise bad_request("stream_options needs stream: true", "stream_options")
         return ParsedRequest(
             kind=kind,
+            prompts=tuple(prompts),
             generations=self._generations(body, prompts),
-            num_prompt_tokens=sum(len(prompt.token_ids) for prompt in prompts),
             stream=bool(body.stream),
             include_usage=body.stream_options is not None and bool(body.stream_options.include_usage),
             return_token_ids=bool(body.return_token_ids),
         )
 
-    def _generations(self, body: ChatBody | CompletionBody, prompts: list[_Prompt]) -> tuple[Generation, ...]:
+    def _generations(self, body: ChatBody | CompletionBody, prompts: list[Prompt]) -> tuple[Generation, ...]:
         n = 1 if body.n is None else body.n
         if not 1 <= n <= MAX_N:
             raise bad_request(f"n must be between 1 and {MAX_N}, not {n}", "n")
         if n * len(prompts) > MAX_CHOICES:
             raise bad_request(f"{len(prompts)} prompts x n = {n} is more than {MAX_CHOICES} choices", "prompt")
+        if n * len(prompts) > self._info.max_open_requests:
+            room = f"the {self._info.max_open_requests} places of this server, running and queued"
+            raise bad_request(f"{len(prompts)} prompts x n = {n} is more than {room}", "n" if n > 1 else "prompt")
         generations: list[Generation] = []
-        for prompt in prompts:
+        for position, prompt in enumerate(prompts):
             if not prompt.token_ids:
                 raise bad_request("the prompt is empty", "messages" if isinstance(body, ChatBody) else "prompt")
             params = sampling_params(body, self._info, len(prompt.token_ids))
             for index in range(n):
                 own = choice_params(params, index)
-                generations.append(Generation(len(generations), prompt.token_ids, prompt.text, own))
+                generations.append(Generation(len(generations), position, own))
         return tuple(generations)
 
 
@@ -136,6 +170,14 @@ def _convert(raw: dict[str, Any], body_type: type[Body]) -> Body:
         missing = re.search(r"missing required field `(\w+)`$", message)
         param = at[1] if at else missing[1] if missing else None
         raise bad_request(message.replace(" - at `$.", " - at `"), param) from None
+
+
+def _template_variables(body: ChatBody) -> dict[str, Any]:
+    variables = dict(body.chat_template_kwargs or {})
+    asked = body.enable_thinking
+    if asked is not None and variables.setdefault("enable_thinking", asked) is not asked:
+        raise bad_request("enable_thinking contradicts chat_template_kwargs", "enable_thinking")
+    return variables
 
 
 def _refuse_other_parts(body: ChatBody) -> None:

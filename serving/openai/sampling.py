@@ -1,6 +1,5 @@
 """A request's fields to ``SamplingParams``: the request, then the checkpoint's defaults, then OpenAI's."""
 
-import hashlib
 import re
 from typing import Any
 
@@ -10,6 +9,7 @@ from splitrank.serving.model_info import ModelInfo
 from splitrank.serving.openai.errors import ApiError, bad_request, context_length_exceeded
 from splitrank.serving.openai.types import ChatBody, CommonBody, CompletionBody
 from splitrank.serving.sampling_params import SamplingParams
+from splitrank.serving.seeds import derive_seed
 
 MAX_STOP_STRINGS = 4
 DEFAULT_COMPLETION_TOKENS = 16
@@ -31,7 +31,7 @@ def sampling_params(body: ChatBody | CompletionBody, info: ModelInfo, num_prompt
     """Checked parameters for one prompt. Raises ``ApiError`` 400 that names the field."""
     given = {name: value for name in _SAME_NAME if (value := getattr(body, name)) is not None}
     if body.top_k is not None:
-        given["top_k"] = 0 if body.top_k == -1 else body.top_k
+        given["top_k"] = 0 if body.top_k == -1 or body.top_k >= info.vocab_size else body.top_k  # 0: all
     given |= {
         "max_tokens": _max_tokens(body, info, num_prompt_tokens),
         "stop": _stop_strings(body),
@@ -51,8 +51,7 @@ def choice_params(params: SamplingParams, index: int) -> SamplingParams:
     """Parameters of the ``index``-th answer to one prompt: a seed of its own, derived from the request's."""
     if index == 0 or params.seed is None:
         return params
-    digest = hashlib.blake2b(f"{params.seed}/{index}".encode(), digest_size=8).digest()
-    return msgspec.structs.replace(params, seed=int.from_bytes(digest, "little", signed=True))
+    return msgspec.structs.replace(params, seed=derive_seed(params.seed, index))
 
 
 def check_token_ids(token_ids: list[int], info: ModelInfo, param: str) -> None:

@@ -5,15 +5,18 @@ import time
 import uuid
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Any
 
 import msgspec
 
 from splitrank.serving.model_info import ModelInfo
+from splitrank.serving.openai.errors import engine_errors_as_api_errors
 from splitrank.serving.openai.formats import ChoiceFormat, Collected, choice_format
 from splitrank.serving.openai.merge import merge
 from splitrank.serving.openai.parser import Generation, ParsedRequest, RequestParser
 from splitrank.serving.text_engine import TextOutput, TextSource
+from splitrank.serving.tokenizer import Tokenizer
 
 DONE = b"data: [DONE]\n\n"
 _OBJECTS = {  # kind: prefix of the id, object of a body, object of a stream's chunk
@@ -36,6 +39,10 @@ class OpenAIService:
     def info(self) -> ModelInfo:
         return self._engine.info
 
+    @property
+    def tokenizer(self) -> Tokenizer:
+        return self._engine.tokenizer
+
     def parse(self, url: str, body: bytes) -> ParsedRequest:
         """See ``RequestParser.parse``. Takes as long as tokenizing takes: call it in a thread."""
         return self._parser.parse(url, body)
@@ -45,17 +52,13 @@ class OpenAIService:
         self._parser.check_model(name)
 
     async def complete(self, request: ParsedRequest) -> dict[str, Any]:
-        """The response body, once all choices are finished."""
+        """The response body, once all choices are finished; parts of it are ``msgspec.Raw`` JSON."""
         try:
             async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(self._collect(generation)) for generation in request.generations]
+                tasks = [group.create_task(self._collect(request, generation)) for generation in request.generations]
         except BaseExceptionGroup as errors:
             raise errors.exceptions[0] from None  # the others failed of the same cause, or were cancelled
-        answers = [task.result() for task in tasks]
-        choices = [
-            self._whole_choice(request, generation, answer)
-            for generation, answer in zip(request.generations, answers, strict=True)
-        ]
+        answers, choices = zip(*(task.result() for task in tasks), strict=True)
         num_tokens = sum(len(answer.token_ids) for answer in answers)
         usage = _usage(request, num_tokens, [answer.num_cached_tokens for answer in answers])
         return {**self._envelope(request, stream=False), "choices": choices, "usage": usage}
@@ -68,33 +71,35 @@ class OpenAIService:
         formats = [choice_format(request, self._engine.tokenizer, generation) for generation in request.generations]
         started = [False] * len(formats)
         num_tokens, num_cached = 0, [0] * len(formats)
-        async with aclosing(merge([self._outputs(generation) for generation in request.generations])) as outputs:
-            async for index, output in outputs:
-                num_tokens += len(output.token_ids)
-                num_cached[index] = output.num_cached_tokens
-                parts = _parts(request, request.generations[index], formats[index], output, not started[index])
-                started[index] = True
-                for part in parts:
-                    yield _event({**envelope, "choices": [{"index": index, **part}]})
+        sources = [self._outputs(request, generation) for generation in request.generations]
+        with engine_errors_as_api_errors():
+            async with aclosing(merge(sources)) as outputs:
+                async for index, output in outputs:
+                    num_tokens += len(output.token_ids)
+                    num_cached[index] = output.num_cached_tokens
+                    parts = _parts(request, request.generations[index], formats[index], output, not started[index])
+                    started[index] = True
+                    for part in parts:
+                        yield _event({**envelope, "choices": [{"index": index, **part}]})
         if request.include_usage:
             yield _event({**envelope, "choices": [], "usage": _usage(request, num_tokens, num_cached)})
         yield DONE
 
-    def _outputs(self, generation: Generation) -> AsyncGenerator[TextOutput, None]:
-        return self._engine.stream(generation.prompt_token_ids, generation.params)
+    def _outputs(self, request: ParsedRequest, generation: Generation) -> AsyncGenerator[TextOutput, None]:
+        return self._engine.stream(request.prompt_of(generation).token_ids, generation.params)
 
-    async def _collect(self, generation: Generation) -> Collected:
-        answer = Collected()
-        async with aclosing(self._outputs(generation)) as outputs:
-            async for output in outputs:
-                answer.add(output)
-        return answer
-
-    def _whole_choice(self, request: ParsedRequest, generation: Generation, answer: Collected) -> dict[str, Any]:
-        choice = choice_format(request, self._engine.tokenizer, generation).whole(answer)
+    async def _collect(self, request: ParsedRequest, generation: Generation) -> tuple[Collected, dict[str, Any]]:
+        """One answer and its choice."""
+        answer, format = Collected(), choice_format(request, self._engine.tokenizer, generation)
+        with engine_errors_as_api_errors():
+            async with aclosing(self._outputs(request, generation)) as outputs:
+                async for output in outputs:
+                    format.collect(output)
+                    answer.add(output if output.logprobs is None else replace(output, logprobs=None))
+        choice = {"index": generation.index, **format.whole(answer)}
         if request.return_token_ids:
-            choice |= {"prompt_token_ids": generation.prompt_token_ids, "token_ids": answer.token_ids}
-        return {"index": generation.index, **choice}
+            choice |= {"prompt_token_ids": request.prompt_of(generation).token_ids, "token_ids": answer.token_ids}
+        return answer, choice
 
     def _envelope(self, request: ParsedRequest, stream: bool) -> dict[str, Any]:
         prefix, body_object, chunk_object = _OBJECTS[request.kind]
@@ -115,7 +120,7 @@ def _parts(
     if is_first and (opening := format.opening() or ({} if request.return_token_ids else None)) is not None:
         parts.append(opening)
         if request.return_token_ids:
-            opening["prompt_token_ids"] = generation.prompt_token_ids
+            opening["prompt_token_ids"] = request.prompt_of(generation).token_ids
     if output.text or output.logprobs or (request.return_token_ids and output.token_ids):
         parts.append(format.part(output))
         if request.return_token_ids:
@@ -129,8 +134,7 @@ def _usage(request: ParsedRequest, num_completion_tokens: int, num_cached: list[
     """``num_cached``: of the prompt, by choice. Choices of one prompt count once, with what all of them had."""
     cached: dict[int, int] = {}
     for generation, count in zip(request.generations, num_cached, strict=True):
-        prompt = id(generation.prompt_token_ids)
-        cached[prompt] = min(count, cached.get(prompt, count))
+        cached[generation.prompt] = min(count, cached.get(generation.prompt, count))
     return {
         "prompt_tokens": request.num_prompt_tokens,
         "completion_tokens": num_completion_tokens,

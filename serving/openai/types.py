@@ -1,8 +1,11 @@
-"""Request bodies: the fields that are obeyed, with their strict types. Unknown names are ignored."""
+"""Request bodies: the fields that are obeyed, with their strict types. ``unsupported.py`` refuses the others."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
+
+# What msgpack carries to the engine; whatever a field means, a number beyond it is a mistake.
+Int = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
 
 
 class TextPart(msgspec.Struct):
@@ -15,6 +18,7 @@ class Message(msgspec.Struct, omit_defaults=True):
     content: str | list[TextPart] | None = None
     name: str | None = None
     reasoning_content: str | None = None
+    reasoning: str | None = None  # the same by another name
     tool_calls: list[dict[str, Any]] | None = None
     tool_call_id: str | None = None
 
@@ -27,16 +31,16 @@ class CommonBody(msgspec.Struct, kw_only=True):
     """What both endpoints share. ``None`` is: not given."""
 
     model: str | None = None
-    max_tokens: int | None = None
-    min_tokens: int | None = None
+    max_tokens: Int | None = None
+    min_tokens: Int | None = None
     temperature: float | None = None
-    top_k: int | None = None
+    top_k: Int | None = None
     top_p: float | None = None
     min_p: float | None = None
-    seed: int | None = None
-    n: int | None = None
+    seed: Int | None = None
+    n: Int | None = None
     stop: str | list[str] | None = None
-    stop_token_ids: list[int] | None = None
+    stop_token_ids: list[Int] | None = None
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
     repetition_penalty: float | None = None
@@ -51,13 +55,14 @@ class CommonBody(msgspec.Struct, kw_only=True):
 
 class ChatBody(CommonBody, kw_only=True):
     messages: list[Message]
-    max_completion_tokens: int | None = None
+    max_completion_tokens: Int | None = None
     logprobs: bool | None = None
-    top_logprobs: int | None = None
+    top_logprobs: Int | None = None
     chat_template_kwargs: dict[str, Any] | None = None
+    enable_thinking: bool | None = None  # of chat_template_kwargs, as some clients send it
 
 
 class CompletionBody(CommonBody, kw_only=True):
-    prompt: str | list[str | int | list[int]]
-    logprobs: int | None = None
+    prompt: str | list[str | Int | list[Int]]
+    logprobs: Int | None = None
     echo: bool | None = None

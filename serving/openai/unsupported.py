@@ -1,14 +1,33 @@
-"""Fields that other servers obey and this one does not: refused unless their value asks for nothing."""
+"""Fields that this server does not obey: refused unless their value asks for nothing. None is ignored in silence."""
 
+import difflib
+from collections.abc import Mapping
 from typing import Any
 
 from splitrank.serving.openai.errors import bad_request
+from splitrank.serving.openai.types import ChatBody, CompletionBody, StreamOptions
 
-# Name: the values that ask for nothing (null always does). A value that asks for something is never ignored.
+Harmless = Mapping[str, tuple[Any, ...]]
+
+# Labels for the provider's books: no value of them changes an answer.
+_LABELS = frozenset(
+    {
+        "metadata",
+        "parallel_tool_calls",
+        "prompt_cache_key",
+        "prompt_cache_retention",
+        "safety_identifier",
+        "service_tier",
+        "store",
+    }
+)
+# Name: the values that ask for nothing (null always does). A name that is nowhere on this page is refused as well.
 _BOTH: dict[str, tuple[Any, ...]] = {
     "add_special_tokens": (True,),
     "allowed_token_ids": ([],),
     "bad_words": ([],),
+    "best_of": (1,),
+    "dry_multiplier": (0,),
     "ebnf": (),
     "early_stopping": (False,),
     "guided_choice": (),
@@ -20,12 +39,16 @@ _BOTH: dict[str, tuple[Any, ...]] = {
     "logits_processors": ([],),
     "lora_path": (),
     "min_new_tokens": (0,),
+    "mirostat": (0,),
     "no_repeat_ngram_size": (0,),
     "no_stop_trim": (False,),
     "priority": (0,),
     "prompt_logprobs": (),
     "regex": (),
+    "repeat_penalty": (1,),
     "response_format": ({"type": "text"},),
+    "return_tokens_as_token_ids": (False,),
+    "separate_reasoning": (False,),
     "skip_special_tokens": (True,),
     "spaces_between_special_tokens": (True,),
     "stop_regex": ([],),
@@ -33,6 +56,7 @@ _BOTH: dict[str, tuple[Any, ...]] = {
     "truncate_prompt_tokens": (),
     "typical_p": (1,),
     "use_beam_search": (False,),
+    "xtc_probability": (0,),
 }
 _CHAT: dict[str, tuple[Any, ...]] = {
     "add_generation_prompt": (True,),
@@ -53,22 +77,40 @@ _CHAT: dict[str, tuple[Any, ...]] = {
     "web_search_options": (),
 }
 _COMPLETION: dict[str, tuple[Any, ...]] = {
-    "best_of": (1,),
     "max_completion_tokens": (),
     "prompt_embeds": (),
     "suffix": ("",),
     "top_logprobs": (),
 }
-_CHAT_FIELDS = _BOTH | _CHAT
-_COMPLETION_FIELDS = _BOTH | _COMPLETION
+_STREAM_OPTIONS: dict[str, tuple[Any, ...]] = {"continuous_usage_stats": (False,), "include_obfuscation": (False,)}
+# Of a message, only what would change the prompt: clients send back whatever an answer had, annotations and the like.
+_MESSAGE: dict[str, tuple[Any, ...]] = {"audio": (), "function_call": (), "partial": (False,), "prefix": (False,)}
 
 
 def refuse_unsupported(body: dict[str, Any], is_chat: bool) -> None:
     """Raises ``ApiError`` 400 that names the first field whose value would have to be ignored."""
-    fields = _CHAT_FIELDS if is_chat else _COMPLETION_FIELDS
-    for name, value in body.items():
-        if name in fields and not _asks_nothing(value, fields[name]):
-            raise bad_request(f"{name} is not supported{_hint(name)}", name, "unsupported_value")
+    obeyed = (ChatBody if is_chat else CompletionBody).__struct_fields__
+    _refuse(body, _BOTH | (_CHAT if is_chat else _COMPLETION), obeyed, "")
+    if isinstance(options := body.get("stream_options"), dict):
+        _refuse(options, _STREAM_OPTIONS, StreamOptions.__struct_fields__, "stream_options.")
+    messages = body.get("messages")
+    for index, message in enumerate(messages if is_chat and isinstance(messages, list) else []):
+        if isinstance(message, dict):
+            asked = {name: message[name] for name in message.keys() & _MESSAGE.keys()}
+            _refuse(asked, _MESSAGE, (), f"messages[{index}].")
+
+
+def _refuse(values: dict[str, Any], harmless: Harmless, obeyed: tuple[str, ...], path: str) -> None:
+    for name, value in values.items():
+        if name in obeyed or name in _LABELS or _asks_nothing(value, harmless.get(name, ())):
+            continue
+        hint = _hint(name) if name in harmless else _nearest(name, obeyed)
+        raise bad_request(f"{path}{name[:40]} is not supported{hint}", path + name[:40], "unsupported_value")
+
+
+def _nearest(name: str, obeyed: tuple[str, ...]) -> str:
+    matches = difflib.get_close_matches(name[:40], obeyed, n=1)
+    return f"; did you mean {matches[0]}?" if matches else " by this server"
 
 
 def _asks_nothing(value: Any, harmless: tuple[Any, ...]) -> bool:
@@ -84,6 +126,8 @@ def _hint(name: str) -> str:
             return '; chat_template_kwargs {"enable_thinking": false} turns thinking off'
         case "max_completion_tokens":
             return " for completions; use max_tokens"
+        case "repeat_penalty":
+            return "; use repetition_penalty"
         case "response_format":
             return ' with any type but "text"'
         case _:

@@ -1,5 +1,6 @@
 """Real servers for the tests: started as users start them, watched from outside, and ended whatever a test does."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -36,7 +37,7 @@ def splitrank_command(*arguments: object, module: str = "splitrank.serving") -> 
 
 def environment(temporary: Path) -> dict[str, str]:
     """This process's, with a temporary folder of its own: what is left behind there shows."""
-    return {**psutil.Process().environ(), "TMPDIR": str(temporary)}
+    return {**os.environ, "TMPDIR": str(temporary)}
 
 
 def processes_of(temporary: Path) -> list[psutil.Process]:

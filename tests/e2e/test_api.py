@@ -189,7 +189,7 @@ def test_default_lengths(server: Server) -> None:
 def test_usage_says_what_came_from_the_prefix_cache(server: Server) -> None:
     prompts = [[(3 * index) % 4000 for index in range(200)] + [100 + number] for number in range(3)]
     usages = [complete(server, prompt=prompt, max_tokens=1).usage for prompt in prompts]
-    assert [usage.prompt_tokens_details.cached_tokens for usage in usages] == [0, 0, 192]
+    assert [usage.prompt_tokens_details.cached_tokens for usage in usages] == [0, 192, 192]
     stream = {"stream": True, "stream_options": {"include_usage": True}}
     *_, last = complete(server, prompt=prompts[0], max_tokens=1, **stream)
     assert last.usage.prompt_tokens_details.cached_tokens == 192

@@ -48,6 +48,11 @@ WRONG_OPTIONS: dict[str, tuple[list[object], int, list[str]]] = {
     "misspelt flag": (["--ppp", 2], 2, ["--ppp", "--pp"]),
     "no number": (["--pp", "two"], 2, ["--pp", "two"]),
     "unknown dtype": (["--dtype", "int8"], 2, ["int8", "bfloat16"]),
+    "more pages than memory": (["--num-pages", 2**31 - 1], 1, ["2147483647 KV pages", "GiB"]),
+    "context of one token": (["--max-model-len", 1], 2, ["max_model_len 1"]),
+    "more threads than torch takes": (["--threads-per-rank", 100000], 2, ["threads_per_rank", "100000"]),
+    "a number of 20 digits": (["--seed", 10**20], 2, ["seed", str(10**20)]),
+    "an unset variable": (["--model", ""], 2, ["model is empty"]),
     "too little memory": (["--mem-fraction-static", "1e-9"], 1, ["GiB"]),
 }
 
@@ -194,13 +199,22 @@ def test_the_copies_are_good_until_broken(temporary: Path) -> None:
 # ------------------------------------------------------------------ a batch
 
 
-def test_bad_lines_are_named_before_the_model_is_loaded(temporary: Path) -> None:
-    good = {"custom_id": "a", "method": "POST", "url": "/v1/completions", "body": {"prompt": "hi"}}
-    lines = [good, {**good, "custom_id": "b", "body": {"prompt": "hi", "max_tokens": -1}}, {**good, "method": "GET"}]
-    (temporary / "in.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + "{\n")
+def test_bad_lines_are_their_own_errors(temporary: Path) -> None:
+    good = {"custom_id": "a", "method": "POST", "url": "/v1/completions", "body": {"prompt": "hi", "max_tokens": 2}}
+    bad = [
+        {**good, "custom_id": "b", "body": {"prompt": "hi", "top_k": 2**64}},
+        {**good, "method": "GET"},
+        {**good, "custom_id": "c", "body": {"prompt": "hi", "max_tokens": 10**6}},
+    ]
+    lines = [json.dumps(line) for line in (bad[0], good, *bad[1:])] + ["{", json.dumps({**good, "custom_id": "d"})]
+    (temporary / "in.jsonl").write_text("\n".join(lines), encoding="utf-8-sig")
     finished = run_command(temporary, "generate", "--input", temporary / "in.jsonl", "--output", temporary / "out")
-    assert finished.returncode == 2
-    said = finished.stderr.splitlines()
-    assert [line.split(": ")[2].rsplit(":", 1)[1] for line in said] == ["2", "3", "4"]
-    assert "max_tokens" in said[0]
-    assert not (temporary / "out").exists()
+    assert finished.returncode == 3, finished.stderr
+    assert "Traceback" not in finished.stderr
+    assert f"2 answered, 4 failed (the first: {temporary / 'in.jsonl'}:" in finished.stderr
+    results = [json.loads(line) for line in (temporary / "out").read_text().splitlines()]
+    assert {result["custom_id"] for result in results if result["error"] is None} == {"a", "d"}
+    errors = {result["error"]["line"]: result["error"]["message"] for result in results if result["error"]}
+    assert set(errors) == {1, 3, 4, 5}
+    assert "top_k" in errors[1]
+    assert not processes_of(temporary)

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
@@ -80,6 +81,10 @@ WRONG_VALUES: list[dict[str, Any]] = [
     {"min_tokens": 5, "max_tokens": 4},
     {"stream": "yes"},
     {"stream_options": {"include_usage": True}},
+    {"top_k": 2**64},
+    {"max_tokens": 10**18},
+    {"max_new_tokens": 5},
+    {"enable_thinking": 1},
 ]
 
 
@@ -157,8 +162,29 @@ def test_odd_but_legal_values(server: Server, legal: dict[str, Any]) -> None:
 
 
 def test_bodies_that_are_too_long_or_no_json(server: Server) -> None:
-    check(post(server, CHAT, b" " * (32 * 2**20 + 1)), 413, str(32 * 2**20))
+    check(post(server, CHAT, b" " * (4 * 2**20 + 1)), 413, str(4 * 2**20))
     check(server.http.post(CHAT, content=b"a=1", headers={"content-type": "text/plain"}), 415)
+
+
+LARGE_BODIES = {
+    "lists": (COMPLETIONS, b'{"prompt": [' + b",".join([b"[]"] * 1_300_000) + b"]}"),
+    "messages": (CHAT, json.dumps({"messages": [{"role": "user", "content": "x" * 50}] * 40_000}).encode()),
+}
+
+
+@pytest.mark.parametrize(("url", "body"), LARGE_BODIES.values(), ids=LARGE_BODIES)
+def test_a_large_body_holds_up_no_stream(server: Server, url: str, body: bytes) -> None:
+    """The stream goes on between the first byte of the large body and its refusal, which takes a second or two."""
+    request = {"prompt": "Once", "max_tokens": 1900, "ignore_eos": True, "stream": True}
+    with server.http.stream("POST", COMPLETIONS, json=request) as stream, ThreadPoolExecutor(1) as pool:
+        lines = stream.iter_lines()
+        next(lines)
+        refusal = pool.submit(post, server, url, body)
+        num_events = 0
+        while not refusal.done():
+            num_events += next(lines).startswith("data: ")
+    check(refusal.result(), 400)
+    assert num_events > 5
 
 
 def test_wrong_paths_and_methods(server: Server) -> None:

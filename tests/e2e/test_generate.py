@@ -70,6 +70,22 @@ def test_every_line_is_answered(temporary: Path) -> None:
     assert "all 24 requests were answered before" in again.stderr
 
 
+def test_equal_sampled_lines_in_two_runs_are_answered_as_in_one(temporary: Path) -> None:
+    body = {"prompt": "Once upon a time", "max_tokens": 24, "temperature": 1.0, "ignore_eos": True}
+    lines = [
+        json.dumps({"custom_id": f"{index}", "method": "POST", "url": "/v1/completions", "body": body})
+        for index in range(16)
+    ]
+    source, halves, whole = temporary / "in.jsonl", temporary / "halves.jsonl", temporary / "whole.jsonl"
+    for output, count in ((halves, 8), (halves, 16), (whole, 16)):
+        source.write_text("\n".join(lines[:count]))
+        finished = run_command(temporary, "generate", "--input", source, "--output", output, *FLAGS)
+        assert finished.returncode == 0, finished.stderr
+    texts = [{name: text_of(result) for name, result in read_results(output).items()} for output in (halves, whole)]
+    assert texts[0] == texts[1]
+    assert len(set(texts[0].values())) == 16
+
+
 def kill_during(temporary: Path, command: tuple[object, ...], output: Path, victim: str, num_lines: int) -> None:
     """Runs the command until ``num_lines`` are answered, kills the front or a rank, and waits for the end of all."""
     with open(temporary / "stderr", "w") as stderr:

@@ -59,8 +59,8 @@ def test_each_stage_says_how_it_sums(options: dict[str, Any], words: list[str]) 
     with LLM(**OPTIONS, tp=2, pp=2, **options) as llm:
         reports = llm._engine.client.reports  # type: ignore[attr-defined]
         assert len(llm.generate(PROMPTS[3:], SHORT)[0].token_ids) == 16
-    assert len(reports) == 4 + 2
-    for stage, line in enumerate(reports[4:]):
+    assert len(reports) == 4 + 2 + 1
+    for stage, line in enumerate(reports[4:6]):
         assert [word for word in (f"stage {stage}: ", *words) if word not in line] == []
 
 
@@ -111,13 +111,29 @@ def test_a_prompt_of_many_chunks_and_a_full_context() -> None:
 
 
 COMMON = [(11 * index) % 4000 for index in range(300)]  # four whole blocks of 64
-SHARING = [[*COMMON, *([50 + index] * (index + 1))] for index in range(5)]
+SHARING = [[*COMMON, *([50 + index] * (100 + index))] for index in range(5)]
+SPLIT = [{"pp": 1}, {"pp": 2}, {"tp": 2}, {"page_size": 16}, {"page_size": 96}]
 
 
-@pytest.mark.parametrize("layout", [{"pp": 1}, {"pp": 2}, {"tp": 2}, {"page_size": 16}, {"page_size": 96}], ids=str)
+@pytest.mark.parametrize("layout", SPLIT, ids=str)
 def test_a_shared_prefix_is_computed_twice_and_then_copied(layout: dict[str, int]) -> None:
     whole = answers(SHARING, SHORT, **layout, prefix_cache_mib=0)
     with LLM(**OPTIONS, **layout) as llm:
         one_by_one = [tokens_of(llm.generate([prompt], SHORT, show_progress=False)) for prompt in SHARING]
         wait_until(lambda: engine_stats(llm).cached_tokens == 3 * 256, "the count of cached tokens")
     assert [tokens for (tokens,) in one_by_one] == whole
+
+
+@pytest.mark.parametrize("layout", SPLIT, ids=str)
+def test_a_conversation_goes_on_from_the_turn_before(layout: dict[str, int]) -> None:
+    """Four turns; each prompt is all that was said before. Only the first answer is computed again in the next turn."""
+    with LLM(**OPTIONS, **layout) as llm:
+        prompts, said, history = [], [], COMMON[:200]
+        for turn in range(4):
+            prompts.append(history)
+            said += tokens_of(llm.generate([history], SHORT, show_progress=False))
+            history = [*history, *said[-1], *([70 + turn] * 9)]
+        # 192 of 200; then the whole prompt and answer before, but for the last token, which was never fed.
+        cached = 192 + (len(prompts[1]) + 15) + (len(prompts[2]) + 15)
+        wait_until(lambda: engine_stats(llm).cached_tokens == cached, "the count of cached tokens")
+    assert said == answers(prompts, SHORT, **layout, prefix_cache_mib=0)

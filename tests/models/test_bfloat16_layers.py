@@ -1,4 +1,4 @@
-"""Each layer in bfloat16, on equal inputs, within the error that bfloat16 explains.
+"""Each layer in bfloat16 with the norm before it, on equal inputs, within the error that bfloat16 explains.
 
 A value rounded to bfloat16 (8 significant bits) moves by at most 2^-8 of itself. Roundings of different tensors are
 independent, and a random projection neither amplifies nor damps them, so n roundings on the way from input to output
@@ -21,6 +21,8 @@ from transformers import Qwen3_5MoeForCausalLM
 
 from splitrank.comm.collectives import SingleRank
 from splitrank.models.batch import Batch
+from splitrank.models.hidden_states import HiddenStates
+from splitrank.models.ops.cpu.norm import rms_norm
 from splitrank.serving.batching import make_batch
 from tests.checkpoints import make_reference, random_text_config, round_to_bfloat16, write_checkpoint
 from tests.stage_runner import PAGE_SIZE, StageRunner, random_tokens, relative_error
@@ -53,6 +55,10 @@ def hidden() -> torch.Tensor:
     return torch.randn(LENGTH, 64, generator=torch.Generator().manual_seed(2)).bfloat16()
 
 
+def without_residual(hidden: torch.Tensor) -> HiddenStates:
+    return HiddenStates(hidden, torch.zeros_like(hidden))
+
+
 def assert_explained(
     ours: torch.Tensor, theirs: nn.Module, rounded: nn.Module, call: Callable[..., torch.Tensor], num_roundings: int
 ) -> None:
@@ -69,65 +75,84 @@ def assert_explained(
 @torch.inference_mode()
 def test_norm(models: Models, hidden: torch.Tensor) -> None:
     """Float32 inside: the output is rounded once."""
-    ours = models.runner.worker.model.layers[0].input_layernorm(hidden)
+    norm = models.runner.worker.model.layers[0].input_layernorm
+    ours = rms_norm(hidden, norm.scale, norm.eps)
     pair = (models.exact.model.layers[0].input_layernorm, models.rounded.model.layers[0].input_layernorm)
     assert_explained(ours, *pair, lambda norm, dtype: norm(hidden.to(dtype)), num_roundings=1)
 
 
 @torch.inference_mode()
 def test_attention(models: Models, hidden: torch.Tensor) -> None:
-    """Seven roundings of q and seven of k reach the output through the scores, and a score's error moves its
-    probability by as much: projection, norm, cosine, sine, two products, sum. Then v, the probabilities, the mean, the
-    gate's projection and sigmoid, the product, the output: 2 * 7 + 7 = 21."""
-    state, batch = models.runner.worker.memory.layers[3], models.batch()
-    cos_sin = models.runner.worker.model.rotary(batch.positions, torch.bfloat16)
-    ours = models.runner.worker.model.layers[3].self_attn(hidden, batch, state, cos_sin, SingleRank())
+    """Eight roundings of q and eight of k reach the output through the scores, and a score's error moves its
+    probability by as much: input norm, projection, norm, cosine, sine, two products, sum. Then v with its input norm,
+    the probabilities, the mean, the gate's projection and sigmoid, the product, the output: 2 * 8 + 8 = 24."""
+    worker, batch = models.runner.worker, models.batch()
+    cos_sin, layer = worker.model.rotary(batch.positions, torch.bfloat16), worker.model.layers[3]
+    states = layer.self_attn(
+        without_residual(hidden), layer.input_layernorm, batch, worker.cache.layers[3], cos_sin, worker.ops
+    )
+    assert torch.equal(states.residual, hidden)
 
     def call(layer: nn.Module, dtype: torch.dtype) -> torch.Tensor:
-        x = hidden.to(dtype)[None]
+        x = layer.input_layernorm(hidden.to(dtype))[None]
         embeddings = models.exact.model.rotary_emb(x, torch.arange(LENGTH)[None])
         mask = torch.full((LENGTH, LENGTH), -torch.inf, dtype=dtype).triu(1)[None, None]
-        output: torch.Tensor = layer(x, embeddings, mask)[0][0]
+        output: torch.Tensor = layer.self_attn(x, embeddings, mask)[0][0]
         return output
 
-    pair = (models.exact.model.layers[3].self_attn, models.rounded.model.layers[3].self_attn)
-    assert_explained(ours, *pair, call, num_roundings=21)
+    pair = (models.exact.model.layers[3], models.rounded.model.layers[3])
+    assert_explained(states.hidden, *pair, call, num_roundings=24)
 
 
 @torch.inference_mode()
 def test_linear_attention(models: Models, hidden: torch.Tensor) -> None:
-    """q, k and v: projection, convolution, silu (3 each); beta: projection, sigmoid (2); decay: projection (1), which
-    the exponent of a sum over the tokens since amplifies by their number while they last (about 4); the delta rule's
-    output, the gate's projection, the gated norm, the output (4): 3 * 3 + 2 + 4 + 4 = 19."""
-    state, batch = models.runner.worker.memory.layers[0], models.batch()
-    ours = models.runner.worker.model.layers[0].linear_attn(hidden, batch, state, SingleRank())
-    pair = (models.exact.model.layers[0].linear_attn, models.rounded.model.layers[0].linear_attn)
-    rounded = pair[1]
-    rounded.A_log.data, rounded.norm.weight.data = pair[0].A_log.data, pair[0].norm.weight.data  # float32 on disk
-    assert_explained(ours, *pair, lambda layer, dtype: layer(hidden.to(dtype)[None])[0], num_roundings=19)
+    """The input norm (1); q, k and v: projection, convolution, silu (3 each); beta: projection, sigmoid (2); decay:
+    projection (1), which the exponent of a sum over the tokens since amplifies by their number while they last (about
+    4); the delta rule's output, the gate's projection, the gated norm, the output (4): 1 + 3 * 3 + 2 + 4 + 4 = 20."""
+    worker, batch = models.runner.worker, models.batch()
+    layer = worker.model.layers[0]
+    states = layer.linear_attn(
+        without_residual(hidden), layer.input_layernorm, batch, worker.cache.layers[0], worker.ops
+    )
+    pair = (models.exact.model.layers[0], models.rounded.model.layers[0])
+    exact, rounded = (layer.linear_attn for layer in pair)
+    rounded.A_log.data, rounded.norm.weight.data = exact.A_log.data, exact.norm.weight.data  # float32 on disk
+
+    def call(layer: nn.Module, dtype: torch.dtype) -> torch.Tensor:
+        output: torch.Tensor = layer.linear_attn(layer.input_layernorm(hidden.to(dtype))[None])[0]
+        return output
+
+    assert_explained(states.hidden, *pair, call, num_roundings=20)
 
 
 @torch.inference_mode()
 def test_moe_on_tokens_whose_experts_are_beyond_doubt(models: Models, hidden: torch.Tensor) -> None:
-    """Routing is forced by taking only tokens whose k-th and next expert lie further apart than two roundings of the
-    logits can move them. Router logit, its share; gate, up, silu, product, down, weighted sum; the shared expert's gate
-    logit, sigmoid, gate, up, silu, product, down, product; the sum of both: 17, and a logit's rounding (of a value up
-    to 4) moves its share by 4 times as much: 20."""
-    exact, top_k = models.exact.model.layers[1].mlp, models.exact.config.num_experts_per_tok
-    logits = (hidden.float() @ exact.gate.weight.t()).sort(descending=True).values
+    """Routing is forced by taking only tokens whose k-th and next expert lie further apart than three roundings of the
+    logits can move them. The norm; router logit, its share; gate, up, silu, product, down, weighted sum; the shared
+    expert's gate logit, sigmoid, gate, up, silu, product, down, product; the sum of both: 18, and a logit's rounding
+    (of a value up to 4) moves its share by 4 times as much: 21."""
+    worker, pair = models.runner.worker, (models.exact.model.layers[1], models.rounded.model.layers[1])
+    router, top_k = pair[0].mlp.gate.weight, models.exact.config.num_experts_per_tok
+    logits = (pair[0].post_attention_layernorm(hidden.float()) @ router.t()).sort(descending=True).values
     margin = logits[:, top_k - 1] - logits[:, top_k]
-    kept = hidden[margin > 4 * ROUNDING * logits.abs().max()]
+    kept = hidden[margin > 6 * ROUNDING * logits.abs().max()]
     assert len(kept) > LENGTH // 2
-    ours = models.runner.worker.model.layers[1].mlp(kept, SingleRank())
-    pair = (exact, models.rounded.model.layers[1].mlp)
-    assert_explained(ours, *pair, lambda layer, dtype: layer(kept.to(dtype)[None])[0], num_roundings=20)
+    layer = worker.model.layers[1]
+    states = worker.ops.experts(without_residual(kept), layer.post_attention_layernorm, layer.mlp)
+
+    def call(layer: nn.Module, dtype: torch.dtype) -> torch.Tensor:
+        output: torch.Tensor = layer.mlp(layer.post_attention_layernorm(kept.to(dtype))[None])[0]
+        return output
+
+    assert_explained(states.hidden, *pair, call, num_roundings=21)
 
 
 @torch.inference_mode()
 def test_embedding_has_no_rounding_and_the_head_two(models: Models, hidden: torch.Tensor) -> None:
     model, token_ids = models.runner.worker.model, torch.tensor(random_tokens(LENGTH, 384))
-    assert torch.equal(model.embed_tokens(token_ids, SingleRank()).float(), models.exact.model.embed_tokens(token_ids))
-    logits = model.lm_head(model.norm(hidden), SingleRank())
+    embedded = model.embed_tokens(token_ids, model.ops, SingleRank())
+    assert torch.equal(embedded.float(), models.exact.model.embed_tokens(token_ids))
+    logits = model.lm_head(without_residual(hidden), torch.arange(LENGTH), model.norm, model.ops, SingleRank())
     assert logits.dtype == torch.float32
     ours = logits.bfloat16()
     assert torch.equal(ours.float(), logits)

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from splitrank.models.config import parse_config
+from splitrank.models.ops.cpu.operations import CpuOperations
 from splitrank.models.qwen3_5 import Stage
 from splitrank.models.sharding import TensorShard, stage_slice
 from splitrank.models.stage import PPMissingLayer, make_layers
@@ -87,13 +88,15 @@ def test_wrong_splits_are_refused_with_the_numbers(arguments: tuple, words: tupl
 def test_embedding_is_on_the_first_stage_and_the_head_on_the_last(tied: bool) -> None:
     config = parse_config(hub_config(random_text_config(), "text", "float32", tied))
     for pp_rank in range(3):
-        stage = Stage(config, stage_slice(pp_rank, 3, (1, 2, 1)), (1, 2, 1), TensorShard(0, 1), torch.float32)
+        stage = Stage(
+            config, stage_slice(pp_rank, 3, (1, 2, 1)), (1, 2, 1), TensorShard(0, 1), torch.float32, CpuOperations()
+        )
         ends = {name for name, _ in stage.named_parameters() if not name.startswith("layers.")}
         assert ends == [{"embed_tokens.weight"}, set(), {"norm.weight", "lm_head.weight"}][pp_rank]
 
 
 def test_a_tied_head_is_the_embedding_on_a_single_stage() -> None:
     config = parse_config(hub_config(random_text_config(), "text", "float32", True))
-    stage = Stage(config, stage_slice(0, 1, (4,)), (4,), TensorShard(0, 1), torch.float32)
+    stage = Stage(config, stage_slice(0, 1, (4,)), (4,), TensorShard(0, 1), torch.float32, CpuOperations())
     assert "lm_head.weight" not in dict(stage.named_parameters())
     assert stage.lm_head.weight is stage.embed_tokens.weight

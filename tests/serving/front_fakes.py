@@ -35,7 +35,7 @@ def make_tokenizer(folder: Path) -> Tokenizer:
 
 def make_info(tokenizer: Tokenizer, max_model_len: int = 100, **defaults: float) -> ModelInfo:
     eos = tokenizer.encode("<|im_end|>")
-    return ModelInfo("tiny", max_model_len, VOCAB_SIZE, tuple(eos), defaults, "splitrank-test")
+    return ModelInfo("tiny", max_model_len, VOCAB_SIZE, tuple(eos), defaults, "splitrank-test", max_open_requests=1000)
 
 
 def answer(tokenizer: Tokenizer, text: str) -> Script:

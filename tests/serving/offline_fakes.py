@@ -22,7 +22,7 @@ def prepared_model(folder: Path, **changes: object) -> PreparedModel:
     (folder / "config.json").write_text("{}")
     values = {"vocab_size": VOCAB_SIZE, "max_model_len": 4096, "num_pages": 4096, "max_running_requests": 8} | changes
     spec = small_spec(model_dir=str(folder), **values)
-    return PreparedModel(spec, Tokenizer.from_folder(folder), model_info(spec, str(folder)))
+    return PreparedModel(spec, Tokenizer.from_folder(folder), model_info(spec, str(folder)), [])
 
 
 def echo(prompt: str) -> str:
@@ -40,12 +40,14 @@ class ScriptedClient:
         self.tokenizer = tokenizer
         self.script = script
         self.prompts: list[str] = []
+        self.params: list[SamplingParams] = []
         self.num_open = self.most_open = self.num_broken_off = 0
         self.num_closed = 0
 
     async def stream(self, prompt_token_ids: list[int], params: SamplingParams) -> AsyncIterator[RequestOutput]:
         prompt = self.tokenizer.decode(prompt_token_ids)
         self.prompts.append(prompt)
+        self.params.append(params)
         self.num_open += 1
         self.most_open = max(self.most_open, self.num_open)
         finished = False

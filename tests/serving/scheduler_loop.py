@@ -1,6 +1,7 @@
-"""Scheduler and fake model together, step by step."""
+"""Scheduler and fake model, or a real worker, together, step by step."""
 
 from collections import defaultdict, deque
+from typing import Protocol
 
 from splitrank.serving.messages import AddRequest, LaunchSpec, RequestOutput, StepPlan, StepResult
 from splitrank.serving.sampling_params import SamplingParams
@@ -8,13 +9,18 @@ from splitrank.serving.scheduler import Scheduler
 from tests.fake_model import FakeModel
 
 
+class Executor(Protocol):
+    def execute(self, plan: StepPlan, plan_hash: str, /) -> StepResult | None: ...
+
+
 class Loop:
     """Scheduler and fake model, with results held back until ``commit``, as a pipeline does."""
 
-    def __init__(self, spec: LaunchSpec, max_in_flight: int = 1) -> None:
+    def __init__(self, spec: LaunchSpec, max_in_flight: int = 1, executor: Executor | None = None) -> None:
         self.spec = spec
         self.scheduler = Scheduler(spec, max_in_flight)
         self.model = FakeModel(spec)
+        self.executor = executor or self.model
         self.results: deque[StepResult] = deque()
         self.tokens: dict[str, list[int]] = defaultdict(list)
         self.ended: dict[str, RequestOutput] = {}
@@ -28,7 +34,9 @@ class Loop:
     def plan(self) -> StepPlan | None:
         plan = self.scheduler.schedule("")
         if plan is not None:
-            self.results.append(self.model.execute(plan, ""))
+            result = self.executor.execute(plan, "")
+            assert result is not None
+            self.results.append(result)
             assert not (plan.swap_out and (plan.swap_in or plan.admitted)), "room is made and given away at once"
             assert not (plan.admitted and self.scheduler.stats().num_preempted), "a new request before a swapped one"
         self.scheduler.check()
@@ -40,10 +48,12 @@ class Loop:
         self.scheduler.check()
 
     def run(self) -> None:
-        while not self.scheduler.is_idle:
+        """Until nothing is open, and the ranks have heard of it."""
+        while self.plan() is not None or self.results:
             while self.plan() is not None:
                 pass
-            self.commit()  # raises if nothing is in flight although requests are open: a deadlock
+            self.commit()
+        assert self.scheduler.is_idle, "a deadlock: nothing is in flight and nothing can be planned"
 
     def _hear(self, output: RequestOutput | None) -> None:
         if output is None:

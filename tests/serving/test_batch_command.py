@@ -5,61 +5,24 @@ import os
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+from splitrank import __version__
+from splitrank.serving import answer_settings
 from splitrank.serving.batch import command
 from splitrank.serving.batch.config import GenerateConfig
-from splitrank.serving.batch.manifest import locked_manifest, manifest_path
+from splitrank.serving.batch.manifest import locked_manifest
 from splitrank.serving.engine_client import EngineDeadError, EngineStartError
 from splitrank.serving.messages import RequestOutput
 from splitrank.serving.text_engine import PreparedModel, TextEngine
-from tests.serving.offline_fakes import Script, ScriptedEngines, echo, prepared_model
-
-Row = dict[str, Any]
-
-
-class Batch:
-    """An input file, an output file and a model; ``run`` is the command, as often as wanted."""
-
-    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.input, self.output = folder / "in.jsonl", folder / "out.jsonl"
-        self.model = folder / "model"
-        self.engines = ScriptedEngines()
-        self.spec: dict[str, object] = {}
-        monkeypatch.setattr(command, "prepare_model", lambda config: prepared_model(self.model, **self.spec))
-        monkeypatch.setattr(command, "start_prepared", self._start)
-
-    async def _start(self, prepared: PreparedModel) -> TextEngine:
-        return await self.engines.start(prepared)
-
-    def write(self, names: list[str]) -> None:
-        self.input.write_text("".join(json.dumps(request(name)) + "\n" for name in names))
-
-    def run(self, script: Script = echo, **options: object) -> int:
-        self.engines.script = script
-        values = {"input": str(self.input), "output": str(self.output), **options}
-        return command.run(GenerateConfig(**values))  # type: ignore[arg-type]
-
-    def results(self) -> dict[str, Row]:
-        rows = [json.loads(line) for line in self.output.read_text().splitlines()]
-        by_name = {row["custom_id"]: row for row in rows}
-        assert len(by_name) == len(rows)
-        return by_name
-
-    def texts(self) -> dict[str, str]:
-        return {name: row["response"]["body"]["choices"][0]["text"] for name, row in self.results().items()}
+from tests.serving.batch_runs import ALL, NAMES, Batch, request
+from tests.serving.offline_fakes import Script, echo
 
 
 @pytest.fixture
 def batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Batch:
     return Batch(tmp_path, monkeypatch)
-
-
-def request(name: str) -> Row:
-    body = {"prompt": f"say {name}", "max_tokens": 64}
-    return {"custom_id": name, "method": "POST", "url": "/v1/completions", "body": body}
 
 
 def failing(names: set[str], error: Callable[[], Exception | RequestOutput]) -> Script:
@@ -72,10 +35,6 @@ def refusal() -> RequestOutput:
 
 def dead() -> Exception:
     return EngineDeadError("rank 1 (stage 1, tp 0) was killed by signal 9")
-
-
-NAMES = [f"n{index}" for index in range(20)]
-ALL = {name: f"SAY {name.upper()}" for name in NAMES}
 
 
 def test_every_line_is_answered_once(batch: Batch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -117,11 +76,21 @@ def test_failed_requests_have_their_error_and_are_asked_again(batch: Batch) -> N
     results = batch.results()
     assert set(results) == set(NAMES)
     assert [name for name, row in results.items() if row["error"]] == ["n4", "n7"]
-    assert results["n4"]["error"] == {"code": "queue_full", "message": "the queue is full"}
+    error = {"code": "queue_full", "message": "the queue is full", "param": None, "line": 5}
+    assert results["n4"]["error"] == error
     assert results["n4"]["response"]["status_code"] == 503
     assert batch.run() == 0
     assert sorted(batch.engines.clients[1].prompts) == ["say n4", "say n7"]
     assert batch.texts() == ALL
+
+
+def test_a_request_of_bad_numbers_is_that_lines_error(batch: Batch) -> None:
+    batch.write(NAMES)
+    failure = RequestOutput("r", [], None, "error", None, "the model's logits hold NaN", "invalid_numbers")
+    assert batch.run(failing({"n4"}, lambda: failure)) == 3
+    row = batch.results()["n4"]
+    assert row["error"] == {"code": "invalid_numbers", "message": "the model's logits hold NaN"}
+    assert row["response"]["status_code"] == 500
 
 
 def test_a_dead_engine_leaves_what_is_finished_and_the_next_run_continues(
@@ -154,6 +123,32 @@ def test_new_lines_in_the_input_continue_the_output(batch: Batch) -> None:
     assert batch.run() == 0
     assert len(batch.engines.clients[1].prompts) == 15
     assert batch.texts() == ALL
+
+
+def equal_lines(count: int, **body: object) -> list[dict[str, object]]:
+    return [{**request("a"), "custom_id": f"n{index}", "body": {"prompt": "say a", **body}} for index in range(count)]
+
+
+def seeds(batch: Batch, run: int) -> list[int | None]:
+    return [params.seed for params in batch.engines.clients[run].params]
+
+
+def test_a_continued_run_makes_the_draws_that_it_would_have_made(batch: Batch, tmp_path: Path) -> None:
+    """Equal lines without a seed: the answers of the second half must not be those of the first."""
+    for count in (8, 16):
+        batch.input.write_text("".join(json.dumps(row) + "\n" for row in equal_lines(count, n=2)))
+        assert batch.run(concurrency=1) == 0
+    assert batch.run(concurrency=1, output=str(tmp_path / "whole.jsonl")) == 0
+    assert batch.run(concurrency=1, output=str(tmp_path / "other.jsonl"), seed=1) == 0
+    first, second, whole, other = (seeds(batch, run) for run in range(4))
+    assert first + second == whole
+    assert len({None, *whole, *other}) == 1 + 32 + 32
+
+
+def test_a_seed_in_the_body_is_kept(batch: Batch) -> None:
+    batch.input.write_text("".join(json.dumps(row) + "\n" for row in equal_lines(2, seed=5)))
+    assert batch.run() == 0
+    assert seeds(batch, 0) == [5, 5]
 
 
 def test_sigterm_ends_in_order(batch: Batch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -219,25 +214,6 @@ def refused(batch: Batch, capsys: pytest.CaptureFixture[str], **options: object)
     return capsys.readouterr().err
 
 
-def test_bad_lines(batch: Batch, capsys: pytest.CaptureFixture[str]) -> None:
-    batch.write(["a", "b", "a"])
-    with open(batch.input, "a") as file:
-        file.write("{")
-    lines = refused(batch, capsys).splitlines()
-    assert lines[0] == f"splitrank generate: error: {batch.input}:3: custom_id 'a' is also in line 1"
-    assert lines[1].startswith(f"splitrank generate: error: {batch.input}:4: the line is not valid JSON")
-    assert len(lines) == 2
-    assert not batch.output.exists()
-    assert not manifest_path(batch.output).exists()
-
-
-def test_many_bad_lines_are_counted(batch: Batch, capsys: pytest.CaptureFixture[str]) -> None:
-    batch.input.write_text("{\n" * 100)
-    lines = refused(batch, capsys).splitlines()
-    assert len(lines) == 21
-    assert "80 more lines are wrong" in lines[-1]
-
-
 def test_empty_missing_and_folder_inputs(batch: Batch, capsys: pytest.CaptureFixture[str]) -> None:
     assert "is not a file" in refused(batch, capsys)
     batch.input.write_text("\n\n")
@@ -269,17 +245,60 @@ def test_a_foreign_file_is_not_continued_but_may_be_overwritten(
     assert batch.texts() == ALL
 
 
-@pytest.mark.parametrize("spec", [{"tp_size": 2}, {"pp_size": 2}, {"dtype": "bfloat16"}, {"max_model_len": 2048}])
-def test_another_config_is_refused_and_overwrite_starts_anew(
-    batch: Batch, capsys: pytest.CaptureFixture[str], spec: dict[str, object]
+CHANGES: list[tuple[dict[str, object], str]] = [
+    ({"tp_size": 2}, "tp = 1, but now it is 2"),
+    ({"pp_size": 2, "partition": (1, 1)}, "pp = 1, but now it is 2"),
+    ({"partition": (3,)}, "pp_partition = [1], but now it is [3]"),
+    ({"dtype": "bfloat16"}, "dtype = float32, but now it is bfloat16"),
+    ({"threads_per_rank": 2}, "threads_per_rank = 1, but now it is 2"),
+    ({"max_model_len": 2048}, "max_model_len = 4096, but now it is 2048"),
+    ({"page_size": 16}, "page_size = 4, but now it is 16"),
+    ({"chunked_prefill_size": 16}, "chunked_prefill_size = 8, but now it is 16"),
+    ({"prefix_cache_bytes": 5}, "prefix_cache_bytes = 0, but now it is 5"),
+    ({"seed": 5}, "seed = 0, but now it is 5"),
+    ({"eos_token_ids": (5,)}, "eos_token_ids = [], but now it is [5]"),
+]
+
+
+@pytest.mark.parametrize(("spec", "said"), CHANGES, ids=[said for _, said in CHANGES])
+def test_what_may_change_an_answer_is_refused_with_both_values_and_overwrite_starts_anew(
+    batch: Batch, capsys: pytest.CaptureFixture[str], spec: dict[str, object], said: str
 ) -> None:
     batch.write(NAMES)
     assert batch.run() == 0
     batch.spec = spec
-    name = next(iter(spec)).removesuffix("_size")
-    assert f"was written with {name} = " in refused(batch, capsys)
+    assert f"was written with {said}: name another --output" in refused(batch, capsys)
     assert batch.run(overwrite=True) == 0
     assert len(batch.engines.clients[1].prompts) == 20
+    assert batch.run() == 0
+
+
+def test_another_all_reduce_matters_among_tensor_ranks_only(batch: Batch, capsys: pytest.CaptureFixture[str]) -> None:
+    batch.write(NAMES)
+    for tp_size in (1, 2):
+        batch.spec = {"tp_size": tp_size}
+        assert batch.run(overwrite=True) == 0
+        batch.spec |= {"all_reduce": "torch"}
+        if tp_size == 1:
+            assert batch.run() == 0
+        else:
+            assert "was written with all_reduce = auto, but now it is torch" in refused(batch, capsys)
+
+
+def test_another_version_is_refused(
+    batch: Batch, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch.write(NAMES)
+    assert batch.run() == 0
+    monkeypatch.setattr(answer_settings, "__version__", "99.0")
+    assert f"was written with version = {__version__}, but now it is 99.0" in refused(batch, capsys)
+
+
+def test_limits_and_logs_may_change_between_runs(batch: Batch) -> None:
+    batch.write(NAMES[:10])
+    assert batch.run() == 0
+    batch.write(NAMES)
+    batch.spec = {"num_pages": 2000, "max_running_requests": 3, "step_timeout_s": 7.0, "log_level": "debug"}
     assert batch.run() == 0
 
 

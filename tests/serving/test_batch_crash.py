@@ -27,7 +27,7 @@ async def start(prepared):
     (folder / "pids").write_text(" ".join(map(str, client.pids.values())))
     return TextEngine(client, prepared.tokenizer, prepared.info)
 
-command.prepare_model = lambda config: prepared_model(folder / "model", pp_size=2)
+command.prepare_model = lambda config, name: prepared_model(folder / "model", pp_size=2)
 command.start_prepared = start
 config = GenerateConfig(input=str(folder / "in.jsonl"), output=str(folder / "out.jsonl"), concurrency=4)
 raise SystemExit(command.run(config))

@@ -119,6 +119,10 @@ def test_a_manifest_of_another_run_is_refused_with_the_difference(tmp_path: Path
     check_manifest(output, {"tp": 1, "dtype": "bfloat16"})
     with pytest.raises(ValueError, match="written with tp = 1, but now it is 2"):
         check_manifest(output, {"tp": 2, "dtype": "bfloat16"})
+    with pytest.raises(ValueError, match="written with dtype = bfloat16, but now it is None"):
+        check_manifest(output, {"tp": 1})
+    with pytest.raises(ValueError, match="written with seed = None, but now it is 0"):
+        check_manifest(output, {"tp": 1, "dtype": "bfloat16", "seed": 0})
     output.write_bytes(b"")
     check_manifest(output, {"tp": 2})
 

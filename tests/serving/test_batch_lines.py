@@ -1,12 +1,9 @@
 import json
-from pathlib import Path
 
 import pytest
 
-from splitrank.serving.batch.lines import check_lines, parse_line, result_line
+from splitrank.serving.batch.lines import error_line, parse_line, read_lines, result_line
 from splitrank.serving.openai.errors import ApiError
-from splitrank.serving.openai.parser import RequestParser
-from tests.serving.offline_fakes import prepared_model
 
 
 def line(custom_id: object = "a", **changes: object) -> bytes:
@@ -46,35 +43,24 @@ def test_the_line_id_is_of_the_content() -> None:
     assert len({parse_line(raw).line_id for raw in [line(), *others]}) == 4
 
 
-def test_every_bad_line_is_named_with_the_model_only(tmp_path: Path) -> None:
-    prepared = prepared_model(tmp_path / "model", max_model_len=30)
-    parser = RequestParser(prepared.tokenizer, prepared.info)
-    path = tmp_path / "in.jsonl"
-    rows = [
-        line("good"),
-        b"",
-        line("good"),
-        line("chat", url="/v1/chat/completions", body={"messages": [{"role": "user", "content": "hi"}]}),
-        line("type", body={"prompt": "x", "max_tokens": "5"}),
-        line("long", body={"prompt": "x " * 40}),
-        line("model", body={"prompt": "x", "model": "other"}),
-        line("tools", body={"prompt": "x", "suffix": "y"}),
-    ]
-    num_checked = 0
+def test_bad_lines_keep_their_number_and_the_first_of_two_names_counts() -> None:
+    rows = [line("good"), b"", line("good", body={"prompt": "another"}), line(method="GET"), b"{", b" ", line("last")]
+    lines, bad = read_lines(rows)
+    assert [(good.custom_id, good.number) for good in lines] == [("good", 1), ("last", 7)]
+    assert [(one.number, one.custom_id) for one in bad] == [(3, "good"), (4, "a"), (5, None)]
+    assert [one.error.code for one in bad] == ["duplicate_custom_id", None, None]
+    assert "also in line 1" in bad[0].error.message
+    assert len({one.line_id for one in (*lines, *bad)}) == 5
 
-    def count() -> None:
-        nonlocal num_checked
-        num_checked += 1
 
-    lines, problems = check_lines(path, rows, parser.parse, count)
-    assert [good.custom_id for good in lines] == ["good", "chat"]
-    expected = [(3, "also in line 1"), (5, "max_tokens"), (6, "30 tokens"), (7, "other"), (8, "suffix")]
-    assert len(problems) == len(expected)
-    for problem, (number, word) in zip(problems, expected, strict=True):
-        assert problem.startswith(f"{path}:{number}: ")
-        assert word in problem
-        assert "\n" not in problem
-    assert num_checked == len(rows)
+def test_the_error_of_a_line_is_openais() -> None:
+    _, [bad] = read_lines([b"", b'{"custom_id": "\\ud83d"}'])
+    result = json.loads(error_line(bad, bad.error))
+    message = "the line: a string holds the lone surrogate \\ud83d"
+    assert result["error"] == {"code": None, "message": message, "param": None, "line": 2}
+    assert result["custom_id"] == "\ud83d"
+    assert result["response"]["status_code"] == 400
+    assert result["response"]["body"]["error"]["message"] == message
 
 
 def test_result_lines_have_openais_shape() -> None:

@@ -1,5 +1,6 @@
 """From step plan to batch: rows, positions, page tables, where keys go, and who is sampled."""
 
+from splitrank.models.batch import Chunk
 from splitrank.serving.batching import is_decode, make_batch
 from splitrank.serving.messages import SequencePlan
 
@@ -31,8 +32,11 @@ def test_decode_rows_stand_first_and_all_else_follows_the_plan() -> None:
     assert batch.decode_slots.tolist() == [1, 0]
     assert batch.decode_lengths.tolist() == [10, 5]
     assert batch.decode_pages.tolist() == [[7, 8, 9], [1, 2, 0]]  # only used pages, padded with page 0
-    chunks = [(c.row, c.length, c.start, c.slot, c.pages.tolist()) for c in batch.prefills]
-    assert chunks == [(2, 3, 2, 3, [5, 6]), (5, 2, 0, 2, [4])]
+    assert batch.prefills.chunks == (Chunk(2, 3, 2, 3), Chunk(5, 2, 0, 2))
+    assert batch.prefills.cu_seqlens.tolist() == [0, 3, 5]
+    assert batch.prefills.starts.tolist() == [2, 0]
+    assert batch.prefills.slots.tolist() == [3, 2]
+    assert batch.prefills.pages.tolist() == [[5, 6], [4, 0]]
     assert [sequence.request for sequence in planned.sampled] == [1, 2, 3]
     assert batch.sample_rows.tolist() == [0, 6, 1]
 
@@ -40,7 +44,7 @@ def test_decode_rows_stand_first_and_all_else_follows_the_plan() -> None:
 def test_pages_beyond_the_context_are_left_out() -> None:
     batch = make_batch([plan(0, 3, [1], [9, 8, 7]), plan(1, 0, [1] * 4, [6, 5, 4])], PAGE).batch
     assert batch.decode_pages.tolist() == [[9]]
-    assert batch.prefills[0].pages.tolist() == [6]
+    assert batch.prefills.pages.tolist() == [[6]]
 
 
 def test_a_prompt_of_one_token_is_a_prefill_and_its_last_token_alone_a_decode() -> None:
@@ -53,7 +57,9 @@ def test_nothing_planned_is_an_empty_batch() -> None:
     planned = make_batch([], PAGE)
     batch = planned.batch
     assert batch.num_tokens == batch.num_decodes == 0
-    assert batch.prefills == ()
+    assert batch.prefills.chunks == ()
+    assert batch.prefills.cu_seqlens.tolist() == [0]
+    assert batch.prefills.pages.shape == (0, 0)
     assert planned.sampled == []
     assert batch.decode_pages.shape == (0, 0)
     assert batch.sample_rows.shape == (0,)

@@ -8,8 +8,9 @@ from contextlib import aclosing, asynccontextmanager
 import pytest
 
 from splitrank.serving.engine_client import EngineClient, EngineDeadError
-from splitrank.serving.messages import RequestOutput
+from splitrank.serving.messages import AddRequest, FrontToEngine, RequestOutput
 from splitrank.serving.sampling_params import SamplingParams
+from splitrank.serving.wire import encode
 from tests.fake_model import expected_tokens, small_spec
 
 FAKE_RANK = "tests.fake_rank"
@@ -57,6 +58,29 @@ def run(test: Callable[[], Awaitable[None]]) -> None:
         await asyncio.wait_for(test(), 90)
 
     asyncio.run(bounded())
+
+
+def test_a_request_without_a_seed_gets_one_that_no_start_repeats(monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[AddRequest] = []
+    post = EngineClient._post
+
+    def watched(client: EngineClient, message: FrontToEngine) -> None:
+        if isinstance(message, AddRequest):
+            sent.append(message)
+        post(client, message)
+
+    monkeypatch.setattr(EngineClient, "_post", watched)
+
+    async def start_and_ask() -> None:
+        async with engine() as client:
+            for seed in (None, None, 7):
+                await generate(client, [1, 2], max_tokens=1, seed=seed)
+
+    run(start_and_ask)
+    run(start_and_ask)
+    seeds = [message.params.seed for message in sent]
+    assert seeds[2] == seeds[5] == 7
+    assert len({None, *seeds}) == 1 + 4 + 1
 
 
 @pytest.mark.parametrize(("pp", "tp"), [(1, 1), (2, 1), (3, 1), (4, 1), (2, 2)])
@@ -114,6 +138,18 @@ def test_a_cancelled_stream_is_aborted() -> None:
     run(test)
 
 
+def test_the_ranks_hear_of_the_last_end_too() -> None:
+    """One request of one token takes a step; a second, empty one tells the ranks to forget it."""
+
+    async def test() -> None:
+        async with engine(pp_size=2, partition=(1, 1)) as client:
+            for number in range(1, 4):
+                await generate(client, [9], max_tokens=1)
+                await until(lambda number=number: client.stats is not None and client.stats.steps == 2 * number)
+
+    run(test)
+
+
 def test_a_refusal_is_an_output_and_the_engine_lives_on() -> None:
     async def test() -> None:
         async with engine() as client:
@@ -136,5 +172,26 @@ def test_a_closed_client_ends_its_streams_and_refuses_new_ones() -> None:
             with pytest.raises(EngineDeadError, match="closed"):
                 await generate(client, [1])
             assert not client.died.is_set()  # nothing died
+
+    run(test)
+
+
+def test_a_message_that_cannot_be_read_ends_its_own_request_only() -> None:
+    """The front sends no such thing; if it did, the engine and everybody else's request must go on."""
+
+    async def test() -> None:
+        async with engine(max_model_len=2000, num_pages=500) as client:
+            others = asyncio.create_task(generate(client, [1], max_tokens=300))
+            ends: asyncio.Queue[RequestOutput | None] = asyncio.Queue()
+            client._streams["bad"] = ends
+            bad = {"type": "AddRequest", "request_id": "bad", "prompt_token_ids": [1], "params": {"max_tokens": 16.0}}
+            for message in (b"", b"\xc1", encode([1]), encode({"type": "AddRequest", "request_id": 7}), encode(bad)):
+                client._socket.send(message)
+            end = await asyncio.wait_for(ends.get(), 30)
+            assert end is not None
+            assert (end.finish_reason, end.error_code, end.request_id) == ("error", "invalid_request", "bad")
+            assert "Expected `int`, got `float` - at `$.params.max_tokens`" in str(end.error)
+            assert tokens(await others) == expected_tokens([1], 300, 50)
+            assert tokens(await generate(client, [2], max_tokens=5)) == expected_tokens([2], 5, 50)
 
     run(test)

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from splitrank.serving.engine_client import EngineClient, EngineDeadError, EngineStartError
@@ -89,6 +91,33 @@ def test_a_lost_engine_process_ends_every_stream(number: signal.Signals, reason:
     run(test)
 
 
+@pytest.mark.parametrize("what", ["reading the engine's messages", "watching the processes"])
+def test_a_client_that_can_no_longer_hear_dies_with_the_reason(
+    what: str, run_dirs: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(*_: object) -> None:
+        raise msgspec.ValidationError("Expected `int`,\ngot `str`")
+
+    async def test() -> None:
+        async with engine(max_model_len=100_000, num_pages=100_000) as client:
+            stream = client.stream([1], SamplingParams(max_tokens=50_000))
+            await anext(stream)
+            if what.startswith("reading"):
+                monkeypatch.setattr("splitrank.serving.engine_client.decode_engine_to_front", broken)
+            else:
+                monkeypatch.setattr(client, "_count_silence", broken)
+            reason = re.escape(f"{what} failed: ValidationError: Expected `int`, got `str`")
+            with pytest.raises(EngineDeadError, match=reason):
+                async for _ in stream:
+                    pass
+            assert client.died.is_set()
+            await client.close()
+            assert_nothing_left(client, run_dirs)
+        assert f"{what} failed" in caplog.text
+
+    run(test)
+
+
 @pytest.mark.parametrize(
     ("fault", "reason"),
     [
@@ -116,6 +145,28 @@ def test_a_module_that_does_not_run_is_a_failed_start(run_dirs: Path) -> None:
     assert list(run_dirs.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("rank_module", "reason"),
+    [(FAKE_RANK, "the checkpoint is made of cheese"), ("splitrank.serving.rank", "fail-load:0: no such file")],
+)
+def test_files_of_the_current_folder_replace_no_module(
+    rank_module: str, reason: str, run_dirs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both kinds of rank get as far as loading, and the engine as far as saying so."""
+    here = run_dirs / "here"
+    here.mkdir()
+    for name in ("random", "tokenize", "torch", "msgspec", "zmq", "splitrank"):
+        (here / f"{name}.py").write_text(f"open({str(here / 'was_run')!r}, 'w').write({name!r})\n")
+    monkeypatch.chdir(here)
+
+    async def test() -> None:
+        with pytest.raises(EngineStartError, match=rf"rank 0 \(stage 0, tp 0\) failed in \w+: .*{reason}"):
+            await EngineClient.start(small_spec(model_dir="fail-load:0"), rank_module)
+
+    run(test)
+    assert not (here / "was_run").exists()
+
+
 FRONT = """
 import asyncio, sys
 from splitrank.serving.engine_client import EngineClient
@@ -130,12 +181,16 @@ asyncio.run(main())
 """
 
 
-def test_children_do_not_outlive_a_killed_front(run_dirs: Path) -> None:
+@pytest.mark.parametrize("num_stopped", [0, 1, 3])
+def test_children_do_not_outlive_a_killed_front(num_stopped: int, run_dirs: Path) -> None:
+    """Nor do stopped ones, and the run folder goes even if all of them were stopped."""
     environment = {**os.environ, "TMPDIR": str(run_dirs)}
     with subprocess.Popen([sys.executable, "-c", FRONT], stdout=subprocess.PIPE, env=environment) as front:
         assert front.stdout is not None
         pids = [int(pid) for pid in front.stdout.readline().split()]
         assert len(pids) == 3
         assert len(list(run_dirs.iterdir())) == 1
+        for pid in pids[:num_stopped]:
+            os.kill(pid, signal.SIGSTOP)
         front.kill()
     asyncio.run(until(lambda: all(is_gone(pid) for pid in pids) and not list(run_dirs.iterdir()), 5))

@@ -79,6 +79,7 @@ def test_missing_and_short_train_files(folder: Path) -> None:
         ('{"question": "q", "answer": "1"}', "does not end in"),
         ('{"question": "\\ud800", "answer": "#### 1"}', "surrogate"),
         (b"\xff", "not a JSON line"),
+        ("[" * 10**5, "not a JSON line"),
     ],
 )
 def test_bad_lines_are_named(tmp_path: Path, line: str | bytes, reason: str) -> None:
@@ -87,6 +88,12 @@ def test_bad_lines_are_named(tmp_path: Path, line: str | bytes, reason: str) -> 
     path.write_bytes(b'{"question": "q", "answer": "#### 1"}\n\n' + raw + b"\n")
     with pytest.raises(ValueError, match=rf"data\.jsonl:3: .*{reason}"):
         read_jsonl(path)
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_line(tmp_path: Path) -> None:
+    path = tmp_path / "data.jsonl"
+    path.write_text('{"question": "q", "answer": "#### 1"}\n', encoding="utf-8-sig")
+    assert [question.question for question in read_jsonl(path)] == ["q"]
 
 
 def test_missing_and_empty_data(tmp_path: Path) -> None:

@@ -3,56 +3,31 @@
 import asyncio
 import json
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-import httpx
 import openai
 import pytest
 
-from splitrank.serving.http import app
-from splitrank.serving.messages import EngineStats
+from splitrank.serving.chat_template import ChatTemplate
+from splitrank.serving.detokenizer import Detokenizer
+from splitrank.serving.http import parsing
+from splitrank.serving.messages import EngineStats, RequestOutput
+from splitrank.serving.openai.formats import ChatChoice
+from splitrank.serving.openai.parser import RequestParser
 from splitrank.serving.text_engine import TextEngine
-from tests.serving.front_fakes import LIMIT_S, FakeClient, Front, make_engine, refuse, running
+from tests.serving.front_fakes import LIMIT_S, FakeClient, Front, refuse
+from tests.serving.http_helpers import check_error, post_head, raw, serving
 
 CHAT = {"messages": [{"role": "user", "content": "hi"}]}
-
-
-def serving(folder: Path, work: Callable[[Front], Awaitable[None]], text: str = "hello", **options: Any) -> None:
-    """Runs ``work`` against a server; ``hang_after`` goes to the fake client, the rest to the config."""
-    hang_after = options.pop("hang_after", None)
-
-    async def scenario() -> None:
-        async with running(make_engine(folder, text, hang_after=hang_after), **options) as front:
-            await work(front)
-
-    asyncio.run(asyncio.wait_for(scenario(), 3 * LIMIT_S))
 
 
 @asynccontextmanager
 async def openai_client(front: Front, api_key: str = "none") -> AsyncIterator[openai.AsyncOpenAI]:
     async with openai.AsyncOpenAI(base_url=f"{front.http.base_url}/v1", api_key=api_key, max_retries=0) as client:
         yield client
-
-
-async def raw(front: Front, head: str, body: bytes = b"") -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-    reader, writer = await asyncio.open_connection("127.0.0.1", front.port)
-    writer.write(head.replace("\n", "\r\n").encode() + b"\r\n" + body)
-    await writer.drain()
-    return reader, writer
-
-
-def post_head(length: int, path: str = "/v1/chat/completions", extra: str = "") -> str:
-    return f"POST {path} HTTP/1.1\nhost: x\ncontent-type: application/json\ncontent-length: {length}\n{extra}"
-
-
-def check_error(response: httpx.Response, status: int, code: str | None = None) -> None:
-    assert response.status_code == status
-    error = response.json()["error"]
-    assert set(error) == {"message", "type", "param", "code"}
-    assert code is None or error["code"] == code
 
 
 # ------------------------------------------------------------------ the official client
@@ -180,6 +155,54 @@ def test_a_crash_shows_nothing_of_our_insides(tmp_path: Path, caplog: pytest.Log
     serving(tmp_path, work)
 
 
+def crash_of_one(*_: object) -> Any:
+    raise KeyError("secret /path")
+
+
+@pytest.mark.parametrize(
+    ("owner", "name"),
+    [
+        (RequestParser, "parse"),
+        (ChatTemplate, "render"),
+        (Detokenizer, "push"),
+        (Detokenizer, "finish"),
+        (ChatChoice, "part"),
+        (ChatChoice, "collect"),
+        (ChatChoice, "ending"),
+        (ChatChoice, "whole"),
+    ],
+    ids=lambda value: getattr(value, "__name__", value),
+)
+def test_a_bug_of_ours_ends_its_own_request(
+    tmp_path: Path, owner: type, name: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def work(front: Front) -> None:
+        async with front.http.stream("POST", "/v1/chat/completions", json=CHAT | {"stream": True}) as other:
+            await asyncio.wait_for(front.client.hanging.wait(), LIMIT_S)
+            front.client.hang_after = None
+            with monkeypatch.context() as patch:
+                patch.setattr(owner, name, crash_of_one)
+                answers = [
+                    await front.http.post("/v1/chat/completions", json=CHAT | {"stream": stream})
+                    for stream in (False, True)
+                ]
+            front.client.go_on.set()
+            assert (await other.aread()).endswith(b"data: [DONE]\n\n")
+            assert b"error" not in other.content
+        crashed = [answer for answer in answers if "internal_error" in answer.text]
+        assert len(crashed) == (1 if owner is ChatChoice else 2)
+        for answer in crashed:
+            assert "secret" not in answer.text
+            if answer.status_code == 200:  # the stream had begun
+                assert answer.text.endswith("}\n\ndata: [DONE]\n\n")
+            else:
+                check_error(answer, 500, "internal_error")
+        assert caplog.text.count("KeyError: 'secret /path'") == len(crashed)
+        assert front.client.num_aborted <= len(crashed)
+
+    serving(tmp_path, work, hang_after=2)
+
+
 def test_a_full_queue_is_503_also_for_a_stream(tmp_path: Path) -> None:
     async def work(front: Front) -> None:
         front.client.script = refuse("queue_full", "5 requests are waiting")
@@ -187,6 +210,26 @@ def test_a_full_queue_is_503_also_for_a_stream(tmp_path: Path) -> None:
             response = await front.http.post("/v1/chat/completions", json=CHAT | {"stream": stream})
             check_error(response, 503, "queue_full")
             assert response.headers["retry-after"] == "1"
+
+    serving(tmp_path, work)
+
+
+@pytest.mark.parametrize("code", ["invalid_numbers", "sampling_failed"])
+def test_a_request_that_fails_alone_is_500_and_an_event_of_a_stream(tmp_path: Path, code: str) -> None:
+    reason = "the model's logits for output token 1 hold NaN"
+
+    async def work(front: Front) -> None:
+        failed = refuse(code, reason)
+        front.client.script = lambda prompt, params: [RequestOutput("0", [70]), *failed(prompt, params)]
+        response = await front.http.post("/v1/chat/completions", json=CHAT)
+        assert response.status_code == 500
+        assert response.json()["error"] == {"message": reason, "type": "server_error", "param": None, "code": code}
+        assert "retry-after" not in response.headers
+        response = await front.http.post("/v1/chat/completions", json=CHAT | {"stream": True})
+        assert response.status_code == 200
+        *_, error, done, end = response.text.split("\n\n")
+        assert json.loads(error.removeprefix("data: "))["error"]["message"] == reason
+        assert (done, end) == ("data: [DONE]", "")
 
     serving(tmp_path, work)
 
@@ -277,6 +320,24 @@ def test_metrics(tmp_path: Path) -> None:
     serving(tmp_path, work)
 
 
+def test_prompt_tokens_are_counted_when_their_answer_begins(tmp_path: Path) -> None:
+    async def work(front: Front) -> None:
+        async def count() -> float:
+            lines = (await front.http.get("/metrics")).text.splitlines()
+            [line] = [line for line in lines if line.startswith("splitrank_prompt_tokens_total ")]
+            return float(line.split()[1])
+
+        answers = front.client.script
+        front.client.script = refuse("queue_full", "5 requests are waiting")
+        assert (await front.http.post("/v1/completions", json={"prompt": [1, 2, 3]})).status_code == 503
+        assert await count() == 0
+        front.client.script = answers
+        assert (await front.http.post("/v1/completions", json={"prompt": [1, 2, 3], "n": 4})).status_code == 200
+        assert await count() == 12
+
+    serving(tmp_path, work)
+
+
 def test_engines_are_closed(tmp_path: Path) -> None:
     engines: list[TextEngine] = []
 
@@ -298,5 +359,5 @@ def test_a_prompt_that_takes_too_long_is_refused(tmp_path: Path, monkeypatch: py
         finally:
             may_end.set()
 
-    monkeypatch.setattr(app, "PARSE_TIMEOUT_S", 0.1)
+    monkeypatch.setattr(parsing, "TIMEOUT_S", 0.1)
     serving(tmp_path, work)

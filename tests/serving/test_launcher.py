@@ -29,3 +29,16 @@ def test_a_path_too_long_for_a_socket_is_refused_with_the_numbers(
     with pytest.raises(ValueError, match=r"has \d+ bytes, the limit is 107: set TMPDIR"):
         make_run_dir(small_spec())
     assert list(deep.iterdir()) == []
+
+
+def test_a_spec_that_cannot_be_written_leaves_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    short = tempfile.mkdtemp(prefix="sr-")
+    monkeypatch.setattr(tempfile, "tempdir", short)
+    try:
+        with pytest.raises(OverflowError):
+            make_run_dir(small_spec(seed=2**64))
+        with pytest.raises(UnicodeEncodeError):
+            make_run_dir(small_spec(model_dir="\ud800"))
+        assert list(Path(short).iterdir()) == []
+    finally:
+        os.rmdir(short)

@@ -9,8 +9,11 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy
 import pytest
+import torch
 
 from splitrank import LLM
 from splitrank.serving import llm as llm_module
@@ -88,6 +91,30 @@ def test_token_ids_defaults_and_params_for_each(scripted: Scripted) -> None:
         assert llm.generate([]) == []
 
 
+HI = [71, 72]  # h, i
+PROMPT_FORMS: list[tuple[Any, list[str]]] = [
+    ({"prompt": "hi"}, ["hi"]),
+    ([{"prompt": "hi"}, "you"], ["hi", "you"]),
+    ({"prompt_token_ids": HI}, ["hi"]),
+    ([{"prompt_token_ids": tuple(HI)}, {"prompt": "you"}], ["hi", "you"]),
+    (("hi", "you"), ["hi", "you"]),
+    ([tuple(HI)], ["hi"]),
+    ([numpy.array(HI)], ["hi"]),
+    (numpy.array([HI, HI]), ["hi", "hi"]),
+    ([[numpy.int64(HI[0]), numpy.int32(HI[1])]], ["hi"]),
+    ([torch.tensor(HI)], ["hi"]),
+    ((text for text in ("hi", "you")), ["hi", "you"]),
+]
+
+
+@pytest.mark.parametrize(("given", "asked"), PROMPT_FORMS, ids=str)
+def test_prompts_as_other_engines_take_them(scripted: Scripted, given: Any, asked: list[str]) -> None:
+    with scripted.start() as llm:
+        generations = llm.generate(given, PARAMS)
+        assert scripted.engines.clients[0].prompts == asked
+        assert all(type(token) is int for one in generations for token in one.prompt_token_ids)
+
+
 def test_chat_one_and_several(scripted: Scripted) -> None:
     hello = [{"role": "user", "content": "hello"}]
     with scripted.start() as llm:
@@ -112,7 +139,18 @@ def test_unknown_keywords_and_bad_values(scripted: Scripted) -> None:
         LLM(zzz=3)
     with pytest.raises(ValueError, match="tp must be at least 1"):
         LLM(tp=0)
+    with pytest.raises(ValueError, match="model is empty, as from an unset variable"):
+        LLM(model="")
+    with pytest.raises(ValueError, match=r"seed must be of type int, not 1\.0"):
+        LLM(seed=1.0)
     assert scripted.configs == []
+
+
+def test_the_model_may_be_a_path_or_left_out(scripted: Scripted) -> None:
+    scripted.start(model=Path("a") / "folder").close()
+    scripted.start(model=None).close()
+    scripted.start().close()
+    assert [config.model for config in scripted.configs] == ["a/folder", "", ""]
 
 
 @pytest.mark.parametrize(
@@ -125,17 +163,42 @@ def test_unknown_keywords_and_bad_values(scripted: Scripted) -> None:
         (["a", "b c " * 2000], None, "prompt 1 has 8000 tokens; the context holds 1 to 4095"),
         (["a"], SamplingParams(max_tokens=4096), "prompt 0 has 1 tokens and max_tokens is 4096"),
         (["a", "b"], [PARAMS], "2 prompts, but params for 1"),
+        ({"text": "hi"}, None, "prompt 0: unknown key 'text'; a prompt's keys are prompt and prompt_token_ids"),
+        (["a", {"prompt": "a", "cache_salt": 1}], None, "prompt 1: unknown key 'cache_salt'"),
+        ({"prompt": "a", "prompt_token_ids": [1]}, None, "prompt 0 must have either prompt or prompt_token_ids"),
+        ([{}], None, "prompt 0 must have either prompt or prompt_token_ids"),
+        ({"prompt": [1, 2]}, None, r"prompt 0: prompt must be of type str, not \[1, 2\]"),
+        ({"prompt_token_ids": "a"}, None, "prompt 0: prompt_token_ids must be a list of int, not 'a'"),
+        ([[1, True]], None, "prompt 0 is neither"),
+        ([[1.0]], None, "prompt 0 is neither"),
+        ([None], None, "prompt 0 is neither"),
+        ([b"hi"], None, "prompt 0 is neither"),
+        (["a", "\ud800"], None, r"prompt 1 must be text without lone surrogates, not '\\ud800'"),
+        (7, None, "prompts must be a list of them or one, not 7"),
+        (["a"], {"max_tokens": 5}, "params must be SamplingParams, one or a list of them, not {'max_tokens': 5}"),
+        (["a"], [{"max_tokens": 5}], "params 0 must be SamplingParams, not {'max_tokens': 5}"),
+        (["a"], 5, "params must be SamplingParams, one or a list of them, not 5"),
         (["a"], SamplingParams(stop_token_ids=(1000,)), "stop_token_ids of prompt 0"),
-        (["a"], SamplingParams(logit_bias={-1: 1.0}), "logit_bias of prompt 0"),
+        (["a"], SamplingParams(logit_bias={1000: 1.0}), "logit_bias of prompt 0"),
     ],
 )
-def test_mistakes_are_refused_before_anything_runs(
-    scripted: Scripted, prompts: list[str], params: SamplingParams, reason: str
-) -> None:
+def test_mistakes_are_refused_before_anything_runs(scripted: Scripted, prompts: Any, params: Any, reason: str) -> None:
     with scripted.start() as llm:
         with pytest.raises(ValueError, match=reason):
             llm.generate(prompts, params)
         assert scripted.engines.clients[0].prompts == []
+
+
+def test_a_program_repeats_itself_and_its_calls_do_not(scripted: Scripted) -> None:
+    def program(**options: int) -> list[int | None]:
+        with scripted.start(**options) as llm:
+            for _ in range(2):
+                llm.generate(["a", "a"], PARAMS)
+        return [params.seed for params in scripted.engines.clients[-1].params]
+
+    once, again, other = program(), program(), program(seed=1)
+    assert once == again
+    assert len({None, *once, *other}) == 1 + 4 + 4
 
 
 def test_a_failed_request_is_named_and_the_others_are_cancelled(scripted: Scripted) -> None:

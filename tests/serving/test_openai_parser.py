@@ -1,6 +1,7 @@
 """What a request may say: every refusal is a 4xx that names the field, and nothing known is ignored."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,6 @@ def refused(parser: RequestParser, url: str, body: bytes) -> ApiError:
         (b"[]", "must be a JSON object"),
         (b'"text"', "must be a JSON object"),
         (b"\xff\xfe{}", "not valid UTF-8"),
-        (b'\xef\xbb\xbf{"prompt": "a"}', "BOM"),
         (b'{"prompt": "a", "temperature": NaN}', "NaN is not a JSON number"),
         (b'{"prompt": "a", "temperature": -Infinity}', "-Infinity is not a JSON number"),
         (b'{"prompt": "a", "temperature": 1e999}', "too large"),
@@ -70,7 +70,7 @@ def test_bad_json(parser: RequestParser, body: bytes, said: str) -> None:
 
 def test_a_pair_of_surrogates_is_one_character(parser: RequestParser) -> None:
     request = parser.parse(COMPLETIONS_URL, b'{"prompt": "\\ud83e\\udd8a", "echo": true}')
-    assert request.generations[0].prompt_text == "🦊"
+    assert request.prompts[0].text == "🦊"
 
 
 # ------------------------------------------------------------------ types and ranges
@@ -210,9 +210,8 @@ def test_unsupported_completion_values(parser: RequestParser, fields: dict[str, 
     assert (error.status, error.param, error.code) == (400, next(iter(fields)), "unsupported_value")
 
 
-def test_unknown_and_harmless_fields_are_ignored(parser: RequestParser) -> None:
-    plain = chat(parser)
-    assert chat(parser, never_heard_of=1, store=True, metadata={"a": "b"}, user="me", best_of=1, stop=[]) == plain
+def test_harmless_values_are_taken(parser: RequestParser) -> None:
+    assert chat(parser, user="me", best_of=1, stop=[], never_heard_of=None) == chat(parser)
 
 
 def test_unknown_model_and_url(parser: RequestParser) -> None:
@@ -282,22 +281,33 @@ def test_defaults_come_from_request_then_checkpoint_then_openai(folder: Path) ->
 def test_prompts_times_n(parser: RequestParser) -> None:
     request = complete(parser, prompt=["hi", [5, 6]][:1] * 2, n=3, seed=11)
     assert [generation.index for generation in request.generations] == [0, 1, 2, 3, 4, 5]
+    assert [generation.prompt for generation in request.generations] == [0, 0, 0, 1, 1, 1]
     seeds = [generation.params.seed for generation in request.generations]
     assert seeds[0] == seeds[3] == 11
     assert len(set(seeds)) == 3
     assert all(seed is not None and -(2**63) <= seed < 2**63 for seed in seeds)
-    assert request.num_prompt_tokens == 2 * len(request.generations[0].prompt_token_ids)
+    assert request.num_prompt_tokens == 2 * len(request.prompts[0].token_ids)
     assert [g.params.seed for g in complete(parser, n=2).generations] == [None, None]
+
+
+def test_more_choices_than_places_can_never_be_answered(folder: Path) -> None:
+    tokenizer = make_tokenizer(folder)
+    parser = RequestParser(tokenizer, replace(make_info(tokenizer), max_open_requests=6))
+    assert len(complete(parser, prompt=["hi"] * 3, n=2).generations) == 6
+    for fields, param in (({"prompt": ["hi"] * 7}, "prompt"), ({"prompt": ["hi"] * 4, "n": 2}, "n"), ({"n": 7}, "n")):
+        error = refused(parser, COMPLETIONS_URL, json.dumps({"prompt": "hi"} | fields).encode())
+        assert (error.status, error.param) == (400, param)
+        assert "6 places of this server, running and queued" in error.message
 
 
 def test_prompt_forms(parser: RequestParser) -> None:
     def ids(prompt: Any) -> list[list[int]]:
-        return [generation.prompt_token_ids for generation in complete(parser, prompt=prompt).generations]
+        return [prompt.token_ids for prompt in complete(parser, prompt=prompt).prompts]
 
     assert ids([5, 6]) == [[5, 6]]
     assert ids([[5, 6], [7]]) == [[5, 6], [7]]
     assert ids(["hi", "ho"]) == [*ids("hi"), *ids("ho")]
-    assert complete(parser, prompt=ids("hi"), echo=True).generations[0].prompt_text == "hi"
+    assert complete(parser, prompt=ids("hi"), echo=True).prompts[0].text == "hi"
 
 
 def test_enable_thinking_reaches_the_template(parser: RequestParser) -> None:

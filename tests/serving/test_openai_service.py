@@ -7,15 +7,17 @@ from contextlib import aclosing
 from pathlib import Path
 from typing import Any, TypeVar
 
+import msgspec
 import pytest
 
 from splitrank.serving.engine_client import EngineDeadError
-from splitrank.serving.messages import RequestOutput
+from splitrank.serving.messages import RequestOutput, TokenLogprobs
 from splitrank.serving.openai.errors import ApiError
-from splitrank.serving.openai.parser import CHAT_URL, COMPLETIONS_URL
+from splitrank.serving.openai.formats import ChatChoice, Collected, CompletionChoice
+from splitrank.serving.openai.parser import CHAT_URL, COMPLETIONS_URL, Prompt
 from splitrank.serving.openai.service import OpenAIService
-from splitrank.serving.text_engine import TextEngine
-from tests.serving.front_fakes import LIMIT_S, FakeClient, make_engine, refuse
+from splitrank.serving.text_engine import TextEngine, TextOutput
+from tests.serving.front_fakes import LIMIT_S, FakeClient, make_engine, make_tokenizer, refuse
 
 Result = TypeVar("Result")
 CHAT: dict[str, Any] = {"messages": [{"role": "user", "content": "hi"}]}
@@ -36,7 +38,8 @@ def complete(folder: Path, url: str, body: dict[str, Any], text: str = "hello") 
         service = OpenAIService(engine)
         return await service.complete(service.parse(url, json.dumps(body).encode()))
 
-    return with_engine(folder, work, text)
+    answer: dict[str, Any] = json.loads(msgspec.json.encode(with_engine(folder, work, text)))
+    return answer
 
 
 def stream(folder: Path, url: str, body: dict[str, Any], text: str = "hello") -> list[dict[str, Any]]:
@@ -196,6 +199,25 @@ def test_completion_logprobs(tmp_path: Path) -> None:
         for name, values in (chunk["choices"][0]["logprobs"] or {}).items():
             joined[name] += values
     assert joined == logprobs
+
+
+def test_a_long_answer_is_no_work_at_its_end(tmp_path: Path) -> None:
+    """Log probabilities are formatted as they come, once: nothing is copied or looked up again for each token."""
+    tokenizer = make_tokenizer(tmp_path)
+    output = TextOutput("a", [5], [TokenLogprobs(-0.5, [5, 6], [-0.5, -1.0])])
+    for kind in (ChatChoice, CompletionChoice):
+        choice, answer = kind(tokenizer, Prompt([1], "")), Collected()
+        for _ in range(3):
+            choice.collect(output)
+            answer.add(output)
+        kept = answer.logprobs
+        answer.add(output)
+        assert kept is answer.logprobs
+        assert answer.text == "aaaa"
+        tokenizer.token_bytes = None  # type: ignore[method-assign, assignment]
+        logprobs = choice.whole(answer)["logprobs"]
+        assert all(isinstance(value, msgspec.Raw) for value in logprobs.values() if value is not None)
+        del tokenizer.token_bytes
 
 
 @pytest.mark.parametrize(("code", "status"), [("queue_full", 503), ("engine_dead", 503), ("invalid_request", 400)])

@@ -5,23 +5,20 @@ from pathlib import Path
 
 import pytest
 
-from splitrank.serving.config import ServeConfig, option
+from splitrank.serving.checked import Bounds
+from splitrank.serving.config import Options, ServeConfig, option
 from splitrank.serving.options import load_config
 
 
 @dataclass(frozen=True, kw_only=True)
-class SmallConfig:
+class SmallConfig(Options):
     name: str = option("x", "a name")
-    count: int = option(3, "a count, 100% of it")
-    share: float = option(0.5, "a share")
+    count: int = option(3, "a count, 100% of it", bounds=Bounds(0, 9))
+    share: float = option(0.5, "a share", bounds=Bounds(0, 1), aliases=("given-part",))
     loud: bool = option(False, "say more")
     kind: str = option("a", "one of two", choices=("a", "b"))
-    sizes: tuple[int, ...] = option((), "some sizes")
+    sizes: tuple[int, ...] = option((), "some sizes", bounds=Bounds(0, 9))
     words: tuple[str, ...] = option(("u", "v"), "some words")
-
-    def __post_init__(self) -> None:
-        if self.count < 0:
-            raise ValueError(f"count must not be negative, not {self.count}")
 
 
 def load(*argv: str) -> SmallConfig:
@@ -40,9 +37,9 @@ def refusal(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
 
 @pytest.fixture
 def toml(tmp_path: Path):
-    def write(text: str) -> str:
+    def write(text: str, encoding: str = "utf-8") -> str:
         file = tmp_path / "some.toml"
-        file.write_text(text, encoding="utf-8")
+        file.write_text(text, encoding)
         return str(file)
 
     return write
@@ -80,12 +77,24 @@ def test_every_type_in_toml_and_flags_beat_it(toml) -> None:
         ("sizes = [1, true]", "sizes must be a list of int, not [1, True]"),
         ('words = "a"', "words must be a list of str, not 'a'"),
         ("count = ", "not valid TOML"),
+        ("share = 1\ngiven_part = 0.5", "given_part is share, which is given as well"),
+        ("given_prat = 2", "unknown key 'given_prat'; did you mean given_part?"),
+        ('name = ""', "name is empty, as from an unset variable"),
     ],
 )
 def test_a_wrong_toml_file_is_named_with_the_key(capsys, toml, text: str, expected: str) -> None:
     message = refusal(capsys, "--config", toml(text))
     assert "some.toml: " in message
     assert expected in message
+
+
+def test_toml_knows_the_aliases_and_a_byte_order_mark(toml) -> None:
+    assert load("--config", toml("given_part = 1")) == SmallConfig(share=1.0)
+    assert load("--config", toml("given_part = 1"), "--share", "0") == SmallConfig(share=0.0)
+    assert load("--config", toml('name = "ä"', "utf-8-sig")) == SmallConfig(name="ä")
+    file = toml("tensor_parallel_size = 2\npp_size = 3\nmodel_path = 'm'")
+    config = load_config(ServeConfig, ["--config", file], "prog")
+    assert (config.tp, config.pp, config.model) == (2, 3, "m")
 
 
 def test_a_missing_toml_file_is_named(capsys) -> None:
@@ -101,7 +110,7 @@ def test_a_missing_toml_file_is_named(capsys) -> None:
         (["--count", "x"], "invalid int value: 'x'"),
         (["--kind", "c"], "invalid choice: 'c'"),
         (["--sizes", "2,x"], "'2,x' is not a list of integers like 20,20"),
-        (["--count", "-1"], "count must not be negative, not -1"),
+        (["--count", "-1"], "count must be at least 0, not -1"),
     ],
 )
 def test_a_wrong_flag_is_refused(capsys, argv: list[str], expected: str) -> None:

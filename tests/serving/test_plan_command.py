@@ -180,3 +180,40 @@ def test_inspect_names_a_missing_shard(tmp_path: Path) -> None:
     (tmp_path / "model-00002-of-00003.safetensors").unlink()
     with pytest.raises(ValueError, match=r"model-00002-of-00003\.safetensors: missing shard \(1 of 3"):
         run_inspect(InspectConfig(model=str(tmp_path)))
+
+
+def yarn(original: int) -> dict[str, Any]:
+    """As the model card has it for 1,010,000 tokens."""
+    return {"rope_type": "yarn", "rope_theta": 1e7, "factor": 4.0, "original_max_position_embeddings": original}
+
+
+def test_yarn_stretches_the_context_that_a_plan_counts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = write_config(tmp_path, "35B", rope_parameters=yarn(262_144))
+    text = printed(capsys, model=model, memory_gib=200, max_model_len=1_010_000)
+    assert "largest context of one request: 1,048,576 tokens (the model's positions)" in text
+    concurrency = (200 * 2**30 - WEIGHTS["35B"]) // (1_010_000 * 20_480 + 64_389_120)
+    assert f"largest concurrency at 1,010,000 tokens: {concurrency} requests" in text
+    with pytest.raises(ValueError, match="max_model_len 1048577 exceeds the model's 1048576 positions"):
+        run_plan(PlanConfig(model=model, max_model_len=1_048_577))
+
+
+def test_inspect_says_that_the_positions_are_stretched(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_checkpoint(make_reference(random_text_config(rope_parameters=yarn(1024))), tmp_path)
+    assert run_inspect(InspectConfig(model=str(tmp_path))) == 0
+    assert "positions: 4,096 (YaRN, factor 4);" in capsys.readouterr().out
+
+
+def test_inspect_and_plan_know_a_head_that_the_config_denies(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Both tensors are stored and differ: the plan has a rank hold both."""
+    write_checkpoint(make_reference(random_text_config()), tmp_path)
+    untied = rank_rows(printed(capsys, model=str(tmp_path)))
+    raw = json.loads((tmp_path / "config.json").read_text())
+    raw["tie_word_embeddings"] = raw["text_config"]["tie_word_embeddings"] = True
+    (tmp_path / "config.json").write_text(json.dumps(raw))
+    assert rank_rows(printed(capsys, model=str(tmp_path))) == untied
+    assert run_inspect(InspectConfig(model=str(tmp_path))) == 0
+    text = capsys.readouterr().out
+    assert "head: its own tensor (config.json ties it to the embedding, but both are stored and differ)" in text
+    assert "ignored" not in text

@@ -1,170 +1,129 @@
-"""Shared prompt prefixes: where snapshots are taken, who begins from them, and that no answer changes.
-
-``FakeModel`` checks that a snapshot holds the very tokens that the prompt which begins from it begins with.
-"""
-
-import random
+"""Which snapshots there are, which of them a prompt begins from, and which make room."""
 
 import pytest
 
-from splitrank.serving.messages import LaunchSpec, StepPlan
-from splitrank.serving.prefix_cache import PrefixCache
-from tests.fake_model import expected_tokens, small_spec
-from tests.serving.scheduler_loop import Loop
+from splitrank.serving.messages import LaunchSpec
+from splitrank.serving.prefix_cache import Kind, PrefixCache, Snapshot, chain_digests
+from tests.fake_model import small_spec
 
-SHARED = list(range(20))
 STATE_BYTES, PAGE_BYTES = 100, 10
+SNAPSHOT_BYTES = STATE_BYTES + PAGE_BYTES  # of one block and a tail within its page of 8
 
 
-def caching_spec(num_snapshots: int = 4, **changes: object) -> LaunchSpec:
-    """Blocks and pages of 4 tokens; room for so many snapshots of 12 tokens."""
-    sizes = {"prefix_block_size": 4, "state_bytes": STATE_BYTES, "kv_page_bytes": PAGE_BYTES}
-    return small_spec(**sizes, prefix_cache_bytes=num_snapshots * (STATE_BYTES + 3 * PAGE_BYTES), **changes)
+def cache_of(num_snapshots: int) -> PrefixCache:
+    sizes = {"prefix_block_size": 4, "state_bytes": STATE_BYTES, "kv_page_bytes": PAGE_BYTES, "page_size": 8}
+    return PrefixCache(small_spec(**sizes, prefix_cache_bytes=num_snapshots * SNAPSHOT_BYTES))
 
 
-def starts(plan: StepPlan | None) -> list[tuple[int, int]]:
-    assert plan is not None
-    return [(one.start, len(one.tokens)) for one in plan.sequences]
+def add(cache: PrefixCache, tokens: list[int], replaced: Snapshot | None = None, step: int = 0) -> Snapshot:
+    """A snapshot of all of them."""
+    digests = chain_digests(tokens, 4)
+    tail = tokens[4 * len(digests) :]
+    snapshot, _ = cache.add(Kind.PROMPT, digests[-1], tail, len(tokens), step, replaced)
+    cache.check()
+    return snapshot
 
 
-def ask(loop: Loop, name: str, prompt: list[int]) -> list[StepPlan]:
-    """Alone, to its end: the plans of it."""
-    loop.add(name, prompt, max_tokens=2)
-    plans = []
-    while not loop.scheduler.is_idle:
-        plan = loop.plan()
-        assert plan is not None
-        plans.append(plan)
-        loop.commit()
-    assert loop.tokens[name] == expected_tokens(prompt, 2, loop.spec.vocab_size)
-    return plans
+def found(cache: PrefixCache, tokens: list[int], step: int = 1) -> int:
+    """Tokens of the snapshot that a prompt begins from."""
+    snapshot = cache.find(tokens, chain_digests(tokens, 4), step)
+    return snapshot.num_tokens if snapshot is not None else 0
 
 
-def cached(loop: Loop, name: str) -> int:
-    return loop.ended[name].num_cached_tokens
+def use(cache: PrefixCache, snapshot: Snapshot) -> Snapshot:
+    cache.use(snapshot)
+    cache.check()
+    return snapshot
 
 
-def test_the_second_prompt_saves_where_it_parts_from_the_first_and_the_third_begins_there() -> None:
-    loop = Loop(caching_spec())
-    first = ask(loop, "first", [*SHARED[:13], 40, 41, 42])
-    assert [starts(plan) for plan in first] == [[(0, 8)], [(8, 8)], [(16, 1)]]
-    assert not any(plan.saved for plan in first)
-    second = ask(loop, "second", [*SHARED[:13], 45, 46, 47, 48])
-    assert [starts(plan) for plan in second] == [[(0, 8)], [(8, 4)], [(12, 4)], [(16, 1)], [(17, 1)]]
-    assert [len(plan.saved) for plan in second] == [0, 1, 0, 0, 0]
-    third = ask(loop, "third", [*SHARED[:13], 49])
-    assert [starts(plan) for plan in third] == [[(12, 2)], [(14, 1)]]
-    assert third[0].restored[0].snapshot == second[1].saved[0].snapshot
-    assert [cached(loop, name) for name in ("first", "second", "third")] == [0, 0, 12]
-    assert loop.scheduler.stats().cached_tokens == 12
-    assert loop.scheduler.stats().prompt_tokens == 16 + 17 + 2
+def beginnings_left(cache: PrefixCache, *beginnings: int) -> list[int]:
+    return [start for start in beginnings if found(cache, prompt_of(start))]
 
 
-def test_something_is_left_to_compute_when_the_whole_prompt_is_known() -> None:
-    loop = Loop(caching_spec())
-    for name in ("a", "b", "c"):
-        ask(loop, name, SHARED[:12])
-    assert [cached(loop, name) for name in ("a", "b", "c")] == [0, 0, 8]
+def prompt_of(start: int) -> list[int]:
+    """Five tokens, of which ``add(cache, prompt_of(start)[:4])`` is a snapshot."""
+    return list(range(start, start + 5))
 
 
-def test_a_longer_branch_is_taken_from_a_shorter_one() -> None:
-    loop = Loop(caching_spec())
-    for name, prompt in {"a": [*SHARED, 1], "b": [*SHARED[:8], 30], "c": [*SHARED, 2], "d": [*SHARED, 3]}.items():
-        ask(loop, name, prompt)
-    assert [cached(loop, name) for name in "abcd"] == [0, 0, 8, 20]
-
-
-def test_the_snapshot_used_longest_ago_makes_room() -> None:
-    loop = Loop(caching_spec(num_snapshots=2))
-    for index, start in enumerate((0, 15, 30)):
-        for copy in range(2):
-            ask(loop, f"{index}{copy}", [*range(start, start + 12), 49, copy])
-            if index == 2 and copy == 0:
-                ask(loop, "again", [*range(12), 48])  # the first one is used: the second one is the older now
-    assert not any(plan.dropped for plan in ask(loop, "other", [*range(30, 42), 47]))
-    assert len(loop.model.snapshots) == 2
-    ask(loop, "first", [*range(12), 46])
-    ask(loop, "second", [*range(15, 27), 46])
-    assert [cached(loop, name) for name in ("again", "other", "first", "second")] == [12, 12, 12, 0]
-
-
-@pytest.mark.parametrize("changes", [{"prefix_cache_bytes": 0}, {"prefix_cache_bytes": STATE_BYTES}])
-def test_without_room_every_prompt_is_computed_whole(changes: dict[str, int]) -> None:
-    spec = small_spec(prefix_block_size=4, state_bytes=STATE_BYTES, kv_page_bytes=PAGE_BYTES, **changes)
-    loop = Loop(spec)
-    for name in ("a", "b", "c"):
-        plans = ask(loop, name, SHARED)
-        assert not any(plan.saved or plan.restored for plan in plans)
-
-
-def test_a_snapshot_is_not_used_in_the_step_that_takes_it_nor_taken_twice() -> None:
-    loop = Loop(caching_spec(chunked_prefill_size=40), max_in_flight=1)
-    ask(loop, "first", [*SHARED[:8], 40])
-    for name in ("second", "third", "fourth"):
-        loop.add(name, [*SHARED[:8], 41, len(name)], max_tokens=2)
-    plan = loop.plan()
-    assert starts(plan) == [(0, 8), (0, 10), (0, 10)]
-    assert plan is not None
-    assert len(plan.saved) == 1
-    assert plan.restored == []
-    loop.run()
-
-
-def test_one_that_ends_before_its_branch_leaves_it_to_the_next() -> None:
-    loop = Loop(caching_spec())
-    ask(loop, "first", [*SHARED[:16], 40])
-    loop.add("second", [*SHARED[:16], 41], max_tokens=2)
-    assert starts(loop.plan()) == [(0, 8)]
-    loop.commit()
-    loop.abort("second")
-    assert [len(plan.saved) for plan in ask(loop, "third", [*SHARED[:16], 42])] == [0, 1, 0, 0]
+def test_the_longest_snapshot_that_the_prompt_goes_on_from_is_found() -> None:
+    cache = cache_of(9)
+    tokens = list(range(20))
+    for length in (4, 9, 10, 12):
+        add(cache, tokens[:length])
+    lengths = {length: found(cache, tokens[:length]) for length in (4, 5, 8, 9, 10, 11, 12, 13, 20)}
+    assert lengths == {4: 0, 5: 4, 8: 4, 9: 4, 10: 9, 11: 10, 12: 10, 13: 12, 20: 12}
+    assert found(cache, [*tokens[:9], 49, *tokens[10:]]) == 9
+    assert found(cache, [*tokens[:8], 49, *tokens[9:]]) == 4
+    assert found(cache, [49, *tokens[1:]]) == 0
+    assert cache.has(chain_digests(tokens[:8], 4)[-1], [8])
+    assert not cache.has(chain_digests(tokens[:8], 4)[-1], [])
 
 
 def test_tokens_in_another_place_are_another_prefix() -> None:
-    cache = PrefixCache(caching_spec())
-    branches = [
-        cache.match(cache.blocks(prompt), step).branch
-        for step, prompt in enumerate(
-            ([1, 2, 3, 4, 5, 6, 7, 8, 9], [5, 6, 7, 8, 1, 2, 3, 4, 9], [1, 2, 3, 4, 5, 6, 7, 8])
-        )
-    ]
-    assert branches == [0, 0, 4]
+    cache = cache_of(2)
+    add(cache, [1, 2, 3, 4, 5, 6, 7, 8])
+    assert found(cache, [5, 6, 7, 8, 1, 2, 3, 4, 9]) == 0
+    assert found(cache, [5, 6, 7, 8, 9]) == 0
+    assert found(cache, [258, 3, 4, 5, 6, 7, 8, 9, 9]) == 0
 
 
-def test_short_rests_of_known_prompts_share_a_step() -> None:
-    loop = Loop(caching_spec())
-    for name in ("a", "b"):
-        ask(loop, name, [*SHARED[:12], ord(name) - 60])
-    for name in ("c", "d", "e", "f"):
-        loop.add(name, [*SHARED[:12], ord(name) - 60, 1], max_tokens=2)
-    assert starts(loop.plan()) == [(12, 2)] * 4
-    loop.run()
+def test_digests_go_on_where_others_ended() -> None:
+    tokens = [*range(40), 2**31 - 1, 248_319]
+    whole = chain_digests(tokens, 8)
+    assert len(set(whole)) == 5
+    assert whole == [*chain_digests(tokens[:23], 8), *chain_digests(tokens[16:], 8, whole[1])]
 
 
-@pytest.mark.parametrize("depth", [1, 2, 4])
-@pytest.mark.parametrize("seed", range(12))
-def test_random_prompts_with_common_beginnings(seed: int, depth: int) -> None:
-    """With aborts, preemption and evictions; every plan is executed and checked, every answer compared."""
-    rng = random.Random(seed)
-    spec = caching_spec(rng.choice([1, 2, 6]), num_pages=rng.choice([16, 24, 40]), max_running_requests=4)
-    loop = Loop(spec, depth)
-    stems = [[rng.randrange(50) for _ in range(30)] for _ in range(3)]
-    prompts = {}
-    for index in range(60):
-        stem = rng.choice(stems)[: rng.choice([4, 8, 12, 13, 24, 30])]
-        prompts[f"r{index}"] = stem + [rng.randrange(50) for _ in range(rng.randint(1, 6))]
-    todo = list(prompts.items())
-    while todo or not loop.scheduler.is_idle:
-        action = rng.random()
-        if todo and action < 0.3:
-            loop.add(*todo.pop(), max_tokens=12)
-        elif action > 0.97:
-            loop.abort(rng.choice(list(prompts)))
-        elif loop.plan() is None and loop.results:
-            loop.commit()
-        loop.scheduler.check()
-    for name, end in loop.ended.items():
-        truth = expected_tokens(prompts[name], 12, spec.vocab_size)
-        assert loop.tokens[name] == truth[: len(loop.tokens[name])]
-        assert end.finish_reason == ("abort" if len(loop.tokens[name]) < 12 else "length")
-    assert loop.scheduler.stats().cached_tokens > 50
+def test_a_snapshot_is_not_found_in_the_step_that_takes_it() -> None:
+    cache = cache_of(2)
+    add(cache, [1, 2, 3, 4], step=5)
+    assert [found(cache, [1, 2, 3, 4, 5], step) for step in (4, 5, 6)] == [0, 0, 4]
+
+
+def test_snapshots_that_were_used_leave_by_their_last_use() -> None:
+    cache = cache_of(3)
+    first, second, third = (use(cache, add(cache, prompt_of(start)[:4])) for start in (0, 10, 20))
+    use(cache, first)
+    add(cache, prompt_of(30)[:4])
+    assert beginnings_left(cache, 0, 10, 20, 30) == [0, 20, 30]
+    del second, third
+
+
+def test_prompts_that_never_come_again_leave_half_of_the_room_to_the_others() -> None:
+    cache = cache_of(4)
+    for start in (0, 10):
+        use(cache, add(cache, prompt_of(start)[:4]))
+    for start in range(15, 45):
+        add(cache, prompt_of(start)[:4])
+    assert beginnings_left(cache, 0, 10, *range(15, 45)) == [0, 10, 43, 44]
+
+
+def test_a_replaced_snapshot_is_the_first_to_leave_and_the_new_one_takes_its_place() -> None:
+    cache = cache_of(4)
+    old, other = (use(cache, add(cache, prompt_of(start)[:4])) for start in (0, 10))
+    new = add(cache, [*prompt_of(0), 6, 7, 8], replaced=old)
+    add(cache, prompt_of(20)[:4])
+    assert beginnings_left(cache, 0, 10, 20) == [0, 10, 20]  # while there is room it stays
+    add(cache, prompt_of(30)[:4])
+    assert beginnings_left(cache, 0, 10, 20, 30) == [10, 20, 30]
+    for start in range(35, 45):
+        add(cache, prompt_of(start)[:4])
+    assert beginnings_left(cache, 10, 20, 30) == [10]
+    assert found(cache, [*prompt_of(0), 6, 7, 8, 9]) == new.num_tokens
+    del other
+
+
+def test_one_that_has_left_can_be_replaced_no_more() -> None:
+    cache = cache_of(1)
+    old = use(cache, add(cache, prompt_of(0)[:4]))
+    add(cache, prompt_of(10)[:4])
+    add(cache, [*prompt_of(0), 6, 7, 8], replaced=old)
+    assert beginnings_left(cache, 0, 10) == []
+
+
+@pytest.mark.parametrize(("num_tokens", "fits"), [(8, True), (24, True), (25, False)])
+def test_what_the_budget_can_hold(num_tokens: int, fits: bool) -> None:
+    spec: LaunchSpec = small_spec(
+        prefix_block_size=4, state_bytes=STATE_BYTES, kv_page_bytes=PAGE_BYTES, page_size=8, prefix_cache_bytes=130
+    )
+    assert PrefixCache(spec).can_hold(num_tokens) == fits

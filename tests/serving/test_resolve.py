@@ -1,6 +1,5 @@
 """From config, checkpoint and machine to the launch spec; and refusals before any process starts."""
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ import pytest
 from splitrank.models.config import read_config
 from splitrank.models.memory import RankMemory, plan_all_ranks, rank_memory
 from splitrank.serving.config import EngineConfig
-from splitrank.serving.resolve import Capacity, eos_token_ids, resolve_launch, size_cache
+from splitrank.serving.resolve import Capacity, resolve_launch, size_cache
 from tests.checkpoints import make_reference, random_text_config, write_checkpoint, write_tokenizer
 
 
@@ -78,6 +77,11 @@ def test_what_the_user_says_holds(folder: Path, changes: dict[str, Any], expecte
         ({"pp": 2, "pp_partition": (2, 2)}, r"\[2, 2\] sums to 4, but the model has 5 layers"),
         ({"max_model_len": 2000}, "max_model_len 2000 exceeds the model's 1024 positions"),
         ({"max_model_len": 1000, "num_pages": 3}, "3 KV pages of 64 tokens cannot hold one request of 1000 tokens"),
+        (
+            {"num_pages": 2**31 - 1},
+            r"2147483647 KV pages of 64 tokens need [\d.]+ GiB with weights and states of all 1 ",
+        ),
+        ({"num_pages": 1, "page_size": 1}, "1 KV pages of 1 tokens hold no prompt and answer"),
     ],
     ids=str,
 )
@@ -113,35 +117,3 @@ def test_weights_that_do_not_fit_are_refused_with_the_numbers(ranks: list[RankMe
     config = EngineConfig(max_running_requests=4, mem_fraction_static=0.5)
     with pytest.raises(ValueError, match=r"rank 0 \(stage 0, tp 0\) needs .* GiB for weights and 4 recurrent states"):
         size_cache(config, ranks, 800, memory_bytes=1024)
-
-
-@pytest.mark.parametrize(
-    ("files", "expected"),
-    [
-        ({"generation_config.json": {"eos_token_id": [5, 3]}, "config.json": {"eos_token_id": 9}}, (5, 3)),
-        ({"generation_config.json": {}, "config.json": {"text_config": {"eos_token_id": 9}}}, (9,)),
-        ({"config.json": {"eos_token_id": 0}}, (0,)),
-        ({"config.json": {}}, ()),
-    ],
-)
-def test_end_of_sequence_ids(tmp_path: Path, files: dict[str, Any], expected: tuple[int, ...]) -> None:
-    for name, content in files.items():
-        (tmp_path / name).write_text(json.dumps(content))
-    assert eos_token_ids(tmp_path, 10) == expected
-
-
-@pytest.mark.parametrize(
-    "content",
-    [
-        '{"eos_token_id": "x"}',
-        '{"eos_token_id": [true]}',
-        "[]",
-        "{",
-        '{"eos_token_id": -1}',
-        '{"eos_token_id": [3, 10]}',
-    ],
-)
-def test_a_broken_generation_config_is_named(tmp_path: Path, content: str) -> None:
-    (tmp_path / "generation_config.json").write_text(content)
-    with pytest.raises(ValueError, match=r"generation_config\.json: "):
-        eos_token_ids(tmp_path, 10)

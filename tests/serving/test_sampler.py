@@ -1,6 +1,5 @@
 """The sampler by exact probabilities and sets, against transformers' processors, and by what a seed promises."""
 
-import dataclasses
 from typing import Any
 
 import pytest
@@ -13,8 +12,12 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from splitrank.serving.sampler import SamplingState, adjust_logits, filtered_probabilities, sample, sampling_state
+from splitrank.models.ops import reference, sampling
+from splitrank.models.ops.sampling import SamplingRows
+from splitrank.serving.messages import RowFailure
+from splitrank.serving.sampler import SampledRow, sample
 from splitrank.serving.sampling_params import SamplingParams
+from splitrank.serving.sampling_state import SamplingState
 
 VOCAB_SIZE, EOS = 50, (3, 7)
 
@@ -24,13 +27,30 @@ def logits_of(*seeds: int) -> torch.Tensor:
     return torch.stack([2 * torch.randn(VOCAB_SIZE, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
 
 
-def state_of(request: int = 0, prompt: list[int] | None = None, **params: Any) -> SamplingState:
+def state_of(prompt: list[int] | None = None, **params: Any) -> SamplingState:
     params = {"temperature": 0.0, "max_tokens": 100, **params}
-    return sampling_state(request, prompt or [1, 2], SamplingParams(**params), EOS, engine_seed=5)
+    return SamplingState(prompt or [1, 2], SamplingParams(**params), EOS)
 
 
 def drawn(logits: torch.Tensor, *states: SamplingState) -> list[int]:
-    return sample(logits, list(states))[0]
+    rows = sample(logits, list(states))
+    assert [row.failure for row in rows] == [None] * len(states)
+    return [row.token for row in rows]
+
+
+def middle_draws(logits: torch.Tensor, probabilities: torch.Tensor, **filters: Any) -> list[int]:
+    """What is drawn from [vocab] in the middle of the interval that each token of ``probabilities`` has."""
+    likely = probabilities > 1e-7  # narrower intervals are within the rounding of float32 probabilities
+    uniform = (probabilities.cumsum(0) - probabilities / 2)[likely]
+    params = SamplingParams(**filters)
+    rows = SamplingRows(
+        torch.full((len(uniform),), params.temperature),
+        torch.full((len(uniform),), params.top_k),
+        torch.full((len(uniform),), params.top_p, dtype=torch.float64),
+        torch.full((len(uniform),), params.min_p),
+        uniform,
+    )
+    return sampling.sample(logits.expand(len(uniform), -1).contiguous(), rows)[0].tolist()
 
 
 # ------------------------------------------------------------------ which tokens, with which probability
@@ -38,12 +58,12 @@ def drawn(logits: torch.Tensor, *states: SamplingState) -> list[int]:
 
 def test_greedy_takes_the_best() -> None:
     logits = logits_of(1, 2, 3)
-    assert drawn(logits, *(state_of(i) for i in range(3))) == logits.argmax(-1).tolist()
+    assert drawn(logits, *(state_of() for _ in range(3))) == logits.argmax(-1).tolist()
 
 
 def test_greedy_beside_a_sampled_neighbour_takes_the_best() -> None:
     logits = logits_of(1, 2)
-    assert drawn(logits, state_of(), state_of(1, temperature=1.0, seed=1))[0] == int(logits[0].argmax())
+    assert drawn(logits, state_of(), state_of(temperature=1.0, seed=1))[0] == int(logits[0].argmax())
 
 
 @pytest.mark.parametrize(
@@ -68,12 +88,13 @@ def test_greedy_beside_a_sampled_neighbour_takes_the_best() -> None:
 @pytest.mark.parametrize("seed", range(5))
 def test_filters_keep_what_transformers_keeps(params: dict[str, Any], warpers: list[Any], seed: int) -> None:
     scores = logits_of(seed)
-    found = filtered_probabilities(scores[0], SamplingParams(**params))
+    found, logits = reference.sampling_weights(scores[0], 1.0, **params), scores[0]
     for warper in warpers:
         scores = warper(None, scores)
     expected = torch.softmax(scores[0], dim=-1)
     assert (found > 0).tolist() == (expected > 0).tolist()
     torch.testing.assert_close(found / found.sum(), expected, atol=1e-6, rtol=1e-5)
+    assert middle_draws(logits, expected.double(), **params) == (expected > 1e-7).nonzero().flatten().tolist()
 
 
 def test_sets_by_hand() -> None:
@@ -81,7 +102,10 @@ def test_sets_by_hand() -> None:
     logits = torch.tensor([0.4, 0.1, 0.3, 0.2]).log()
 
     def kept(**params: Any) -> list[int]:
-        return filtered_probabilities(logits, SamplingParams(**params)).nonzero().flatten().tolist()
+        weights = reference.sampling_weights(logits, 1.0, **params).double()
+        found = weights.nonzero().flatten().tolist()
+        assert middle_draws(logits, weights / weights.sum(), **params) == found
+        return found
 
     assert kept(top_k=2) == [0, 2]
     assert kept(top_p=0.39) == [0]
@@ -98,7 +122,7 @@ def test_draws_follow_the_exact_probabilities(temperature: float) -> None:
     logits, num_draws = logits_of(4), 4000
     scores = TemperatureLogitsWarper(temperature)(None, logits)[0]
     expected = torch.softmax(scores, dim=-1) * num_draws
-    states = [state_of(seed, temperature=temperature, seed=seed) for seed in range(num_draws)]
+    states = [state_of(temperature=temperature, seed=seed) for seed in range(num_draws)]
     counts = torch.bincount(torch.tensor(drawn(logits.expand(num_draws, -1), *states)), minlength=VOCAB_SIZE)
     rare = expected < 5
     pairs = [(counts[~rare], expected[~rare]), (counts[rare].sum(), expected[rare].sum().clamp_min(1e-9))]
@@ -115,10 +139,11 @@ def test_a_tiny_temperature_is_greedy_and_not_an_infinity(temperature: float) ->
 
 
 def adjusted(logits: torch.Tensor, output: list[int], prompt: list[int], **params: Any) -> torch.Tensor:
-    state = state_of(prompt=prompt, **params)
+    state, changed = state_of(prompt, **params), logits.clone()
     for token in output:
         state.append(token)
-    return adjust_logits(logits.clone(), state)
+    state.adjust_(changed)
+    return changed
 
 
 @pytest.mark.parametrize("penalty", [0.5, 1.3, 2.0])
@@ -186,11 +211,11 @@ def run(num_steps: int, state: SamplingState, neighbours: list[SamplingState], p
 
 def test_a_seed_gives_the_same_draws_whatever_stands_beside_it() -> None:
     params: dict[str, Any] = {"temperature": 1.0, "seed": 42, "top_p": 0.9, "presence_penalty": 0.3}
-    alone = run(20, state_of(0, **params), [], 0)
+    alone = run(20, state_of(**params), [], 0)
     for number, position in ((1, 0), (3, 2), (3, 3)):
-        neighbours = [state_of(100 + i, temperature=1.5, seed=i) for i in range(number)]
-        assert run(20, state_of(9, **params), neighbours, position) == alone
-    assert run(20, state_of(0, **{**params, "seed": 43}), [], 0) != alone
+        neighbours = [state_of(temperature=1.5, seed=i, top_k=5 * i) for i in range(number)]
+        assert run(20, state_of(**params), neighbours, position) == alone
+    assert run(20, state_of(**{**params, "seed": 43}), [], 0) != alone
 
 
 def test_every_token_is_a_draw_of_its_own() -> None:
@@ -198,19 +223,10 @@ def test_every_token_is_a_draw_of_its_own() -> None:
     assert len({drawn(logits, state)[0] for _ in range(20)}) > 10  # of 50 equally likely ones
 
 
-def test_without_a_seed_a_request_s_number_and_the_engine_s_seed_decide() -> None:
-    def seeds(engine_seed: int) -> list[int]:
-        params = SamplingParams(temperature=1.0)
-        return [sampling_state(request, [1], params, EOS, engine_seed).seed for request in range(20)]
-
-    assert seeds(1) == seeds(1)
-    assert len(set(seeds(1)) | set(seeds(2))) == 40
-
-
 @pytest.mark.parametrize("seed", [-(2**63), 2**63 - 1, 0])
 def test_the_widest_seeds_are_taken(seed: int) -> None:
     logits = logits_of(1)
-    assert drawn(logits, state_of(temperature=1.0, seed=seed)) == drawn(logits, state_of(1, temperature=1.0, seed=seed))
+    assert drawn(logits, state_of(temperature=1.0, seed=seed)) == drawn(logits, state_of(temperature=1.0, seed=seed))
 
 
 # ------------------------------------------------------------------ logprobs
@@ -221,26 +237,114 @@ def test_the_widest_seeds_are_taken(seed: int) -> None:
 def test_logprobs_are_of_the_model_s_own_distribution(num_top: int, temperature: float) -> None:
     logits = logits_of(6, 7)
     wanted = state_of(temperature=temperature, seed=1, logprobs=num_top, top_k=3, presence_penalty=1.0)
-    tokens, logprobs = sample(logits, [wanted, state_of(1)])
+    first, second = sample(logits, [wanted, state_of()])
     expected = torch.log_softmax(logits[0].double(), dim=-1)
-    assert logprobs[0] is not None
-    assert logprobs[1] is None
-    assert logprobs[0].logprob == pytest.approx(float(expected[tokens[0]]), abs=1e-5)
+    assert first.logprobs is not None
+    assert second.logprobs is None
+    assert first.logprobs.logprob == pytest.approx(float(expected[first.token]), abs=1e-5)
     best = expected.sort(descending=True)
-    assert logprobs[0].top_ids == best.indices[:num_top].tolist()
-    assert logprobs[0].top_logprobs == pytest.approx(best.values[:num_top].tolist(), abs=1e-5)
+    assert first.logprobs.top_ids == best.indices[:num_top].tolist()
+    assert first.logprobs.top_logprobs == pytest.approx(best.values[:num_top].tolist(), abs=1e-5)
 
 
 def test_logits_are_left_as_they_are() -> None:
     logits = logits_of(1, 2)
     before = logits.clone()
-    drawn(logits, state_of(0, repetition_penalty=2.0, logit_bias={1: 5.0}), state_of(1, temperature=1.0, top_k=3))
+    drawn(logits, state_of(repetition_penalty=2.0, logit_bias={1: 5.0}), state_of(temperature=1.0, seed=1, top_k=3))
     assert torch.equal(logits, before)
 
 
 def test_every_state_advances_by_its_token() -> None:
-    states = [state_of(0), state_of(1, temperature=1.0, seed=3)]
-    tokens = drawn(logits_of(1, 2), *states)
+    states = [state_of(), state_of(temperature=1.0, seed=3)]
+    drawn(logits_of(1, 2), *states)
     assert [state.num_output for state in states] == [1, 1]
-    assert [dict(state.counts) for state in states] == [{token: 1} for token in tokens]
-    assert dataclasses.is_dataclass(states[0])
+
+
+# ------------------------------------------------------------------ a row fails alone
+
+KINDS: list[dict[str, Any]] = [
+    {},
+    {"logprobs": 3},
+    {"temperature": 0.7, "seed": 1},
+    {"temperature": 0.6, "seed": 1, "top_k": 20, "top_p": 0.95},
+    {"temperature": 1.0, "seed": 1, "top_p": 0.9, "repetition_penalty": 1.3, "logit_bias": {4: 2.0}},
+]
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+@pytest.mark.parametrize(
+    ("value", "reason"), [(torch.nan, "hold NaN"), (torch.inf, "hold infinity"), (-torch.inf, "are all minus infinity")]
+)
+def test_bad_numbers_end_their_row_alone(
+    kind: dict[str, Any], value: float, reason: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    clean = logits_of(*range(len(KINDS)))
+    expected = sample(clean, [state_of(**other) for other in KINDS])
+    bad = torch.cat((clean, logits_of(99)))
+    bad[-1, slice(None) if value == -torch.inf else 17] = value
+    states = [state_of(**other) for other in [*KINDS, kind]]
+    *others, failed = sample(bad, states)
+    assert others == expected
+    assert failed.failure == RowFailure("invalid_numbers", f"the model's logits for output token 0 {reason}")
+    assert [state.num_output for state in states] == [1] * len(KINDS) + [0]
+    assert [record.getMessage() for record in caplog.records] == [f"a request fails: {failed.failure.reason}"]
+
+
+def test_some_logits_of_minus_infinity_are_no_error() -> None:
+    logits = logits_of(*range(len(KINDS)))
+    logits[:, ::2] = -torch.inf
+    rows = sample(logits, [state_of(**{**kind, "logit_bias": {0: 1.0}}) for kind in KINDS])
+    assert [(row.failure, row.token % 2) for row in rows] == [(None, 1)] * len(KINDS)
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"logit_bias": {VOCAB_SIZE: 1.0}},
+        {"min_tokens": 1, "stop_token_ids": (10**9,)},
+        {"temperature": 1.0},  # no seed: a fault of the front
+    ],
+    ids=str,
+)
+def test_an_error_of_our_own_ends_its_row_alone(bad: dict[str, Any]) -> None:
+    logits = logits_of(*range(len(KINDS) + 1))
+    expected = sample(logits[1:], [state_of(**kind) for kind in KINDS])
+    states = [state_of(**kind) for kind in [bad, *KINDS]]
+    failed, *others = sample(logits, states)
+    assert others == expected
+    assert failed.failure is not None
+    assert failed.failure.code == "sampling_failed"
+    assert failed.failure.reason.startswith("sampling failed: ")
+    assert "\n" not in failed.failure.reason
+    assert [state.num_output for state in states] == [0] + [1] * len(KINDS)
+
+
+# ------------------------------------------------------------------ the real vocabulary
+
+REAL_VOCABULARY = 248_320
+
+
+def test_a_row_of_the_real_vocabulary_is_the_same_alone_and_among_others() -> None:
+    """Whole passes over a row must not be cut between threads in a way that depends on the neighbours."""
+    logits = 3 * torch.randn(len(KINDS), REAL_VOCABULARY, generator=torch.Generator().manual_seed(1))
+    together = sample(logits, [state_of(**kind) for kind in KINDS])
+    alone = [sample(row[None], [state_of(**kind)])[0] for row, kind in zip(logits, KINDS, strict=True)]
+    assert together == alone
+    assert all(isinstance(row, SampledRow) and row.failure is None for row in alone)
+
+
+def test_penalties_over_a_long_prompt_and_a_long_output() -> None:
+    logits = 3 * torch.randn(1, REAL_VOCABULARY, generator=torch.Generator().manual_seed(2))
+    prompt, output = list(range(0, REAL_VOCABULARY, 3)), [7, 9, *range(100, 180), 7, 7]
+    expected = RepetitionPenaltyLogitsProcessor(1.3)(torch.tensor([prompt + output]), logits.clone())[0]
+    counts = torch.bincount(torch.tensor(output), minlength=REAL_VOCABULARY)
+    expected -= 0.25 * (counts > 0) + 0.5 * counts
+    params = {"repetition_penalty": 1.3, "presence_penalty": 0.25, "frequency_penalty": 0.5}
+    torch.testing.assert_close(adjusted(logits[0], output, prompt, **params), expected)
+
+
+@pytest.mark.parametrize("top_k", [2**40, 2**63 - 1])
+def test_a_top_k_beyond_all_numbers_keeps_all(top_k: int) -> None:
+    logits = logits_of(1)
+    expected = drawn(logits, state_of(temperature=1.0, seed=4))
+    assert drawn(logits, state_of(temperature=1.0, seed=4, top_k=top_k)) == expected

@@ -5,7 +5,7 @@ import random
 import pytest
 
 from splitrank.serving.messages import StepPlan
-from tests.fake_model import expected_tokens, small_spec
+from tests.fake_model import FAILURE, expected_tokens, small_spec
 from tests.serving.scheduler_loop import Loop
 
 
@@ -159,6 +159,37 @@ def test_an_aborted_prompt_with_two_chunks_in_flight_ends_with_the_second() -> N
     loop.commit()
     assert loop.ended["long"].finish_reason == "abort"
     assert loop.scheduler.is_idle
+
+
+@pytest.mark.parametrize("depth", [1, 3])
+@pytest.mark.parametrize("at", [11, 13], ids=["at its first token", "later"])
+def test_a_row_that_fails_ends_its_request_alone(depth: int, at: int) -> None:
+    loop = Loop(small_spec(), max_in_flight=depth)
+    prompts = {name: [index] * 11 for index, name in enumerate(("before", "bad", "after"))}
+    for name, prompt in prompts.items():
+        loop.add(name, prompt, max_tokens=6)
+    loop.model.failing = {1: at}
+    loop.run()
+    ended = loop.ended["bad"]
+    assert (ended.finish_reason, ended.error_code, ended.error) == ("error", FAILURE.code, FAILURE.reason)
+    assert loop.tokens["bad"] == expected_tokens(prompts["bad"], at - 11, 50)
+    for name in ("before", "after"):
+        assert loop.tokens[name] == expected_tokens(prompts[name], 6, 50)
+        assert loop.ended[name].finish_reason == "length"
+    loop.add("later", [9], max_tokens=2)  # its plan tells the ranks who is released, and the model checks that
+    loop.run()
+    assert loop.tokens["later"] == expected_tokens([9], 2, 50)
+    assert loop.scheduler.stats().free_pages == loop.spec.num_pages
+
+
+def test_a_row_that_fails_after_its_request_was_aborted_is_an_abort() -> None:
+    loop = Loop(small_spec())
+    loop.add("bad", [1], max_tokens=6)
+    loop.model.failing = {0: 1}
+    loop.plan()
+    loop.abort("bad")
+    loop.commit()
+    assert loop.ended["bad"].finish_reason == "abort"
 
 
 def test_stop_tokens_end_of_sequence_and_lengths() -> None:

@@ -141,16 +141,30 @@ def test_no_template(folder: Path) -> None:
 
 def test_bad_files_are_named(folder: Path) -> None:
     (folder / "chat_template.jinja").write_text("{% if %}")
-    with pytest.raises(ValueError, match=r"chat template has a syntax error in line 1"):
+    with pytest.raises(ValueError, match=r"chat_template\.jinja: the chat template has a syntax error in line 1"):
+        Tokenizer.from_folder(folder)
+    (folder / "chat_template.jinja").write_bytes(b"Gr\xfc\xdfe")
+    with pytest.raises(ValueError, match=r"chat_template\.jinja is not valid UTF-8: .* byte 0xfc in position 2"):
         Tokenizer.from_folder(folder)
     (folder / "tokenizer_config.json").write_text("{")
     with pytest.raises(ValueError, match=r"tokenizer_config\.json is not valid JSON"):
         Tokenizer.from_folder(folder)
+    (folder / "tokenizer_config.json").unlink()
+    (folder / "chat_template.jinja").unlink()
     (folder / "tokenizer.json").write_text("{}")
     with pytest.raises(ValueError, match=r"tokenizer\.json is not a readable tokenizer"):
         Tokenizer.from_folder(folder)
     (folder / "tokenizer.json").unlink()
     with pytest.raises(ValueError, match=f"no tokenizer: {folder} has no file tokenizer.json"):
+        Tokenizer.from_folder(folder)
+
+
+@pytest.mark.parametrize("entry", [{"template": "x"}, {"name": "default"}, {"name": 1, "template": "x"}, "x"])
+def test_named_templates_without_name_or_text(folder: Path, entry: Any) -> None:
+    (folder / "chat_template.jinja").unlink()
+    named = [{"name": "default", "template": "x"}, entry]
+    (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": named}))
+    with pytest.raises(ValueError, match=r"tokenizer_config\.json: chat_template\[1\] has no name and template"):
         Tokenizer.from_folder(folder)
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from splitrank.serving.messages import AdmittedRequest, SequencePlan, StepResult, SwapPlan
+from splitrank.serving.messages import AdmittedRequest, RowFailure, SequencePlan, SnapshotPlan, StepResult, SwapPlan
 from splitrank.serving.sampling_params import SamplingParams
 from splitrank.serving.worker import Worker
 from tests.checkpoints import make_reference, random_text_config, write_checkpoint
@@ -66,15 +66,12 @@ def test_swapped_out_and_in_elsewhere_a_request_continues_with_the_same_bits(
     expected = steps.generate(1, 0, PAGES, PROMPT, 0, 12)
     first = steps.generate(2, 5, [30, 31, 32], PROMPT, 0, 4)
     length = len(PROMPT) + 3
-    saved = [t.clone() for t in worker.memory.save(torch.tensor([30, 31, 32]), 5)]
+    saved = [t.clone() for t in worker.cache.save(torch.tensor([30, 31, 32]), 5)]
     steps([], swap_out=[SwapPlan(2, 5, [30, 31, 32])])
-    for tensor in (tensor for state in worker.memory.layers.values() for tensor in vars(state).values()):
-        tensor.fill_(torch.nan)  # whoever had these pages meanwhile
+    soil(worker, torch.nan)  # whoever had these pages meanwhile
     steps([], swap_in=[SwapPlan(2, 2, [40, 6, 11])])
-    restored = worker.memory.save(torch.tensor([40, 6, 11]), 2)
+    restored = worker.cache.save(torch.tensor([40, 6, 11]), 2)
     assert all(torch.equal(before, after) for before, after in zip(saved, restored, strict=True))
-    worker.memory.layers[3].keys[0] = worker.memory.layers[3].values[0] = 0.0  # pads page tables, is never NaN
-    worker.memory.layers[3].keys[50] = worker.memory.layers[3].values[50] = 0.0
     assert first + steps.generate(2, 2, [40, 6, 11, 50], first[-1:], length, 8) == expected
 
 
@@ -90,6 +87,68 @@ def test_one_step_may_swap_one_out_and_another_into_its_place(worker: Worker) ->
     moved = steps.generate(1, 1, [30, 31, 32, 33, 34], last, length, 5)
     steps([], admitted=[AdmittedRequest(3, PROMPT, GREEDY)])
     assert expected + moved == steps.generate(3, 4, [50, 51, 52, 53], PROMPT, 0, 11)
+
+
+def soil(worker: Worker, value: float) -> None:
+    for state in worker.cache.layers.values():
+        for tensor in vars(state).values():
+            tensor.fill_(value)
+
+
+@pytest.mark.parametrize("left_behind", [torch.nan, torch.inf])
+def test_a_request_starts_clean_whatever_was_left_behind(worker: Worker, left_behind: float) -> None:
+    steps = Steps(worker)
+    steps([], admitted=[AdmittedRequest(number, PROMPT, GREEDY) for number in (1, 2, 3)])
+    expected = steps.generate(1, 0, PAGES, PROMPT, 0, 8)
+    soil(worker, left_behind)
+    assert steps.generate(2, 0, PAGES, PROMPT, 0, 8) == expected
+    soil(worker, left_behind)
+    one_by_one = steps.generate(3, 4, PAGES[::-1], PROMPT[:1], 0, 1)  # a prompt's first token alone, then its rest
+    assert len(one_by_one) == 1
+    assert steps.generate(3, 4, PAGES[::-1], PROMPT[1:], 1, 8) == expected
+
+
+@pytest.mark.parametrize("left_behind", [torch.nan, torch.inf])
+def test_a_snapshot_is_restored_whatever_was_left_behind(worker: Worker, left_behind: float) -> None:
+    """Of 24 tokens, which end in the middle of a page."""
+    steps = Steps(worker)
+    steps([], admitted=[AdmittedRequest(number, PROMPT, GREEDY) for number in (1, 2)])
+    soil(worker, left_behind)
+    steps(
+        [SequencePlan(1, 0, 0, PROMPT[:24], PAGES[:2], False)],
+        saved=[SnapshotPlan(snapshot=0, num_tokens=24, slot=0, pages=PAGES[:2])],
+    )
+    expected = steps.generate(1, 0, PAGES, PROMPT[24:], 24, 8)
+    soil(worker, left_behind)
+    table = [30, 31, 32, 33]
+    first = steps(
+        [SequencePlan(2, 3, 24, PROMPT[24:], table, True)],
+        restored=[SnapshotPlan(snapshot=0, num_tokens=24, slot=3, pages=table[:2])],
+    ).token_ids
+    assert first + steps.generate(2, 3, table, first, len(PROMPT), 7) == expected
+
+
+@pytest.mark.parametrize("params", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
+def test_a_row_of_nan_is_a_failure_of_its_own(worker: Worker, params: SamplingParams) -> None:
+    """An embedding row that nobody trained: its request fails, in prefill and beside others in decode."""
+    steps = Steps(worker)
+    worker.model.embed_tokens.weight.data[383] = torch.nan
+    steps([], admitted=[AdmittedRequest(number, PROMPT, params) for number in (1, 2, 3)])
+    expected = steps.generate(1, 0, PAGES, PROMPT[:30], 0, 2)
+    both = steps(
+        [SequencePlan(2, 1, 0, [5, 383, 6], [30, 31], True), SequencePlan(3, 2, 0, PROMPT[:30], [40, 41, 42], True)]
+    )
+    failure = RowFailure("invalid_numbers", "the model's logits for output token 0 hold NaN")
+    assert both.failures == {0: failure}
+    assert both.token_ids[1:] == expected[:1]
+    again = steps(
+        [
+            SequencePlan(2, 1, 3, [5], [30, 31], True),
+            SequencePlan(3, 2, 30, expected[:1], [40, 41, 42], True),
+        ]
+    )
+    assert again.failures == {0: failure}
+    assert again.token_ids[1:] == expected[1:]
 
 
 def test_released_requests_are_forgotten(worker: Worker) -> None:

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from splitrank.models.ops import linear as ops
-from splitrank.models.ops.linear import linear, pack, row_bucket
+from splitrank.models.ops.cpu import linear as ops
+from splitrank.models.ops.cpu.linear import linear, pack, row_bucket
 
 SHAPES = [(1, 64, 32), (2, 64, 33), (7, 192, 256), (9, 100, 96), (33, 4096, 320)]
 EPSILON = {torch.bfloat16: 2.0**-8, torch.float32: 2.0**-23}  # of one rounding

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from splitrank.models.ops import reference
-from splitrank.models.ops.moe import route, routed_experts
+from splitrank.models.ops.cpu.moe import route, routed_experts
 
 # Two products of up to 12 terms, silu and a weighted sum, in float32.
 BOUND = 5e-6

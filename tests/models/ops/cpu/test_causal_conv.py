@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from splitrank.models.ops import reference
-from splitrank.models.ops.causal_conv import conv_decode, conv_prefill
+from splitrank.models.ops.cpu.causal_conv import conv_decode, conv_prefill
 
 # A sum of at most 4 products in float32, and silu: a few roundings of 2^-24 each.
 BOUND = 1e-6

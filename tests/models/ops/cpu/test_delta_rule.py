@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from splitrank.models.ops import reference
-from splitrank.models.ops.delta_rule import BLOCK, chunked_delta_rule, delta_rule_step
+from splitrank.models.ops.cpu.delta_rule import BLOCK, chunked_delta_rule, delta_rule_step
 
 # Float32 (2^-24) over up to 192 tokens: the state is a contraction, so errors of the steps add up at most linearly
 # before they decay; 192 * 2^-24 = 1.1e-5, of the largest value.

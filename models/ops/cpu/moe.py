@@ -3,10 +3,16 @@
 Legend: T tokens, E experts, k experts a token, H hidden size.
 """
 
-from collections.abc import Callable
-from typing import Protocol
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
+import torch.nn.functional as F
+
+from splitrank.models.ops.cpu.linear import linear, pack
+from splitrank.models.ops.cpu.memory import release
+
+Expert = Callable[[torch.Tensor], torch.Tensor]  # [n, H] -> [n, H], this rank's part
 
 
 def route(logits: torch.Tensor, top_k: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
@@ -15,19 +21,32 @@ def route(logits: torch.Tensor, top_k: int, dtype: torch.dtype) -> tuple[torch.T
     return experts, (weights / weights.sum(-1, keepdim=True)).to(dtype)
 
 
-class Experts(Protocol):
-    """E functions [n, H] -> [n, H], one an expert."""
+def swiglu(x: torch.Tensor, gate_up: torch.Tensor, down: torch.Tensor) -> torch.Tensor:
+    """x [T, H], gate_up [2I, H] (gate rows first) and down [H, I] from ``pack`` -> [T, H]."""
+    gate, up = linear(x, gate_up).chunk(2, dim=-1)
+    return linear(F.silu(gate).mul_(up), down)
 
-    def __len__(self) -> int: ...
 
-    def __getitem__(self, expert: int, /) -> Callable[[torch.Tensor], torch.Tensor]: ...
+def stored_experts(gate_up: torch.Tensor, down: torch.Tensor) -> list[Expert]:
+    """gate_up [E, 2I, H], down [E, H, I] -> one function an expert.
+
+    oneDNN packs a matrix at a time, so the experts are packed one by one, and what is packed is given back at once.
+    """
+    experts: list[Expert] = []
+    for expert in zip(gate_up, down, strict=True):
+        packed = [pack(weight) for weight in expert]
+        for plain, stored in zip(expert, packed, strict=True):
+            if stored is not plain:
+                release(plain)
+        experts.append(partial(swiglu, gate_up=packed[0], down=packed[1]))
+    return experts
 
 
 def routed_experts(
     x: torch.Tensor,
     chosen: torch.Tensor,
     weights: torch.Tensor,
-    experts: Experts,
+    experts: Sequence[Expert],
 ) -> torch.Tensor:
     """x [T, H], chosen and weights [T, k] -> [T, H], this rank's share.
 

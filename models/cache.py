@@ -1,0 +1,101 @@
+"""A rank's memory of its sequences: KV pages of full-attention layers, recurrent slots of DeltaNet layers.
+
+Allocated once, from the numbers of the plan; only layers of this stage have any. Pages and slots are handed out by the
+scheduler; the rank only reads and writes where a step plan points.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+from splitrank.models.config import FULL, ModelConfig
+from splitrank.models.layer_shapes import LayerShapes
+from splitrank.models.ops.operations import Operations
+from splitrank.models.sharding import StageSlice, TensorShard
+
+
+@dataclass(frozen=True)
+class KVPages:
+    """Keys and values of one layer, each [num_pages, page_size, local_num_kv_heads, head_dim]."""
+
+    keys: torch.Tensor
+    values: torch.Tensor
+
+
+@dataclass(frozen=True)
+class RecurrentSlots:
+    """DeltaNet state of one layer.
+
+    ``conv`` [num_slots, kernel - 1, local_conv_dim] in the model's dtype: the last inputs of the convolution;
+    ``delta`` [num_slots, local_num_value_heads, key_head_dim, value_head_dim] in float32.
+    """
+
+    conv: torch.Tensor
+    delta: torch.Tensor
+
+
+LayerCache = KVPages | RecurrentSlots
+
+
+class StageCache:
+    """The caches of all layers of a stage, by global layer index."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        stage: StageSlice,
+        shard: TensorShard,
+        dtype: torch.dtype,
+        num_pages: int,
+        page_size: int,
+        num_slots: int,
+        ops: Operations,
+    ) -> None:
+        self.page_size = page_size
+        shapes = LayerShapes.of(config, shard)
+        self.layers: dict[int, LayerCache] = {
+            layer: _kv_pages(shapes, dtype, num_pages, page_size, ops)
+            if config.layer_types[layer] == FULL
+            else _recurrent_slots(shapes, dtype, num_slots, ops)
+            for layer in stage.layers
+        }
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(tensor.nbytes for cache in self.layers.values() for tensor in _tensors(cache))
+
+    def save(self, pages: torch.Tensor, slot: int) -> list[torch.Tensor]:
+        """Copies one sequence's pages and slot out (to host memory), layer by layer."""
+        return [tensor[pages if isinstance(cache, KVPages) else slot].clone() for cache, tensor in self._walk()]
+
+    def save_inside(self, pages: torch.Tensor, states: list[torch.Tensor]) -> list[torch.Tensor]:
+        """What ``save`` would have returned inside the chunk just computed, where the layers copied ``states``.
+
+        The last page may hold tokens from behind that place; whoever begins there writes over them before reading.
+        """
+        rest = iter(states)
+        return [tensor[pages].clone() if isinstance(cache, KVPages) else next(rest) for cache, tensor in self._walk()]
+
+    def restore(self, saved: list[torch.Tensor], pages: torch.Tensor, slot: int) -> None:
+        """Copies what ``save`` returned back, into other pages and another slot: the same bits."""
+        for (cache, tensor), copy in zip(self._walk(), saved, strict=True):
+            tensor[pages if isinstance(cache, KVPages) else slot] = copy
+
+    def _walk(self) -> list[tuple[LayerCache, torch.Tensor]]:
+        return [(cache, tensor) for cache in self.layers.values() for tensor in _tensors(cache)]
+
+
+def _tensors(cache: LayerCache) -> tuple[torch.Tensor, torch.Tensor]:
+    return (cache.keys, cache.values) if isinstance(cache, KVPages) else (cache.conv, cache.delta)
+
+
+def _kv_pages(shapes: LayerShapes, dtype: torch.dtype, num_pages: int, page_size: int, ops: Operations) -> KVPages:
+    shape = (num_pages, page_size, shapes.num_kv_heads, shapes.config.head_dim)
+    return KVPages(ops.zeros(*shape, dtype=dtype), ops.zeros(*shape, dtype=dtype))
+
+
+def _recurrent_slots(shapes: LayerShapes, dtype: torch.dtype, num_slots: int, ops: Operations) -> RecurrentSlots:
+    return RecurrentSlots(
+        ops.zeros(num_slots, *shapes.conv_state, dtype=dtype),
+        ops.zeros(num_slots, *shapes.delta_state, dtype=torch.float32),
+    )

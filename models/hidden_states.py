@@ -1,0 +1,15 @@
+"""What crosses from layer to layer, and from stage to stage."""
+
+from typing import NamedTuple
+
+import torch
+
+
+class HiddenStates(NamedTuple):
+    """``hidden`` and ``residual``, both [tokens, hidden_size]; the next norm adds them.
+
+    A stage sends them separately, so that the next stage rounds their sum exactly as one stage would.
+    """
+
+    hidden: torch.Tensor
+    residual: torch.Tensor

@@ -1,0 +1,84 @@
+"""``Operations`` of a CPU: each verb composed of torch operations."""
+
+import torch
+import torch.nn.functional as F
+
+from splitrank.models.batch import Batch
+from splitrank.models.cache import KVPages, RecurrentSlots
+from splitrank.models.hidden_states import HiddenStates
+from splitrank.models.layers.attention import Attention
+from splitrank.models.layers.linear import Linear
+from splitrank.models.layers.linear_attention import LinearAttention
+from splitrank.models.layers.moe import SparseMoe
+from splitrank.models.layers.norm import GatedRMSNorm, RMSNorm
+from splitrank.models.layers.rotary import CosSin
+from splitrank.models.ops.cpu import memory
+from splitrank.models.ops.cpu.attention_mixer import mix_attention
+from splitrank.models.ops.cpu.delta_mixer import mix_delta
+from splitrank.models.ops.cpu.linear import linear, pack
+from splitrank.models.ops.cpu.moe import Expert, route, routed_experts, stored_experts, swiglu
+from splitrank.models.ops.cpu.norm import gated_rms_norm, rms_norm
+
+
+class CpuOperations:
+    """Stateless: weights are tensors in torch's or oneDNN's layout (``linear.pack``)."""
+
+    device = torch.device("cpu")
+
+    def empty(self, *shape: int, dtype: torch.dtype) -> torch.Tensor:
+        return memory.empty(*shape, dtype=dtype)
+
+    def zeros(self, *shape: int, dtype: torch.dtype) -> torch.Tensor:
+        return torch.zeros(shape, dtype=dtype)
+
+    def store(self, weight: torch.Tensor) -> torch.Tensor:
+        return pack(weight)
+
+    def store_experts(self, gate_up: torch.Tensor, down: torch.Tensor) -> list[Expert]:
+        return stored_experts(gate_up, down)
+
+    def embed(self, weight: torch.Tensor, token_ids: torch.Tensor, start: int | None) -> torch.Tensor:
+        if start is None:
+            return F.embedding(token_ids, weight)
+        here = (token_ids >= start) & (token_ids < start + weight.shape[0])
+        rows = F.embedding(torch.where(here, token_ids - start, 0), weight)
+        # Filled, not multiplied: row 0 may hold what no other token should get, and 0 * NaN is NaN.
+        return rows.masked_fill_(~here[:, None], 0.0)
+
+    def add_norm_project(
+        self, states: HiddenStates, norm: RMSNorm, projection: Linear
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        residual = states.residual + states.hidden
+        return linear(rms_norm(residual, norm.scale, norm.eps), projection.stored), residual
+
+    def mix_delta(
+        self, projected: torch.Tensor, layer: LinearAttention, batch: Batch, slots: RecurrentSlots
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        return mix_delta(projected, layer, batch, slots)
+
+    def norm_gate_project(
+        self, mixed: torch.Tensor, gate: torch.Tensor, norm: GatedRMSNorm, projection: Linear
+    ) -> torch.Tensor:
+        gated = gated_rms_norm(mixed, gate, norm.weight, norm.eps)
+        return linear(gated.flatten(1), projection.stored)
+
+    def mix_attention(
+        self, projected: torch.Tensor, layer: Attention, batch: Batch, pages: KVPages, cos_sin: CosSin
+    ) -> torch.Tensor:
+        return mix_attention(projected, layer, batch, pages, cos_sin)
+
+    def project(self, x: torch.Tensor, projection: Linear) -> torch.Tensor:
+        return linear(x, projection.stored)
+
+    def experts(self, states: HiddenStates, norm: RMSNorm, layer: SparseMoe) -> HiddenStates:
+        residual = states.residual + states.hidden
+        x = rms_norm(residual, norm.scale, norm.eps)
+        logits = linear(x, layer.router.stored)
+        chosen, weights = route(logits[:, :-1], layer.top_k, x.dtype)
+        routed = routed_experts(x, chosen, weights, layer.experts.stored)
+        shared = swiglu(x, layer.shared_expert.gate_up_proj.stored, layer.shared_expert.down_proj.stored)
+        return HiddenStates(routed + torch.sigmoid(logits[:, -1:]) * shared, residual)
+
+    def head(self, states: HiddenStates, rows: torch.Tensor, norm: RMSNorm, weight: torch.Tensor) -> torch.Tensor:
+        chosen = (states.residual + states.hidden).index_select(0, rows)
+        return linear(rms_norm(chosen, norm.scale, norm.eps), weight)

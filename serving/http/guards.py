@@ -1,0 +1,82 @@
+"""What stands around all routes: one key for all clients, crashes that stay with their request, proxies' targets."""
+
+import hmac
+import logging
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from splitrank.serving.http.responses import error_response
+from splitrank.serving.openai.errors import ApiError
+
+OPEN_PATHS = ("/health", "/ready")  # for load balancers, which carry no key
+_log = logging.getLogger(__name__)
+
+
+class ApiKeyGuard:
+    """Pure ASGI. 401 unless the request carries ``Authorization: Bearer <key>``."""
+
+    def __init__(self, app: ASGIApp, api_key: str) -> None:
+        self._app = app
+        # Clients write letters beyond ASCII in either encoding; the environment may hold bytes that are neither.
+        self._keys = {api_key.encode(encoding, "surrogateescape") for encoding in ("utf-8", _encoding_of(api_key))}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["path"] in OPEN_PATHS or self._is_known(scope):
+            return await self._app(scope, receive, send)
+        error = ApiError(
+            401, "the API key is missing or wrong", code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"}
+        )
+        return await error_response(error)(scope, receive, send)
+
+    def _is_known(self, scope: Scope) -> bool:
+        header: bytes = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
+        scheme, _, key = header.partition(b" ")
+        # Constant time: the answer's delay says nothing about how much of a key was right.
+        known = [hmac.compare_digest(key.strip(), own) for own in self._keys]
+        return scheme.lower() == b"bearer" and any(known)
+
+
+def _encoding_of(api_key: str) -> str:
+    """latin-1 where it has all letters of the key."""
+    return "latin-1" if all(ord(letter) < 256 for letter in api_key) else "utf-8"
+
+
+class CrashGuard:
+    """Pure ASGI. A bug of ours ends its own request: logged, and 500 on a connection that goes on.
+
+    (Starlette would answer and raise again, on which uvicorn closes the connection without having announced it.)
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        started = False
+
+        async def watched(message: Message) -> None:
+            nonlocal started
+            started = True
+            await send(message)
+
+        try:
+            await self._app(scope, receive, watched)
+        except Exception as error:
+            if started:
+                raise  # half an answer: only the closed connection can say that it is none
+            # The client learns nothing of our insides.
+            _log.error("%s %s failed", scope.get("method"), scope.get("path"), exc_info=error)
+            answer = error_response(ApiError(500, "internal error", type="server_error", code="internal_error"))
+            await answer(scope, receive, send)
+
+
+class OriginForm:
+    """Pure ASGI. ``GET http://host/v1/models``, as clients of proxies write it, is ``GET /v1/models``."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["path"].lower().startswith(("http://", "https://")):
+            scope = {**scope, "path": "/" + scope["path"].partition("://")[2].partition("/")[2]}
+            scope["raw_path"] = b"/" + scope["raw_path"].partition(b"://")[2].partition(b"/")[2]
+        await self._app(scope, receive, send)

@@ -1,0 +1,104 @@
+"""A process that reads large requests: ``python -m splitrank.serving.http.parse_worker FD``, started by ``parsing.py``.
+
+JSON, templates and token ids of megabytes hold Python's lock for seconds; here nobody else waits for it. Frames of
+msgpack with their length before them come and go over the socket ``FD``: a ``Setup``, then ``Work`` and ``Reply`` in
+turns; a body follows its ``Work`` as it is.
+"""
+
+import logging
+import os
+import signal
+import socket
+import struct
+import sys
+from typing import Any
+
+import msgspec
+
+from splitrank.serving.console import be_lenient_with_streams
+from splitrank.serving.model_info import ModelInfo
+from splitrank.serving.openai.errors import ApiError
+from splitrank.serving.openai.parser import ParsedRequest, RequestParser
+from splitrank.serving.processes import exit_with_parent
+from splitrank.serving.tokenizer import Tokenizer
+from splitrank.serving.tokenizer_files import TokenizerFiles
+
+LENGTH = struct.Struct("<Q")
+
+
+class Setup(msgspec.Struct, frozen=True):
+    """What a ``RequestParser`` is made of. ``parent_pid``: with that process the worker ends."""
+
+    tokenizer: TokenizerFiles
+    info: ModelInfo
+    parent_pid: int
+    log_level: str
+
+
+class Work(msgspec.Struct, frozen=True):
+    url: str
+    num_bytes: int  # of the body behind it
+
+
+class Refusal(msgspec.Struct, frozen=True):
+    """An ``ApiError``, field by field."""
+
+    status: int
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+    def as_error(self) -> ApiError:
+        return ApiError(self.status, self.message, type=self.type, param=self.param, code=self.code)
+
+
+class Reply(msgspec.Struct, frozen=True):
+    """One of the three; ``crash`` is a bug of ours, in one line, whose traceback is in the log."""
+
+    request: ParsedRequest | None = None
+    refusal: Refusal | None = None
+    crash: str | None = None
+
+
+def frame(message: msgspec.Struct) -> bytes:
+    data = msgspec.msgpack.encode(message)
+    return LENGTH.pack(len(data)) + data
+
+
+def answer(parser: RequestParser, url: str, body: bytes) -> Reply:
+    try:
+        return Reply(request=parser.parse(url, body))
+    except ApiError as error:
+        return Reply(refusal=Refusal(error.status, error.message, error.type, error.param, error.code))
+    except Exception as error:
+        logging.exception("a request of %d bytes cannot be parsed", len(body))
+        return Reply(crash=f"{type(error).__name__}: {error}"[:1000])
+
+
+def main() -> int:
+    be_lenient_with_streams()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the server's
+    os.nice(5)  # on a busy machine, what is being answered goes first
+    with socket.socket(fileno=int(sys.argv[1])) as connection, connection.makefile("rb") as incoming:
+        setup = _read(incoming, Setup)
+        if setup is None:
+            return 0
+        exit_with_parent(setup.parent_pid)
+        logging.basicConfig(level=setup.log_level.upper(), format="parse worker: %(message)s")
+        parser = RequestParser(Tokenizer(setup.tokenizer), setup.info)
+        while (work := _read(incoming, Work)) is not None:
+            connection.sendall(frame(answer(parser, work.url, incoming.read(work.num_bytes))))
+    return 0
+
+
+def _read(incoming: Any, kind: type[Any]) -> Any:
+    """The next message; None at the end."""
+    length = incoming.read(LENGTH.size)
+    if len(length) < LENGTH.size:
+        return None
+    return msgspec.msgpack.decode(incoming.read(LENGTH.unpack(length)[0]), type=kind)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,104 @@
+"""The demo checkpoint as finetunes leave theirs: it answers as the demo does, and tells what it made of it."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from splitrank import LLM
+from splitrank.serving.llm import Generation
+from splitrank.serving.sampling_params import SamplingParams
+from tests.e2e.checkpoints import change_json, copy_demo
+from tests.e2e.faulty_rank import FAULT
+from tests.e2e.servers import Server, run_command
+
+QUESTION = [{"role": "user", "content": "Tom has 5 pens and buys 4 more. How many pens does he have?"}]
+IM_END, END_OF_TEXT = 4046, 4044
+
+
+def ask(model: Path | str, **options: Any) -> tuple[Generation, list[str]]:
+    """One greedy chat answer, and the lines of the start."""
+    with LLM(model or None, dtype="float32", threads_per_rank=1, max_model_len=1024, **options) as llm:
+        params = SamplingParams(temperature=0, max_tokens=200)
+        (answer,) = llm.chat(QUESTION, params, show_progress=False)
+        return answer, llm._engine.client.reports  # type: ignore[attr-defined]
+
+
+@pytest.fixture(scope="module")
+def demo() -> Generation:
+    answer, lines = ask("")
+    assert answer.finish_reason == "stop"
+    assert answer.token_ids[-1] == IM_END
+    assert lines[-1] == (
+        "stop tokens: 4046 '<|im_end|>' (generation_config.json, tokenizer_config.json); "
+        "4044 '<|endoftext|>' (generation_config.json, config.json)"
+    )
+    return answer
+
+
+def no_generation_config(folder: Path) -> None:
+    (folder / "generation_config.json").unlink()
+
+
+def end_of_text_only(folder: Path) -> None:
+    change_json(folder / "generation_config.json", lambda raw: raw.update(eos_token_id=END_OF_TEXT))
+
+
+@pytest.mark.parametrize("change", [no_generation_config, end_of_text_only])
+def test_chats_end_although_the_configs_name_the_end_of_text_only(
+    demo: Generation, temporary: Path, change: Callable[[Path], None]
+) -> None:
+    change(folder := copy_demo(temporary / "model"))
+    answer, lines = ask(folder)
+    assert (answer.token_ids, answer.finish_reason) == (demo.token_ids, "stop")
+    assert "4046 '<|im_end|>' (tokenizer_config.json)" in lines[-1]
+    assert "4044 '<|endoftext|>' (" in lines[-1]
+
+
+def tie(folder: Path) -> None:
+    def change(raw: dict[str, Any]) -> None:
+        raw["tie_word_embeddings"] = raw["text_config"]["tie_word_embeddings"] = True
+
+    change_json(folder / "config.json", change)
+
+
+@pytest.mark.parametrize("layout", [{}, {"pp": 2}, {"tp": 2}], ids=str)
+def test_a_head_of_its_own_is_used_although_the_config_ties_it(
+    demo: Generation, temporary: Path, layout: dict[str, int]
+) -> None:
+    tie(folder := copy_demo(temporary / "model"))
+    answer, lines = ask(folder, verify_weights=True, **layout)
+    assert answer.token_ids == demo.token_ids
+    assert lines[-1].startswith("head: its own tensor (config.json ties it to the embedding, but both are stored")
+    assert all("= planned, verified (" in line for line in lines if line.startswith("rank "))
+
+
+def test_the_server_says_it_at_the_start_and_ends_a_chat(demo: Generation, temporary: Path) -> None:
+    tie(folder := copy_demo(temporary / "model"))
+    no_generation_config(folder)
+    with Server("--model", folder, "--dtype", "float32", "--max-model-len", 1024) as server:
+        choice = server.client.chat.completions.create(
+            model="model",
+            messages=QUESTION,
+            temperature=0,
+            max_tokens=200,  # type: ignore[arg-type]
+        ).choices[0]
+        assert (choice.message.content, choice.finish_reason) == (demo.text, "stop")
+        said = server.stderr
+    assert "splitrank serve: stop tokens: 4044 '<|endoftext|>' (config.json); 4046 '<|im_end|>'" in said
+    assert "splitrank serve: head: its own tensor (config.json ties it" in said
+
+
+def test_weights_that_are_not_the_checkpoint_s_are_refused_in_one_line(temporary: Path) -> None:
+    """The fault is in the plan of two ranks, which its audits let pass: the experts of two layers are swapped."""
+    options = ("serve", "--port", 0, "--pp", 2, "--threads-per-rank", 1, "--verify-weights")
+    planted = {"module": "tests.e2e.faulty_splitrank", FAULT: "experts swapped between stages"}
+    finished = run_command(temporary, *options, **planted)
+    assert finished.returncode == 1
+    assert "Traceback" not in finished.stderr
+    (line,) = [line for line in finished.stderr.splitlines() if line.startswith("splitrank serve: error: ")]
+    assert "failed in load: stage " in line
+    assert "parameter layers." in line
+    assert "mlp.experts.gate_up_proj differs from tensor 'model.language_model.layers." in line
+    assert "model.safetensors" in line

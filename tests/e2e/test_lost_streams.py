@@ -1,0 +1,53 @@
+"""Servers whose stdout and stderr nobody reads do what all others do."""
+
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.e2e.servers import EXIT_LIMIT_S, ROOT, START_LIMIT_S, environment, processes_of, run_dirs, splitrank_command
+from tests.serving.front_fakes import free_port
+
+REQUEST = {"prompt": "Once", "max_tokens": 150, "ignore_eos": True, "stream": True}
+
+
+def wait_until_ready(http: httpx.Client, process: "subprocess.Popen[bytes]") -> None:
+    deadline = time.monotonic() + START_LIMIT_S
+    while process.poll() is None:
+        try:
+            if http.get("/ready").status_code == 200:
+                return
+        except httpx.TransportError:
+            pass
+        assert time.monotonic() < deadline, "the server was not ready in time"
+        time.sleep(0.05)
+    raise AssertionError(f"the server ended with code {process.returncode}")
+
+
+@pytest.mark.parametrize("streams", ["2>&-", ">&- 2>&-", "> >(true) 2>&1"], ids=["stderr", "both", "readers left"])
+def test_a_server_that_nobody_reads_starts_serves_and_drains(streams: str, temporary: Path) -> None:
+    port = free_port()
+    options = ("--threads-per-rank", 1, "--max-model-len", 1024, "--drain-timeout-s", 100)
+    serve = splitrank_command("serve", "--port", port, *options)
+    command = ["bash", "-c", f'exec "$0" "$@" {streams}', *serve]
+    with (
+        subprocess.Popen(command, cwd=ROOT, env=environment(temporary)) as process,
+        httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as http,
+    ):
+        try:
+            wait_until_ready(http, process)
+            with http.stream("POST", "/v1/completions", json=REQUEST) as response:
+                lines = response.iter_lines()
+                next(lines)
+                process.send_signal(signal.SIGTERM)
+                rest = [line for line in lines if line]
+            assert rest[-1] == "data: [DONE]"
+            assert '"finish_reason":"length"' in rest[-2]
+            assert process.wait(EXIT_LIMIT_S) == 0
+        finally:
+            process.kill()
+    assert not processes_of(temporary)
+    assert not run_dirs(temporary)
