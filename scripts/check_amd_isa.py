@@ -1,8 +1,9 @@
 """Checks the quick all-reduce's kernels in the machine code of AMD GPUs; needs no such GPU.
 
-Compiles every kernel for gfx90a, gfx942 and gfx950 and checks on the disassembly the rules of amd_isa_rules.py, and
-the limits below on what the compiler's metadata says of registers, spills and LDS. Prints a table, kernel x machine,
-then each violation with kernel, machine, address and rule; exits with 1 if there is one, with 2 if it could not check.
+Compiles every kernel for gfx90a, gfx942 and gfx950, or takes the code objects of a module, and checks on the
+disassembly the rules of amd_isa_rules.py, and the limits below on what the compiler's metadata says of registers,
+spills and LDS. Prints a table, kernel x machine, then each violation with kernel, machine, address and rule; exits with
+1 if there is one, with 2 if it could not check.
 """
 
 import argparse
@@ -74,9 +75,12 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--dtype", action="append", choices=list(DTYPES), help="default: all")
     parser.add_argument("--world-size", action="append", type=int, choices=WORLD_SIZES, help="default: all")
     parser.add_argument("--source", type=Path, action="append", help="check this file's kernels instead of all")
+    parser.add_argument("--object", type=Path, action="append", help="compile nothing: check this, of the one --arch")
     parser.add_argument("--json", type=Path, help="also write the table as JSON to this file")
     parser.add_argument("-j", "--jobs", type=int, default=1, help="compilers side by side")
     args = parser.parse_args()
+    if args.object and len(args.arch or ()) != 1:
+        parser.error("--object needs one --arch, the one of the objects")
     args.arch = args.arch or list(ARCHS)
     args.dtype = args.dtype or list(DTYPES)
     args.world_size = args.world_size or list(WORLD_SIZES)
@@ -84,15 +88,22 @@ def _arguments() -> argparse.Namespace:
 
 
 def _check_all(args: argparse.Namespace) -> tuple[list[Row], list[str]]:
+    if args.object:
+        rows = [_check(args.arch[0], kernel) for path in args.object for kernel in read_object(path)]
+    else:
+        rows = _compile_and_check(args)
+    problems = [] if args.source else list(_missing_kernels(rows, args))
+    problems += _unequal_machines(rows)
+    return rows, problems
+
+
+def _compile_and_check(args: argparse.Namespace) -> list[Row]:
     with tempfile.TemporaryDirectory() as folder:
         sources = args.source or list(_write_sources(Path(folder), args.dtype, args.world_size))
         units = list(product(sources, args.arch))
         with ThreadPoolExecutor(args.jobs) as pool:
             found = pool.map(lambda unit: _check_unit(unit[0], unit[1], args.csrc, Path(folder)), units)
-            rows = [row for unit_rows in found for row in unit_rows]
-    problems = [] if args.source else list(_missing_kernels(rows, args))
-    problems += _unequal_machines(rows)
-    return rows, problems
+            return [row for unit_rows in found for row in unit_rows]
 
 
 def _write_sources(folder: Path, dtypes: list[str], world_sizes: list[int]) -> Iterator[Path]:

@@ -1,4 +1,4 @@
-"""Set before anything imports transformers: a test never asks the network."""
+"""What holds for all tests: the network is never asked (set before anything imports transformers), and ``--full``."""
 
 import os
 from pathlib import Path
@@ -13,4 +13,18 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--full", action="store_true", help="the proofs whole, which take minutes more (README.md)")
+    parser.addoption("--full", action="store_true", help="the proofs whole, which takes minutes more (README.md)")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.getoption("--full"):
+        whole = pytest.mark.skip(reason="takes minutes: only with --full")
+        for item in items:
+            if item.get_closest_marker("full"):
+                item.add_marker(whole)
+
+
+@pytest.fixture(scope="session")
+def full(request: pytest.FixtureRequest) -> bool:
+    """Whether the proofs are to be whole."""
+    return bool(request.config.getoption("--full"))

@@ -10,7 +10,7 @@ from tests.csrc.programs import FOLDER, PROOF, build, run
 pytestmark = PROOF
 HEADER = Path("/usr/include/relacy/relacy.hpp")
 # Relacy replaces operator delete, but not the sized one; and its own code warns.
-FLAGS = ("-O1", "-w", "-fno-sized-deallocation")
+FLAGS = ("-Og", "-w", "-fno-sized-deallocation")
 
 
 @pytest.fixture(scope="module")

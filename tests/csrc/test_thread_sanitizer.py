@@ -8,8 +8,8 @@ from tests.csrc.programs import FOLDER, Patch, build, mutated_headers, run
 
 SOURCE = FOLDER / "threads" / "threads.cc"
 FLAGS = (
-    "-O1",
-    "-g",
+    "-Og",
+    "-g1",
     "-fsanitize=thread",
     "-Wno-tsan",
 )  # the fence for streaming stores orders nothing that it looks at
@@ -45,6 +45,6 @@ def test_a_flag_before_its_data_is_reported(tmp_path: Path) -> None:
         "two_shot.h", "        sync.publish(sync.first());\n    }\n\n    // Phase 2", "    }\n\n    // Phase 2"
     )
     headers = mutated_headers(tmp_path / "headers", [not_late, early])
-    done = run(build([SOURCE], tmp_path / "threads", *FLAGS, headers=headers), "shipped", "2", "12")
+    done = run(build([SOURCE], tmp_path / "threads", *FLAGS, "-DSMALL", headers=headers), "shipped", "2", "12")
     assert done.returncode == REPORTED
     assert "data race" in done.stderr

@@ -15,8 +15,9 @@ struct Options {
     Choice choice;
     uint64_t seed = 1;
     uint64_t num_schedules = 1000;
-    bool stop_at_first = true;
     bool plans_only = false;
+    // Goes on until so many schedules have done one of these. None asked for: stops at the first of any.
+    uint64_t hangs = 0, wrong_sums = 0, false_failures = 0;
 };
 
 struct Totals {
@@ -32,7 +33,8 @@ struct Totals {
                  "interleaving: cannot use '%s'\n"
                  "  [--protocol shipped|historical-equal|historical-at-least|historical-addresses]\n"
                  "  [--faults | --fault NAME] [--equal-sizes] [--world-size 2|3|4|8]\n"
-                 "  [--seed S] [--schedules N] [--all]    schedule i has seed S + i\n"
+                 "  [--seed S] [--schedules N]    schedule i has seed S + i\n"
+                 "  [--hangs N | --wrong-sums N | --false-failures N]    goes on until it has seen so many\n"
                  "  [--mutation N]    of those that this program was built with\n"
                  "  --plans    only layout and cut\n",
                  argument);
@@ -63,8 +65,6 @@ Options parse(int argc, char** argv) {
             options.choice.equal_sizes = true;
         } else if (flag == "--plans") {
             options.plans_only = true;
-        } else if (flag == "--all") {
-            options.stop_at_first = false;
         } else {
             if (i + 1 == argc) usage(argv[i]);
             const char* value = argv[++i];
@@ -74,6 +74,12 @@ Options parse(int argc, char** argv) {
                 options.choice.world_size = uint32_t(std::strtoul(value, nullptr, 10));
             else if (flag == "--fault")
                 options.choice.fault = known_fault(value);
+            else if (flag == "--hangs")
+                options.hangs = std::strtoull(value, nullptr, 10);
+            else if (flag == "--wrong-sums")
+                options.wrong_sums = std::strtoull(value, nullptr, 10);
+            else if (flag == "--false-failures")
+                options.false_failures = std::strtoull(value, nullptr, 10);
             else if (flag == "--mutation")
                 mutation = int(std::strtol(value, nullptr, 10));
             else if (flag == "--seed")
@@ -104,6 +110,12 @@ void note(Totals& totals, const Plan& plan, const Outcome& outcome, uint64_t see
     totals.hangs += outcome.violation.find("hang") != std::string::npos;
     totals.wrong_sums += outcome.violation.find("wrong sum") != std::string::npos;
     totals.false_failures += outcome.violation.find("though nothing was wrong") != std::string::npos;
+}
+
+bool seen_enough(const Options& options, const Totals& totals) {
+    if (options.hangs + options.wrong_sums + options.false_failures == 0) return totals.violations != 0;
+    return totals.hangs >= options.hangs && totals.wrong_sums >= options.wrong_sums &&
+           totals.false_failures >= options.false_failures;
 }
 
 void print_counts(const char* key, const uint64_t* counts, size_t size) {
@@ -148,7 +160,7 @@ int run(const Options& options) {
         Random random(seed);
         const Plan plan = make_plan(options.choice, random);
         note(totals, plan, World(scheduler, options.choice, plan).run(random), seed);
-        if (totals.violations != 0 && options.stop_at_first) break;
+        if (seen_enough(options, totals)) break;
     }
     print(totals, std::chrono::duration<double>(std::chrono::steady_clock::now() - began).count());
     if (totals.violations != 0)

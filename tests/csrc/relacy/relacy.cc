@@ -184,11 +184,17 @@ int simulate(int world_size, uint64_t iterations) {
     return world_size == 2 ? simulate<Exec, Layout, 2>(iterations) : simulate<Exec, Layout, 3>(iterations);
 }
 
-template <class Exec>
-int simulate(const std::string& layout, int world_size, uint64_t iterations) {
-    if (layout == "shipped") return simulate<Exec, IsolatedLayout>(world_size, iterations);
-    if (layout == "one-place") return simulate<Exec, OnePlace>(world_size, iterations);
-    if (layout == "one-storage") return simulate<Exec, OneStorage>(world_size, iterations);
+// Executor or layout may be broken, not both: each pair takes the compiler a second.
+int simulate(const std::string& executor, const std::string& layout, int world_size, uint64_t iterations) {
+    using Shipped = RelacyExecutor<rl::mo_release, rl::mo_acquire>;
+    using RelaxedStore = RelacyExecutor<rl::mo_relaxed, rl::mo_acquire>;
+    using RelaxedPoll = RelacyExecutor<rl::mo_release, rl::mo_relaxed>;
+    const std::string both = executor + " " + layout;
+    if (both == "shipped shipped") return simulate<Shipped, IsolatedLayout>(world_size, iterations);
+    if (both == "shipped one-place") return simulate<Shipped, OnePlace>(world_size, iterations);
+    if (both == "shipped one-storage") return simulate<Shipped, OneStorage>(world_size, iterations);
+    if (both == "relaxed-store shipped") return simulate<RelaxedStore, IsolatedLayout>(world_size, iterations);
+    if (both == "relaxed-poll shipped") return simulate<RelaxedPoll, IsolatedLayout>(world_size, iterations);
     return 2;
 }
 
@@ -200,11 +206,5 @@ int main(int argc, char** argv) {
     const int world_size = std::stoi(argv[3]);
     num_calls = std::stoi(argv[4]);
     const uint64_t iterations = std::stoull(argv[5]);
-    if (executor == "shipped")
-        return simulate<RelacyExecutor<rl::mo_release, rl::mo_acquire>>(layout, world_size, iterations);
-    if (executor == "relaxed-store")
-        return simulate<RelacyExecutor<rl::mo_relaxed, rl::mo_acquire>>(layout, world_size, iterations);
-    if (executor == "relaxed-poll")
-        return simulate<RelacyExecutor<rl::mo_release, rl::mo_relaxed>>(layout, world_size, iterations);
-    return 2;
+    return simulate(executor, layout, world_size, iterations);
 }
