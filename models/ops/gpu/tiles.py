@@ -13,7 +13,8 @@ from typing import Any
 
 # A launch's forms, and the sizes that a tile of that form must name (powers of two).
 Forms = dict[str, tuple[str, ...]]
-PROJECTION: Forms = {"fma": ("n",), "dot": ("n", "k")}
+PROJECTION: Forms = {"fma": ("n",), "dot": ("n", "k", "t")}
+EXPERTS: Forms = {"fma": ("n",), "dot": ("n", "k")}  # the tokens of a tile are those of "route"
 LAUNCHES: dict[str, Forms] = {
     "add_norm": {"": ()},
     "gated_norm": {"": ("heads",)},
@@ -25,9 +26,9 @@ LAUNCHES: dict[str, Forms] = {
     "head": PROJECTION,
     "delta_step": {"": ("v",)},
     "attention_decode": {"": ("t", "parts")},
-    "route": {"together": ("t",), "apart": ("t",)},
-    "experts_up": PROJECTION,
-    "experts_down": PROJECTION,
+    "route": {"together": ("t",), "apart": ("t", "rows")},
+    "experts_up": EXPERTS,
+    "experts_down": EXPERTS,
 }
 _OPTIONS = {"up_to", "form", "warps", "stages", "pdl"}
 _WARPS = (1, 2, 4, 8, 16)
