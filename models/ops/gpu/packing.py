@@ -9,7 +9,8 @@ def interleave_gate_up(gate_up: torch.Tensor) -> torch.Tensor:
     One wide product then has both halves of a pair in one thread (prefill), and a block's rows are one run of memory.
     """
     inner = gate_up.shape[-2] // 2
-    return gate_up.unflatten(-2, (2, inner)).transpose(-3, -2).flatten(-3, -2).contiguous()
+    gate, up = gate_up.split(inner, dim=-2)
+    return torch.stack((gate, up), dim=-2).flatten(-3, -2)
 
 
 def pack_router(router: torch.Tensor, shared_gate_up: torch.Tensor) -> torch.Tensor:

@@ -13,8 +13,8 @@ _WIDENS = tl.constexpr(INTERPRETED)
 def wait_for_previous(PDL: tl.constexpr):
     """Stands before the first read of what the launch before has written, and before any write.
 
-    Before it, a kernel may read what is older: weights, states, what was written two launches ago. That holds since every
-    kernel of this package lets its successor start only after its own wait.
+    Before it, a kernel may read what is older: weights, states, what was written two launches ago. That holds since
+    every kernel of this package lets its successor start only after its own wait.
     """
     if PDL:
         gdc_wait()
@@ -23,7 +23,7 @@ def wait_for_previous(PDL: tl.constexpr):
 
 @triton.jit
 def dot(a, b, acc):
-    """acc + a @ b in float32. The interpreter multiplies bf16 wrongly, without a word: there the operands are widened."""
+    """acc + a @ b in float32. The interpreter multiplies bf16 wrongly, without a word: there operands are widened."""
     if _WIDENS:
         a = a.to(tl.float32)
         b = b.to(tl.float32)

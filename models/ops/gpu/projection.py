@@ -1,8 +1,8 @@
 """x W^T for few rows, bound by reading W once: out, qkv and DeltaNet projections, router.
 
-Two forms. ``fma``, for one to a few rows: a block holds whole rows of W in registers, read before the wait for the launch
-before, so that reading overlaps its end; a norm may stand in the prologue. ``dot``: tensor cores, with rows of W as the
-first operand. Legend: T rows, K and N width before and after.
+Two forms. ``fma``, for one to a few rows: a block holds whole rows of W in registers, read before the wait for the
+launch before, so that reading overlaps its end; a norm may stand in the prologue. ``dot``: tensor cores, with rows of W
+as the first operand. Legend: T rows, K and N width before and after.
 """
 
 import torch

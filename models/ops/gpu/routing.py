@@ -1,7 +1,7 @@
 """Top-k routing on the device, and the list of (token, expert) pairs sorted by expert that the expert kernels walk.
 
-Equal logits go to the lower expert. A token's experts keep their order of likelihood, its shared expert comes last; each
-pair has a slot, token * (k + 1) + place, and outputs are summed by slot, so a token's sum does not depend on its
+Equal logits go to the lower expert. A token's experts keep their order of likelihood, its shared expert comes last.
+Each pair has a slot, token * (k + 1) + place, and outputs are summed by slot, so a token's sum does not depend on its
 neighbours. Legend: T tokens, E experts, k experts a token.
 """
 
@@ -18,7 +18,7 @@ from splitrank.models.ops.gpu.tiles import Tile
 
 @dataclass(frozen=True)
 class Routing:
-    """What ``route`` writes. Pairs of one expert lie together, tokens ascending; those of the shared expert from T k on."""
+    """What ``route`` writes. An expert's pairs lie together, tokens ascending; the shared expert's start at T k."""
 
     slots: torch.Tensor  # [T * (k + 1)] int32, by place in the list; what is in no tile is undefined
     weights: torch.Tensor  # [T, k + 1] float32, by slot; each token's first k sum to 1, the shared expert's is 1
@@ -223,7 +223,7 @@ def _place(
     BLOCK_T: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    """Many rows, second launch: a program an expert counts all pairs and places its own; the last one adds the shared."""
+    """Many rows, second launch: a program an expert counts all pairs and places its own; the last adds the shared."""
     mine = tl.program_id(0)
     pair = tl.arange(0, BLOCK_PAIRS)
     bins = tl.arange(0, BLOCK_BINS)
@@ -251,8 +251,8 @@ def _place(
 def route(logits: torch.Tensor, num_live: torch.Tensor, num_experts: int, routing: Routing, tile: Tile) -> None:
     """logits [T, >= E] (the first E columns are the router's) -> ``routing``, made by ``empty_routing``.
 
-    ``num_live`` [1] int32: rows from there on are padding, have no pairs and count for nobody. ``tile["t"]`` must be the
-    one that ``routing`` was made for. Form ``together``: one launch for few rows; ``apart``: two, for many.
+    ``num_live`` [1] int32: rows from there on are padding, have no pairs and count for nobody. ``tile["t"]`` must be
+    the one that ``routing`` was made for. Form ``together``: one launch for few rows; ``apart``: two, for many.
     """
     rows, top_k, block_rows = logits.shape[0], routing.top_k, triton.next_power_of_2(logits.shape[0])
     operands = {

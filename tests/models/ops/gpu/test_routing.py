@@ -39,7 +39,7 @@ def check(routing: Routing, logits: torch.Tensor, num_experts: int, live: int, b
         found += [(expert, *divmod(slot, top_k + 1)) for slot in slots[begin:end]]
     assert found == pairs
     # No two short tiles of one expert: as few tiles as there can be.
-    counts = torch.bincount(torch.tensor([pair[0] for pair in pairs]))
+    counts = torch.bincount(torch.tensor([pair[0] for pair in pairs], dtype=torch.int64))
     assert int(routing.num_tiles) == int((-(-counts // block_t)).sum())
 
 
