@@ -1,7 +1,7 @@
 """One token of each row through a DeltaNet layer's middle: convolution, gates, unit lengths, gated delta rule.
 
 S <- exp(g) S;  S <- S + k (beta (v - k^T S));  o = q^T S;  q and k have length 1, and q is scaled by 1/sqrt(d).
-State and arithmetic are float32, one read and one write of the state. The convolution's inputs lie in a ring, position
+State and arithmetic are float32. Both products take the old state: with S' = a S + k u^T, q^T S' = a q^T S + (q.k) u. The convolution's inputs lie in a ring, position
 p at p mod K: the place that a step writes is none that another block of the step reads, which a window shifted in place
 does not offer. What lies before a sequence's start is zero whatever the ring and the state hold.
 Legend: T rows, K taps, C channels, Hk key heads, H value heads, d and v head dims.
@@ -17,20 +17,25 @@ from splitrank.models.ops.gpu.tiles import Tile
 
 
 @triton.jit
-def _convolved(projected, ring, taps, position, channel, share, CHANNELS: tl.constexpr, NUM_TAPS: tl.constexpr):
+def _convolved(
+    projected, ring, taps, position, channel, share, CHANNELS: tl.constexpr, NUM_TAPS: tl.constexpr, BLOCK: tl.constexpr
+):
     """silu of the sum over the last NUM_TAPS inputs of these channels.
 
     Of the blocks that share the channels, number 0 puts the new input into the ring. (A scalar's condition is widened
-    as a number, since the interpreter does not take a scalar as the mask of a block.)
+    as a number, since the interpreter does not take a scalar as the mask of a block.) The old inputs are one block:
+    alone, each would be so small that Triton loads it once for every layout that it is used in.
     """
+    tap = tl.arange(0, BLOCK)  # oldest first
+    age = NUM_TAPS - 1 - tap
+    here = channel[None, :] >= 0
+    old_at = ring + (position + tap + 1) % NUM_TAPS * CHANNELS
+    old = tl.load(old_at[:, None] + channel[None, :], mask=((age > 0) & (position >= age))[:, None] & here, other=0.0)
+    weights = tl.load(taps + tap[:, None] * CHANNELS + channel[None, :], mask=(age > 0)[:, None] & here, other=0.0)
     new = tl.load(projected + channel)
-    total = new.to(tl.float32) * tl.load(taps + (NUM_TAPS - 1) * CHANNELS + channel).to(tl.float32)
-    for age in tl.static_range(1, NUM_TAPS):
-        at = (position + NUM_TAPS - age) % NUM_TAPS
-        old = tl.load(ring + at * CHANNELS + channel, mask=position + 0 * channel >= age, other=0.0).to(tl.float32)
-        total += old * tl.load(taps + (NUM_TAPS - 1 - age) * CHANNELS + channel).to(tl.float32)
+    newest = new.to(tl.float32) * tl.load(taps + (NUM_TAPS - 1) * CHANNELS + channel).to(tl.float32)
     tl.store(ring + position % NUM_TAPS * CHANNELS + channel, new, mask=share + 0 * channel == 0)
-    return silu(total)
+    return silu(tl.sum(old.to(tl.float32) * weights.to(tl.float32), 0) + newest)
 
 
 @triton.jit
@@ -56,6 +61,7 @@ def _delta_step(
     KEY_DIM: tl.constexpr,
     VALUE_DIM: tl.constexpr,
     NUM_TAPS: tl.constexpr,
+    BLOCK_TAPS: tl.constexpr,
     BLOCK_V: tl.constexpr,
     NORMED: tl.constexpr,
     EPS: tl.constexpr,
@@ -81,17 +87,20 @@ def _delta_step(
     key_head = head // (NUM_HEADS // NUM_KEY_HEADS)
     share = v_block + head % (NUM_HEADS // NUM_KEY_HEADS)
     key_at = key_head * KEY_DIM + d
-    q = _unit(_convolved(projected, ring, taps, position, key_at, share, channels, NUM_TAPS)) * KEY_DIM**-0.5
-    k = _unit(_convolved(projected, ring, taps, position, keys + key_at, share, channels, NUM_TAPS))
-    v = _convolved(projected, ring, taps, position, 2 * keys + v_at, 0, channels, NUM_TAPS)
+    q = (
+        _unit(_convolved(projected, ring, taps, position, key_at, share, channels, NUM_TAPS, BLOCK_TAPS))
+        * KEY_DIM**-0.5
+    )
+    k = _unit(_convolved(projected, ring, taps, position, keys + key_at, share, channels, NUM_TAPS, BLOCK_TAPS))
+    v = _convolved(projected, ring, taps, position, 2 * keys + v_at, 0, channels, NUM_TAPS, BLOCK_TAPS)
     gates = projected + channels + NUM_HEADS * VALUE_DIM + head
     beta = sigmoid(tl.load(gates).to(tl.float32))
     x = tl.load(gates + NUM_HEADS).to(tl.float32) + tl.load(dt_bias + head)
     softplus = tl.where(x > 20.0, x, tl.log(1.0 + tl.exp(x)))
-    s *= tl.exp(tl.load(decay_rate + head) * softplus)
-    s += k[:, None] * ((v - tl.sum(s * k[:, None], 0)) * beta)[None, :]
-    tl.store(state_at, s)
-    o = tl.sum(s * q[:, None], 0)
+    decay = tl.exp(tl.load(decay_rate + head) * softplus)
+    update = (v - tl.sum(s * k[:, None], 0) * decay) * beta
+    o = tl.sum(s * q[:, None], 0) * decay + tl.sum(q * k, 0) * update
+    tl.store(state_at, s * decay + k[:, None] * update[None, :])
     if NORMED:
         o = o.to(out.dtype.element_ty).to(tl.float32)  # rounded where the other form stores
         z = tl.load(projected + channels + v_at).to(tl.float32)
@@ -144,6 +153,7 @@ def delta_step(
         KEY_DIM=key_dim,
         VALUE_DIM=value_dim,
         NUM_TAPS=taps_count,
+        BLOCK_TAPS=triton.next_power_of_2(taps_count),
         BLOCK_V=block_v,
         NORMED=tile.form == "normed",
         EPS=eps,

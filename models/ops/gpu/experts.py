@@ -64,17 +64,17 @@ def _experts_up(
         end = tl.load(tiles + 2 * max_tiles + tile)
         to = act + place[None, :] * ACT_WIDTH + i[:, None]
         if expert == NUM_EXPERTS:
-            row = logits + (tl.minimum(place, end - 1) - num_rows * TOP_K) * logits_stride + NUM_EXPERTS
+            gates = logits + (tl.minimum(place, end - 1) - num_rows * TOP_K) * logits_stride + NUM_EXPERTS
             inside = (i < SHARED)[:, None] & (place < end)[None, :]
-            at = row[None, :] + 1 + i[:, None]
+            at = gates[None, :] + 1 + i[:, None]
             gate = tl.load(at, mask=inside, other=0.0).to(tl.float32)
             up = tl.load(at + SHARED, mask=inside, other=0.0).to(tl.float32)
-            value = silu(gate) * up * sigmoid(tl.load(row).to(tl.float32))[None, :]
-            tl.store(to, value.to(act.dtype.element_ty), mask=inside)
+            shared = silu(gate) * up * sigmoid(tl.load(gates).to(tl.float32))[None, :]
+            tl.store(to, shared.to(act.dtype.element_ty), mask=inside)
         else:
-            row = tl.load(slots + tl.minimum(place, end - 1)) // (TOP_K + 1)
+            token = tl.load(slots + tl.minimum(place, end - 1)) // (TOP_K + 1)
             weight = gate_up + expert.to(tl.int64) * (2 * INNER * K)
-            value = _gate_times_up(x + row * K, weight, i, K, INNER, BLOCK_N, BLOCK_K, BLOCK_T)
+            value = _gate_times_up(x + token * K, weight, i, K, INNER, BLOCK_N, BLOCK_K, BLOCK_T)
             inside = (i < INNER)[:, None] & (place < end)[None, :]
             tl.store(to, value.to(act.dtype.element_ty), mask=inside)
 
