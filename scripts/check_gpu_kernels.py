@@ -79,7 +79,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Variant:
-    """A kernel with all that decides its machine code. ``key`` tells equal ones; ``rows`` says in which steps it runs."""
+    """A kernel with all that decides its machine code. ``key`` tells equal ones; ``rows``: the steps that it is in."""
 
     call: Call
     rows: tuple[int, ...]
@@ -170,7 +170,8 @@ def main() -> int:
     print(f"{'kernel':24}{'target':8}{'rows':28}{'regs':>5}{'spills':>7}{'shared':>8}  matrix")
     for row in rows:
         print(
-            f"{row.kernel:24}{row.target:8}{row.rows:28}{row.registers:5}{row.spills:7}{row.shared_bytes:8}  {row.matrix}"
+            f"{row.kernel:24}{row.target:8}{row.rows:28}",
+            f"{row.registers:4}{row.spills:7}{row.shared_bytes:8}  {row.matrix}",
         )
     problems = [problem for row in rows for problem in row.problems()]
     if args.json:

@@ -1,4 +1,4 @@
-"""A decode step of a whole model as a chain of the GPU kernels, with dummy weights: what bench, compile check and tests run.
+"""A decode step of a whole model as a chain of the GPU kernels, with dummy weights: for bench, compile check and tests.
 
 No engine: the verbs of a layer in their order, buffers shared by all layers, all rows decoding. On the device ``meta``
 nothing is computed, and every launch still passes the border of ``launch``.
@@ -95,7 +95,7 @@ class Weights:
         self.decay_rate = -weight(s.value_heads, kind=torch.float32, scale=1.0).exp()
         self.dt_bias = weight(s.value_heads, kind=torch.float32, scale=1.0)
         self.gated_norm = weight(s.value_dim, kind=torch.float32, scale=1.0)
-        self.qk_norms = [weight(s.head_dim, scale=0.1) for _ in range(2)]
+        self.q_norm, self.k_norm = weight(s.head_dim, scale=0.1), weight(s.head_dim, scale=0.1)
         self.embedding = weight(s.vocabulary, s.hidden, scale=1.0)
         self.head = weight(s.vocabulary, s.hidden)
 
@@ -234,8 +234,8 @@ class Step:
         pages = state.keys[index], state.values[index], state.tables[: self.rows]
         if "attention_decode" not in leave_out:
             attention_decode.attention_decode(
-                self.qkv, *w.qk_norms, self.rotations, *pages, self.positions, self.memory, self.attended, EPS,
-                self.tiles["attention_decode"],
+                self.qkv, w.q_norm, w.k_norm, self.rotations, *pages, self.positions, self.memory, self.attended,
+                EPS, self.tiles["attention_decode"],
             )  # fmt: skip
         if "o_proj" not in leave_out:
             tile = self.tiles["o_proj"]

@@ -1,9 +1,10 @@
 """One token of each row through a DeltaNet layer's middle: convolution, gates, unit lengths, gated delta rule.
 
 S <- exp(g) S;  S <- S + k (beta (v - k^T S));  o = q^T S;  q and k have length 1, and q is scaled by 1/sqrt(d).
-State and arithmetic are float32. Both products take the old state: with S' = a S + k u^T, q^T S' = a q^T S + (q.k) u. The convolution's inputs lie in a ring, position
-p at p mod K: the place that a step writes is none that another block of the step reads, which a window shifted in place
-does not offer. What lies before a sequence's start is zero whatever the ring and the state hold.
+State and arithmetic are float32. Both products take the old state, which is read once: with S' = a S + k u^T,
+q^T S' = a q^T S + (q.k) u. The convolution's inputs lie in a ring, position p at p mod K: the place that a step writes
+is none that another block of the step reads, which a window shifted in place does not offer. What lies before a
+sequence's start is zero whatever the ring and the state hold.
 Legend: T rows, K taps, C channels, Hk key heads, H value heads, d and v head dims.
 """
 
