@@ -159,6 +159,7 @@ class Step:
         self.best, self.best_at = (empty(rows, blocks, kind=kind) for kind in (torch.float32, torch.int32))
         self.values, self.tokens = empty(rows, kind=torch.float32), empty(rows, kind=torch.int32)
         self.slots, self.positions = state.slots[:rows], state.positions[:rows]
+        self.experts_touched: list[int] | None = None  # a list here is filled layer by layer, outside of a graph
 
     @property
     def one_row(self) -> bool:
@@ -256,6 +257,9 @@ class Step:
             return
         if "route" not in leave_out:
             routing.route(self.logits, self.num_live, s.experts, self.routing, tiles["route"])
+        if self.experts_touched is not None:
+            used = set(self.routing.tiles[0, : int(self.routing.num_tiles)].tolist())
+            self.experts_touched.append(len(used - {s.experts}))
         if "experts_up" not in leave_out:
             experts.experts_up(*up, self.block_t)
         if "experts_down" not in leave_out:
