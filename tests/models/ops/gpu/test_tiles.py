@@ -44,7 +44,7 @@ def test_a_table_cannot_be_changed() -> None:
         table.tile("in_proj", 1).sizes["n"] = 8  # type: ignore[index]
 
 
-FMA = 'in_proj = [\n    { up_to = 2, form = "fma", n = 4, warps = 8, pdl = true },'
+FMA = 'in_proj = [\n    { up_to = 1, form = "fma", n = 4, warps = 8, pdl = true },'
 NORM = "add_norm = [{ up_to = 256, warps = 8, pdl = true }]"
 
 
@@ -62,8 +62,8 @@ NORM = "add_norm = [{ up_to = 256, warps = 8, pdl = true }]"
         (NORM, "", "missing launches: add_norm; unknown ones: "),
         (NORM, f"{NORM}\nnorm = []", "unknown ones: norm"),
         (NORM, "add_norm = []", "add_norm: no ranges"),
-        (FMA, FMA.replace("up_to = 2", "up_to = 0"), "in_proj: up_to must grow"),
-        (FMA, FMA.replace("up_to = 2", "up_to = 256"), "in_proj: up_to must grow"),
+        (FMA, FMA.replace("up_to = 1", "up_to = 0"), "in_proj: up_to must grow"),
+        (FMA, FMA.replace("up_to = 1", "up_to = 16"), "in_proj: up_to must grow"),
         (FMA, FMA.replace('"fma"', '"fast"'), "in_proj: form must be one of 'fma', 'dot'"),
         (FMA, FMA.replace("n = 4", "m = 4"), "in_proj: sizes must be n"),
         (FMA, FMA.replace("n = 4", "n = 3"), "in_proj: n must be a power of two"),
