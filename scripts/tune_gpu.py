@@ -123,8 +123,8 @@ def _sizes(launch: str, rows: int) -> list[Tile]:
         return [tile("plain", warps, v=v) for v, warps in plain] + [tile("normed", warps) for warps in (4, 8, 16)]
     if launch == "attention_decode":
         parts = (8, 32) if rows <= 8 else (1, 4, 8) if rows <= 64 else (1, 4)
-        ways = product(("counted", "apart"), (32, 64), parts, (2, 4, 8))
-        return [tile(form, warps, t=t, parts=p) for form, t, p, warps in ways if t * 2 <= 32 * warps]
+        ways = product(("counted", "apart"), ((32, 4), (32, 8), (64, 8)), parts)
+        return [tile(form, warps, t=t, parts=p) for form, (t, warps), p in ways if p > 1 or form == "counted"]
     if launch == "route":
         apart = [
             tile("apart", warps, t=t, rows=r) for t, r, warps in product((8, 16, 32), (1, 4), (4,)) if t <= max(8, rows)

@@ -21,7 +21,8 @@ def delta_step(s: Shape, w: Weights, projected: torch.Tensor, state: State, laye
     """-> outputs [T, H, v] before the norm, the new states and rings of the rows."""
     rows, at = projected.shape[0], state.positions[: projected.shape[0]].long()
     index = state.slots[:rows].long()
-    ring, old = state.rings[layer][index].double(), state.states[layer][index].double()
+    ring = state.rings[layer][index].double()
+    old = state.states[layer][index].double() * (at > 0)[:, None, None, None]
     new, gates = projected[:, : s.channels].double(), projected[:, -2 * s.value_heads :].double()
     every = torch.arange(rows, device=projected.device)
     mixed = new * w.taps[-1].double()

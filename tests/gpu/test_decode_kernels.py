@@ -133,11 +133,8 @@ def test_delta_step(table: TileTable, weights: Weights, rows: int, form: str) ->
     where = state.states[0], state.slots, state.positions[:rows]
     delta_step(projected, state.rings[0], *constants, *where, weights.gated_norm, out, EPS, tile)
     check(out, mixed)
-    # A slot is zero before a sequence's start.
-    begins = (state.positions[:rows] == 0).nonzero().flatten().tolist()
-    index = [row for row in range(rows) if row not in begins]
-    check(state.states[0][state.slots.long()[index]], fresh[index], 2e-6)
-    assert torch.equal(state.rings[0][state.slots.long()[index]].double(), ring[index])
+    check(state.states[0][state.slots.long()], fresh, 2e-6)
+    assert torch.equal(state.rings[0][state.slots.long()].double(), ring)
     assert state.states[0][0].isnan().all()
 
 

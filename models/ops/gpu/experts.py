@@ -18,17 +18,15 @@ from splitrank.models.ops.gpu.tiles import Tile
 @triton.jit
 def weight_block(rows, start, k, K: tl.constexpr, BLOCK_K: tl.constexpr):
     """Columns start + k of the rows at pointers ``rows`` [n] -> [n, BLOCK_K]."""
-    if K % BLOCK_K == 0:
-        return tl.load(rows[:, None] + (start + k)[None, :])
-    return tl.load(rows[:, None] + (start + k)[None, :], mask=(start + k < K)[None, :], other=0.0)
+    at = rows[:, None] + (start + k)[None, :]
+    return tl.load(at) if K % BLOCK_K == 0 else tl.load(at, mask=(start + k < K)[None, :], other=0.0)
 
 
 @triton.jit
 def token_block(rows, start, k, K: tl.constexpr, BLOCK_K: tl.constexpr):
     """The same, transposed: [BLOCK_K, t]."""
-    if K % BLOCK_K == 0:
-        return tl.load(rows[None, :] + (start + k)[:, None])
-    return tl.load(rows[None, :] + (start + k)[:, None], mask=(start + k < K)[:, None], other=0.0)
+    at = rows[None, :] + (start + k)[:, None]
+    return tl.load(at) if K % BLOCK_K == 0 else tl.load(at, mask=(start + k < K)[:, None], other=0.0)
 
 
 @triton.jit

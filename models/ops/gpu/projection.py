@@ -20,9 +20,8 @@ def whole_rows(weight, n, N, K: tl.constexpr, BLOCK_K: tl.constexpr):
     """Rows n of weight [N, K] -> [n, BLOCK_K] in registers, zeros beyond N and K."""
     k = tl.arange(0, BLOCK_K)
     at = weight + n.to(tl.int64)[:, None] * K + k[None, :]
-    if K == BLOCK_K:
-        return tl.load(at, mask=(n < N)[:, None], other=0.0)
-    return tl.load(at, mask=(n < N)[:, None] & (k < K)[None, :], other=0.0)
+    inside = (n < N)[:, None] if K == BLOCK_K else (n < N)[:, None] & (k < K)[None, :]
+    return tl.load(at, mask=inside, other=0.0)
 
 
 @triton.jit

@@ -73,10 +73,11 @@ def key_logit(key, NUM_EXPERTS: tl.constexpr):
     """The logit in float32."""
     if key.dtype == tl.int64:
         bits = (key // NUM_EXPERTS - 2147483648).to(tl.int32)
-        return tl.where(bits < 0, bits ^ 0x7FFFFFFF, bits).to(tl.float32, bitcast=True)
-    bits = key // NUM_EXPERTS - 32768
-    bits = tl.where(bits < 0, bits ^ 0x7FFF, bits)
-    return (bits << 16).to(tl.float32, bitcast=True)  # bf16 is the upper half of float32
+        bits = tl.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
+    else:
+        bits = key // NUM_EXPERTS - 32768
+        bits = tl.where(bits < 0, bits ^ 0x7FFF, bits) << 16  # bf16 is the upper half of float32
+    return bits.to(tl.float32, bitcast=True)
 
 
 @triton.jit

@@ -44,8 +44,21 @@ def test_a_table_cannot_be_changed() -> None:
         table.tile("in_proj", 1).sizes["n"] = 8  # type: ignore[index]
 
 
-FMA = 'in_proj = [\n    { up_to = 1, form = "fma", n = 4, warps = 8, pdl = true },'
-NORM = "add_norm = [{ up_to = 256, warps = 8, pdl = true }]"
+def row(launch: str) -> str:
+    form, sizes = next(iter(LAUNCHES[launch].items()))
+    return f'{{ up_to = 256, form = "{form}", ' + "".join(f"{name} = 4, " for name in sizes) + "warps = 8, pdl = true }"
+
+
+FMA = '{ up_to = 2, form = "fma", n = 4, warps = 8, pdl = true },'
+NORM = f"add_norm = [{row('add_norm')}]"
+TABLE = 'gpus = ["NVIDIA H200"]\nvendor = "nvidia"\n[tiles]\n' + "".join(
+    f"{launch} = [{FMA if launch == 'in_proj' else ''}{row(launch)}]\n" for launch in LAUNCHES
+)
+
+
+def test_the_table_of_these_tests_is_right(tmp_path: Path) -> None:
+    (tmp_path / "h200.toml").write_text(TABLE)
+    assert load_tiles("NVIDIA H200", tmp_path).tile("in_proj", 2)["n"] == 4
 
 
 @pytest.mark.parametrize(
@@ -62,8 +75,8 @@ NORM = "add_norm = [{ up_to = 256, warps = 8, pdl = true }]"
         (NORM, "", "missing launches: add_norm; unknown ones: "),
         (NORM, f"{NORM}\nnorm = []", "unknown ones: norm"),
         (NORM, "add_norm = []", "add_norm: no ranges"),
-        (FMA, FMA.replace("up_to = 1", "up_to = 0"), "in_proj: up_to must grow"),
-        (FMA, FMA.replace("up_to = 1", "up_to = 16"), "in_proj: up_to must grow"),
+        (FMA, FMA.replace("up_to = 2", "up_to = 0"), "in_proj: up_to must grow"),
+        (FMA, FMA.replace("up_to = 2", "up_to = 256"), "in_proj: up_to must grow"),
         (FMA, FMA.replace('"fma"', '"fast"'), "in_proj: form must be one of 'fma', 'dot'"),
         (FMA, FMA.replace("n = 4", "m = 4"), "in_proj: sizes must be n"),
         (FMA, FMA.replace("n = 4", "n = 3"), "in_proj: n must be a power of two"),
@@ -74,10 +87,9 @@ NORM = "add_norm = [{ up_to = 256, warps = 8, pdl = true }]"
     ],
 )
 def test_a_wrong_table_is_refused_by_file_launch_and_key(tmp_path: Path, old: str, new: str, message: str) -> None:
-    text = (tables_folder() / "h200.toml").read_text()
-    assert old in text
+    assert old in TABLE
     file = tmp_path / "h200.toml"
-    file.write_text(text.replace(old, new))
+    file.write_text(TABLE.replace(old, new))
     with pytest.raises(ValueError, match=message) as caught:
         load_tiles("NVIDIA H200", tmp_path)
     assert str(file) in str(caught.value)
