@@ -158,6 +158,9 @@ class Step:
         blocks = head.argmax_blocks(s.vocabulary, self.tiles["head"])
         self.best, self.best_at = (empty(rows, blocks, kind=kind) for kind in (torch.float32, torch.int32))
         self.values, self.tokens = empty(rows, kind=torch.float32), empty(rows, kind=torch.int32)
+        # The same tokens in every step, different ones in the rows: equal rows would choose equal experts.
+        ids = torch.arange(rows, device=device) * 7919 % s.vocabulary
+        self.token_ids = ids.int()
         self.slots, self.positions = state.slots[:rows], state.positions[:rows]
         self.experts_touched: list[int] | None = None  # a list here is filled layer by layer, outside of a graph
 
@@ -167,8 +170,7 @@ class Step:
 
     def __call__(self, leave_out: frozenset[str] = frozenset()) -> None:
         w, norm_tile = self.weights, self.tiles["add_norm"]
-        ids = self.tokens
-        embedding.embed(ids, self.slots, self.tokens, w.embedding, 0, self.embedded.squeeze(1), norm_tile)
+        embedding.embed(self.token_ids, self.slots, self.tokens, w.embedding, 0, self.embedded.squeeze(1), norm_tile)
         rotary.cos_sin(self.positions, self.frequencies, self.rotations, norm_tile)
         residual, spare = self.residual
         parts, attention, delta = self.embedded, 0, 0

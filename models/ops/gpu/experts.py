@@ -171,50 +171,60 @@ def _experts_down(
     INNER: tl.constexpr,
     SHARED: tl.constexpr,
     ACT_WIDTH: tl.constexpr,
+    BLOCK_I: tl.constexpr,
     BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
     BLOCK_T: tl.constexpr,
+    CHUNK: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    blocks = tl.cdiv(N, BLOCK_N)
-    tile = tl.program_id(0) // blocks
-    n = tl.program_id(0) % blocks * BLOCK_N + tl.arange(0, BLOCK_N)
+    """One tile, CHUNK of the output's columns: the tokens' values stay, the weight's rows stream past them."""
+    chunks = tl.cdiv(N, CHUNK)
+    tile = tl.program_id(0) // chunks
+    first = tl.program_id(0) % chunks * CHUNK
     wait_for_previous(PDL)
     if tile < tl.load(num_tiles):
         expert = tl.load(tiles + tile)
         place = tl.load(tiles + max_tiles + tile) + tl.arange(0, BLOCK_T)
         end = tl.load(tiles + 2 * max_tiles + tile)
-        inside = place < end
         slot = tl.load(slots + tl.minimum(place, end - 1))
         mass = tl.load(weights + slot)
-        act_rows = act + tl.minimum(place, end - 1) * ACT_WIDTH
+        to = out + slot.to(tl.int64) * N
+        rows = act + tl.minimum(place, end - 1) * ACT_WIDTH
         if INNER == SHARED:
             base = down + expert.to(tl.int64) * N * INNER
             if expert == NUM_EXPERTS:
                 base = shared_down
-            y = _product(act_rows, base, n, N, INNER, BLOCK_N, BLOCK_K, BLOCK_T)
+            _stream(base, rows, mass, to, place < end, first, N, INNER, BLOCK_I, BLOCK_N, CHUNK)
         elif expert == NUM_EXPERTS:
-            y = _product(act_rows, shared_down, n, N, SHARED, BLOCK_N, BLOCK_K, BLOCK_T)
+            _stream(shared_down, rows, mass, to, place < end, first, N, SHARED, BLOCK_I, BLOCK_N, CHUNK)
         else:
             base = down + expert.to(tl.int64) * N * INNER
-            y = _product(act_rows, base, n, N, INNER, BLOCK_N, BLOCK_K, BLOCK_T)
-        to = out + slot[None, :].to(tl.int64) * N + n[:, None]
-        y = (y * mass[None, :]).to(out.dtype.element_ty)
-        tl.store(to, y, mask=inside[None, :] & (n < N)[:, None])
+            _stream(base, rows, mass, to, place < end, first, N, INNER, BLOCK_I, BLOCK_N, CHUNK)
 
 
 @triton.jit
-def _product(
-    act_rows, weight, n, N, K: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_T: tl.constexpr
+def _stream(
+    weight,
+    act_rows,
+    mass,
+    to,
+    exists,
+    first,
+    N,
+    K: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    CHUNK: tl.constexpr,
 ):
-    """act_rows [t] pointers to K values, rows n of weight [N, K] -> [n, t] in float32."""
+    """Rows first .. first + CHUNK of weight [N, K] times act_rows [t] pointers to K values, times mass [t] -> to."""
     k = tl.arange(0, BLOCK_K)
-    rows = weight + tl.minimum(n, N - 1).to(tl.int64) * K
-    acc = tl.zeros([BLOCK_N, BLOCK_T], tl.float32)
-    for start in range(0, K, BLOCK_K):
-        weights = weight_block(rows, start, k, K, BLOCK_K)
-        acc = dot(weights, token_block(act_rows, start, k, K, BLOCK_K), acc)
-    return acc
+    tokens = token_block(act_rows, 0, k, K, BLOCK_K)
+    for start in range(first, first + CHUNK, BLOCK_N):
+        n = start + tl.arange(0, BLOCK_N)
+        rows = weight_block(weight + tl.minimum(n, N - 1).to(tl.int64) * K, 0, k, K, BLOCK_K)
+        y = dot(rows, tokens, tl.zeros([BLOCK_N, tokens.shape[1]], tl.float32)) * mass[None, :]
+        at = to[None, :] + n[:, None]
+        tl.store(at, y.to(to.dtype.element_ty), mask=exists[None, :] & (n < N)[:, None])
 
 
 def experts_down(
@@ -231,10 +241,10 @@ def experts_down(
     Parts of padded rows are not written.
     """
     (num_experts, width, inner), shared_inner, dtype = down.shape, shared_down.shape[1], act.dtype
-    rows, parts, act_width = out.shape[0], routing.top_k + 1, max(inner, shared_inner)
+    rows, parts, act_width, chunk = out.shape[0], routing.top_k + 1, max(inner, shared_inner), tile["chunk"]
     launch(
         _experts_down,
-        (routing.max_tiles * triton.cdiv(width, tile["n"]),),
+        (routing.max_tiles * triton.cdiv(width, chunk),),
         tile,
         act=Operand(act, (rows * parts, act_width), dtype),
         down=Operand(down, (num_experts, width, inner), dtype),
@@ -248,7 +258,8 @@ def experts_down(
         INNER=inner,
         SHARED=shared_inner,
         ACT_WIDTH=act_width,
+        BLOCK_I=max(16, triton.next_power_of_2(act_width)),
         BLOCK_N=tile["n"],
-        BLOCK_K=block_of(max(inner, shared_inner), tile),
         BLOCK_T=block_t,
+        CHUNK=chunk,
     )

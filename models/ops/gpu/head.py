@@ -19,7 +19,7 @@ from splitrank.models.ops.gpu.projection import (
 )
 from splitrank.models.ops.gpu.tiles import Tile
 
-_FINISH_BLOCK = 4096
+_FINISH_BLOCK = 16384
 
 
 @triton.jit
@@ -128,7 +128,7 @@ def head_argmax(
     launch(
         _finish_argmax,
         (rows,),
-        Tile(num_warps=8, pdl=tile.pdl),
+        Tile(num_warps=16, pdl=tile.pdl),
         values=Operand(values, (rows,), torch.float32),
         tokens=Operand(tokens, (rows,), torch.int32),
         count=blocks,

@@ -14,7 +14,6 @@ from typing import Any
 # A launch's forms, and the sizes that a tile of that form must name (powers of two).
 Forms = dict[str, tuple[str, ...]]
 PROJECTION: Forms = {"fma": ("n",), "dot": ("n", "k", "t")}
-EXPERTS: Forms = {"fma": ("n",), "dot": ("n", "k")}  # the tokens of a tile are those of "route"
 LAUNCHES: dict[str, Forms] = {
     "add_norm": {"": ()},
     "gated_norm": {"": ("heads",)},
@@ -27,8 +26,8 @@ LAUNCHES: dict[str, Forms] = {
     "delta_step": {"plain": ("v",), "normed": ()},
     "attention_decode": {"counted": ("t", "parts"), "apart": ("t", "parts")},
     "route": {"together": ("t",), "apart": ("t", "rows")},
-    "experts_up": EXPERTS,
-    "experts_down": EXPERTS,
+    "experts_up": {"fma": ("n",), "dot": ("n", "k")},  # the tokens of a tile are those of "route"
+    "experts_down": {"fma": ("n",), "dot": ("n", "chunk")},
 }
 _OPTIONS = {"up_to", "form", "warps", "stages", "pdl"}
 _WARPS = (1, 2, 4, 8, 16)

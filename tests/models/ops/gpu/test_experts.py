@@ -15,7 +15,8 @@ from splitrank.models.ops.gpu.tiles import Tile
 from tests.models.ops.gpu.comparison import TOLERANCE, assert_near, nan, normal
 
 FMA = Tile(num_warps=4, form="fma", sizes={"n": 4})
-DOT = Tile(num_warps=4, num_stages=2, form="dot", sizes={"n": 16, "k": 32})
+UP = Tile(num_warps=4, num_stages=2, form="dot", sizes={"n": 16, "k": 32})
+DOWN = Tile(num_warps=4, num_stages=2, form="dot", sizes={"n": 16, "chunk": 32})
 
 
 @dataclass(frozen=True)
@@ -65,8 +66,8 @@ def run(logits: torch.Tensor, x: torch.Tensor, weights: Weights, top_k: int, liv
     act = nan(x.device, x.dtype, rows * (top_k + 1), max(inner, shared))
     out = nan(x.device, x.dtype, rows, top_k + 1, hidden)
     gate_up = interleave_gate_up(weights.gate_up)
-    experts_up(logits, x, gate_up, shared, routing, act, DOT, block_t)
-    experts_down(act, weights.down, weights.shared_down, routing, out, DOT, block_t)
+    experts_up(logits, x, gate_up, shared, routing, act, UP, block_t)
+    experts_down(act, weights.down, weights.shared_down, routing, out, DOWN, block_t)
     return out
 
 
