@@ -260,8 +260,8 @@ class Step:
         if "route" not in leave_out:
             routing.route(self.logits, self.num_live, s.experts, self.routing, tiles["route"])
         if self.experts_touched is not None:
-            used = set(self.routing.tiles[0, : int(self.routing.num_tiles)].tolist())
-            self.experts_touched.append(len(used - {s.experts}))
+            used = set(self.routing.tiles[0].tolist())
+            self.experts_touched.append(len(used - {s.experts, -1}))
         if "experts_up" not in leave_out:
             experts.experts_up(*up, self.block_t)
         if "experts_down" not in leave_out:

@@ -11,7 +11,6 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -34,106 +33,80 @@ ORDER = (
 GAIN = 0.0015  # of a step: less is noise
 
 
-def fma(*rows_and_warps: tuple[int, int]) -> list[Tile]:
-    return [tile("fma", warps, n=n) for n, warps in rows_and_warps]
-
-
 def tile(form: str, warps: int, stages: int = 1, **sizes: int) -> Tile:
     return Tile(warps, stages, True, form, MappingProxyType(sizes))
 
 
-def dots(rows: int, sizes: list[tuple[int, int, int, int]]) -> list[Tile]:
-    """n, k, stages, warps; one block of tokens up to 128 rows, above also two."""
-    t = max(8, 1 << (rows - 1).bit_length())
-    return [
-        tile("dot", warps, stages, n=n, k=k, t=tokens)
-        for n, k, stages, warps in sizes
-        for tokens in ((t,) if rows <= 64 else (t // 2, t))
-        if (n + tokens) * k * 2 * (stages - 1) <= 200 * 2**10 and n * tokens <= 128 * 256
-    ]
+def fma(*rows_and_warps: tuple[int, int]) -> list[Tile]:
+    return [tile("fma", warps, n=n) for n, warps in rows_and_warps]
 
 
-NARROW = [(16, 256, 4, 4), (16, 512, 3, 4), (16, 128, 6, 4), (32, 256, 3, 4), (32, 128, 5, 4), (64, 128, 3, 4)]
-WIDE = [
-    (64, 128, 4, 4),
-    (64, 128, 3, 4),
-    (64, 64, 6, 4),
-    (32, 256, 3, 4),
-    (32, 128, 5, 4),
-    (128, 64, 4, 8),
-    (128, 64, 4, 4),
-    (128, 128, 3, 8),
-]
-MANY = [(64, 64, 4, 4), (64, 128, 3, 4), (128, 64, 3, 8), (128, 64, 4, 8), (128, 128, 2, 8), (32, 128, 4, 4)]
+def dots(rows: int, *sizes: tuple[int, ...]) -> list[Tile]:
+    """n, k, stages, warps, and tokens of a block where they are not all rows."""
+    every = max(8, 1 << (rows - 1).bit_length())
+    return [tile("dot", w, st, n=n, k=k, t=min(t[0], every) if t else every) for n, k, st, w, *t in sizes]
 
 
-def candidates(launch: str, rows: int, now: Tile) -> Iterator[Tile]:
-    """Other tiles worth a try, then the one in use with and without an early start."""
-    yield from _sizes(launch, rows)
-    yield replace(now, pdl=not now.pdl)
-
-
-def _sizes(launch: str, rows: int) -> list[Tile]:
-    few = rows == 1
+def candidates(launch: str, rows: int) -> list[Tile]:
+    """Tiles worth a try: what was best or near it at some batch size on an H100 or H200."""
     if launch in ("in_proj", "qkv_proj", "head"):
-        return fma((2, 4), (4, 4), (4, 8), (8, 4), (8, 8), (16, 8)) if few else dots(rows, WIDE if rows <= 32 else MANY)
+        return _wide(rows)
     if launch in ("out_proj", "o_proj", "router"):
-        return (
-            fma((1, 4), (2, 4), (4, 4), (4, 8), (8, 8)) if few else dots(rows, NARROW if rows <= 32 else NARROW + MANY)
-        )
+        return _narrow(rows)
     if launch == "experts_up":
-        if few:
-            return fma((1, 2), (1, 4), (2, 2), (2, 4), (2, 8), (4, 4), (4, 8))
-        sizes = [
-            (64, 128, 3),
-            (64, 128, 2),
-            (64, 64, 4),
-            (32, 128, 4),
-            (32, 256, 2),
-            (128, 64, 3),
-            (16, 256, 3),
-            (32, 128, 3),
-        ]
-        return [
-            tile("dot", warps, stages, n=n, k=k)
-            for (n, k, stages), warps in product(sizes, (4, 8))
-            if warps == 4 or n > 32
-        ]
+        if rows == 1:
+            return fma((1, 2), (1, 4), (2, 2), (2, 4), (4, 4))
+        up = ((64, 128, 2, 4), (64, 128, 3, 4), (64, 128, 4, 4), (32, 256, 3, 4), (32, 128, 4, 4))
+        return [tile("dot", warps, stages, n=n, k=k) for n, k, stages, warps in up]
     if launch == "experts_down":
-        if few:
-            return fma((1, 1), (1, 2), (1, 4), (2, 2), (2, 4), (4, 4), (2, 8))
-        sizes = [
-            (64, 128, 4),
-            (64, 256, 2),
-            (64, 256, 3),
-            (128, 128, 3),
-            (128, 64, 5),
-            (32, 256, 3),
-            (32, 128, 5),
-            (64, 512, 2),
-            (128, 256, 2),
-        ]
-        return [
-            tile("dot", warps, stages, n=n, k=k)
-            for (n, k, stages), warps in product(sizes, (4, 8))
-            if warps == 4 or n > 32
-        ]
+        if rows == 1:
+            return fma((1, 1), (1, 4), (2, 1), (2, 2), (2, 4), (4, 2), (4, 4))
+        down = ((64, 512, 2, 4), (64, 512, 3, 4), (32, 512, 3, 4), (64, 1024, 3, 4), (32, 1024, 3, 4), (64, 256, 2, 4))
+        return [tile("dot", warps, stages, n=n, chunk=chunk) for n, chunk, stages, warps in down]
     if launch == "delta_step":
-        plain = [(16, 1), (32, 1), (32, 2), (64, 2), (64, 4), (128, 8), (128, 4)]
-        return [tile("plain", warps, v=v) for v, warps in plain] + [tile("normed", warps) for warps in (4, 8, 16)]
+        return [tile("plain", warps, v=v) for v, warps in ((16, 1), (32, 1), (64, 2))] + [tile("normed", 8)]
     if launch == "attention_decode":
-        parts = (8, 32) if rows <= 8 else (1, 4, 8) if rows <= 64 else (1, 4)
-        ways = product(("counted", "apart"), ((32, 4), (32, 8), (64, 8)), parts)
-        return [tile(form, warps, t=t, parts=p) for form, (t, warps), p in ways if p > 1 or form == "counted"]
+        return _attention(rows)
     if launch == "route":
-        apart = [
-            tile("apart", warps, t=t, rows=r) for t, r, warps in product((8, 16, 32), (1, 4), (4,)) if t <= max(8, rows)
-        ]
-        together = [tile("together", warps, t=min(rows, 16)) for warps in (4, 8, 16)] if 1 < rows <= 32 else []
-        return [] if few else together + apart
+        if rows <= 16:
+            return [tile("together", warps, t=max(8, min(rows, 16))) for warps in (4, 8)]
+        return [tile("apart", 4, t=t, rows=r) for t, r in product((8, 16, 32), (2, 4)) if t <= rows // 2]
     if launch == "gated_norm":
-        return [tile("", warps, heads=heads) for heads, warps in ((4, 2), (8, 4), (4, 4), (16, 8))]
-    return [tile("", warps) for warps in (4, 8, 16)]
+        return [tile("", warps, heads=heads) for heads, warps in ((4, 2), (8, 4), (4, 4))]
+    return [tile("", warps) for warps in (4, 8)]
+
+
+def _wide(rows: int) -> list[Tile]:
+    """Projections to many columns, and the head."""
+    if rows == 1:
+        return fma((4, 4), (4, 8), (8, 4), (8, 8))
+    if rows <= 64:
+        return dots(rows, (64, 64, 6, 4), (64, 128, 4, 4), (64, 128, 3, 4), (32, 128, 5, 4))
+    if rows <= 128:
+        return dots(rows, (64, 64, 4, 4), (64, 64, 6, 4, 64), (128, 64, 4, 8), (64, 64, 4, 4, 64), (128, 128, 3, 8))
+    sizes = ((128, 64, 4, 8), (128, 64, 3, 4, 128), (64, 128, 4, 4, 128), (64, 64, 6, 4, 128), (128, 64, 3, 4, 64))
+    return dots(rows, *sizes, (128, 64, 4, 8, 128))
+
+
+def _narrow(rows: int) -> list[Tile]:
+    """Projections to few columns: a block for each multiprocessor at most."""
+    if rows == 1:
+        return fma((1, 4), (4, 4), (8, 4), (8, 8))
+    if rows <= 32:
+        few = ((16, 256, 4, 4), (16, 256, 8, 4), (16, 512, 3, 4), (16, 512, 6, 4), (16, 128, 6, 4), (32, 256, 4, 4))
+        return dots(rows, *few, (16, 256, 4, 4, 16))
+    sizes = ((64, 128, 4, 4, 64), (64, 64, 6, 4, 64), (32, 256, 4, 4, 64), (32, 128, 6, 4, 64), (64, 128, 6, 4, 64))
+    return dots(rows, *sizes, (64, 128, 4, 8, 64), (32, 128, 6, 4, 32))
+
+
+def _attention(rows: int) -> list[Tile]:
+    if rows <= 16:
+        ways = product(("counted", "apart"), ((32, 8), (64, 8)), (4, 8))
+    elif rows <= 64:
+        ways = product(("counted",), ((32, 4), (32, 8), (64, 8)), (1, 2, 4))
+    else:
+        ways = product(("counted",), ((16, 4), (32, 4), (32, 8), (64, 8)), (1, 2, 4))
+    return [tile(form, warps, t=t, parts=parts) for form, (t, warps), parts in ways]
 
 
 def with_tile(table: TileTable, launch: str, rows: int, changed: Tile) -> TileTable:
@@ -149,16 +122,20 @@ class Chain:
 
     def us(self, table: TileTable) -> float:
         step = Step(self.shape, self.weights, self.state, self.rows, table)
-        return replay_us(graph_of(step), 0.3, 40)
+        return replay_us(graph_of(step), 0.12, 25)
 
     def tune(self, names: list[str], until: float, write: Any) -> None:
         best = self.us(self.table)
         write({"rows": self.rows, "us": round(best, 1)})
         for name in names:
-            for other in candidates(name, self.rows, self.table.tile(name, self.rows)):
+            others: list[Tile | None] = [*candidates(name, self.rows), None]
+            for other in others:
                 if time.monotonic() > until:
                     write({"rows": self.rows, "out_of_time": name})
                     return
+                if other is None:  # at last, the best with an early start or without
+                    now = self.table.tile(name, self.rows)
+                    other = replace(now, pdl=not now.pdl)
                 table = with_tile(self.table, name, self.rows, other)
                 try:
                     us = self.us(table)
@@ -195,8 +172,9 @@ def compile_all(shape: Shape, rows: list[int], names: list[str], table: TileTabl
         state = State(shape, count, 256, 64, meta, torch.bfloat16)
         Step(shape, weights, state, count, table)()
         for name in names:
-            for other in candidates(name, count, table.tile(name, count)):
-                Step(shape, weights, state, count, with_tile(table, name, count, other))()
+            for other in candidates(name, count):
+                for one in (other, replace(other, pdl=False)):
+                    Step(shape, weights, state, count, with_tile(table, name, count, one))()
     for call in [call for number, call in enumerate(calls.values()) if number % parts == part]:
         pdl = {"launch_pdl": True} if call.tile.pdl else {}
         try:

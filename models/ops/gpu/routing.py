@@ -22,8 +22,7 @@ class Routing:
 
     slots: torch.Tensor  # [T * (k + 1)] int32, by place in the list; what is in no tile is undefined
     weights: torch.Tensor  # [T, k + 1] float32, by slot; each token's first k sum to 1, the shared expert's is 1
-    tiles: torch.Tensor  # [3, max tiles] int32: expert (E: the shared one), first place, end of a tile's places
-    num_tiles: torch.Tensor  # [1] int32
+    tiles: torch.Tensor  # [3, max tiles] int32: expert (E: the shared one, -1: no tile), first place, end of places
     chosen: torch.Tensor  # [T, k] int32, scratch of many rows
 
     @property
@@ -47,7 +46,7 @@ def empty_routing(rows: int, num_experts: int, top_k: int, block_t: int, device:
 
     weights = torch.empty((rows, top_k + 1), dtype=torch.float32, device=device)
     slots, tiles = integers(rows * (top_k + 1)), integers(3, max_tiles)
-    return Routing(slots, weights, tiles, integers(1), integers(rows, top_k))
+    return Routing(slots, weights, tiles, integers(rows, top_k))
 
 
 @triton.jit
@@ -87,7 +86,6 @@ def _route_together(
     slots,
     weights,
     tiles,
-    num_tiles,
     num_rows,
     max_tiles,
     logits_stride,
@@ -96,6 +94,7 @@ def _route_together(
     BLOCK_ROWS: tl.constexpr,
     TOP_K: tl.constexpr,
     BLOCK_T: tl.constexpr,
+    BLOCK_TILES: tl.constexpr,
     PDL: tl.constexpr,
 ):
     """Few rows: one program has the matrix of rows and experts in registers."""
@@ -129,9 +128,8 @@ def _route_together(
     for i in tl.static_range(BLOCK_ROWS // BLOCK_T if BLOCK_ROWS > BLOCK_T else 1):
         where = begin + i * BLOCK_T
         _store_tile(tiles, max_tiles, first + i, expert, where, begin + count, i < used, BLOCK_T)
-    _add_shared(
-        slots, weights, tiles, num_tiles, tl.sum(used, 0), live, num_rows, max_tiles, NUM_EXPERTS, TOP_K, BLOCK_T
-    )
+    routed = tl.sum(used, 0)
+    _add_shared(slots, weights, tiles, routed, live, num_rows, max_tiles, NUM_EXPERTS, TOP_K, BLOCK_T, BLOCK_TILES)
 
 
 @triton.jit
@@ -146,7 +144,6 @@ def _add_shared(
     slots,
     weights,
     tiles,
-    num_tiles,
     routed_tiles,
     live,
     num_rows,
@@ -154,8 +151,9 @@ def _add_shared(
     NUM_EXPERTS: tl.constexpr,
     TOP_K: tl.constexpr,
     BLOCK_T: tl.constexpr,
+    BLOCK_TILES: tl.constexpr,
 ):
-    """The shared expert's pairs, one a live row, and its tiles behind all others."""
+    """The shared expert's pairs, one a live row, its tiles behind all others, and what is left of the list of tiles."""
     row = tl.arange(0, live.shape[0])
     begin = num_rows * TOP_K
     num_live = tl.sum(live.to(tl.int32), 0)
@@ -165,7 +163,8 @@ def _add_shared(
     expert = tl.full([live.shape[0]], NUM_EXPERTS, tl.int32)
     used = tl.cdiv(num_live, BLOCK_T)
     _store_tile(tiles, max_tiles, routed_tiles + row, expert, first, begin + num_live, row < used, BLOCK_T)
-    tl.store(num_tiles, routed_tiles + used)
+    tile = tl.arange(0, BLOCK_TILES)
+    tl.store(tiles + tile, -1, mask=(tile >= routed_tiles + used) & (tile < max_tiles))
 
 
 @triton.jit
@@ -213,7 +212,6 @@ def _place(
     slots,
     weights,
     tiles,
-    num_tiles,
     num_rows,
     max_tiles,
     NUM_EXPERTS: tl.constexpr,
@@ -222,6 +220,7 @@ def _place(
     BLOCK_ROWS: tl.constexpr,
     TOP_K: tl.constexpr,
     BLOCK_T: tl.constexpr,
+    BLOCK_TILES: tl.constexpr,
     PDL: tl.constexpr,
 ):
     """Many rows, second launch: a program an expert counts all pairs and places its own; the last adds the shared."""
@@ -237,7 +236,7 @@ def _place(
     begin = tl.sum(tl.where(before, counts, 0), 0)
     first = tl.sum(tl.where(before, tl.cdiv(counts, BLOCK_T), 0), 0)
     if mine == NUM_EXPERTS:
-        _add_shared(slots, weights, tiles, num_tiles, first, live, num_rows, max_tiles, NUM_EXPERTS, TOP_K, BLOCK_T)
+        _add_shared(slots, weights, tiles, first, live, num_rows, max_tiles, NUM_EXPERTS, TOP_K, BLOCK_T, BLOCK_TILES)
     else:
         own = (expert == mine).to(tl.int32)
         count = tl.sum(own, 0)
@@ -263,7 +262,6 @@ def route(logits: torch.Tensor, num_live: torch.Tensor, num_experts: int, routin
     lists = {
         "slots": Operand(routing.slots, (rows * (top_k + 1),), torch.int32),
         "tiles": Operand(routing.tiles, (3, routing.max_tiles), torch.int32),
-        "num_tiles": Operand(routing.num_tiles, (1,), torch.int32),
     }
     read = {
         "logits": Operand(logits, tuple(logits.shape), logits.dtype, strided=True),
@@ -271,6 +269,7 @@ def route(logits: torch.Tensor, num_live: torch.Tensor, num_experts: int, routin
     }
     sizes = {"NUM_EXPERTS": num_experts, "TOP_K": top_k, "num_rows": rows}
     placed = {"max_tiles": routing.max_tiles, "BLOCK_T": tile["t"], "BLOCK_ROWS": block_rows}
+    placed["BLOCK_TILES"] = triton.next_power_of_2(routing.max_tiles)
     block_e = triton.next_power_of_2(num_experts)
     if tile.form == "together":
         launch(_route_together, (1,), tile, BLOCK_E=block_e, **read, **operands, **lists, **sizes, **placed)

@@ -15,12 +15,20 @@ def tile(form: str, block_t: int) -> Tile:
 
 def routed(logits: torch.Tensor, num_experts: int, top_k: int, form: str, block_t: int, live: int) -> Routing:
     routing = empty_routing(logits.shape[0], num_experts, top_k, block_t, logits.device)
-    for tensor in (routing.slots, routing.tiles, routing.num_tiles, routing.chosen):
+    for tensor in (routing.slots, routing.tiles, routing.chosen):
         tensor.fill_(-(2**30))
     routing.weights.fill_(torch.nan)
     num_live = torch.tensor([live], dtype=torch.int32, device=logits.device)
     route(logits, num_live, num_experts, routing, tile(form, block_t))
     return routing
+
+
+def used_tiles(routing: Routing) -> list[list[int]]:
+    """Those before the first that is marked as none; all behind it must be marked, too."""
+    tiles = routing.tiles.t().tolist()
+    used = [tile for tile in tiles if tile[0] != -1]
+    assert used == tiles[: len(used)]
+    return used
 
 
 def check(routing: Routing, logits: torch.Tensor, num_experts: int, live: int, block_t: int) -> None:
@@ -33,14 +41,15 @@ def check(routing: Routing, logits: torch.Tensor, num_experts: int, live: int, b
     pairs = sorted((chosen[row][place], row, place) for row in range(live) for place in range(top_k))
     pairs += [(num_experts, row, top_k) for row in range(live)]
     slots, found = routing.slots.tolist(), []
-    for expert, begin, end in routing.tiles[:, : int(routing.num_tiles)].t().tolist():
+    tiles = used_tiles(routing)
+    for expert, begin, end in tiles:
         assert 0 < end - begin <= block_t
         assert (begin >= rows * top_k) == (expert == num_experts)
         found += [(expert, *divmod(slot, top_k + 1)) for slot in slots[begin:end]]
     assert found == pairs
     # No two short tiles of one expert: as few tiles as there can be.
     counts = torch.bincount(torch.tensor([pair[0] for pair in pairs], dtype=torch.int64))
-    assert int(routing.num_tiles) == int((-(-counts // block_t)).sum())
+    assert len(tiles) == int((-(-counts // block_t)).sum())
 
 
 CASES = [("together", 1), ("together", 5), ("together", 16), ("apart", 5), ("apart", 33), ("apart", 64)]
@@ -86,7 +95,7 @@ def test_nan_logits_stay_within_the_list(device: torch.device, form: str) -> Non
     logits = normal(device, torch.float32, 6, 8)
     logits[2] = torch.nan
     routing = routed(logits, 8, 2, form, 8, 6)
-    tiles, slots = routing.tiles[:, : int(routing.num_tiles)].t().tolist(), routing.slots.tolist()
+    tiles, slots = used_tiles(routing), routing.slots.tolist()
     assert sorted(slot for _, begin, end in tiles for slot in slots[begin:end]) == list(range(18))
     assert all(0 <= expert <= 8 for expert, _, _ in tiles)
     assert not routing.weights[[0, 1, 3, 4, 5]].isnan().any()
