@@ -76,7 +76,7 @@ def test_every_folder_has_its_page() -> None:
     assert missing == []
 
 
-DATA_LINKS = [("demo", "configs/demo"), ("all_reduce", "configs/all_reduce")]
+DATA_LINKS = [("demo", "configs/demo"), ("all_reduce", "configs/all_reduce"), ("kernels", "configs/kernels")]
 
 
 @pytest.mark.parametrize(("link", "target"), [(name, name) for name in CODE_FOLDERS] + DATA_LINKS)
