@@ -4,6 +4,8 @@ One token, one head, one expert at a time, in the dtype of the arguments (tests 
 place: new states are returned. Legend: T tokens, L context, H heads, K key or kv heads, d and v head dims, E experts.
 """
 
+from typing import Any
+
 import torch
 
 
@@ -92,3 +94,29 @@ def routed_experts(
             gate, up = gate_up[expert, :inner] @ x[token], gate_up[expert, inner:] @ x[token]
             out[token] += weights[token, slot] * (down[expert] @ (silu(gate) * up))
     return out
+
+
+def sampling_weights(
+    logits: torch.Tensor, temperature: float, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0
+) -> torch.Tensor:
+    """logits [V] -> weights [V]: 1 for the best, 0 for what top-k, then top-p, then min-p leave out; sums in float64.
+
+    Tokens as good as the k-th are all kept; of equally heavy ones top-p takes those with the smaller ids first.
+    """
+    scaled = (logits - logits.max()) / max(temperature, torch.finfo(logits.dtype).tiny)
+    weights = scaled.exp()
+    if 0 < top_k < len(logits):
+        weights[logits < logits.sort(descending=True).values[top_k - 1]] = 0.0
+    if top_p < 1.0:
+        ordered, order = weights.double().sort(descending=True, stable=True)
+        weights[order[ordered.cumsum(0) - ordered >= top_p * ordered.sum()]] = 0.0
+    weights[weights < min_p] = 0.0
+    return weights
+
+
+def sample_row(logits: torch.Tensor, uniform: float, temperature: float, **filters: Any) -> int:
+    """logits [V] -> token: the first whose cumulative weight is above ``uniform`` of the whole; greedy at 0."""
+    if temperature == 0.0:
+        return int(logits.argmax())
+    cumulative = sampling_weights(logits, temperature, **filters).double().cumsum(0)
+    return int((cumulative > uniform * cumulative[-1]).nonzero()[0])
