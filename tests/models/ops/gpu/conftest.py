@@ -1,4 +1,4 @@
-"""The kernels run on the GPU where there is one, else on CPU tensors in Triton's interpreter (``tests/conftest.py``)."""
+"""The kernels run on the GPU where there is one, else interpreted on CPU tensors (``tests/conftest.py``)."""
 
 import pytest
 import torch
