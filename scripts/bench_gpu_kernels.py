@@ -22,7 +22,7 @@ from typing import Any
 import torch
 import triton
 import triton.language as tl
-from decode_chain import Shape, State, Step, Weights
+from decode_chain import Sampling, Shape, State, Step, Weights
 from torch.profiler import ProfilerActivity, profile
 
 from splitrank.models.ops.gpu import launch as border
@@ -171,7 +171,20 @@ def bench(
         "share_of_read": round(total / us * 1e6 / speed["read"], 3),
         "launches": len(launches(plain)),
         "by_launch": by_launch,
+        "sampling_us": sampling_us(shape, rows),
     }
+
+
+def sampling_us(shape: Shape, rows: int) -> dict[str, float]:
+    """Microseconds of the sampler alone, from logits in memory: the usual filters, and two that walk the vocabulary."""
+    ways = {
+        "greedy": (0.0, 0, 1.0),
+        "top_k 20, top_p 0.95": (0.6, 20, 0.95),
+        "top_p 0.9": (1.0, 0, 0.9),
+        "none": (1.0, 0, 1.0),
+    }
+    device = torch.device("cuda")
+    return {name: round(replay_us(graph_of(Sampling(shape, rows, device, *way))), 1) for name, way in ways.items()}
 
 
 def main() -> None:

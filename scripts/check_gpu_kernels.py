@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 import triton
-from decode_chain import Shape, State, Step, Weights
+from decode_chain import Sampling, Shape, State, Step, Weights
 from prefill_step import Step as PrefillStep
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
@@ -104,6 +104,7 @@ def collect(machine: Machine, rows: Iterable[int], shape: Shape) -> list[Variant
         for count in rows:
             border.run = lambda call, count=count: calls.append((count, call))  # type: ignore[misc]
             Step(shape, weights, State(shape, count, 256, 64, meta, torch.bfloat16), count, table)()
+            Sampling(shape, count, meta, 0.6, 20, 0.95)()
         prefill = PREFILL[0] * PREFILL[1]
         border.run = lambda call: calls.append((prefill, call))
         PrefillStep(*PREFILL, table, meta).layers(4)
@@ -128,7 +129,13 @@ def _signature(call: Call) -> tuple[dict[str, str], dict[str, Any]]:
         elif isinstance(value, TensorDescriptor):
             types[name] = f"tensordesc<bf16{value.block_shape}>"
         elif isinstance(value, torch.Tensor):
-            types[name] = {torch.bfloat16: "*bf16", torch.float32: "*fp32", torch.int32: "*i32"}[value.dtype]
+            types[name] = {
+                torch.bfloat16: "*bf16",
+                torch.float32: "*fp32",
+                torch.int32: "*i32",
+                torch.float64: "*fp64",
+                torch.int64: "*i64",
+            }[value.dtype]
         else:
             types[name] = "i32"
     return {name: types[name] for name in call.kernel.arg_names}, values

@@ -20,6 +20,7 @@ from splitrank.models.ops.gpu import (
     projection,
     rotary,
     routing,
+    sampling,
 )
 from splitrank.models.ops.gpu.tiles import Tile, TileTable
 
@@ -127,6 +128,28 @@ class State:
         self.slots = torch.arange(rows, dtype=torch.int32, device=device)
         self.positions = torch.full((rows,), context, dtype=torch.int32, device=device)
         self.tables = torch.arange(rows * pages, dtype=torch.int32, device=device).view(rows, pages)
+
+
+class Sampling:
+    """The sampler's launches for ``rows`` rows with these parameters."""
+
+    def __init__(
+        self, shape: Shape, rows: int, device: torch.device, temperature: float, top_k: int, top_p: float
+    ) -> None:
+        def full(value: float, dtype: torch.dtype) -> torch.Tensor:
+            return torch.full((rows,), value, dtype=dtype, device=device)
+
+        self.logits = torch.empty((rows, shape.vocabulary), dtype=torch.bfloat16, device=device)
+        if device.type != "meta":
+            self.logits.normal_(0, 2)
+        numbers = torch.arange(rows, dtype=torch.int64, device=device)
+        filters = full(temperature, torch.float32), full(top_k, torch.int32), full(top_p, torch.float64)
+        self.params = sampling.SamplingRows(*filters, full(0.0, torch.float32), numbers, numbers)
+        self.memory = sampling.sampling_memory(rows, shape.vocabulary, device)
+        self.tokens, self.largest = full(0, torch.int32), full(0.0, torch.float32)
+
+    def __call__(self) -> None:
+        sampling.sample(self.logits, self.params, self.memory, self.tokens, self.largest, Tile(8, pdl=True))
 
 
 class Step:

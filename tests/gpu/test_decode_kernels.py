@@ -15,6 +15,8 @@ from splitrank.models.ops.gpu.experts_one import experts_down_one, experts_up_on
 from splitrank.models.ops.gpu.routing import empty_routing, route
 from splitrank.models.ops.gpu.tiles import Tile, TileTable, load_tiles
 from tests.gpu import decode_references as expected
+from tests.models.ops.gpu.test_sampling import KINDS
+from tests.models.ops.gpu.test_sampling import check as check_samples
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(500)]
 
@@ -227,6 +229,12 @@ def test_head_argmax(table: TileTable, weights: Weights, rows: int) -> None:
     assert torch.equal(values, largest)
     first = (logits.float() == largest[:, None]).int().argmax(-1)
     assert torch.equal(tokens.long(), first)
+
+
+@pytest.mark.parametrize("scale", [1.0, 5.0])
+def test_sampling_from_the_whole_vocabulary(scale: float) -> None:
+    logits = normal(2 * len(KINDS), SHAPE.vocabulary, scale=scale)
+    check_samples(logits, KINDS * 2)
 
 
 @pytest.mark.parametrize("rows", [1, 8, 64])

@@ -1,12 +1,7 @@
-"""The kernels run on the GPU where there is one, else on CPU tensors in Triton's interpreter."""
-
-import os
+"""The kernels run on the GPU where there is one, else interpreted on CPU tensors (``tests/conftest.py``)."""
 
 import pytest
 import torch
-
-if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"  # before anything imports triton
 
 
 @pytest.fixture(scope="session")
