@@ -24,7 +24,7 @@ def main() -> int:
     parser.add_argument("--question", default=DEFAULT_QUESTION)
     parser.add_argument("--max-tokens", type=int, default=256)
     arguments = parser.parse_args()
-    command = [sys.executable, "-m", "splitrank.serving", "serve", "--pp", "2", "--port", "0"]
+    command = [sys.executable, "-P", "-m", "splitrank.serving", "serve", "--pp", "2", "--port", "0"]
     print("$ splitrank " + " ".join(command[3:]), flush=True)
     with serving(command) as address:
         ask(address, arguments.question, arguments.max_tokens)

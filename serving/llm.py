@@ -91,7 +91,8 @@ class LLM:
         return self._engine.info
 
     def generate(self, prompts: Prompts, params: Params = None, *, show_progress: bool = True) -> list[Generation]:
-        """Continue each prompt (text, or a list of token ids); answers in the order of the prompts.
+        """Continue each prompt; answers in the order of the prompts. A prompt is text, a list or array of token ids,
+        or ``{"prompt": text}`` or ``{"prompt_token_ids": ids}``; a text or dictionary may stand alone.
 
         ``params``: for all, or one for each; None takes the model's defaults and 16 tokens. Raises ``ValueError``
         before anything runs if a prompt cannot be answered, ``RequestError`` for the first one that failed.

@@ -11,7 +11,7 @@ import pytest
 
 from splitrank.serving.batch.config import GenerateConfig
 from splitrank.serving.bench import BenchConfig
-from splitrank.serving.config import EngineConfig, Options, ServeConfig
+from splitrank.serving.config import EngineConfig, Options, ServeConfig, child_environment
 from splitrank.serving.gsm8k.config import Gsm8kConfig
 from splitrank.serving.options import INT_TUPLE, load_config
 from splitrank.serving.plan_command import InspectConfig, PlanConfig
@@ -120,3 +120,16 @@ def test_python_may_give_paths_lists_and_numpys_numbers() -> None:
     assert {type(value) for value in (config.pp, *config.pp_partition)} == {int}
     with pytest.raises(ValueError, match=r"dtype must be one of auto, bfloat16, float32, not 'int8'"):
         EngineConfig(dtype="int8")
+
+
+def test_the_users_environment_beats_ours_where_nothing_depends_on_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+        monkeypatch.delenv(name, raising=False)
+    assert child_environment()["GOMP_SPINCOUNT"] == "3000"
+    monkeypatch.setenv("GOMP_SPINCOUNT", "7")
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "eth0")
+    environment = child_environment()
+    assert (environment["GOMP_SPINCOUNT"], environment["GLOO_SOCKET_IFNAME"]) == ("7", "lo")
+    monkeypatch.delenv("GOMP_SPINCOUNT")
+    monkeypatch.setenv("OMP_WAIT_POLICY", "active")
+    assert "GOMP_SPINCOUNT" not in child_environment()
