@@ -91,7 +91,7 @@ class FakeModel:
             del self.snapshots[snapshot]
         tokens = [self._sample(slot, values[slot]) for slot in sampled]
         failures = {row: FAILURE for row, slot in enumerate(sampled) if self._fails(self.table[slot].request)}
-        return StepResult(plan.step, digest, tokens, [None] * len(sampled), failures)
+        return StepResult(plan.step, digest, tokens, failures=failures)
 
     def _move_rows(self, plan: StepPlan) -> None:
         for kept in plan.kept:

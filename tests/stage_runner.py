@@ -127,9 +127,9 @@ class StageRunner:
         chunks = [share.enter(table) for share in shares]
         planned = make_batch(table, [], chunks)
         batch = replace(planned.batch, sample_rows=torch.arange(planned.batch.num_tokens))
-        logits = self.worker._forward(PlannedBatch(batch, planned.sampled), 0, "")
+        logits = self.worker._forward(PlannedBatch(batch, planned.host_slots, planned.sampled), 0, "")
         assert logits is not None
-        table.advance(batch.decode_slots[:0], [], chunks)
+        table.advance(batch, planned.host_slots)
         rows = {chunk.slot: chunk.rows for chunk in batch.prefills.chunks}
         rows |= {slot: slice(row, row + 1) for row, slot in enumerate(batch.decode_slots.tolist())}
         return [logits[rows[share.sequence.slot]] for share in shares]
