@@ -32,6 +32,7 @@ class LaunchSpec(msgspec.Struct, frozen=True, kw_only=True):
     page_size: int  # tokens a KV page
     num_pages: int
     chunked_prefill_size: int  # chunks end at absolute multiples of it
+    max_prefill_tokens: int  # of all chunks of a step; at least a chunk
     max_queued_requests: int
     prefix_cache_bytes: int = 0  # of a rank's host memory, for snapshots of prompt prefixes; 0: none are kept
     prefix_block_size: int = 64  # tokens: prefixes are whole blocks of them

@@ -2,7 +2,7 @@
 
 A step is filled in this order:
 1. running requests, oldest first: one token for each that decodes, the next chunk for each in its prompt. Decodes are
-   shared out evenly over the steps in flight; chunks together have at most ``chunked_prefill_size`` tokens;
+   shared out evenly over the steps in flight; chunks together have at most ``max_prefill_tokens`` tokens;
 2. swapped-out requests, oldest first;
 3. new requests, in order of arrival.
 2 and 3 are left out when a running request found no KV pages; then the youngest running ones are swapped out for it
@@ -177,8 +177,8 @@ class Scheduler:
         return -(-decoding // self._num_microbatches)
 
     def _chunk_fits(self, draft: Draft, request: Request) -> bool:
-        chunk_size = self._spec.chunked_prefill_size
-        return draft.num_prefill_tokens + request.next_end(chunk_size) - request.num_scheduled <= chunk_size
+        num_tokens = request.next_end(self._spec.chunked_prefill_size) - request.num_scheduled
+        return draft.num_prefill_tokens + num_tokens <= self._spec.max_prefill_tokens
 
     def _swap_in(self, draft: Draft) -> None:
         """Oldest first, and only when its next share, and the rest of its prompt, have room too."""

@@ -36,6 +36,7 @@ def launch_spec(folder: Path, run_dir: Path, **overrides: Any) -> LaunchSpec:
         "page_size": PAGE_SIZE,
         "num_pages": NUM_PAGES,
         "chunked_prefill_size": CHUNK,
+        "max_prefill_tokens": CHUNK,
         "max_queued_requests": 16,
         "vocab_size": config.vocab_size,
         "eos_token_ids": (),
