@@ -1,18 +1,22 @@
-"""What the host does in one decode step, without model and sampling: CPU microseconds of one thread, by part.
+"""What the host does in one decode step, without model and sampling: CPU microseconds by part.
 
 ``python scripts/bench_host_path.py [--steps 200]`` prints a JSON line for each number of running requests and length of
 context. The engine plans, encodes, commits and encodes outputs; the rank decodes, makes the batch and takes tokens.
-Sockets are left out. Medians of the better 60 % of the steps, which other processes on the machine disturb least.
+Both run in one thread, joined by the real sockets, whose own thread is not counted. Medians of the better 60 % of the
+steps, which other processes on the machine disturb least.
 """
 
 import argparse
 import json
 import statistics
+import tempfile
 import time
 from collections import defaultdict
 from typing import Any
 
+import msgspec
 import torch
+import zmq
 
 from splitrank.serving.batching import make_batch
 from splitrank.serving.messages import (
@@ -26,7 +30,15 @@ from splitrank.serving.messages import (
 from splitrank.serving.request_table import RequestTable
 from splitrank.serving.sampling_params import SamplingParams
 from splitrank.serving.scheduler import Scheduler
-from splitrank.serving.wire import decode_engine_to_rank, decode_rank_to_engine, encode
+from splitrank.serving.wire import (
+    bind_ranks,
+    connect_rank,
+    decode_engine_to_rank,
+    decode_rank_to_engine,
+    encode,
+    rank_identity,
+    receive_all,
+)
 
 PAGE_SIZE, VOCAB_SIZE = 64, 248_320
 CASES = [(1, 2048), (8, 2048), (64, 2048), (256, 2048), (256, 32_000)]
@@ -62,6 +74,34 @@ class NullRank:
         self.table.put_tokens(slots, torch.tensor(tokens))
 
 
+class Sockets:
+    """The engine's end and one rank's, as between processes."""
+
+    def __init__(self, spec: LaunchSpec) -> None:
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._engine = bind_ranks(self._context, spec)
+        self._rank = connect_rank(self._context, spec, rank_identity(0))
+        self._poller = zmq.Poller()
+        self._poller.register(self._engine, zmq.POLLIN)
+        self._rank.send(b"here")
+        self._engine.recv_multipart()
+
+    def to_rank(self, data: bytes) -> bytes:
+        self._engine.send_multipart([rank_identity(0), data], zmq.NOBLOCK)
+        return self._rank.recv()
+
+    def to_engine(self, data: bytes) -> bytes:
+        self._rank.send(data)
+        self._poller.poll(1000)
+        [[_, received]] = receive_all(self._engine)
+        return received
+
+    def close(self) -> None:
+        self._engine.close(linger=0)
+        self._rank.close(linger=0)
+        self._context.term()
+
+
 class Timer:
     """Microseconds of this thread by part."""
 
@@ -81,9 +121,19 @@ class Timer:
         return {name: statistics.median(sorted(spent)[: len(spent) * 6 // 10]) for name, spent in self.spent.items()}
 
 
-@torch.inference_mode()
 def measure(num_requests: int, context: int, num_steps: int) -> dict[str, Any]:
-    spec = make_spec(num_requests, context + num_steps + 100)
+    with tempfile.TemporaryDirectory(prefix="sr-") as folder:
+        spec = msgspec.structs.replace(make_spec(num_requests, context + num_steps + 100), run_dir=folder)
+        sockets = Sockets(spec)
+        try:
+            return run_steps(spec, sockets, context, num_steps)
+        finally:
+            sockets.close()
+
+
+@torch.inference_mode()
+def run_steps(spec: LaunchSpec, sockets: Sockets, context: int, num_steps: int) -> dict[str, Any]:
+    num_requests = spec.max_running_requests
     scheduler, rank, timer = Scheduler(spec, 1, plans_ahead=True), NullRank(spec), Timer()
     params = SamplingParams(max_tokens=num_steps + 90, temperature=0.6, top_k=20, top_p=0.95, seed=1)
     for number in range(num_requests):
@@ -100,6 +150,8 @@ def measure(num_requests: int, context: int, num_steps: int) -> dict[str, Any]:
         data = encode(plan)
         digest = plan_hash(data)
         timer.part("encode_plan")
+        data = sockets.to_rank(data)
+        timer.part("socket_to_rank")
         received = decode_engine_to_rank(data)
         plan_hash(data)
         timer.part("rank_decode")
@@ -110,8 +162,12 @@ def measure(num_requests: int, context: int, num_steps: int) -> dict[str, Any]:
         timer.begin()
         rank.take(sampled, tokens)
         timer.part("rank_tokens")
-        result = decode_rank_to_engine(encode(StepResult(plan.step, digest, tokens)))
-        timer.part("result")
+        answer = encode(StepResult(plan.step, digest, tokens))
+        timer.part("encode_result")
+        answer = sockets.to_engine(answer)
+        timer.part("socket_to_engine")
+        result = decode_rank_to_engine(answer)
+        timer.part("decode_result")
         assert isinstance(result, StepResult)
         outputs = scheduler.commit(result)
         timer.part("commit")
