@@ -1,9 +1,12 @@
 """From a step plan and the request table to the model's batch: decode rows first, then chunks of prompts."""
 
 from collections.abc import Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from itertools import accumulate
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from splitrank.models.batch import Batch, Chunk, PrefillRows, StateCopy
@@ -18,6 +21,7 @@ class PlannedBatch:
     ``copies`` holds the states that are copied inside a chunk, by snapshot number."""
 
     batch: Batch
+    host_slots: npt.NDArray[np.int64]  # batch.decode_slots
     sampled: list[int]
     copies: dict[int, StateCopy] = field(default_factory=dict)
 
@@ -30,31 +34,54 @@ def make_batch(
     A prompt's token alone, behind others, is computed as a decode row: it has a state.
     """
     singles = [chunk for chunk in chunks if _is_single(table, chunk)]
+    host_slots = np.array(decodes + [chunk.slot for chunk in singles], dtype=np.int64)
+    batch = _decode_batch(table, host_slots)
+    if not chunks:
+        return PlannedBatch(batch, host_slots, decodes)
     longer = [chunk for chunk in chunks if not _is_single(table, chunk)]
-    slots = decodes + [chunk.slot for chunk in singles]
     copies = [_copies_inside(table, chunk, saved) for chunk in longer]
-    decode_slots = _ints(slots, table)
-    lengths = table.lengths[decode_slots]
-    pages = table.pages[:, : _width(table, slots, 1)].index_select(0, decode_slots)
-    prefills = _prefill_rows(table, longer, copies, len(slots))
-    spans = [torch.arange(chunk.start, chunk.start + chunk.length, device=lengths.device) for chunk in prefills.chunks]
+    prefills = _prefill_rows(table, longer, copies, batch.num_decodes)
+    spans = [torch.arange(chunk.start, chunk.start + chunk.length, device=table.device) for chunk in prefills.chunks]
     tokens = [table.rows[chunk.slot].prompt[_span(table, chunk)] for chunk in singles + longer]
     indices = [_kv_index(table, row[None], span) for row, span in zip(prefills.pages, spans, strict=True)]
     ends = {chunk.slot: chunk.row + chunk.length for chunk in prefills.chunks}
-    ends |= {slot: row + 1 for row, slot in enumerate(slots)}
+    ends |= {slot: row + 1 for row, slot in enumerate(host_slots.tolist())}
     sampled = decodes + [chunk.slot for chunk in chunks if chunk.sample]
-    batch = Batch(
-        token_ids=torch.cat([table.last_tokens[decode_slots[: len(decodes)]], *tokens]),
-        positions=torch.cat([lengths, *spans]),
-        kv_index=torch.cat([_kv_index(table, pages, lengths), *indices]),
-        num_decodes=len(slots),
-        decode_slots=decode_slots,
-        decode_pages=pages,
-        decode_lengths=lengths + 1,
+    batch = replace(
+        batch,
+        token_ids=torch.cat([batch.token_ids[: len(decodes)], *tokens]),
+        positions=torch.cat([batch.positions, *spans]),
+        kv_index=torch.cat([batch.kv_index, *indices]),
         prefills=prefills,
         sample_rows=_ints([ends[slot] - 1 for slot in sampled], table),
     )
-    return PlannedBatch(batch, sampled, {number: copy for inside in copies for number, copy in inside.items()})
+    copies_inside = {number: copy for inside in copies for number, copy in inside.items()}
+    return PlannedBatch(batch, host_slots, sampled, copies_inside)
+
+
+def _decode_batch(table: RequestTable, host_slots: npt.NDArray[np.int64]) -> Batch:
+    """One token, the last one, of each slot, and nothing else."""
+    slots = torch.from_numpy(host_slots).to(table.device)
+    positions = table.lengths.index_select(0, slots)
+    longest = int(table.host_lengths[host_slots].max()) + 1 if len(host_slots) else 0
+    pages = table.pages[:, : pages_needed(longest, table.page_size)].index_select(0, slots)
+    return Batch(
+        token_ids=table.last_tokens.index_select(0, slots),
+        positions=positions,
+        kv_index=_kv_index(table, pages, positions),
+        num_decodes=len(host_slots),
+        decode_slots=slots,
+        decode_pages=pages,
+        decode_lengths=positions + 1,
+        prefills=_no_prefills(table.device),
+        sample_rows=torch.arange(len(host_slots), device=table.device),
+    )
+
+
+@lru_cache(1)
+def _no_prefills(device: torch.device) -> PrefillRows:
+    empty = torch.empty(0, dtype=torch.int64, device=device)
+    return PrefillRows((), torch.zeros(1, dtype=torch.int32, device=device), empty.int(), empty, empty.view(0, 0))
 
 
 def _is_single(table: RequestTable, chunk: ChunkPlan) -> bool:
@@ -84,7 +111,7 @@ def _prefill_rows(
         Chunk(first_row + offset, plan.num_tokens, span.start, plan.slot, tuple(inside.values()))
         for plan, span, inside, offset in zip(plans, spans, copies, ends, strict=False)  # the last end begins nothing
     )
-    slots, device = _ints([plan.slot for plan in plans], table), table.pages.device
+    slots, device = _ints([plan.slot for plan in plans], table), table.device
     width = max((pages_needed(span.stop, table.page_size) for span in spans), default=0)
     return PrefillRows(
         chunks,
@@ -95,17 +122,11 @@ def _prefill_rows(
     )
 
 
-def _width(table: RequestTable, slots: list[int], num_new: int) -> int:
-    """Pages of the longest of ``slots`` with its new tokens."""
-    return pages_needed(int(table.host_lengths[slots].max()) + num_new, table.page_size) if slots else 0
-
-
 def _kv_index(table: RequestTable, pages: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
     """pages [T, P], or [1, P] of one row; positions [T] -> [T]."""
-    size = table.page_size
-    page = pages.expand(len(positions), -1).gather(1, (positions // size)[:, None])[:, 0]
-    return page * size + positions % size
+    page = pages.expand(len(positions), -1).gather(1, (positions // table.page_size)[:, None])
+    return page[:, 0] * table.page_size + positions % table.page_size
 
 
 def _ints(values: list[int], table: RequestTable) -> torch.Tensor:
-    return torch.tensor(values, dtype=torch.int64, device=table.pages.device)
+    return torch.tensor(values, dtype=torch.int64, device=table.device)

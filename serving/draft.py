@@ -4,13 +4,14 @@ from dataclasses import dataclass, field
 
 from splitrank.serving.messages import AdmittedRequest, ChunkPlan, NewPages, SwapPlan
 from splitrank.serving.request import Request
+from splitrank.serving.request_columns import Places
 
 
 @dataclass(slots=True)
 class Draft:
     """The step being planned."""
 
-    decoding: list[Request] = field(default_factory=list)
+    decoding: list[int] = field(default_factory=list)  # places of requests in ``RequestColumns``
     prefilling: list[Request] = field(default_factory=list)  # of ``chunks``, in the same order
     chunks: list[ChunkPlan] = field(default_factory=list)
     pages: list[NewPages] = field(default_factory=list)
@@ -29,12 +30,9 @@ class Draft:
 @dataclass(slots=True)
 class StepInFlight:
     step: int
-    sampled: list[Request]  # row for row of the result
-    unsampled: list[Request]  # in the middle of their prompts
-
-    @property
-    def requests(self) -> list[Request]:
-        return self.sampled + self.unsampled
+    decoding: Places  # places, row for row of the result; then come
+    sampled: list[Request]  # those whose prompts end
+    unsampled: list[Request]  # in the middle of their prompts: no row of the result
 
 
 @dataclass(slots=True)

@@ -32,6 +32,7 @@ class LaunchSpec(msgspec.Struct, frozen=True, kw_only=True):
     page_size: int  # tokens a KV page
     num_pages: int
     chunked_prefill_size: int  # chunks end at absolute multiples of it
+    max_prefill_tokens: int  # of all chunks of a step; at least a chunk
     max_queued_requests: int
     prefix_cache_bytes: int = 0  # of a rank's host memory, for snapshots of prompt prefixes; 0: none are kept
     prefix_block_size: int = 64  # tokens: prefixes are whole blocks of them
@@ -111,7 +112,8 @@ class TokenLogprobs(msgspec.Struct, frozen=True):
 
 
 class RequestOutput(msgspec.Struct, frozen=True, tag=True):
-    """New tokens of one request. ``finish_reason`` ends it: "stop", "length", "abort" or "error" (``error`` says why).
+    """New tokens of one request, as the front's streams give them. ``finish_reason`` ends it: "stop", "length", "abort"
+    or "error" (``error`` says why).
 
     A token that stopped the request (end of sequence or a stop token id) is in ``token_ids`` and in ``stop_token_id``.
     """
@@ -127,10 +129,23 @@ class RequestOutput(msgspec.Struct, frozen=True, tag=True):
     num_cached_tokens: int = 0  # of its prompt: taken from a snapshot, not computed
 
 
-class RequestOutputs(msgspec.Struct, frozen=True, tag=True):
-    """What one turn of the engine has for the front: one message a step, not one a request."""
+class StepOutputs(msgspec.Struct, frozen=True, array_like=True):
+    """What one step has for its requests, each of which is in it once: a token and nothing else for most, by row."""
 
-    outputs: list[RequestOutput]
+    request_ids: list[str] = []
+    token_ids: list[int] = []
+    others: list[RequestOutput] = []
+
+    def all(self) -> list[RequestOutput]:
+        """Each as an output, without ``num_cached_tokens`` for those that have a token only."""
+        plain = zip(self.request_ids, self.token_ids, strict=True)
+        return [RequestOutput(request_id, [token]) for request_id, token in plain] + self.others
+
+
+class RequestOutputs(msgspec.Struct, frozen=True, tag=True):
+    """What the engine has for the front, in order: one message a turn, not one a request."""
+
+    steps: list[StepOutputs]
 
 
 class EngineStats(msgspec.Struct, frozen=True, tag=True):
@@ -238,13 +253,14 @@ class RowFailure(msgspec.Struct, frozen=True, array_like=True):
 class StepResult(msgspec.Struct, frozen=True, tag=True):
     """From tensor rank 0 of the last stage: one token for each decode and each chunk with ``sample``, in that order.
 
-    ``failures``, by row: that request ends with an error, and its token means nothing.
+    ``logprobs``, by row, of those that asked. ``failures``, by row: that request ends with an error, and its token
+    means nothing.
     """
 
     step: int
     plan_hash: str
     token_ids: list[int]
-    logprobs: list[TokenLogprobs | None]
+    logprobs: dict[int, TokenLogprobs] = {}
     failures: dict[int, RowFailure] = {}
 
 

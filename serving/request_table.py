@@ -7,10 +7,12 @@ of a batch come from them.
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
+from splitrank.models.batch import Batch
 from splitrank.serving.cache import pages_needed
-from splitrank.serving.messages import AdmittedRequest, ChunkPlan, NewPages
+from splitrank.serving.messages import AdmittedRequest, NewPages
 from splitrank.serving.sampling_state import SamplingState
 
 
@@ -37,7 +39,7 @@ class RequestTable:
     ``last_tokens`` [slots]: sampled, and not computed yet. All int64."""
 
     def __init__(self, num_slots: int, max_pages: int, page_size: int, device: torch.device) -> None:
-        self.page_size = page_size
+        self.page_size, self.device = page_size, device
         self.pages = torch.zeros((num_slots, max_pages), dtype=torch.int64, device=device)
         self.lengths = torch.zeros(num_slots, dtype=torch.int64, device=device)
         self.last_tokens = torch.zeros(num_slots, dtype=torch.int64, device=device)
@@ -51,7 +53,7 @@ class RequestTable:
 
     def admit(self, new: AdmittedRequest, sampling: SamplingState | None) -> None:
         """A row without pages; ``new.start`` of its tokens will come from a snapshot."""
-        prompt = torch.tensor(new.prompt_token_ids, dtype=torch.int64, device=self.pages.device)
+        prompt = torch.tensor(new.prompt_token_ids, dtype=torch.int64, device=self.device)
         self.put(new.slot, MovedRow(Row(new.request, prompt, sampling), new.start, self.last_tokens.new_zeros(())))
 
     def put(self, slot: int, moved: MovedRow) -> None:
@@ -80,13 +82,17 @@ class RequestTable:
         assert count <= self._num_pages[slot], f"slot {slot} has {self._num_pages[slot]} pages, not {count}"
         return self.pages[slot, :count]
 
-    def advance(self, decode_slots: torch.Tensor, decodes: list[int], chunks: list[ChunkPlan]) -> None:
-        """The step has computed one token of each of ``decodes`` [D], the same as a tensor, and the chunks."""
-        if decodes:
-            self.lengths[decode_slots] += 1
-            self.host_lengths[decodes] += 1
-        for chunk in chunks:
-            self._set_length(chunk.slot, int(self.host_lengths[chunk.slot]) + chunk.num_tokens)
+    def advance(self, batch: Batch, host_slots: npt.NDArray[np.int64]) -> None:
+        """The step has computed ``batch``; ``host_slots`` are its ``decode_slots`` [D]."""
+        self.lengths.index_copy_(0, batch.decode_slots, batch.decode_lengths)
+        self.host_lengths[host_slots] += 1
+        for chunk in batch.prefills.chunks:
+            self._set_length(chunk.slot, chunk.start + chunk.length)
+
+    def put_tokens(self, slots: list[int], tokens: torch.Tensor) -> None:
+        """tokens [S], one a slot."""
+        places = torch.from_numpy(np.array(slots, dtype=np.int64)).to(self.device)
+        self.last_tokens.index_copy_(0, places, tokens)
 
     def _set_length(self, slot: int, length: int) -> None:
         self.host_lengths[slot] = length

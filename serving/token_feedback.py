@@ -40,7 +40,7 @@ class TokenFeedback:
         if self._is_last:
             shared = self._share(tokens, len(slots)).clamp_min_(0)
             if self._is_first:
-                self._table.last_tokens[slots] = shared
+                self._table.put_tokens(slots, shared)
             else:
                 self._mesh.feedback.send((shared,), step, plan_hash)
         elif self._is_first:
@@ -50,7 +50,7 @@ class TokenFeedback:
     def _share(self, tokens: list[int] | None, count: int) -> torch.Tensor:
         """The same tokens [S] on every tensor rank of this stage. They cross as float32, which every backend takes and
         which holds every id (``check_tensor_parallel``); gathered columns never travel with a codec."""
-        device, size = self._table.last_tokens.device, self._mesh.position.tp_size
+        device, size = self._table.device, self._mesh.position.tp_size
         if size == 1:
             return torch.tensor(tokens, dtype=torch.int64, device=device)
         own = torch.tensor([tokens or []], dtype=torch.float32, device=device)
@@ -73,7 +73,7 @@ class TokenFeedback:
 
     def _receive(self, due: _Outstanding) -> None:
         [tokens] = self._mesh.feedback.receive(1, (len(due.slots),), torch.int64, due.step, due.plan_hash)
-        self._table.last_tokens[due.slots] = tokens.to(self._table.last_tokens.device)
+        self._table.put_tokens(due.slots, tokens.to(self._table.device))
         for slot in due.slots:
             if self._awaited[slot] == due.step:
                 del self._awaited[slot]

@@ -119,7 +119,7 @@ class Worker:
         self._restore_snapshots(plan)
         batch = make_batch(self.table, plan.decodes, plan.chunks, plan.saved)
         logits = self._forward(batch, plan.step, plan_hash) if plan.has_rows else None
-        self.table.advance(batch.batch.decode_slots[: len(plan.decodes)], plan.decodes, plan.chunks)
+        self.table.advance(batch.batch, batch.host_slots)
         self._save_snapshots(plan, batch)
         result = self._sample(batch, logits, plan.step, plan_hash) if self.is_sampling_rank else None
         self._feedback.spread(result.token_ids if result else None, batch.sampled, plan.step, plan_hash)
@@ -130,7 +130,8 @@ class Worker:
         rows = sample(logits, states) if logits is not None and states else []
         self.mesh.collectives.check()  # the tokens are on the host: nothing of this step is still running
         failures = {number: row.failure for number, row in enumerate(rows) if row.failure is not None}
-        return StepResult(step, plan_hash, [row.token for row in rows], [row.logprobs for row in rows], failures)
+        logprobs = {number: row.logprobs for number, row in enumerate(rows) if row.logprobs is not None}
+        return StepResult(step, plan_hash, [row.token for row in rows], logprobs, failures)
 
     def _forward(self, planned: PlannedBatch, step: int, plan_hash: str) -> torch.Tensor | None:
         """Receives from the stage before, runs this stage, sends to the next; logits on the last stage."""

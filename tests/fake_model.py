@@ -91,7 +91,7 @@ class FakeModel:
             del self.snapshots[snapshot]
         tokens = [self._sample(slot, values[slot]) for slot in sampled]
         failures = {row: FAILURE for row, slot in enumerate(sampled) if self._fails(self.table[slot].request)}
-        return StepResult(plan.step, digest, tokens, [None] * len(sampled), failures)
+        return StepResult(plan.step, digest, tokens, failures=failures)
 
     def _move_rows(self, plan: StepPlan) -> None:
         for kept in plan.kept:
@@ -170,7 +170,7 @@ class FakeModel:
         assert len(set(slots)) == len(slots), "a row is computed twice in a step"
         assert all(0 <= page < self.spec.num_pages for page in pages)
         assert all(0 <= slot < self.spec.max_running_requests for slot in self.table)
-        assert sum(chunk.num_tokens for chunk in plan.chunks) <= self.spec.chunked_prefill_size
+        assert sum(chunk.num_tokens for chunk in plan.chunks) <= self.spec.max_prefill_tokens
 
     def _decode_span(self, slot: int) -> Span:
         request = self.table[slot].request
@@ -252,4 +252,6 @@ def small_spec(**changes: object) -> LaunchSpec:
         "log_level": "warning",
         "show_progress": False,
     }
-    return LaunchSpec(**(values | changes))  # type: ignore[arg-type]
+    values |= changes
+    values.setdefault("max_prefill_tokens", values["chunked_prefill_size"])
+    return LaunchSpec(**values)  # type: ignore[arg-type]

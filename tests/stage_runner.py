@@ -36,6 +36,7 @@ def launch_spec(folder: Path, run_dir: Path, **overrides: Any) -> LaunchSpec:
         "page_size": PAGE_SIZE,
         "num_pages": NUM_PAGES,
         "chunked_prefill_size": CHUNK,
+        "max_prefill_tokens": CHUNK,
         "max_queued_requests": 16,
         "vocab_size": config.vocab_size,
         "eos_token_ids": (),
@@ -127,9 +128,9 @@ class StageRunner:
         chunks = [share.enter(table) for share in shares]
         planned = make_batch(table, [], chunks)
         batch = replace(planned.batch, sample_rows=torch.arange(planned.batch.num_tokens))
-        logits = self.worker._forward(PlannedBatch(batch, planned.sampled), 0, "")
+        logits = self.worker._forward(PlannedBatch(batch, planned.host_slots, planned.sampled), 0, "")
         assert logits is not None
-        table.advance(batch.decode_slots[:0], [], chunks)
+        table.advance(batch, planned.host_slots)
         rows = {chunk.slot: chunk.rows for chunk in batch.prefills.chunks}
         rows |= {slot: slice(row, row + 1) for row, slot in enumerate(batch.decode_slots.tolist())}
         return [logits[rows[share.sequence.slot]] for share in shares]

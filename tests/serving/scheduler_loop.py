@@ -47,7 +47,7 @@ class Loop:
         return plan
 
     def commit(self) -> None:
-        for output in self.scheduler.commit(self.results.popleft()):
+        for output in self.scheduler.commit(self.results.popleft()).all():
             self._hear(output)
         self.scheduler.check()
 

@@ -93,7 +93,7 @@ def test_a_gap_a_repeat_or_another_history_names_both_sides(pair: Pair, step: in
 
 
 def test_results_and_progress_reach_the_engine(pair: Pair) -> None:
-    result = StepResult(0, "hash", [7], [None])
+    result = StepResult(0, "hash", [7])
     pair.link.set_phase("warm-up")
     pair.link.send_result(result)
     assert pair.hear(StepResult) == result

@@ -45,6 +45,16 @@ def test_short_prompts_share_one_prefill_budget() -> None:
     assert numbers(loop) == [2]
 
 
+def test_a_step_may_have_more_prompt_tokens_than_a_chunk() -> None:
+    loop = Loop(small_spec(max_prefill_tokens=20))
+    loop.add("long", list(range(20)), max_tokens=1)
+    loop.add("other", list(range(13)), max_tokens=1)
+    loop.add("short", [1, 2, 3], max_tokens=1)
+    assert spans(loop) == [(0, 8), (0, 8), (0, 3)]
+    loop.commit()
+    assert spans(loop) == [(8, 16), (8, 13)]  # a prompt has one chunk a step
+
+
 def test_chunks_of_one_prompt_follow_each_other_in_flight() -> None:
     loop = Loop(small_spec(), num_microbatches=3)
     loop.add("long", list(range(20)), max_tokens=2)

@@ -56,6 +56,7 @@ def random_spec(rng: random.Random) -> LaunchSpec:
         num_pages=-(-rng.choice([CONTEXT, CONTEXT, 130]) // page_size),
         page_size=page_size,
         chunked_prefill_size=rng.choice([4, 8, 16]),
+        max_prefill_tokens=rng.choice([16, 24]),
         max_running_requests=rng.choice([2, 4, 6]),
         eos_token_ids=rng.choice([(), (), (3, 11, 40)]),
     )

@@ -45,7 +45,8 @@ class Steps:
         assert isinstance(result, StepResult)
         assert (result.step, result.plan_hash) == (self.number, f"{self.number:016x}")
         num_sampled = len(plan.decodes) + sum(chunk.sample for chunk in plan.chunks)
-        assert len(result.token_ids) == len(result.logprobs) == num_sampled
+        assert len(result.token_ids) == num_sampled
+        assert result.logprobs == {}
         return result
 
     def begin(
@@ -178,7 +179,7 @@ def test_released_requests_are_forgotten(worker: Worker) -> None:
 
 def test_an_empty_plan_gives_an_empty_result(worker: Worker) -> None:
     result = Steps(worker)()
-    assert (result.token_ids, result.logprobs) == ([], [])
+    assert (result.token_ids, result.logprobs) == ([], {})
 
 
 def test_a_chunk_that_is_not_sampled_gives_no_token(worker: Worker) -> None:
