@@ -1,0 +1,83 @@
+"""Convolution, unit length and gates of several sequences against the explicit sums."""
+
+from typing import NamedTuple
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from splitrank.models.ops import reference
+from splitrank.models.ops.gpu.conv_chunk import DeltaInputs, conv_chunk
+from splitrank.models.ops.gpu.sequences import Sequences, place
+from splitrank.models.ops.gpu.tiles import Tile
+from tests.models.ops.gpu.comparison import TOLERANCE, assert_near, normal
+
+TILE = Tile(num_warps=4, sizes={"t": 32})
+LENGTHS, STARTS, SLOTS = [65, 1, 200, 2, 63, 3, 64], [0, 64, 128, 0, 64, 64, 0], [3, 0, 2, 5, 6, 7, 8]
+DIM = 16
+
+
+class Layer(NamedTuple):
+    projected: torch.Tensor
+    taps: torch.Tensor
+    decay_rate: torch.Tensor
+    dt_bias: torch.Tensor
+    states: torch.Tensor
+
+
+def example(device: torch.device, dtype: torch.dtype, key_heads: int, heads: int, rows: int, taps: int = 4) -> Layer:
+    channels = (2 * key_heads + heads) * DIM
+    return Layer(
+        normal(device, dtype, rows, channels + heads * (DIM + 2) + 8)[:, :-8],
+        normal(device, torch.float32, taps, channels),
+        -torch.rand(heads, device=device),
+        normal(device, torch.float32, heads, scale=3.0),
+        normal(device, dtype, 10, taps - 1, channels),
+    )
+
+
+def run(layer: Layer, sequences: Sequences, key_heads: int) -> DeltaInputs:
+    return conv_chunk(*layer, sequences, key_heads, TILE)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize(
+    ("key_heads", "heads", "taps"), [(2, 4, 4), (1, 3, 2), (1, 1, 3)], ids=["4 taps", "2 taps", "3 taps"]
+)
+def test_conv_chunk(device: torch.device, dtype: torch.dtype, key_heads: int, heads: int, taps: int) -> None:
+    sequences = place(LENGTHS, STARTS, SLOTS, [[0]] * len(SLOTS), device)
+    layer = example(device, dtype, key_heads, heads, sequences.num_rows, taps)
+    # A new sequence sees nothing of what its slot holds, and no slot of others is touched.
+    for slot in (1, 4, 9, *(slot for slot, start in zip(SLOTS, STARTS, strict=True) if start == 0)):
+        layer.states[slot] = torch.nan
+    before = layer.states.double().cpu()
+    found = run(layer, sequences, key_heads)
+    channels, key_dim = layer.taps.shape[1], key_heads * DIM
+    projected = layer.projected.double().cpu()
+    rows = torch.tensor(LENGTHS).cumsum(0).tolist()
+    for length, stop, start, slot in zip(LENGTHS, rows, STARTS, SLOTS, strict=True):
+        here = slice(stop - length, stop)
+        state = before[slot] if start else torch.zeros_like(before[slot])
+        mixed, state = reference.causal_conv(projected[here, :channels], state, layer.taps.double().cpu())
+        q, k, v = mixed.split([key_dim, key_dim, heads * DIM], 1)
+        assert_near(found.q[here], F.normalize(q.view(-1, key_heads, DIM), dim=-1))
+        assert_near(found.k[here], F.normalize(k.view(-1, key_heads, DIM), dim=-1))
+        assert_near(found.v[here], v.view(-1, heads, DIM))
+        assert torch.equal(layer.states[slot].double().cpu(), state)
+    assert layer.states[[1, 4, 9]].isnan().all()
+    b, a = projected[:, -2 * heads : -heads], projected[:, -heads:]
+    assert_near(found.beta, b.sigmoid(), 1e-6)
+    expected = layer.decay_rate.double().cpu() * F.softplus(a + layer.dt_bias.double().cpu())
+    # Only its exponential counts: log(1 + e^a) for a << 0 is good to 2^-24 of 1, not of itself.
+    torch.testing.assert_close(found.log_decay.double().cpu(), expected, atol=2e-7, rtol=1e-6)
+
+
+def test_a_prompt_in_chunks_has_the_bits_of_the_whole(device: torch.device) -> None:
+    layer = example(device, torch.bfloat16, 1, 2, 130)
+    whole = run(layer, place([130], [0], [3], [[0]], device), 1)
+    state = layer.states[3].clone()
+    for first, stop in ((0, 64), (64, 128), (128, 130)):
+        part = layer._replace(projected=layer.projected[first:stop])
+        found = run(part, place([stop - first], [first], [5], [[0]], device), 1)
+        assert all(torch.equal(a, b[first:stop]) for a, b in zip(found, whole, strict=True))
+    assert torch.equal(layer.states[5], state)
