@@ -28,6 +28,16 @@ LAUNCHES: dict[str, Forms] = {
     "route": {"together": ("t",), "apart": ("t", "rows")},
     "experts_up": {"fma": ("n",), "dot": ("n", "k")},  # the tokens of a tile are those of "route"
     "experts_down": {"fma": ("n",), "dot": ("n", "chunk")},
+    # Prompt tokens.
+    "conv_chunk": {"": ("t",)},
+    "solve_blocks": {"": ()},
+    "delta_chunk": {"": ("v",)},
+    "prepare_attention": {"": ("t",)},
+    "attention_chunk": {"": ("m", "n")},
+    "sort_pairs": {"": ("t",)},
+    "sorted_up": {"": ("n", "k")},
+    "sorted_down": {"": ("n", "k")},
+    "shared_activation": {"": ()},
 }
 _OPTIONS = {"up_to", "form", "warps", "stages", "pdl"}
 _WARPS = (1, 2, 4, 8, 16)
