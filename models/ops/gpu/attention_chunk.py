@@ -161,7 +161,7 @@ def _prepare_attention(
 
 @triton.jit
 def _norm_and_turn(at, to, weight, c, s, ok, DIM: tl.constexpr, HALF: tl.constexpr, EPS: tl.constexpr):
-    """Heads at the pointers ``at`` [BLOCK_T, 1], normed, their first 2 HALF dims turned, go to ``to``, perhaps the same.
+    """Heads at ``at`` [BLOCK_T, 1], normed, their first 2 HALF dims turned, go to ``to``, which may be the same.
 
     c, s [BLOCK_T, HALF]: the angles' cosines and sines.
     """

@@ -126,32 +126,33 @@ def _solve_blocks(
     wait_for_previous(PDL)
     first = tl.load(blocks + 2 * block + 1)
     stop = tl.load(cu_seqlens + tl.load(blocks + 2 * block) + 1)
+    # Wide numbers are scalars, what is added to them fits 32 bits: that halves the registers of addresses.
     i = tl.arange(0, BLOCK)
-    rows = first + i
-    ok = rows < stop
-    at = rows.to(tl.int64)[:, None] * KEY_HEADS + head // (NUM_HEADS // KEY_HEADS)
-    at = at * DIM + tl.arange(0, DIM)[None, :]
-    keys = tl.load(k + at, mask=ok[:, None], other=0.0)
-    queries = tl.load(q + at, mask=ok[:, None], other=0.0)
+    ok = first + i < stop
+    key = (first.to(tl.int64) * KEY_HEADS + head // (NUM_HEADS // KEY_HEADS)) * DIM
+    at = i[:, None] * (KEY_HEADS * DIM) + tl.arange(0, DIM)[None, :]
+    keys = tl.load(k + key + at, mask=ok[:, None], other=0.0)
+    queries = tl.load(q + key + at, mask=ok[:, None], other=0.0)
     # Rows behind the end have beta 0 and decay 1: they change nothing.
-    b = tl.load(beta + rows * NUM_HEADS + head, mask=ok, other=0.0)
-    g = tl.cumsum(tl.load(log_decay + rows * NUM_HEADS + head, mask=ok, other=0.0), 0)
+    gates = first.to(tl.int64) * NUM_HEADS + head
+    b = tl.load(beta + gates + i * NUM_HEADS, mask=ok, other=0.0)
+    g = tl.cumsum(tl.load(log_decay + gates + i * NUM_HEADS, mask=ok, other=0.0), 0)
     whole = tl.sum(tl.where(i == BLOCK - 1, g, 0.0), 0)
     out = (block.to(tl.int64) * NUM_HEADS + head) * BLOCK
     tl.store(decays + out * 2 + i, tl.exp(g))
     tl.store(decays + out * 2 + BLOCK + i, tl.exp(whole - g))
 
     row, column = i[:, None], i[None, :]
-    square = (out + row) * BLOCK + column
+    square = row * BLOCK + column
     # Masked before exp: the upper half would overflow.
     decay = tl.exp(tl.where(row >= column, g[:, None] - g[None, :], float("-inf")))
     keys_transposed = tl.trans(keys)
     zero = tl.zeros([BLOCK, BLOCK], tl.float32)
     dtype: tl.constexpr = k.dtype.element_ty
-    tl.store(within + square, narrow(dot(queries, keys_transposed, zero) * decay * scale, dtype))
+    tl.store(within + out * BLOCK + square, narrow(dot(queries, keys_transposed, zero) * decay * scale, dtype))
     lower = tl.where(row > column, dot(keys, keys_transposed, zero) * decay * b[:, None], 0.0)
     operand: tl.constexpr = tl.float32 if dtype == tl.float32 else tl.float16
-    tl.store(inverse + square, narrow(_inverse(lower, BLOCK, operand) * b[None, :], dtype))
+    tl.store(inverse + out * BLOCK + square, narrow(_inverse(lower, BLOCK, operand) * b[None, :], dtype))
 
 
 @triton.jit
@@ -165,7 +166,7 @@ def _inverse(lower, BLOCK: tl.constexpr, operand: tl.constexpr):
     row, column = tl.arange(0, BLOCK)[:, None], tl.arange(0, BLOCK)[None, :]
     m = tl.where(row == column, 1.0, 0.0) - tl.where(row // 2 == column // 2, lower, 0.0)
     zero = tl.zeros([BLOCK, BLOCK], tl.float32)
-    for level in tl.static_range(1, 6):
+    for level in range(1, 6):
         joins = (row >> (level + 1) == column >> (level + 1)) & (row >> level != column >> level)
         half = m.to(operand)
         m -= dot(dot(half, tl.where(joins, lower, 0.0).to(operand), zero).to(operand), half, zero)
@@ -209,21 +210,23 @@ def _delta_chunk(
     at_state = states + ((slot * NUM_HEADS + head) * DIM + d[None, :]) * VALUE_DIM + e[:, None]
     known = tl.full([BLOCK_V, DIM], 0, tl.int32) + tl.load(starts + sequence) > 0
     state = tl.load(at_state, mask=known, other=0.0)  # [BLOCK_V, DIM]
+    # Wide numbers are scalars, what is added to them fits 32 bits: that halves the registers of addresses.
+    at = i[:, None] * (KEY_HEADS * DIM) + d[None, :]
+    at_values = i[None, :] * (NUM_HEADS * VALUE_DIM) + e[:, None]
+    square = i[:, None] * BLOCK + i[None, :]
     zero = tl.zeros([BLOCK_V, BLOCK], tl.float32)
     dtype: tl.constexpr = k.dtype.element_ty
-    for n in range(0, (stop - begin + BLOCK - 1) // BLOCK):
-        rows = begin + n * BLOCK + i
-        ok = rows < stop
-        at = rows.to(tl.int64)[:, None] * KEY_HEADS + head // (NUM_HEADS // KEY_HEADS)
-        at = at * DIM + d[None, :]
-        keys = tl.load(k + at, mask=ok[:, None], other=0.0)  # [BLOCK, DIM]
-        queries = tl.load(q + at, mask=ok[:, None], other=0.0)
-        at_values = (rows.to(tl.int64)[None, :] * NUM_HEADS + head) * VALUE_DIM + e[:, None]
-        values = tl.load(v + at_values, mask=ok[None, :], other=0.0)  # [BLOCK_V, BLOCK]
+    for n in range((stop - begin + BLOCK - 1) // BLOCK):
+        first = begin + n * BLOCK
+        ok = first + i < stop
+        key = (first.to(tl.int64) * KEY_HEADS + head // (NUM_HEADS // KEY_HEADS)) * DIM
+        keys = tl.load(k + key + at, mask=ok[:, None], other=0.0)  # [BLOCK, DIM]
+        queries = tl.load(q + key + at, mask=ok[:, None], other=0.0)
+        value = (first.to(tl.int64) * NUM_HEADS + head) * VALUE_DIM
+        values = tl.load(v + value + at_values, mask=ok[None, :], other=0.0)  # [BLOCK_V, BLOCK]
         system = ((first_block + n).to(tl.int64) * NUM_HEADS + head) * BLOCK
-        square = (system + i[:, None]) * BLOCK + i[None, :]
-        solve = tl.load(inverse + square)
-        attend = tl.load(within + square)
+        solve = tl.load(inverse + system * BLOCK + square)
+        attend = tl.load(within + system * BLOCK + square)
         since_begin = tl.load(decays + system * 2 + i)
         to_end = tl.load(decays + system * 2 + BLOCK + i)
         whole = tl.load(decays + system * 2 + BLOCK - 1)
@@ -233,6 +236,6 @@ def _delta_chunk(
         new = dot(narrow(new, dtype), tl.trans(solve), zero)
         read = dot(rounded, tl.trans(queries), zero) * (since_begin * scale)[None, :]
         read = dot(narrow(new, dtype), tl.trans(attend), read)
-        tl.store(out + at_values, narrow(read, dtype), mask=ok[None, :])
+        tl.store(out + value + at_values, narrow(read, dtype), mask=ok[None, :])
         state = dot(narrow(new * to_end[None, :], dtype), keys, state * whole)
     tl.store(at_state, state)

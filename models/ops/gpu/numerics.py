@@ -11,10 +11,9 @@ _CUTS = tl.constexpr(INTERPRETED)
 @triton.jit
 def narrow(x, dtype: tl.constexpr):
     """x in float32 -> ``dtype``, to nearest, ties to even. The interpreter cuts bf16 off where a GPU rounds."""
-    if _CUTS:
-        if dtype == tl.bfloat16:
-            bits = x.to(tl.int32, bitcast=True)
-            x = ((bits + 0x7FFF + ((bits >> 16) & 1)) & -0x10000).to(tl.float32, bitcast=True)
+    if _CUTS and dtype == tl.bfloat16:
+        bits = x.to(tl.int32, bitcast=True)
+        x = ((bits + 0x7FFF + ((bits >> 16) & 1)) & -0x10000).to(tl.float32, bitcast=True)
     return x.to(dtype)
 
 

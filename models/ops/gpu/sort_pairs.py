@@ -110,10 +110,7 @@ def _choose_experts(
     x = tl.load(row + i[None, :], mask=real, other=0.0).to(tl.float32) + 0.0
     keys = x.to(tl.int32, bitcast=True)
     keys = tl.where(keys < 0, keys ^ 0x7FFFFFFF, keys)
-    if logits.dtype.element_ty == tl.float32:
-        keys = keys.to(tl.int64)
-    else:
-        keys = keys >> 16
+    keys = keys.to(tl.int64) if logits.dtype.element_ty == tl.float32 else keys >> 16
     keys = keys * ALL_EXPERTS + (ALL_EXPERTS - 1 - i)[None, :]
     lowest = -(2**62) if logits.dtype.element_ty == tl.float32 else -(2**31)
     taken = tl.full([1, 1], lowest, keys.dtype)

@@ -147,10 +147,7 @@ def _up_tile(
     acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     for k0 in range(0, HIDDEN, BLOCK_K):
         k = k0 + tl.arange(0, BLOCK_K)[None, :]
-        if HIDDEN % BLOCK_K == 0:
-            a = tl.load(at + k)
-        else:
-            a = tl.load(at + k, mask=k < HIDDEN, other=0.0)
+        a = tl.load(at + k) if HIDDEN % BLOCK_K == 0 else tl.load(at + k, mask=k < HIDDEN, other=0.0)
         acc = dot(a, weight.load([expert * DOUBLE + column, k0]).T, acc)
     # Gate and up of a pair are neighbours, in one thread.
     gate, up = tl.split(tl.reshape(acc, [BLOCK_M, BLOCK_N // 2, 2]))

@@ -75,7 +75,11 @@ def test_extreme_decays(device: torch.device, log_decay: float) -> None:
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
 def test_equal_keys_that_never_fade(device: torch.device, dtype: torch.dtype) -> None:
-    """The triangular system at its worst: each token overwrites what the one before has stored."""
+    """The triangular system at its worst: each token overwrites what the one before has stored.
+
+    An output is then the sum of all 64 corrections, each rounded to bf16: 8 times 2^-9, and as much for the state.
+    """
+    bound = {torch.float32: 1e-5, torch.bfloat16: 3e-2}[dtype]
     rows = example(device, dtype, 64, 1, 1)
     rows = rows._replace(
         k=rows.k[:1].sign().expand(64, 1, DIM) * DIM**-0.5,  # of length 1 in any dtype
@@ -84,8 +88,8 @@ def test_equal_keys_that_never_fade(device: torch.device, dtype: torch.dtype) ->
     )
     states = torch.zeros(1, 1, DIM, DIM, device=device)
     expected, state = reference.delta_rule(*rows.wide(), states[0].double().cpu())
-    assert_near(run(rows, states, place([64], [0], [0], [[0]], device)), expected, BOUND[dtype])
-    assert_near(states[0], state, BOUND[dtype])
+    assert_near(run(rows, states, place([64], [0], [0], [[0]], device)), expected, bound)
+    assert_near(states[0], state, bound)
 
 
 def test_a_sequence_has_the_same_bits_whatever_its_neighbours_hold(device: torch.device) -> None:
