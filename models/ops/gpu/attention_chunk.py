@@ -94,11 +94,11 @@ def attention_chunk(
         pages=sequences.pages,
         table_width=sequences.pages.shape[1],
         out=out,
-        score_scale=dim**-0.5 * _LOG2_E,
         NUM_HEADS=num_heads,
         KV_HEADS=kv_heads,
         DIM=dim,
         PAGE=page_size,
+        SCALE=dim**-0.5 * _LOG2_E,
         PARTS=parts,
         BLOCK_M=tile["m"],
         BLOCK_N=tile["n"],
@@ -203,11 +203,11 @@ def _attention_chunk(
     pages,
     table_width,
     out,
-    score_scale,
     NUM_HEADS: tl.constexpr,
     KV_HEADS: tl.constexpr,
     DIM: tl.constexpr,
     PAGE: tl.constexpr,
+    SCALE: tl.constexpr,
     PARTS: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -243,7 +243,7 @@ def _attention_chunk(
     for n0 in range(0, seen_by_all, BLOCK_N):
         where = places[:, None] * (KV_HEADS * DIM) + lane
         places = _places(table, table_width, n0 + BLOCK_N, PAGE, BLOCK_N)
-        score = dot(q, tl.trans(tl.load(keys + where)), zero) * score_scale
+        score = dot(q, tl.trans(tl.load(keys + where)), zero) * SCALE
         new = tl.maximum(top, tl.max(score, 1))
         share = tl.exp2(score - new[:, None])
         fade = tl.exp2(top - new)
@@ -254,7 +254,7 @@ def _attention_chunk(
         where = _places(table, table_width, n0, PAGE, BLOCK_N)[:, None] * (KV_HEADS * DIM) + lane
         # Behind the context lies what a page held before, NaN perhaps: 0 * NaN would reach the sum.
         real = (n0 + n < context)[:, None]
-        score = dot(q, tl.trans(tl.load(keys + where, mask=real, other=0.0)), zero) * score_scale
+        score = dot(q, tl.trans(tl.load(keys + where, mask=real, other=0.0)), zero) * SCALE
         score = tl.where((before + rows)[:, None] >= (n0 + n)[None, :], score, float("-inf"))
         new = tl.maximum(top, tl.max(score, 1))
         share = tl.exp2(score - new[:, None])

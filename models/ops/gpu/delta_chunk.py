@@ -50,10 +50,10 @@ def solve_blocks(
         inverse=solved.inverse,
         within=solved.within,
         decays=solved.decays,
-        scale=dim**-0.5,
         KEY_HEADS=key_heads,
         NUM_HEADS=num_heads,
         DIM=dim,
+        SCALE=dim**-0.5,
         BLOCK=BLOCK,
     )
     return solved
@@ -91,10 +91,10 @@ def delta_chunk(
         cu_seqlens=sequences.cu_seqlens,
         first_blocks=sequences.first_blocks,
         out=out,
-        scale=dim**-0.5,
         KEY_HEADS=key_heads,
         NUM_HEADS=num_heads,
         DIM=dim,
+        SCALE=dim**-0.5,
         VALUE_DIM=value_dim,
         BLOCK_V=tile["v"],
         BLOCK=BLOCK,
@@ -113,10 +113,10 @@ def _solve_blocks(
     inverse,
     within,
     decays,
-    scale,
     KEY_HEADS: tl.constexpr,
     NUM_HEADS: tl.constexpr,
     DIM: tl.constexpr,
+    SCALE: tl.constexpr,
     BLOCK: tl.constexpr,
     PDL: tl.constexpr,
 ):
@@ -149,7 +149,7 @@ def _solve_blocks(
     keys_transposed = tl.trans(keys)
     zero = tl.zeros([BLOCK, BLOCK], tl.float32)
     dtype: tl.constexpr = k.dtype.element_ty
-    tl.store(within + out * BLOCK + square, narrow(dot(queries, keys_transposed, zero) * decay * scale, dtype))
+    tl.store(within + out * BLOCK + square, narrow(dot(queries, keys_transposed, zero) * decay * SCALE, dtype))
     lower = tl.where(row > column, dot(keys, keys_transposed, zero) * decay * b[:, None], 0.0)
     operand: tl.constexpr = tl.float32 if dtype == tl.float32 else tl.float16
     tl.store(inverse + out * BLOCK + square, narrow(_inverse(lower, BLOCK, operand) * b[None, :], dtype))
@@ -187,10 +187,10 @@ def _delta_chunk(
     cu_seqlens,
     first_blocks,
     out,
-    scale,
     KEY_HEADS: tl.constexpr,
     NUM_HEADS: tl.constexpr,
     DIM: tl.constexpr,
+    SCALE: tl.constexpr,
     VALUE_DIM: tl.constexpr,
     BLOCK_V: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -234,7 +234,7 @@ def _delta_chunk(
         rounded = narrow(state, dtype)
         new = values.to(tl.float32) - dot(rounded, tl.trans(keys), zero) * since_begin[None, :]
         new = dot(narrow(new, dtype), tl.trans(solve), zero)
-        read = dot(rounded, tl.trans(queries), zero) * (since_begin * scale)[None, :]
+        read = dot(rounded, tl.trans(queries), zero) * (since_begin * SCALE)[None, :]
         read = dot(narrow(new, dtype), tl.trans(attend), read)
         tl.store(out + value + at_values, narrow(read, dtype), mask=ok[None, :])
         state = dot(narrow(new * to_end[None, :], dtype), keys, state * whole)
