@@ -8,6 +8,7 @@ Legend: T rows, h query heads, K kv heads, d head dim, R rotary dims, S tokens o
 import torch
 import triton
 import triton.language as tl
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from splitrank.models.ops.gpu.launch import Operand, launch
 from splitrank.models.ops.gpu.numerics import narrow, quick_sigmoid
@@ -80,14 +81,17 @@ def attention_chunk(
     num_heads = (width // dim - 2 * kv_heads) // 2
     out = projected.new_empty(rows, num_heads * dim)
     parts = TILE // tile["m"]
+    cache = [Operand(part, (num_pages, page_size, kv_heads, dim), dtype) for part in (keys, values)]
     launch(
         _attention_chunk,
         (sequences.tiles.shape[0] * parts, num_heads),
         tile,
         projected=Operand(projected, (rows, width), dtype, strided=True),
         stride=projected.stride(0),
-        keys=Operand(keys, (num_pages, page_size, kv_heads, dim), dtype),
-        values=Operand(values, (num_pages, page_size, kv_heads, dim), dtype),
+        keys=cache[0],
+        values=cache[1],
+        key_tiles=_tiles(cache[0], tile["n"]),
+        value_tiles=_tiles(cache[1], tile["n"]),
         tiles=sequences.tiles,
         cu_seqlens=sequences.cu_seqlens,
         starts=sequences.starts,
@@ -104,6 +108,14 @@ def attention_chunk(
         BLOCK_N=tile["n"],
     )
     return out
+
+
+def _tiles(cache: Operand, rows: int) -> TensorDescriptor:
+    """[pages, S, K, d], to be read ``rows`` positions of one head at a time by the bulk copy engine."""
+    complaint = cache.complaint()
+    assert not complaint, complaint
+    flat = cache.tensor.view(-1, cache.tensor.shape[2] * cache.tensor.shape[3])
+    return TensorDescriptor.from_tensor(flat, [rows, cache.tensor.shape[3]])
 
 
 @triton.jit
@@ -183,12 +195,13 @@ def _norm_and_turn(at, to, weight, c, s, ok, DIM: tl.constexpr, HALF: tl.constex
 
 @triton.jit
 def _places(table, table_width, n0, PAGE: tl.constexpr, BLOCK_N: tl.constexpr):
-    """Where the keys of positions n0 .. n0 + BLOCK_N lie, [BLOCK_N]. ``n0`` is a multiple of BLOCK_N."""
-    n = tl.arange(0, BLOCK_N)
-    if PAGE % BLOCK_N == 0:  # all in one page
-        return tl.load(table + n0 // PAGE).to(tl.int64) * PAGE + n0 % PAGE + n
-    page = (n0 + n) // PAGE
-    return tl.load(table + page, mask=page < table_width, other=0).to(tl.int64) * PAGE + (n0 + n) % PAGE
+    """Where the keys of positions n0 .. n0 + BLOCK_N lie: [BLOCK_N], or the first if all are in one page."""
+    if PAGE % BLOCK_N == 0:
+        places = tl.load(table + n0 // PAGE) * PAGE + n0 % PAGE
+    else:
+        n = n0 + tl.arange(0, BLOCK_N)
+        places = tl.load(table + n // PAGE, mask=n // PAGE < table_width, other=0) * PAGE + n % PAGE
+    return places
 
 
 @triton.jit
@@ -197,6 +210,8 @@ def _attention_chunk(
     stride,
     keys,
     values,
+    key_tiles,
+    value_tiles,
     tiles,
     cu_seqlens,
     starts,
@@ -232,7 +247,7 @@ def _attention_chunk(
     seen_by_all = before + first  # keys before the tile: a multiple of BLOCK_N
     context = before + tl.minimum(first + BLOCK_M, stop)
     table = pages + sequence * table_width
-    lane = head // (NUM_HEADS // KV_HEADS) * DIM + d
+    lane = head // (NUM_HEADS // KV_HEADS) * DIM
     n = tl.arange(0, BLOCK_N)
     top = tl.full([BLOCK_M], float("-inf"), tl.float32)
     mass = tl.zeros([BLOCK_M], tl.float32)
@@ -241,17 +256,26 @@ def _attention_chunk(
     # A page's number is loaded one block ahead, else the compiler does not load the keys ahead.
     places = _places(table, table_width, 0, PAGE, BLOCK_N)
     for n0 in range(0, seen_by_all, BLOCK_N):
-        where = places[:, None] * (KV_HEADS * DIM) + lane
+        if PAGE % BLOCK_N == 0:
+            key = key_tiles.load([places, lane])
+            value = value_tiles.load([places, lane])
+        else:
+            where = places.to(tl.int64)[:, None] * (KV_HEADS * DIM) + lane + d
+            key = tl.load(keys + where)
+            value = tl.load(values + where)
         places = _places(table, table_width, n0 + BLOCK_N, PAGE, BLOCK_N)
-        score = dot(q, tl.trans(tl.load(keys + where)), zero) * SCALE
+        score = dot(q, tl.trans(key), zero) * SCALE
         new = tl.maximum(top, tl.max(score, 1))
         share = tl.exp2(score - new[:, None])
         fade = tl.exp2(top - new)
         mass = mass * fade + tl.sum(share, 1)
-        acc = dot(narrow(share, values.dtype.element_ty), tl.load(values + where), acc * fade[:, None])
+        acc = dot(narrow(share, value.dtype), value, acc * fade[:, None])
         top = new
     for n0 in range(seen_by_all, context, BLOCK_N):
-        where = _places(table, table_width, n0, PAGE, BLOCK_N)[:, None] * (KV_HEADS * DIM) + lane
+        where = _places(table, table_width, n0, PAGE, BLOCK_N).to(tl.int64)
+        if PAGE % BLOCK_N == 0:
+            where += n
+        where = where[:, None] * (KV_HEADS * DIM) + lane + d
         # Behind the context lies what a page held before, NaN perhaps: 0 * NaN would reach the sum.
         real = (n0 + n < context)[:, None]
         score = dot(q, tl.trans(tl.load(keys + where, mask=real, other=0.0)), zero) * SCALE

@@ -4,6 +4,7 @@ Depthwise causal convolution with silu, unit length of q and k, gates, and the c
 Legend: T rows, N sequences, C channels, W taps, K key heads, H value heads, d dim of either.
 """
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -41,17 +42,17 @@ def conv_chunk(
 
     taps [W, C] float32, oldest first; decay_rate (minus the exponential of ``A_log``) and dt_bias [H] float32.
     conv_states [slots, W - 1, C]: each sequence's slot is read, unless its start is 0, and written. d is a power of
-    two. Specification: ``reference.causal_conv``.
+    two, W at most 4. Specification: ``reference.causal_conv``.
     """
     (num_taps, channels), num_heads, rows = taps.shape, decay_rate.shape[0], projected.shape[0]
     dim, dtype = channels // (2 * key_heads + num_heads), projected.dtype
-    q, k = projected.new_empty(2, rows, key_heads, dim)
-    v = projected.new_empty(rows, num_heads, dim)
+    mixed = projected.new_empty(rows * channels)  # one after the other, so that a kernel reaches all from one address
+    q, k, v = mixed.split([rows * key_heads * dim, rows * key_heads * dim, rows * num_heads * dim])
     log_decay, beta = taps.new_empty(2, rows, num_heads)
-    tiles = BLOCK // tile["t"]
+    heads = math.gcd(key_heads, num_heads, tile["heads"])
     launch(
         _conv_chunk,
-        (sequences.num_blocks * tiles, 2 * key_heads + num_heads + 1),
+        (sequences.num_blocks, (2 * key_heads + num_heads) // heads + 1),
         tile,
         projected=Operand(projected, (rows, channels + num_heads * (dim + 2)), dtype, strided=True),
         stride=projected.stride(0),
@@ -63,9 +64,8 @@ def conv_chunk(
         cu_seqlens=sequences.cu_seqlens,
         starts=sequences.starts,
         slots=sequences.slots,
-        q=q,
-        k=k,
-        v=v,
+        mixed=mixed,
+        rows=rows,
         log_decay=log_decay,
         beta=beta,
         KEY_HEADS=key_heads,
@@ -73,11 +73,11 @@ def conv_chunk(
         ALL_HEADS=triton.next_power_of_2(num_heads),
         DIM=dim,
         NUM_TAPS=num_taps,
-        STATE_ROWS=triton.next_power_of_2(num_taps - 1),
-        TILES=tiles,
-        BLOCK_T=tile["t"],
+        HEADS=heads,
+        BLOCK=BLOCK,
     )
-    return DeltaInputs(q, k, v, log_decay, beta)
+    key_shape = (rows, key_heads, dim)
+    return DeltaInputs(q.view(key_shape), k.view(key_shape), v.view(rows, num_heads, dim), log_decay, beta)
 
 
 @triton.jit
@@ -92,9 +92,8 @@ def _conv_chunk(
     cu_seqlens,
     starts,
     slots,
-    q,
-    k,
-    v,
+    mixed,
+    rows,
     log_decay,
     beta,
     KEY_HEADS: tl.constexpr,
@@ -102,102 +101,118 @@ def _conv_chunk(
     ALL_HEADS: tl.constexpr,
     DIM: tl.constexpr,
     NUM_TAPS: tl.constexpr,
-    STATE_ROWS: tl.constexpr,
-    TILES: tl.constexpr,
-    BLOCK_T: tl.constexpr,
+    HEADS: tl.constexpr,
+    BLOCK: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    """BLOCK_T rows of one head's channels; one more column of programs for the gates of all heads."""
-    wait_for_previous(PDL)
-    block = tl.program_id(0) // TILES
-    sequence = tl.load(blocks + 2 * block)
-    first = tl.load(blocks + 2 * block + 1) + tl.program_id(0) % TILES * BLOCK_T
-    stop = tl.load(cu_seqlens + sequence + 1)
-    if first >= stop:
-        return
-    rows = first + tl.arange(0, BLOCK_T)
-    ok = (rows < stop)[:, None]
-    wide = rows.to(tl.int64)[:, None]
-    group = tl.program_id(1)
-    CHANNELS: tl.constexpr = (2 * KEY_HEADS + NUM_HEADS) * DIM
-    if group == 2 * KEY_HEADS + NUM_HEADS:
-        h = tl.arange(0, ALL_HEADS)
-        real = h < NUM_HEADS
-        here = ok & real[None, :]
-        at = projected + wide * stride + (CHANNELS + NUM_HEADS * DIM + h)[None, :]
-        b = tl.load(at, mask=here, other=0.0).to(tl.float32)
-        a = tl.load(at + NUM_HEADS, mask=here, other=0.0).to(tl.float32)
-        a += tl.load(dt_bias + h, mask=real, other=0.0)[None, :]
-        softplus = tl.where(a > 20.0, a, tl.log(1.0 + tl.exp(tl.minimum(a, 20.0))))
-        decay = tl.load(decay_rate + h, mask=real, other=0.0)[None, :] * softplus
-        tl.store(beta + wide * NUM_HEADS + h[None, :], quick_sigmoid(b), mask=here)
-        tl.store(log_decay + wide * NUM_HEADS + h[None, :], decay, mask=here)
-        return
-    c = group * DIM + tl.arange(0, DIM)
-    begin = tl.load(cu_seqlens + sequence)
-    mixed = tl.zeros([BLOCK_T, DIM], tl.float32)
-    for tap in tl.static_range(NUM_TAPS):
-        seen = ok & (rows - (NUM_TAPS - 1 - tap) >= begin)[:, None]
-        at = projected + (wide - (NUM_TAPS - 1 - tap)) * stride + c[None, :]
-        mixed += tl.load(at, mask=seen, other=0.0).to(tl.float32) * tl.load(taps + tap * CHANNELS + c)[None, :]
-    if first == begin:
-        slot = tl.load(slots + sequence).to(tl.int64)
-        old = states + slot * (NUM_TAPS - 1) * CHANNELS + c[None, :]
-        held = tl.where(tl.load(starts + sequence) > 0, NUM_TAPS - 1, 0)
-        mixed += _from_state(old, taps + c, held, CHANNELS, NUM_TAPS, BLOCK_T, DIM)
-        _write_state(old, projected + c[None, :], stride, held, begin, stop, CHANNELS, NUM_TAPS, STATE_ROWS)
-    mixed = mixed * quick_sigmoid(mixed)
-    if group < 2 * KEY_HEADS:
-        mixed = mixed * tl.rsqrt(tl.sum(mixed * mixed, 1) + 1e-6)[:, None]
-    out = narrow(mixed, q.dtype.element_ty)
-    d = tl.arange(0, DIM)[None, :]
-    if group < KEY_HEADS:
-        tl.store(q + (wide * KEY_HEADS + group) * DIM + d, out, mask=ok)
-    elif group < 2 * KEY_HEADS:
-        tl.store(k + (wide * KEY_HEADS + group - KEY_HEADS) * DIM + d, out, mask=ok)
-    else:
-        tl.store(v + (wide * NUM_HEADS + group - 2 * KEY_HEADS) * DIM + d, out, mask=ok)
+    """A block's rows of HEADS heads' channels, one after the other; one more column of programs for all gates.
 
-
-@triton.jit
-def _from_state(
-    old,
-    taps,
-    held,
-    CHANNELS: tl.constexpr,
-    NUM_TAPS: tl.constexpr,
-    BLOCK_T: tl.constexpr,
-    DIM: tl.constexpr,
-):
-    """What the state's ``held`` rows add to a sequence's first BLOCK_T sums."""
-    i = tl.arange(0, BLOCK_T)[:, None]
-    part = tl.zeros([BLOCK_T, DIM], tl.float32)
-    for tap in tl.static_range(NUM_TAPS - 1):
-        x = tl.load(old + (i + tap) * CHANNELS, mask=i + tap < held, other=0.0).to(tl.float32)
-        part += x * tl.load(taps + tap * CHANNELS)[None, :]
-    return part
-
-
-@triton.jit
-def _write_state(
-    old,
-    inputs,
-    stride,
-    held,
-    begin,
-    stop,
-    CHANNELS: tl.constexpr,
-    NUM_TAPS: tl.constexpr,
-    STATE_ROWS: tl.constexpr,
-):
-    """The last inputs of the sequence take the state's place; a short run keeps some of the old ones.
-
-    The program that has read these channels of the slot writes them, so that no other can read what is new.
+    The window of four inputs stays in registers: with shifted loads of a tile, the conversions alone cost more than the
+    memory does.
     """
-    m = tl.arange(0, STATE_ROWS)[:, None]
-    row = stop - (NUM_TAPS - 1) + m  # of the new state's row m, if it is among the inputs
-    kept = tl.load(old + (m + stop - begin) * CHANNELS, mask=m + stop - begin < held, other=0.0)
-    at = inputs + tl.maximum(row, begin).to(tl.int64) * stride
-    new = tl.load(at, mask=(row >= begin) & (m < NUM_TAPS - 1), other=0.0)
-    tl.debug_barrier()
-    tl.store(old + m * CHANNELS, tl.where(row >= begin, new, kept), mask=m < NUM_TAPS - 1)
+    wait_for_previous(PDL)
+    sequence = tl.load(blocks + 2 * tl.program_id(0))
+    first = tl.load(blocks + 2 * tl.program_id(0) + 1)
+    stop = tl.load(cu_seqlens + sequence + 1)
+    CHANNELS: tl.constexpr = (2 * KEY_HEADS + NUM_HEADS) * DIM
+    if tl.program_id(1) == tl.num_programs(1) - 1:
+        gates = projected + CHANNELS + NUM_HEADS * DIM
+        _gates(gates, stride, decay_rate, dt_bias, log_decay, beta, first, stop, NUM_HEADS, ALL_HEADS, BLOCK)
+        return
+    begin = tl.load(cu_seqlens + sequence)
+    head = tl.program_id(1) * HEADS
+    h = tl.arange(0, HEADS)[:, None]
+    d = tl.arange(0, DIM)[None, :]
+    c = (head + h) * DIM + d
+    old = states + tl.load(slots + sequence).to(tl.int64) * (NUM_TAPS - 1) * CHANNELS
+    held = tl.where(tl.load(starts + sequence) > 0, CHANNELS, 0)
+    x0 = _input(projected, stride, old, held, c, first - 3, begin, stop, CHANNELS, NUM_TAPS)
+    x1 = _input(projected, stride, old, held, c, first - 2, begin, stop, CHANNELS, NUM_TAPS)
+    x2 = _input(projected, stride, old, held, c, first - 1, begin, stop, CHANNELS, NUM_TAPS)
+    if first == begin:
+        # The program that reads these channels of the slot writes them, each element in one thread, in ascending order:
+        # a short run moves later rows of the state to earlier ones.
+        for m in tl.static_range(NUM_TAPS - 1):
+            x = _input(projected, stride, old, held, c, stop - (NUM_TAPS - 1) + m, begin, stop, CHANNELS, NUM_TAPS)
+            tl.store(old + m * CHANNELS + c, x.to(states.dtype.element_ty))
+    w0 = _taps(taps, c, 3, CHANNELS, NUM_TAPS)
+    w1 = _taps(taps, c, 2, CHANNELS, NUM_TAPS)
+    w2 = _taps(taps, c, 1, CHANNELS, NUM_TAPS)
+    w3 = _taps(taps, c, 0, CHANNELS, NUM_TAPS)
+    unit = head < 2 * KEY_HEADS
+    width = tl.where(unit, KEY_HEADS * DIM, NUM_HEADS * DIM)
+    part = tl.where(head < KEY_HEADS, 0, tl.where(unit, KEY_HEADS, 2 * KEY_HEADS)) * DIM  # channels before q, k or v
+    to = mixed + rows.to(tl.int64) * part + first.to(tl.int64) * width + head * DIM - part + h * DIM + d
+    for r in range(0, tl.minimum(BLOCK, stop - first), 4):
+        # All loads first: the compiler cannot know that no store changes what they read.
+        left = stop - first - r
+        row = projected + (first + r).to(tl.int64) * stride + c
+        x3 = tl.load(row, mask=c < tl.where(left > 0, CHANNELS, 0), other=0.0).to(tl.float32)
+        x4 = tl.load(row + stride, mask=c < tl.where(left > 1, CHANNELS, 0), other=0.0).to(tl.float32)
+        x5 = tl.load(row + 2 * stride, mask=c < tl.where(left > 2, CHANNELS, 0), other=0.0).to(tl.float32)
+        x6 = tl.load(row + 3 * stride, mask=c < tl.where(left > 3, CHANNELS, 0), other=0.0).to(tl.float32)
+        at = to + r * width
+        _row(x0 * w0 + x1 * w1 + x2 * w2 + x3 * w3, unit, at, left > 0, d, DIM)
+        _row(x1 * w0 + x2 * w1 + x3 * w2 + x4 * w3, unit, at + width, left > 1, d, DIM)
+        _row(x2 * w0 + x3 * w1 + x4 * w2 + x5 * w3, unit, at + 2 * width, left > 2, d, DIM)
+        _row(x3 * w0 + x4 * w1 + x5 * w2 + x6 * w3, unit, at + 3 * width, left > 3, d, DIM)
+        x0 = x4
+        x1 = x5
+        x2 = x6
+
+
+@triton.jit
+def _gates(
+    gates,
+    stride,
+    decay_rate,
+    dt_bias,
+    log_decay,
+    beta,
+    first,
+    stop,
+    NUM_HEADS: tl.constexpr,
+    ALL_HEADS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """b and a at the pointers ``gates`` -> beta and the logarithm of the decay."""
+    rows = (first + tl.arange(0, BLOCK)).to(tl.int64)[:, None]
+    h = tl.arange(0, ALL_HEADS)
+    real = h < NUM_HEADS
+    here = (rows < stop) & real[None, :]
+    b = tl.load(gates + rows * stride + h[None, :], mask=here, other=0.0).to(tl.float32)
+    a = tl.load(gates + rows * stride + (NUM_HEADS + h)[None, :], mask=here, other=0.0).to(tl.float32)
+    a += tl.load(dt_bias + h, mask=real, other=0.0)[None, :]
+    softplus = tl.where(a > 20.0, a, tl.log(1.0 + tl.exp(tl.minimum(a, 20.0))))
+    decay = tl.load(decay_rate + h, mask=real, other=0.0)[None, :] * softplus
+    tl.store(beta + rows * NUM_HEADS + h[None, :], quick_sigmoid(b), mask=here)
+    tl.store(log_decay + rows * NUM_HEADS + h[None, :], decay, mask=here)
+
+
+@triton.jit
+def _input(projected, stride, old, held, c, row, begin, stop, CHANNELS: tl.constexpr, NUM_TAPS: tl.constexpr):
+    """Channels c of the convolution's input at ``row``; before the sequence's begin they lie in the state's rows.
+
+    ``held``: CHANNELS, or 0 where the state does not count. A scalar condition is the number of channels that pass.
+    """
+    inside = tl.where(row >= begin, tl.where(row < stop, CHANNELS, 0), 0)
+    x = tl.load(projected + row.to(tl.int64) * stride + c, mask=c < inside, other=0.0)
+    place = row - begin + NUM_TAPS - 1
+    before = tl.where(row < begin, tl.where(place >= 0, held, 0), 0)
+    return (x + tl.load(old + place * CHANNELS + c, mask=c < before, other=0.0)).to(tl.float32)
+
+
+@triton.jit
+def _taps(taps, c, back: tl.constexpr, CHANNELS: tl.constexpr, NUM_TAPS: tl.constexpr):
+    """What the input ``back`` rows before is multiplied by."""
+    if back < NUM_TAPS:
+        return tl.load(taps + (NUM_TAPS - 1 - back) * CHANNELS + c)
+    return tl.zeros(c.shape, tl.float32)
+
+
+@triton.jit
+def _row(x, unit, at, real, d, DIM: tl.constexpr):
+    """Silu of a row's sums, of length 1 a head if ``unit``, to the pointers ``at``."""
+    x = x * quick_sigmoid(x)
+    x *= tl.where(unit, tl.rsqrt(tl.sum(x * x, 1) + 1e-6), 1.0)[:, None]
+    tl.store(at, narrow(x, at.dtype.element_ty), mask=d < tl.where(real, DIM, 0))

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 import triton
 import triton.language as tl
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from splitrank.models.ops.gpu.launch import Operand, launch
 from splitrank.models.ops.gpu.numerics import narrow
@@ -23,8 +24,8 @@ from splitrank.models.ops.gpu.tiles import Tile
 class SolvedBlocks(NamedTuple):
     """What ``delta_chunk`` needs of each block and value head, beside q, k and v."""
 
-    inverse: torch.Tensor  # [B, H, 64, 64] (1 + lower triangle)^-1, beta in its columns
-    within: torch.Tensor  # [B, H, 64, 64] scaled and decayed products of queries with keys up to their own position
+    inverse: torch.Tensor  # [B H 64, 1, 64]: by block and head, (1 + lower triangle)^-1, beta in its columns
+    within: torch.Tensor  # [B H 64, 1, 64]: scaled and decayed products of queries with keys up to their own position
     decays: torch.Tensor  # [B, H, 2, 64] float32: from the block's begin to a token, from there to the block's end
 
 
@@ -34,21 +35,20 @@ def solve_blocks(
     """q, k [T, K, d] of length 1; log_decay, beta [T, H] float32. d is a power of two."""
     (rows, key_heads, dim), num_heads = q.shape, beta.shape[1]
     blocks = (sequences.num_blocks, num_heads)
-    solved = SolvedBlocks(
-        q.new_empty(*blocks, BLOCK, BLOCK), q.new_empty(*blocks, BLOCK, BLOCK), beta.new_empty(*blocks, 2, BLOCK)
-    )
+    inverse = q.new_empty(sequences.num_blocks * num_heads * BLOCK, 1, BLOCK)
+    solved = SolvedBlocks(inverse, torch.empty_like(inverse), beta.new_empty(*blocks, 2, BLOCK))
     launch(
         _solve_blocks,
         blocks,
         tile,
-        q=Operand(q, (rows, key_heads, dim), q.dtype),
-        k=Operand(k, (rows, key_heads, dim), q.dtype),
+        q=_tiles(Operand(q, (rows, key_heads, dim), q.dtype), dim),
+        k=_tiles(Operand(k, (rows, key_heads, dim), q.dtype), dim),
         log_decay=Operand(log_decay, (rows, num_heads), torch.float32),
         beta=Operand(beta, (rows, num_heads), torch.float32),
         blocks=sequences.blocks,
         cu_seqlens=sequences.cu_seqlens,
-        inverse=solved.inverse,
-        within=solved.within,
+        inverse=_tiles(Operand(solved.inverse, inverse.shape, q.dtype), BLOCK),
+        within=_tiles(Operand(solved.within, inverse.shape, q.dtype), BLOCK),
         decays=solved.decays,
         KEY_HEADS=key_heads,
         NUM_HEADS=num_heads,
@@ -74,6 +74,7 @@ def delta_chunk(
     float32, operands of products have the dtype of q. Specification: ``reference.delta_rule``.
     """
     (rows, key_heads, dim), (num_heads, value_dim) = q.shape, v.shape[1:]
+    squares = (sequences.num_blocks * num_heads * BLOCK, 1, BLOCK)
     out = torch.empty_like(v)
     launch(
         _delta_chunk,
@@ -82,8 +83,12 @@ def delta_chunk(
         q=Operand(q, (rows, key_heads, dim), q.dtype),
         k=Operand(k, (rows, key_heads, dim), q.dtype),
         v=Operand(v, (rows, num_heads, value_dim), q.dtype),
-        inverse=Operand(solved.inverse, (sequences.num_blocks, num_heads, BLOCK, BLOCK), q.dtype),
-        within=solved.within,
+        q_tiles=_tiles(Operand(q, (rows, key_heads, dim), q.dtype), dim),
+        k_tiles=_tiles(Operand(k, (rows, key_heads, dim), q.dtype), dim),
+        v_tiles=_tiles(Operand(v, (rows, num_heads, value_dim), q.dtype), tile["v"]),
+        out_tiles=_tiles(Operand(out, (rows, num_heads, value_dim), q.dtype), tile["v"]),
+        inverse=_tiles(Operand(solved.inverse, squares, q.dtype), BLOCK),
+        within=_tiles(Operand(solved.within, squares, q.dtype), BLOCK),
         decays=solved.decays,
         states=Operand(states, (states.shape[0], num_heads, dim, value_dim), torch.float32),
         slots=sequences.slots,
@@ -100,6 +105,13 @@ def delta_chunk(
         BLOCK=BLOCK,
     )
     return out
+
+
+def _tiles(operand: Operand, columns: int) -> TensorDescriptor:
+    """[rows, heads, dim], to be read or written a block of rows and ``columns`` of all heads' at a time, in bulk."""
+    complaint = operand.complaint()
+    assert not complaint, complaint
+    return TensorDescriptor.from_tensor(operand.tensor.flatten(1), [BLOCK, columns])
 
 
 @triton.jit
@@ -126,33 +138,34 @@ def _solve_blocks(
     wait_for_previous(PDL)
     first = tl.load(blocks + 2 * block + 1)
     stop = tl.load(cu_seqlens + tl.load(blocks + 2 * block) + 1)
-    # Wide numbers are scalars, what is added to them fits 32 bits: that halves the registers of addresses.
     i = tl.arange(0, BLOCK)
     ok = first + i < stop
-    key = (first.to(tl.int64) * KEY_HEADS + head // (NUM_HEADS // KEY_HEADS)) * DIM
-    at = i[:, None] * (KEY_HEADS * DIM) + tl.arange(0, DIM)[None, :]
-    keys = tl.load(k + key + at, mask=ok[:, None], other=0.0)
-    queries = tl.load(q + key + at, mask=ok[:, None], other=0.0)
+    column = head // (NUM_HEADS // KEY_HEADS) * DIM
+    keys = k.load([first, column])
+    queries = q.load([first, column])
     # Rows behind the end have beta 0 and decay 1: they change nothing.
     gates = first.to(tl.int64) * NUM_HEADS + head
     b = tl.load(beta + gates + i * NUM_HEADS, mask=ok, other=0.0)
     g = tl.cumsum(tl.load(log_decay + gates + i * NUM_HEADS, mask=ok, other=0.0), 0)
     whole = tl.sum(tl.where(i == BLOCK - 1, g, 0.0), 0)
-    out = (block.to(tl.int64) * NUM_HEADS + head) * BLOCK
-    tl.store(decays + out * 2 + i, tl.exp(g))
-    tl.store(decays + out * 2 + BLOCK + i, tl.exp(whole - g))
+    system = (block * NUM_HEADS + head) * BLOCK
+    at = decays + system.to(tl.int64) * 2
+    tl.store(at + i, tl.exp(g))
+    tl.store(at + BLOCK + i, tl.exp(whole - g))
 
     row, column = i[:, None], i[None, :]
-    square = row * BLOCK + column
-    # Masked before exp: the upper half would overflow.
-    decay = tl.exp(tl.where(row >= column, g[:, None] - g[None, :], float("-inf")))
+    # The upper half would overflow. Rows behind the end are others', NaN perhaps: they stay out of the system, and in
+    # ``within`` only they hold them.
+    decay = tl.exp(tl.minimum(g[:, None] - g[None, :], 0.0))
     keys_transposed = tl.trans(keys)
     zero = tl.zeros([BLOCK, BLOCK], tl.float32)
-    dtype: tl.constexpr = k.dtype.element_ty
-    tl.store(within + out * BLOCK + square, narrow(dot(queries, keys_transposed, zero) * decay * SCALE, dtype))
-    lower = tl.where(row > column, dot(keys, keys_transposed, zero) * decay * b[:, None], 0.0)
+    dtype: tl.constexpr = keys.dtype
+    seen = tl.where(row >= column, dot(queries, keys_transposed, zero) * decay * SCALE, 0.0)
+    within.store([system, 0], narrow(seen, dtype))
+    inside = (row > column) & ok[:, None]
+    lower = tl.where(inside, dot(keys, keys_transposed, zero) * decay * b[:, None], 0.0)
     operand: tl.constexpr = tl.float32 if dtype == tl.float32 else tl.float16
-    tl.store(inverse + out * BLOCK + square, narrow(_inverse(lower, BLOCK, operand) * b[None, :], dtype))
+    inverse.store([system, 0], narrow(_inverse(lower, BLOCK, operand) * b[None, :], dtype))
 
 
 @triton.jit
@@ -163,13 +176,14 @@ def _inverse(lower, BLOCK: tl.constexpr, operand: tl.constexpr):
     inverse for size 2 s is M - M L M. All entries lie in [-1, 1], since keys have length 1 and beta and decay are at
     most 1: so float16 operands are as exact as tf32 and twice as fast.
     """
+    # The highest bit in which row and column differ is the level that joins their blocks.
     row, column = tl.arange(0, BLOCK)[:, None], tl.arange(0, BLOCK)[None, :]
-    m = tl.where(row == column, 1.0, 0.0) - tl.where(row // 2 == column // 2, lower, 0.0)
+    m = tl.where(row == column, 1.0, 0.0) - tl.where(row ^ column == 1, lower, 0.0)
     zero = tl.zeros([BLOCK, BLOCK], tl.float32)
     for level in range(1, 6):
-        joins = (row >> (level + 1) == column >> (level + 1)) & (row >> level != column >> level)
         half = m.to(operand)
-        m -= dot(dot(half, tl.where(joins, lower, 0.0).to(operand), zero).to(operand), half, zero)
+        joins = tl.where((row >> level) ^ (column >> level) == 1, lower, 0.0).to(operand)
+        m -= dot(dot(half, joins, zero).to(operand), half, zero)
     return m
 
 
@@ -178,6 +192,10 @@ def _delta_chunk(
     q,
     k,
     v,
+    q_tiles,
+    k_tiles,
+    v_tiles,
+    out_tiles,
     inverse,
     within,
     decays,
@@ -210,32 +228,50 @@ def _delta_chunk(
     at_state = states + ((slot * NUM_HEADS + head) * DIM + d[None, :]) * VALUE_DIM + e[:, None]
     known = tl.full([BLOCK_V, DIM], 0, tl.int32) + tl.load(starts + sequence) > 0
     state = tl.load(at_state, mask=known, other=0.0)  # [BLOCK_V, DIM]
-    # Wide numbers are scalars, what is added to them fits 32 bits: that halves the registers of addresses.
-    at = i[:, None] * (KEY_HEADS * DIM) + d[None, :]
-    at_values = i[None, :] * (NUM_HEADS * VALUE_DIM) + e[:, None]
-    square = i[:, None] * BLOCK + i[None, :]
-    zero = tl.zeros([BLOCK_V, BLOCK], tl.float32)
-    dtype: tl.constexpr = k.dtype.element_ty
-    for n in range((stop - begin + BLOCK - 1) // BLOCK):
+    key_head = head // (NUM_HEADS // KEY_HEADS)
+    whole_blocks = (stop - begin) // BLOCK
+    for n in range(whole_blocks):
         first = begin + n * BLOCK
+        system = (first_block + n) * NUM_HEADS + head
+        column = head * VALUE_DIM + tl.program_id(0) * BLOCK_V
+        keys = k_tiles.load([first, key_head * DIM])
+        queries = q_tiles.load([first, key_head * DIM])
+        values = v_tiles.load([first, column])
+        solve = inverse.load([system * BLOCK, 0])
+        attend = within.load([system * BLOCK, 0])
+        read, state = _advance(state, keys, queries, tl.trans(values), solve, attend, decays, system, i, SCALE)
+        out_tiles.store([first, column], tl.trans(narrow(read, out.dtype.element_ty)))
+    if whole_blocks * BLOCK < stop - begin:
+        # What lies behind the end belongs to others, and may be NaN.
+        first = begin + whole_blocks * BLOCK
+        system = (first_block + whole_blocks) * NUM_HEADS + head
         ok = first + i < stop
-        key = (first.to(tl.int64) * KEY_HEADS + head // (NUM_HEADS // KEY_HEADS)) * DIM
-        keys = tl.load(k + key + at, mask=ok[:, None], other=0.0)  # [BLOCK, DIM]
-        queries = tl.load(q + key + at, mask=ok[:, None], other=0.0)
-        value = (first.to(tl.int64) * NUM_HEADS + head) * VALUE_DIM
-        values = tl.load(v + value + at_values, mask=ok[None, :], other=0.0)  # [BLOCK_V, BLOCK]
-        system = ((first_block + n).to(tl.int64) * NUM_HEADS + head) * BLOCK
-        solve = tl.load(inverse + system * BLOCK + square)
-        attend = tl.load(within + system * BLOCK + square)
-        since_begin = tl.load(decays + system * 2 + i)
-        to_end = tl.load(decays + system * 2 + BLOCK + i)
-        whole = tl.load(decays + system * 2 + BLOCK - 1)
-
-        rounded = narrow(state, dtype)
-        new = values.to(tl.float32) - dot(rounded, tl.trans(keys), zero) * since_begin[None, :]
-        new = dot(narrow(new, dtype), tl.trans(solve), zero)
-        read = dot(rounded, tl.trans(queries), zero) * (since_begin * SCALE)[None, :]
-        read = dot(narrow(new, dtype), tl.trans(attend), read)
-        tl.store(out + value + at_values, narrow(read, dtype), mask=ok[None, :])
-        state = dot(narrow(new * to_end[None, :], dtype), keys, state * whole)
+        at = (first.to(tl.int64) * KEY_HEADS + key_head) * DIM + i[:, None] * (KEY_HEADS * DIM) + d[None, :]
+        keys = tl.load(k + at, mask=ok[:, None], other=0.0)  # [BLOCK, DIM]
+        queries = tl.load(q + at, mask=ok[:, None], other=0.0)
+        at_values = (first.to(tl.int64) * NUM_HEADS + head) * VALUE_DIM
+        at_values += i[None, :] * (NUM_HEADS * VALUE_DIM) + e[:, None]
+        values = tl.load(v + at_values, mask=ok[None, :], other=0.0)  # [BLOCK_V, BLOCK]
+        solve = inverse.load([system * BLOCK, 0])
+        attend = within.load([system * BLOCK, 0])
+        read, state = _advance(state, keys, queries, values, solve, attend, decays, system, i, SCALE)
+        tl.store(out + at_values, narrow(read, out.dtype.element_ty), mask=ok[None, :])
     tl.store(at_state, state)
+
+
+@triton.jit
+def _advance(state, keys, queries, values, solve, attend, decays, system, i, SCALE: tl.constexpr):
+    """One block: state [v, d], keys and queries [BLOCK, d], values [v, BLOCK] -> outputs [v, BLOCK], the new state."""
+    zero = tl.zeros(values.shape, tl.float32)
+    dtype: tl.constexpr = keys.dtype
+    BLOCK: tl.constexpr = keys.shape[0]
+    at = decays + system.to(tl.int64) * (2 * BLOCK)
+    since_begin = tl.load(at + i)
+    to_end = tl.load(at + BLOCK + i)
+    rounded = narrow(state, dtype)
+    new = values.to(tl.float32) - dot(rounded, tl.trans(keys), zero) * since_begin[None, :]
+    new = dot(narrow(new, dtype), tl.trans(solve), zero)
+    read = dot(rounded, tl.trans(queries), zero) * (since_begin * SCALE)[None, :]
+    read = dot(narrow(new, dtype), tl.trans(attend), read)
+    state = dot(narrow(new * to_end[None, :], dtype), keys, state * tl.load(at + BLOCK - 1))
+    return read, state

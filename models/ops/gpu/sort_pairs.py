@@ -63,7 +63,7 @@ def sort_pairs(logits: torch.Tensor, top_k: int, tile: Tile) -> SortedPairs:
         blocks=blocks,
         ALL_EXPERTS=padded,
         BLOCK_E=_EXPERTS,
-        BLOCK_B=64,
+        BLOCK_B=256,
     )
     launch(
         _place_pairs,

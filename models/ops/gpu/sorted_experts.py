@@ -216,11 +216,13 @@ def _down_tile(
 ):
     m = first + tl.arange(0, BLOCK_M)
     ok = m < stop
+    # Both before the products, which then hide the way to memory.
+    pair = tl.load(order + m, mask=ok, other=0)
+    share = tl.load(shares + pair, mask=ok, other=0.0)
     acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     for k0 in range(0, INNER, BLOCK_K):
         acc = dot(act.load([first, k0]), weight.load([expert * HIDDEN + column, k0]).T, acc)
-    pair = tl.load(order + m, mask=ok, other=0)
-    acc *= tl.load(shares + pair, mask=ok, other=0.0)[:, None]
+    acc *= share[:, None]
     n = column + tl.arange(0, BLOCK_N)
     place = pair // TOP_K * PARTS + pair % TOP_K
     to = out + place.to(tl.int64)[:, None] * HIDDEN + n[None, :]

@@ -29,7 +29,7 @@ LAUNCHES: dict[str, Forms] = {
     "experts_up": {"fma": ("n",), "dot": ("n", "k")},  # the tokens of a tile are those of "route"
     "experts_down": {"fma": ("n",), "dot": ("n", "chunk")},
     # Prompt tokens.
-    "conv_chunk": {"": ("t",)},
+    "conv_chunk": {"": ("heads",)},
     "solve_blocks": {"": ()},
     "delta_chunk": {"": ("v",)},
     "prepare_attention": {"": ("t",)},

@@ -12,7 +12,7 @@ from splitrank.models.ops.gpu.sequences import Sequences, place
 from splitrank.models.ops.gpu.tiles import Tile
 from tests.models.ops.gpu.comparison import TOLERANCE, assert_near, normal
 
-TILE = Tile(num_warps=4, sizes={"t": 32})
+TILE = Tile(num_warps=4, sizes={"heads": 2})
 LENGTHS, STARTS, SLOTS = [65, 1, 200, 2, 63, 3, 64], [0, 64, 128, 0, 64, 64, 0], [3, 0, 2, 5, 6, 7, 8]
 DIM = 16
 
