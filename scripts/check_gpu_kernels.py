@@ -2,8 +2,9 @@
 
     python scripts/check_gpu_kernels.py [--target sm_90 gfx942 ...] [--rows 1 8 ...] [--json FILE] [-j 2]
 
-Prints a line a kernel and target: registers, spills, shared memory (LDS), matrix instructions. Exits with 1 where a
-kernel spills more than its limit, needs more LDS than the machine has, or multiplies without matrix instructions.
+Those of a decode step at the numbers of rows given, and those of a prefill step. Prints a line a kernel and target:
+registers, spills, shared memory (LDS), matrix instructions. Exits with 1 where a kernel spills more than its limit,
+needs more LDS than the machine has, or multiplies without matrix instructions.
 """
 
 import argparse
@@ -21,8 +22,10 @@ from typing import Any
 import torch
 import triton
 from decode_chain import Sampling, Shape, State, Step, Weights
+from prefill_step import Step as PrefillStep
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from splitrank.models.ops.gpu import launch as border
 from splitrank.models.ops.gpu.launch import Call
@@ -30,6 +33,7 @@ from splitrank.models.ops.gpu.tiles import load_tiles
 
 KIB = 2**10
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+PREFILL = (4, 2048)  # sequences, tokens of each
 
 
 @dataclass(frozen=True)
@@ -51,8 +55,10 @@ MACHINES = {
 SPILLS = {
     "cos_sin": 8,  # NVIDIA: 32 bytes of stack, for the range reduction of large angles
     "sample_streams": 2,  # NVIDIA with Triton 3.9, outside of its loops
+    "delta_chunk": 4,  # NVIDIA: before and behind the loop over blocks; none in it
+    "attention_chunk": 40,  # NVIDIA: around the gate, behind the loops over keys; none in them
 }
-MULTIPLIES = re.compile(r"\w+_dot|experts_(up|down)|attention_decode")
+MULTIPLIES = re.compile(r"\w+_dot|experts_(up|down)|attention_decode|sorted_\w+|solve_blocks|\w+_chunk(?<!conv_chunk)")
 MATRIX = re.compile(r"wgmma\.mma_async|mma\.sync|v_mfma|v_smfma")
 
 
@@ -90,7 +96,7 @@ class Variant:
 
 
 def collect(machine: Machine, rows: Iterable[int], shape: Shape) -> list[Variant]:
-    """Every launch of a decode step at these batch sizes, each different kernel once."""
+    """Every launch of a decode step at these batch sizes and of a prefill step, each different kernel once."""
     meta, table = torch.device("meta"), load_tiles(machine.gpu)
     calls: list[tuple[int, Call]] = []
     weights = Weights(shape, meta, torch.bfloat16, 1)
@@ -100,6 +106,9 @@ def collect(machine: Machine, rows: Iterable[int], shape: Shape) -> list[Variant
             border.run = lambda call, count=count: calls.append((count, call))  # type: ignore[misc]
             Step(shape, weights, State(shape, count, 256, 64, meta, torch.bfloat16), count, table)()
             Sampling(shape, count, meta, 0.6, 20, 0.95)()
+        prefill = PREFILL[0] * PREFILL[1]
+        border.run = lambda call: calls.append((prefill, call))
+        PrefillStep(*PREFILL, table, meta).layers(4)
     finally:
         border.run = plain_run
     variants: dict[str, Variant] = {}
@@ -118,6 +127,8 @@ def _signature(call: Call) -> tuple[dict[str, str], dict[str, Any]]:
     for name, value in (call.arguments | {"PDL": call.tile.pdl}).items():
         if name in constants or value is None or (type(value) is int and value == 1):
             types[name], values[name] = "constexpr", value
+        elif isinstance(value, TensorDescriptor):
+            types[name] = f"tensordesc<bf16{value.block_shape}>"
         elif isinstance(value, torch.Tensor):
             types[name] = {
                 torch.bfloat16: "*bf16",

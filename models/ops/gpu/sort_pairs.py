@@ -190,7 +190,7 @@ def _place_pairs(
     e = tl.load(experts + pair, mask=ok, other=-1)
     same = tl.load(experts + pair, mask=ok, other=-1)  # again, in another layout
     inside = tl.sum(((e[:, None] == same[None, :]) & (p[None, :] < p[:, None])).to(tl.int32), 1)
-    start = tl.sum(tl.where(i[None, :] < e[:, None], total[None, :], 0), 1)
+    start = tl.gather(tl.cumsum(total, 0) - total, tl.maximum(e, 0), 0)
     to = start + tl.load(places + block * ALL_EXPERTS + e, mask=ok, other=0) + inside
     tl.store(order + to, pair, mask=ok)
 
