@@ -8,7 +8,6 @@ Legend: T rows, h query heads, K kv heads, d head dim, R rotary dims, S tokens o
 import torch
 import triton
 import triton.language as tl
-from triton.tools.tensor_descriptor import TensorDescriptor
 
 from splitrank.models.ops.gpu.launch import Operand, launch
 from splitrank.models.ops.gpu.numerics import narrow, quick_sigmoid
@@ -81,17 +80,17 @@ def attention_chunk(
     num_heads = (width // dim - 2 * kv_heads) // 2
     out = projected.new_empty(rows, num_heads * dim)
     parts = TILE // tile["m"]
-    cache = [Operand(part, (num_pages, page_size, kv_heads, dim), dtype) for part in (keys, values)]
+    cache = (num_pages, page_size, kv_heads, dim)
     launch(
         _attention_chunk,
         (sequences.tiles.shape[0] * parts, num_heads),
         tile,
         projected=Operand(projected, (rows, width), dtype, strided=True),
         stride=projected.stride(0),
-        keys=cache[0],
-        values=cache[1],
-        key_tiles=_tiles(cache[0], tile["n"]),
-        value_tiles=_tiles(cache[1], tile["n"]),
+        keys=Operand(keys, cache, dtype),
+        values=Operand(values, cache, dtype),
+        key_tiles=Operand(keys, cache, dtype, block=(tile["n"], dim), row_dims=2),
+        value_tiles=Operand(values, cache, dtype, block=(tile["n"], dim), row_dims=2),
         tiles=sequences.tiles,
         cu_seqlens=sequences.cu_seqlens,
         starts=sequences.starts,
@@ -110,15 +109,7 @@ def attention_chunk(
     return out
 
 
-def _tiles(cache: Operand, rows: int) -> TensorDescriptor:
-    """[pages, S, K, d], to be read ``rows`` positions of one head at a time by the bulk copy engine."""
-    complaint = cache.complaint()
-    assert not complaint, complaint
-    flat = cache.tensor.view(-1, cache.tensor.shape[2] * cache.tensor.shape[3])
-    return TensorDescriptor.from_tensor(flat, [rows, cache.tensor.shape[3]])
-
-
-@triton.jit
+@triton.jit(do_not_specialize=["table_width"])
 def _prepare_attention(
     projected,
     stride,
@@ -204,7 +195,7 @@ def _places(table, table_width, n0, PAGE: tl.constexpr, BLOCK_N: tl.constexpr):
     return places
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["table_width"])
 def _attention_chunk(
     projected,
     stride,

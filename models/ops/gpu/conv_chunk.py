@@ -80,7 +80,7 @@ def conv_chunk(
     return DeltaInputs(q.view(key_shape), k.view(key_shape), v.view(rows, num_heads, dim), log_decay, beta)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def _conv_chunk(
     projected,
     stride,
