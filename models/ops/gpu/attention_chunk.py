@@ -197,28 +197,10 @@ def _places(table, table_width, n0, PAGE: tl.constexpr, BLOCK_N: tl.constexpr):
 
 @triton.jit(do_not_specialize=["table_width"])
 def _attention_chunk(
-    projected,
-    stride,
-    keys,
-    values,
-    key_tiles,
-    value_tiles,
-    tiles,
-    cu_seqlens,
-    starts,
-    pages,
-    table_width,
-    out,
-    NUM_HEADS: tl.constexpr,
-    KV_HEADS: tl.constexpr,
-    DIM: tl.constexpr,
-    PAGE: tl.constexpr,
-    SCALE: tl.constexpr,
-    PARTS: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    PDL: tl.constexpr,
-):
+    projected, stride, keys, values, key_tiles, value_tiles, tiles, cu_seqlens, starts, pages, table_width, out,
+    NUM_HEADS: tl.constexpr, KV_HEADS: tl.constexpr, DIM: tl.constexpr, PAGE: tl.constexpr, SCALE: tl.constexpr,
+    PARTS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
     """BLOCK_M rows of one sequence and one query head. Scores are in powers of two."""
     wait_for_previous(PDL)
     tile = tl.program_id(0) // PARTS
@@ -255,13 +237,7 @@ def _attention_chunk(
             key = tl.load(keys + where)
             value = tl.load(values + where)
         places = _places(table, table_width, n0 + BLOCK_N, PAGE, BLOCK_N)
-        score = dot(q, tl.trans(key), zero) * SCALE
-        new = tl.maximum(top, tl.max(score, 1))
-        share = tl.exp2(score - new[:, None])
-        fade = tl.exp2(top - new)
-        mass = mass * fade + tl.sum(share, 1)
-        acc = dot(narrow(share, value.dtype), value, acc * fade[:, None])
-        top = new
+        top, mass, acc = _take_in(dot(q, tl.trans(key), zero) * SCALE, value, top, mass, acc)
     for n0 in range(seen_by_all, context, BLOCK_N):
         where = _places(table, table_width, n0, PAGE, BLOCK_N).to(tl.int64)
         if PAGE % BLOCK_N == 0:
@@ -271,14 +247,18 @@ def _attention_chunk(
         real = (n0 + n < context)[:, None]
         score = dot(q, tl.trans(tl.load(keys + where, mask=real, other=0.0)), zero) * SCALE
         score = tl.where((before + rows)[:, None] >= (n0 + n)[None, :], score, float("-inf"))
-        new = tl.maximum(top, tl.max(score, 1))
-        share = tl.exp2(score - new[:, None])
-        fade = tl.exp2(top - new)
-        mass = mass * fade + tl.sum(share, 1)
-        held = tl.load(values + where, mask=real, other=0.0)
-        acc = dot(narrow(share, values.dtype.element_ty), held, acc * fade[:, None])
-        top = new
+        top, mass, acc = _take_in(score, tl.load(values + where, mask=real, other=0.0), top, mass, acc)
     gate = tl.load(at + DIM, mask=ok, other=0.0).to(tl.float32)
     acc = acc * (1.0 / mass)[:, None] * quick_sigmoid(gate)
     to = out + rows.to(tl.int64)[:, None] * (NUM_HEADS * DIM) + head * DIM + d
     tl.store(to, narrow(acc, out.dtype.element_ty), mask=ok)
+
+
+@triton.jit
+def _take_in(score, value, top, mass, acc):
+    """One more block of keys: its scores [m, n] and values [n, d] join each row's maximum, sum and weighted sum."""
+    new = tl.maximum(top, tl.max(score, 1))
+    share = tl.exp2(score - new[:, None])
+    fade = tl.exp2(top - new)
+    acc = dot(narrow(share, value.dtype), value, acc * fade[:, None])
+    return new, mass * fade + tl.sum(share, 1), acc

@@ -181,31 +181,11 @@ def _inverse(lower, BLOCK: tl.constexpr, operand: tl.constexpr):
 
 @triton.jit
 def _delta_chunk(
-    q,
-    k,
-    v,
-    q_tiles,
-    k_tiles,
-    v_tiles,
-    out_tiles,
-    inverse,
-    within,
-    decays,
-    states,
-    slots,
-    starts,
-    cu_seqlens,
-    first_blocks,
-    out,
-    KEY_HEADS: tl.constexpr,
-    NUM_HEADS: tl.constexpr,
-    DIM: tl.constexpr,
-    SCALE: tl.constexpr,
-    VALUE_DIM: tl.constexpr,
-    BLOCK_V: tl.constexpr,
-    BLOCK: tl.constexpr,
-    PDL: tl.constexpr,
-):
+    q, k, v, q_tiles, k_tiles, v_tiles, out_tiles, inverse, within, decays, states, slots, starts, cu_seqlens,
+    first_blocks, out,
+    KEY_HEADS: tl.constexpr, NUM_HEADS: tl.constexpr, DIM: tl.constexpr, SCALE: tl.constexpr,
+    VALUE_DIM: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
     """All blocks of one sequence, value head and BLOCK_V of its value dims."""
     head = tl.program_id(1)
     sequence = tl.program_id(2)
