@@ -102,7 +102,7 @@ def rotated(step: Step, run: Callable[[], object], count: int) -> Callable[[], N
 
 def graph_us(run: Callable[[], object], replays: int = 20) -> float:
     """Median time of a graph of ``run``, by device events."""
-    stream = torch.cuda.Stream()
+    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         run()
@@ -112,13 +112,13 @@ def graph_us(run: Callable[[], object], replays: int = 20) -> float:
         run()
     times = []
     for _ in range(replays + 2):
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
         begin.record()
         graph.replay()
         end.record()
         end.synchronize()
         times.append(begin.elapsed_time(end) * 1e3)
-    return statistics.median(times[2:])
+    return float(statistics.median(times[2:]))
 
 
 def ceilings(device: torch.device) -> tuple[float, float]:
@@ -127,7 +127,7 @@ def ceilings(device: torch.device) -> tuple[float, float]:
     product = graph_us(lambda: torch.mm(a, b), replays=8)
     x = torch.empty(2**31, dtype=torch.int8, device=device)
     y = torch.empty_like(x)
-    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
     times = []
     for _ in range(8):
         begin.record()

@@ -54,6 +54,7 @@ MACHINES = {
 # Spilled registers a kernel may have; none, but for those named here with the reason.
 SPILLS = {
     "cos_sin": 8,  # NVIDIA: 32 bytes of stack, for the range reduction of large angles
+    "sample_streams": 2,  # NVIDIA with Triton 3.9, outside of its loops
     "delta_chunk": 4,  # NVIDIA: before and behind the loop over blocks; none in it
     "attention_chunk": 40,  # NVIDIA: around the gate, behind the loops over keys; none in them
 }

@@ -73,7 +73,7 @@ class Step:
         self.gated_norm = self._normal(DELTA_DIM, dtype=torch.float32)
 
     def _make_states(self, slots: int, pages: int) -> None:
-        self.conv_states = self._normal(slots, TAPS - 1, CHANNELS)
+        self.ring = self._normal(slots, TAPS, CHANNELS)
         self.delta_states = self._normal(slots, VALUE_HEADS, DELTA_DIM, DELTA_DIM, dtype=torch.float32)
         self.keys, self.values = (self._normal(pages, PAGE, KV_HEADS, HEAD_DIM) for _ in range(2))
 
@@ -108,7 +108,7 @@ class Step:
             self.taps,
             self.decay_rate,
             self.dt_bias,
-            self.conv_states,
+            self.ring,
             self.sequences,
             KEY_HEADS,
             self.tiles["conv_chunk"],

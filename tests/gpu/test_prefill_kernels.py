@@ -58,22 +58,24 @@ def test_conv_chunk(device: torch.device, tp: int) -> None:
     sequences = place(LENGTHS, STARTS, SLOTS, [[0]] * len(SLOTS), device)
     channels = (2 * key_heads + heads) * dim
     projected = normal(device, BF16, sequences.num_rows, channels + heads * (dim + 2))
-    taps, states = normal(device, torch.float32, 4, channels), normal(device, BF16, 11, 3, channels)
+    taps, ring = normal(device, torch.float32, 4, channels), normal(device, BF16, 11, 4, channels)
     rate, bias = -torch.rand(heads, device=device), normal(device, torch.float32, heads)
     for _, start, slot in runs(sequences):
         if start == 0:
-            states[slot] = torch.nan
-    before = states.clone()
-    found = conv_chunk(projected, taps, rate, bias, states, sequences, key_heads, tile("conv_chunk"))
+            ring[slot] = torch.nan
+    before = ring.clone()
+    found = conv_chunk(projected, taps, rate, bias, ring, sequences, key_heads, tile("conv_chunk"))
     for rows, start, slot in runs(sequences):
-        old = before[slot] if start else torch.zeros_like(before[slot])
+        old = before[slot, 1:] if start else torch.zeros_like(before[slot, 1:])  # a start is a multiple of 4
         inputs = torch.cat((old, projected[rows, :channels]))
         mixed = F.silu(F.conv1d(inputs.float().t()[None], taps.t()[:, None], groups=channels))[0].t()
         q, k, v = mixed.split([key_heads * dim, key_heads * dim, heads * dim], 1)
         assert_near(found.q[rows], F.normalize(q.reshape(-1, key_heads, dim), dim=-1))
         assert_near(found.k[rows], F.normalize(k.reshape(-1, key_heads, dim), dim=-1))
         assert_near(found.v[rows], v.reshape(-1, heads, dim))
-        assert torch.equal(states[slot], inputs[-3:])
+        stop = start + len(inputs) - 3
+        places = [position % 4 for position in range(max(start, stop - 4), stop)]
+        assert torch.equal(ring[slot, places], inputs[-len(places) :])
     b, a = projected[:, -2 * heads : -heads].float(), projected[:, -heads:].float()
     assert_near(found.beta, b.sigmoid(), 1e-6)
     assert_near(found.log_decay, rate * F.softplus(a + bias), 1e-6)
@@ -201,10 +203,10 @@ def test_a_sequence_has_the_same_bits_in_chunks_and_among_others(device: torch.d
     projected = normal(device, BF16, length, channels + heads * (dim + 2))
     taps = normal(device, torch.float32, 4, channels)
     rate, bias = -torch.rand(heads, device=device), normal(device, torch.float32, heads)
-    conv, delta = nan(device, BF16, 4, 3, channels), nan(device, torch.float32, 4, heads, dim, dim)
+    ring, delta = nan(device, BF16, 4, 4, channels), nan(device, torch.float32, 4, heads, dim, dim)
 
     def mixed(rows: torch.Tensor, sequences: Sequences) -> torch.Tensor:
-        q, k, v, log_decay, beta = conv_chunk(rows, taps, rate, bias, conv, sequences, key_heads, tile("conv_chunk"))
+        q, k, v, log_decay, beta = conv_chunk(rows, taps, rate, bias, ring, sequences, key_heads, tile("conv_chunk"))
         solved = solve_blocks(q, k, log_decay, beta, sequences, tile("solve_blocks"))
         return delta_chunk(q, k, v, solved, delta, sequences, tile("delta_chunk"))
 

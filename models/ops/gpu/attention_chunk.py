@@ -8,7 +8,6 @@ Legend: T rows, h query heads, K kv heads, d head dim, R rotary dims, S tokens o
 import torch
 import triton
 import triton.language as tl
-from triton.tools.tensor_descriptor import TensorDescriptor
 
 from splitrank.models.ops.gpu.launch import Operand, launch
 from splitrank.models.ops.gpu.numerics import narrow, quick_sigmoid
@@ -81,17 +80,17 @@ def attention_chunk(
     num_heads = (width // dim - 2 * kv_heads) // 2
     out = projected.new_empty(rows, num_heads * dim)
     parts = TILE // tile["m"]
-    cache = [Operand(part, (num_pages, page_size, kv_heads, dim), dtype) for part in (keys, values)]
+    cache = (num_pages, page_size, kv_heads, dim)
     launch(
         _attention_chunk,
         (sequences.tiles.shape[0] * parts, num_heads),
         tile,
         projected=Operand(projected, (rows, width), dtype, strided=True),
         stride=projected.stride(0),
-        keys=cache[0],
-        values=cache[1],
-        key_tiles=_tiles(cache[0], tile["n"]),
-        value_tiles=_tiles(cache[1], tile["n"]),
+        keys=Operand(keys, cache, dtype),
+        values=Operand(values, cache, dtype),
+        key_tiles=Operand(keys, cache, dtype, block=(tile["n"], dim), row_dims=2),
+        value_tiles=Operand(values, cache, dtype, block=(tile["n"], dim), row_dims=2),
         tiles=sequences.tiles,
         cu_seqlens=sequences.cu_seqlens,
         starts=sequences.starts,
@@ -110,15 +109,7 @@ def attention_chunk(
     return out
 
 
-def _tiles(cache: Operand, rows: int) -> TensorDescriptor:
-    """[pages, S, K, d], to be read ``rows`` positions of one head at a time by the bulk copy engine."""
-    complaint = cache.complaint()
-    assert not complaint, complaint
-    flat = cache.tensor.view(-1, cache.tensor.shape[2] * cache.tensor.shape[3])
-    return TensorDescriptor.from_tensor(flat, [rows, cache.tensor.shape[3]])
-
-
-@triton.jit
+@triton.jit(do_not_specialize=["table_width"])
 def _prepare_attention(
     projected,
     stride,
@@ -204,30 +195,12 @@ def _places(table, table_width, n0, PAGE: tl.constexpr, BLOCK_N: tl.constexpr):
     return places
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["table_width"])
 def _attention_chunk(
-    projected,
-    stride,
-    keys,
-    values,
-    key_tiles,
-    value_tiles,
-    tiles,
-    cu_seqlens,
-    starts,
-    pages,
-    table_width,
-    out,
-    NUM_HEADS: tl.constexpr,
-    KV_HEADS: tl.constexpr,
-    DIM: tl.constexpr,
-    PAGE: tl.constexpr,
-    SCALE: tl.constexpr,
-    PARTS: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    PDL: tl.constexpr,
-):
+    projected, stride, keys, values, key_tiles, value_tiles, tiles, cu_seqlens, starts, pages, table_width, out,
+    NUM_HEADS: tl.constexpr, KV_HEADS: tl.constexpr, DIM: tl.constexpr, PAGE: tl.constexpr, SCALE: tl.constexpr,
+    PARTS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
     """BLOCK_M rows of one sequence and one query head. Scores are in powers of two."""
     wait_for_previous(PDL)
     tile = tl.program_id(0) // PARTS
@@ -264,13 +237,7 @@ def _attention_chunk(
             key = tl.load(keys + where)
             value = tl.load(values + where)
         places = _places(table, table_width, n0 + BLOCK_N, PAGE, BLOCK_N)
-        score = dot(q, tl.trans(key), zero) * SCALE
-        new = tl.maximum(top, tl.max(score, 1))
-        share = tl.exp2(score - new[:, None])
-        fade = tl.exp2(top - new)
-        mass = mass * fade + tl.sum(share, 1)
-        acc = dot(narrow(share, value.dtype), value, acc * fade[:, None])
-        top = new
+        top, mass, acc = _take_in(dot(q, tl.trans(key), zero) * SCALE, value, top, mass, acc)
     for n0 in range(seen_by_all, context, BLOCK_N):
         where = _places(table, table_width, n0, PAGE, BLOCK_N).to(tl.int64)
         if PAGE % BLOCK_N == 0:
@@ -280,14 +247,18 @@ def _attention_chunk(
         real = (n0 + n < context)[:, None]
         score = dot(q, tl.trans(tl.load(keys + where, mask=real, other=0.0)), zero) * SCALE
         score = tl.where((before + rows)[:, None] >= (n0 + n)[None, :], score, float("-inf"))
-        new = tl.maximum(top, tl.max(score, 1))
-        share = tl.exp2(score - new[:, None])
-        fade = tl.exp2(top - new)
-        mass = mass * fade + tl.sum(share, 1)
-        held = tl.load(values + where, mask=real, other=0.0)
-        acc = dot(narrow(share, values.dtype.element_ty), held, acc * fade[:, None])
-        top = new
+        top, mass, acc = _take_in(score, tl.load(values + where, mask=real, other=0.0), top, mass, acc)
     gate = tl.load(at + DIM, mask=ok, other=0.0).to(tl.float32)
     acc = acc * (1.0 / mass)[:, None] * quick_sigmoid(gate)
     to = out + rows.to(tl.int64)[:, None] * (NUM_HEADS * DIM) + head * DIM + d
     tl.store(to, narrow(acc, out.dtype.element_ty), mask=ok)
+
+
+@triton.jit
+def _take_in(score, value, top, mass, acc):
+    """One more block of keys: its scores [m, n] and values [n, d] join each row's maximum, sum and weighted sum."""
+    new = tl.maximum(top, tl.max(score, 1))
+    share = tl.exp2(score - new[:, None])
+    fade = tl.exp2(top - new)
+    acc = dot(narrow(share, value.dtype), value, acc * fade[:, None])
+    return new, mass * fade + tl.sum(share, 1), acc

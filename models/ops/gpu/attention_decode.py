@@ -235,8 +235,7 @@ def _attention_decode(
     context = tl.load(positions + row)
     length = _split_length(context)
     num_splits = tl.maximum(1, tl.cdiv(context, length))
-    # What is cached is a step old: the first block is read before the wait.
-    first = part * length + tl.arange(0, BLOCK_T)
+    first = part * length + tl.arange(0, BLOCK_T)  # what is cached is a step old: read before the wait
     k, v = _load_block(keys, values, table, first, context, d, KV_HEADS, DIM, PAGE)
     wait_for_previous(PDL)
     if part < num_splits:

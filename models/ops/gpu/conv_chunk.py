@@ -1,6 +1,7 @@
 """What stands between DeltaNet's input projection and its rule, for prompt tokens, in one launch.
 
-Depthwise causal convolution with silu, unit length of q and k, gates, and the convolution's state.
+Depthwise causal convolution with silu, unit length of q and k, gates. The convolution's last inputs lie in a ring,
+position p at p mod W, as ``delta_step`` reads them.
 Legend: T rows, N sequences, C channels, W taps, K key heads, H value heads, d dim of either.
 """
 
@@ -33,7 +34,7 @@ def conv_chunk(
     taps: torch.Tensor,
     decay_rate: torch.Tensor,
     dt_bias: torch.Tensor,
-    conv_states: torch.Tensor,
+    ring: torch.Tensor,
     sequences: Sequences,
     key_heads: int,
     tile: Tile,
@@ -41,8 +42,9 @@ def conv_chunk(
     """projected [T, C + H d + 2 H]: q, k, v before the convolution, z (not read), b, a; rows may have gaps.
 
     taps [W, C] float32, oldest first; decay_rate (minus the exponential of ``A_log``) and dt_bias [H] float32.
-    conv_states [slots, W - 1, C]: each sequence's slot is read, unless its start is 0, and written. d is a power of
-    two, W at most 4. Specification: ``reference.causal_conv``.
+    ring [slots, W, C]: inputs before each sequence's start are read from its slot, its last ones written. Before
+    position 0 they are zero, whatever the slot holds. d is a power of two, W at most 4. Specification:
+    ``reference.causal_conv``.
     """
     (num_taps, channels), num_heads, rows = taps.shape, decay_rate.shape[0], projected.shape[0]
     dim, dtype = channels // (2 * key_heads + num_heads), projected.dtype
@@ -59,7 +61,7 @@ def conv_chunk(
         taps=Operand(taps, (num_taps, channels), torch.float32),
         decay_rate=Operand(decay_rate, (num_heads,), torch.float32),
         dt_bias=Operand(dt_bias, (num_heads,), torch.float32),
-        states=Operand(conv_states, (conv_states.shape[0], num_taps - 1, channels), dtype),
+        ring=Operand(ring, (ring.shape[0], num_taps, channels), dtype),
         blocks=sequences.blocks,
         cu_seqlens=sequences.cu_seqlens,
         starts=sequences.starts,
@@ -80,82 +82,75 @@ def conv_chunk(
     return DeltaInputs(q.view(key_shape), k.view(key_shape), v.view(rows, num_heads, dim), log_decay, beta)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def _conv_chunk(
-    projected,
-    stride,
-    taps,
-    decay_rate,
-    dt_bias,
-    states,
-    blocks,
-    cu_seqlens,
-    starts,
-    slots,
-    mixed,
-    rows,
-    log_decay,
-    beta,
-    KEY_HEADS: tl.constexpr,
-    NUM_HEADS: tl.constexpr,
-    ALL_HEADS: tl.constexpr,
-    DIM: tl.constexpr,
-    NUM_TAPS: tl.constexpr,
-    HEADS: tl.constexpr,
-    BLOCK: tl.constexpr,
-    PDL: tl.constexpr,
-):
-    """A block's rows of HEADS heads' channels, one after the other; one more column of programs for all gates.
-
-    The window of four inputs stays in registers: with shifted loads of a tile, the conversions alone cost more than the
-    memory does.
-    """
+    projected, stride, taps, decay_rate, dt_bias, ring, blocks, cu_seqlens, starts, slots, mixed, rows, log_decay, beta,
+    KEY_HEADS: tl.constexpr, NUM_HEADS: tl.constexpr, ALL_HEADS: tl.constexpr, DIM: tl.constexpr,
+    NUM_TAPS: tl.constexpr, HEADS: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    """A block's rows of HEADS heads' channels, one after the other; one more column of programs for all gates."""
     wait_for_previous(PDL)
     sequence = tl.load(blocks + 2 * tl.program_id(0))
     first = tl.load(blocks + 2 * tl.program_id(0) + 1)
+    begin = tl.load(cu_seqlens + sequence)
     stop = tl.load(cu_seqlens + sequence + 1)
     CHANNELS: tl.constexpr = (2 * KEY_HEADS + NUM_HEADS) * DIM
     if tl.program_id(1) == tl.num_programs(1) - 1:
         gates = projected + CHANNELS + NUM_HEADS * DIM
         _gates(gates, stride, decay_rate, dt_bias, log_decay, beta, first, stop, NUM_HEADS, ALL_HEADS, BLOCK)
         return
-    begin = tl.load(cu_seqlens + sequence)
     head = tl.program_id(1) * HEADS
     h = tl.arange(0, HEADS)[:, None]
     d = tl.arange(0, DIM)[None, :]
     c = (head + h) * DIM + d
-    old = states + tl.load(slots + sequence).to(tl.int64) * (NUM_TAPS - 1) * CHANNELS
-    held = tl.where(tl.load(starts + sequence) > 0, CHANNELS, 0)
-    x0 = _input(projected, stride, old, held, c, first - 3, begin, stop, CHANNELS, NUM_TAPS)
-    x1 = _input(projected, stride, old, held, c, first - 2, begin, stop, CHANNELS, NUM_TAPS)
-    x2 = _input(projected, stride, old, held, c, first - 1, begin, stop, CHANNELS, NUM_TAPS)
+    start = tl.load(starts + sequence)
+    ring += tl.load(slots + sequence).to(tl.int64) * NUM_TAPS * CHANNELS
+    x0 = _before(projected, stride, ring, c, first - 3, begin, start, CHANNELS, NUM_TAPS)
+    x1 = _before(projected, stride, ring, c, first - 2, begin, start, CHANNELS, NUM_TAPS)
+    x2 = _before(projected, stride, ring, c, first - 1, begin, start, CHANNELS, NUM_TAPS)
     if first == begin:
-        # The program that reads these channels of the slot writes them, each element in one thread, in ascending order:
-        # a short run moves later rows of the state to earlier ones.
-        for m in tl.static_range(NUM_TAPS - 1):
-            x = _input(projected, stride, old, held, c, stop - (NUM_TAPS - 1) + m, begin, stop, CHANNELS, NUM_TAPS)
-            tl.store(old + m * CHANNELS + c, x.to(states.dtype.element_ty))
-    w0 = _taps(taps, c, 3, CHANNELS, NUM_TAPS)
-    w1 = _taps(taps, c, 2, CHANNELS, NUM_TAPS)
-    w2 = _taps(taps, c, 1, CHANNELS, NUM_TAPS)
-    w3 = _taps(taps, c, 0, CHANNELS, NUM_TAPS)
+        # Of a slot's channels one program reads the old and writes the new, each element in one thread.
+        for back in tl.static_range(NUM_TAPS):
+            row = stop - 1 - back
+            inside = c < tl.where(row >= begin, CHANNELS, 0)
+            x = tl.load(projected + row.to(tl.int64) * stride + c, mask=inside, other=0.0)
+            tl.store(ring + (start + row - begin) % NUM_TAPS * CHANNELS + c, x, mask=inside)
     unit = head < 2 * KEY_HEADS
     width = tl.where(unit, KEY_HEADS * DIM, NUM_HEADS * DIM)
     part = tl.where(head < KEY_HEADS, 0, tl.where(unit, KEY_HEADS, 2 * KEY_HEADS)) * DIM  # channels before q, k or v
     to = mixed + rows.to(tl.int64) * part + first.to(tl.int64) * width + head * DIM - part + h * DIM + d
-    for r in range(0, tl.minimum(BLOCK, stop - first), 4):
+    projected += first.to(tl.int64) * stride
+    count = tl.minimum(BLOCK, stop - first)
+    _walk_rows(projected, stride, taps, x0, x1, x2, to, width, unit, count, c, d, CHANNELS, NUM_TAPS, DIM)
+
+
+@triton.jit
+def _walk_rows(
+    projected, stride, taps, x0, x1, x2, to, width, unit, count, c, d,
+    CHANNELS: tl.constexpr, NUM_TAPS: tl.constexpr, DIM: tl.constexpr,
+):  # fmt: skip
+    """Channels c of ``count`` rows, four at a time; x0, x1, x2 are the inputs before the first.
+
+    The window of four inputs stays in registers: with shifted loads of a tile, the conversions alone cost more than the
+    memory does.
+    """
+    w0 = _taps(taps, c, 3, CHANNELS, NUM_TAPS)
+    w1 = _taps(taps, c, 2, CHANNELS, NUM_TAPS)
+    w2 = _taps(taps, c, 1, CHANNELS, NUM_TAPS)
+    w3 = _taps(taps, c, 0, CHANNELS, NUM_TAPS)
+    for r in range(0, count, 4):
         # All loads first: the compiler cannot know that no store changes what they read.
-        left = stop - first - r
-        row = projected + (first + r).to(tl.int64) * stride + c
+        left = count - r
+        row = projected + r * stride + c
         x3 = tl.load(row, mask=c < tl.where(left > 0, CHANNELS, 0), other=0.0).to(tl.float32)
         x4 = tl.load(row + stride, mask=c < tl.where(left > 1, CHANNELS, 0), other=0.0).to(tl.float32)
         x5 = tl.load(row + 2 * stride, mask=c < tl.where(left > 2, CHANNELS, 0), other=0.0).to(tl.float32)
         x6 = tl.load(row + 3 * stride, mask=c < tl.where(left > 3, CHANNELS, 0), other=0.0).to(tl.float32)
         at = to + r * width
-        _row(x0 * w0 + x1 * w1 + x2 * w2 + x3 * w3, unit, at, left > 0, d, DIM)
-        _row(x1 * w0 + x2 * w1 + x3 * w2 + x4 * w3, unit, at + width, left > 1, d, DIM)
-        _row(x2 * w0 + x3 * w1 + x4 * w2 + x5 * w3, unit, at + 2 * width, left > 2, d, DIM)
-        _row(x3 * w0 + x4 * w1 + x5 * w2 + x6 * w3, unit, at + 3 * width, left > 3, d, DIM)
+        _write_row(x0 * w0 + x1 * w1 + x2 * w2 + x3 * w3, unit, at, left > 0, d, DIM)
+        _write_row(x1 * w0 + x2 * w1 + x3 * w2 + x4 * w3, unit, at + width, left > 1, d, DIM)
+        _write_row(x2 * w0 + x3 * w1 + x4 * w2 + x5 * w3, unit, at + 2 * width, left > 2, d, DIM)
+        _write_row(x3 * w0 + x4 * w1 + x5 * w2 + x6 * w3, unit, at + 3 * width, left > 3, d, DIM)
         x0 = x4
         x1 = x5
         x2 = x6
@@ -190,16 +185,16 @@ def _gates(
 
 
 @triton.jit
-def _input(projected, stride, old, held, c, row, begin, stop, CHANNELS: tl.constexpr, NUM_TAPS: tl.constexpr):
-    """Channels c of the convolution's input at ``row``; before the sequence's begin they lie in the state's rows.
+def _before(projected, stride, ring, c, row, begin, start, CHANNELS: tl.constexpr, NUM_TAPS: tl.constexpr):
+    """Channels c of the input at ``row``, which may lie before the sequence's ``begin``: then in the ring, or nowhere.
 
-    ``held``: CHANNELS, or 0 where the state does not count. A scalar condition is the number of channels that pass.
+    A scalar condition is the number of channels that pass.
     """
-    inside = tl.where(row >= begin, tl.where(row < stop, CHANNELS, 0), 0)
-    x = tl.load(projected + row.to(tl.int64) * stride + c, mask=c < inside, other=0.0)
-    place = row - begin + NUM_TAPS - 1
-    before = tl.where(row < begin, tl.where(place >= 0, held, 0), 0)
-    return (x + tl.load(old + place * CHANNELS + c, mask=c < before, other=0.0)).to(tl.float32)
+    x = tl.load(projected + row.to(tl.int64) * stride + c, mask=c < tl.where(row >= begin, CHANNELS, 0), other=0.0)
+    position = start + row - begin
+    held = tl.where(row < begin, tl.where(position >= 0, CHANNELS, 0), 0)
+    at = ring + tl.maximum(position, 0) % NUM_TAPS * CHANNELS
+    return (x + tl.load(at + c, mask=c < held, other=0.0)).to(tl.float32)
 
 
 @triton.jit
@@ -211,7 +206,7 @@ def _taps(taps, c, back: tl.constexpr, CHANNELS: tl.constexpr, NUM_TAPS: tl.cons
 
 
 @triton.jit
-def _row(x, unit, at, real, d, DIM: tl.constexpr):
+def _write_row(x, unit, at, real, d, DIM: tl.constexpr):
     """Silu of a row's sums, of length 1 a head if ``unit``, to the pointers ``at``."""
     x = x * quick_sigmoid(x)
     x *= tl.where(unit, tl.rsqrt(tl.sum(x * x, 1) + 1e-6), 1.0)[:, None]

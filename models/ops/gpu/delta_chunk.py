@@ -12,7 +12,6 @@ from typing import NamedTuple
 import torch
 import triton
 import triton.language as tl
-from triton.tools.tensor_descriptor import TensorDescriptor
 
 from splitrank.models.ops.gpu.launch import Operand, launch
 from splitrank.models.ops.gpu.numerics import narrow
@@ -24,8 +23,8 @@ from splitrank.models.ops.gpu.tiles import Tile
 class SolvedBlocks(NamedTuple):
     """What ``delta_chunk`` needs of each block and value head, beside q, k and v."""
 
-    inverse: torch.Tensor  # [B H 64, 1, 64]: by block and head, (1 + lower triangle)^-1, beta in its columns
-    within: torch.Tensor  # [B H 64, 1, 64]: scaled and decayed products of queries with keys up to their own position
+    inverse: torch.Tensor  # [B, H, 64, 64] (1 + lower triangle)^-1, beta in its columns
+    within: torch.Tensor  # [B, H, 64, 64] scaled and decayed products of queries with keys up to their own position
     decays: torch.Tensor  # [B, H, 2, 64] float32: from the block's begin to a token, from there to the block's end
 
 
@@ -35,20 +34,20 @@ def solve_blocks(
     """q, k [T, K, d] of length 1; log_decay, beta [T, H] float32. d is a power of two."""
     (rows, key_heads, dim), num_heads = q.shape, beta.shape[1]
     blocks = (sequences.num_blocks, num_heads)
-    inverse = q.new_empty(sequences.num_blocks * num_heads * BLOCK, 1, BLOCK)
-    solved = SolvedBlocks(inverse, torch.empty_like(inverse), beta.new_empty(*blocks, 2, BLOCK))
+    squares = (*blocks, BLOCK, BLOCK)
+    solved = SolvedBlocks(q.new_empty(squares), q.new_empty(squares), beta.new_empty(*blocks, 2, BLOCK))
     launch(
         _solve_blocks,
         blocks,
         tile,
-        q=_tiles(Operand(q, (rows, key_heads, dim), q.dtype), dim),
-        k=_tiles(Operand(k, (rows, key_heads, dim), q.dtype), dim),
+        q=Operand(q, (rows, key_heads, dim), q.dtype, block=(BLOCK, dim)),
+        k=Operand(k, (rows, key_heads, dim), q.dtype, block=(BLOCK, dim)),
         log_decay=Operand(log_decay, (rows, num_heads), torch.float32),
         beta=Operand(beta, (rows, num_heads), torch.float32),
         blocks=sequences.blocks,
         cu_seqlens=sequences.cu_seqlens,
-        inverse=_tiles(Operand(solved.inverse, inverse.shape, q.dtype), BLOCK),
-        within=_tiles(Operand(solved.within, inverse.shape, q.dtype), BLOCK),
+        inverse=Operand(solved.inverse, squares, q.dtype, block=(BLOCK, BLOCK), row_dims=3),
+        within=Operand(solved.within, squares, q.dtype, block=(BLOCK, BLOCK), row_dims=3),
         decays=solved.decays,
         KEY_HEADS=key_heads,
         NUM_HEADS=num_heads,
@@ -74,21 +73,21 @@ def delta_chunk(
     float32, operands of products have the dtype of q. Specification: ``reference.delta_rule``.
     """
     (rows, key_heads, dim), (num_heads, value_dim) = q.shape, v.shape[1:]
-    squares = (sequences.num_blocks * num_heads * BLOCK, 1, BLOCK)
+    squares, width = (sequences.num_blocks, num_heads, BLOCK, BLOCK), min(tile["v"], value_dim)
     out = torch.empty_like(v)
     launch(
         _delta_chunk,
-        (value_dim // tile["v"], num_heads, sequences.num_sequences),
+        (value_dim // width, num_heads, sequences.num_sequences),
         tile,
         q=Operand(q, (rows, key_heads, dim), q.dtype),
         k=Operand(k, (rows, key_heads, dim), q.dtype),
         v=Operand(v, (rows, num_heads, value_dim), q.dtype),
-        q_tiles=_tiles(Operand(q, (rows, key_heads, dim), q.dtype), dim),
-        k_tiles=_tiles(Operand(k, (rows, key_heads, dim), q.dtype), dim),
-        v_tiles=_tiles(Operand(v, (rows, num_heads, value_dim), q.dtype), tile["v"]),
-        out_tiles=_tiles(Operand(out, (rows, num_heads, value_dim), q.dtype), tile["v"]),
-        inverse=_tiles(Operand(solved.inverse, squares, q.dtype), BLOCK),
-        within=_tiles(Operand(solved.within, squares, q.dtype), BLOCK),
+        q_tiles=Operand(q, (rows, key_heads, dim), q.dtype, block=(BLOCK, dim)),
+        k_tiles=Operand(k, (rows, key_heads, dim), q.dtype, block=(BLOCK, dim)),
+        v_tiles=Operand(v, (rows, num_heads, value_dim), q.dtype, block=(BLOCK, width)),
+        out_tiles=Operand(out, (rows, num_heads, value_dim), q.dtype, block=(BLOCK, width)),
+        inverse=Operand(solved.inverse, squares, q.dtype, block=(BLOCK, BLOCK), row_dims=3),
+        within=Operand(solved.within, squares, q.dtype, block=(BLOCK, BLOCK), row_dims=3),
         decays=solved.decays,
         states=Operand(states, (states.shape[0], num_heads, dim, value_dim), torch.float32),
         slots=sequences.slots,
@@ -101,17 +100,10 @@ def delta_chunk(
         DIM=dim,
         SCALE=dim**-0.5,
         VALUE_DIM=value_dim,
-        BLOCK_V=tile["v"],
+        BLOCK_V=width,
         BLOCK=BLOCK,
     )
     return out
-
-
-def _tiles(operand: Operand, columns: int) -> TensorDescriptor:
-    """[rows, heads, dim], to be read or written a block of rows and ``columns`` of all heads' at a time, in bulk."""
-    complaint = operand.complaint()
-    assert not complaint, complaint
-    return TensorDescriptor.from_tensor(operand.tensor.flatten(1), [BLOCK, columns])
 
 
 @triton.jit
@@ -189,31 +181,11 @@ def _inverse(lower, BLOCK: tl.constexpr, operand: tl.constexpr):
 
 @triton.jit
 def _delta_chunk(
-    q,
-    k,
-    v,
-    q_tiles,
-    k_tiles,
-    v_tiles,
-    out_tiles,
-    inverse,
-    within,
-    decays,
-    states,
-    slots,
-    starts,
-    cu_seqlens,
-    first_blocks,
-    out,
-    KEY_HEADS: tl.constexpr,
-    NUM_HEADS: tl.constexpr,
-    DIM: tl.constexpr,
-    SCALE: tl.constexpr,
-    VALUE_DIM: tl.constexpr,
-    BLOCK_V: tl.constexpr,
-    BLOCK: tl.constexpr,
-    PDL: tl.constexpr,
-):
+    q, k, v, q_tiles, k_tiles, v_tiles, out_tiles, inverse, within, decays, states, slots, starts, cu_seqlens,
+    first_blocks, out,
+    KEY_HEADS: tl.constexpr, NUM_HEADS: tl.constexpr, DIM: tl.constexpr, SCALE: tl.constexpr,
+    VALUE_DIM: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
     """All blocks of one sequence, value head and BLOCK_V of its value dims."""
     head = tl.program_id(1)
     sequence = tl.program_id(2)
@@ -226,8 +198,8 @@ def _delta_chunk(
     i = tl.arange(0, BLOCK)
     slot = tl.load(slots + sequence).to(tl.int64)
     at_state = states + ((slot * NUM_HEADS + head) * DIM + d[None, :]) * VALUE_DIM + e[:, None]
-    known = tl.full([BLOCK_V, DIM], 0, tl.int32) + tl.load(starts + sequence) > 0
-    state = tl.load(at_state, mask=known, other=0.0)  # [BLOCK_V, DIM]
+    known = tl.where(tl.load(starts + sequence) > 0, DIM, 0)  # dims of the state that count: all or none
+    state = tl.load(at_state, mask=(d < known)[None, :], other=0.0)  # [BLOCK_V, DIM]
     key_head = head // (NUM_HEADS // KEY_HEADS)
     whole_blocks = (stop - begin) // BLOCK
     for n in range(whole_blocks):

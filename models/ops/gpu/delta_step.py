@@ -69,15 +69,12 @@ def _delta_step(
     PDL: tl.constexpr,
 ):
     """One row, one value head, BLOCK_V of its values."""
-    v_block = tl.program_id(0)
-    head = tl.program_id(1)
-    row = tl.program_id(2).to(tl.int64)
+    v_block, head, row = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
     keys: tl.constexpr = NUM_KEY_HEADS * KEY_DIM
     channels: tl.constexpr = 2 * keys + NUM_HEADS * VALUE_DIM
     d = tl.arange(0, KEY_DIM)
     v_at = head * VALUE_DIM + v_block * BLOCK_V + tl.arange(0, BLOCK_V)
-    slot = tl.load(slots + row).to(tl.int64)
-    position = tl.load(positions + row)
+    slot, position = tl.load(slots + row).to(tl.int64), tl.load(positions + row)
     # The state is a step old: it is read before the wait.
     state_at = state + (slot * NUM_HEADS * KEY_DIM + head * KEY_DIM + d)[:, None] * VALUE_DIM
     state_at += (v_block * BLOCK_V + tl.arange(0, BLOCK_V))[None, :]

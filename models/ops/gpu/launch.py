@@ -6,10 +6,12 @@ With ``TRITON_INTERPRET=1``, set before this package is imported, kernels run on
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from math import prod
 from typing import Any
 
 import torch
 import triton
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from splitrank.models.ops.gpu.tiles import Tile
 
@@ -21,13 +23,17 @@ class Operand:
     """A tensor argument and what the kernel takes for granted about it.
 
     ``strided``: the last dim is contiguous, the others may have any stride (the kernel gets them as arguments);
-    else the whole tensor is contiguous.
+    else the whole tensor is contiguous. ``block``: the kernel gets a descriptor of the tensor as rows (its first
+    ``row_dims`` dims) and columns, and reads or writes so many rows and columns at a time with the bulk copy engine; a
+    row's bytes are a multiple of 16.
     """
 
     tensor: torch.Tensor
     shape: tuple[int, ...]
     dtype: torch.dtype
     strided: bool = False
+    block: tuple[int, int] | None = None
+    row_dims: int = 1
 
     def complaint(self) -> str:
         """What is not as declared, or nothing."""
@@ -41,6 +47,13 @@ class Operand:
         if not self.strided and not tensor.is_contiguous():
             return f"is not contiguous: strides {list(tensor.stride())}"
         return ""
+
+    def argument(self) -> torch.Tensor | TensorDescriptor:
+        """What the kernel gets."""
+        if self.block is None:
+            return self.tensor
+        rows = prod(self.shape[: self.row_dims])
+        return TensorDescriptor.from_tensor(self.tensor.view(rows, -1), list(self.block))
 
 
 @dataclass(frozen=True)
@@ -71,7 +84,7 @@ def launch(kernel: Any, grid: Sequence[int], tile: Tile, **arguments: Any) -> No
         if isinstance(value, Operand):
             if complaint := value.complaint():
                 raise ValueError(f"{kernel.fn.__name__.lstrip('_')}: {name} {complaint}")
-            value = value.tensor
+            value = value.argument()
         plain[name] = value
     if all(grid):  # without rows there is nothing to do, and a grid of 0 is an error on a GPU
         run(Call(kernel, tuple(grid), tile, plain))
@@ -81,8 +94,9 @@ def run(call: Call) -> None:
     """Launches on the current device; scripts that only compile replace it."""
     device = torch.device("cpu") if INTERPRETED else torch.device("cuda", torch.cuda.current_device())
     for name, value in call.arguments.items():
-        if isinstance(value, torch.Tensor) and value.device != device:
-            raise ValueError(f"{call.name}: {name} lies on {value.device}, the launch is on {device}")
+        tensor = value.base if isinstance(value, TensorDescriptor) else value
+        if isinstance(tensor, torch.Tensor) and tensor.device != device:
+            raise ValueError(f"{call.name}: {name} lies on {tensor.device}, the launch is on {device}")
     options = options_of(call.tile)
     pdl = call.tile.pdl and not INTERPRETED and _has_pdl(device)
     if pdl:

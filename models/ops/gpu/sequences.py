@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 
@@ -54,7 +55,7 @@ def place(
         raise ValueError(f"every sequence needs at least one row, not {list(lengths)}")
     if any(start % BLOCK for start in starts):
         raise ValueError(f"a prefill chunk starts at a multiple of {BLOCK} of its prompt, not at {list(starts)}")
-    firsts = [sum(lengths[:n]) for n in range(len(lengths) + 1)]
+    firsts = [0, *accumulate(lengths)]
     blocks = [(n, row) for n in range(len(lengths)) for row in range(firsts[n], firsts[n + 1], BLOCK)]
     tiles = [(n, row) for n in range(len(lengths)) for row in range(firsts[n], firsts[n + 1], TILE)]
     tiles.sort(key=lambda tile: firsts[tile[0]] - starts[tile[0]] - tile[1])
@@ -65,11 +66,15 @@ def place(
         "starts": (list(starts), (len(starts),)),
         "slots": (list(slots), (len(slots),)),
         "pages": ([page for table in pages for page in (*table, *[0] * (width - len(table)))], (len(pages), width)),
-        "first_blocks": ([sum(counts[:n]) for n in range(len(counts))], (len(counts),)),
+        "first_blocks": ([0, *accumulate(counts[:-1])], (len(counts),)),
         "blocks": ([number for block in blocks for number in block], (len(blocks), 2)),
         "tiles": ([number for tile in tiles for number in tile], (len(tiles), 2)),
     }
-    flat = torch.tensor([number for numbers, _ in parts.values() for number in numbers], dtype=torch.int32).to(device)
-    sizes = [len(numbers) for numbers, _ in parts.values()]
-    views = {name: part.view(shape) for (name, (_, shape)), part in zip(parts.items(), flat.split(sizes), strict=True)}
+    # Each part begins at 16 bytes: the compiler makes another kernel for an address that does not.
+    padded = [[*numbers, *[0] * (-len(numbers) % 4)] for numbers, _ in parts.values()]
+    flat = torch.tensor([number for numbers in padded for number in numbers], dtype=torch.int32).to(device)
+    views = {
+        name: part[: len(numbers)].view(shape)
+        for (name, (numbers, shape)), part in zip(parts.items(), flat.split([len(p) for p in padded]), strict=True)
+    }
     return Sequences(num_rows=firsts[-1], **views)

@@ -77,14 +77,13 @@ def sort_pairs(logits: torch.Tensor, top_k: int, tile: Tile) -> SortedPairs:
         rows=rows,
         num_tiles=num_tiles,
         TILE_ROWS=TILE_ROWS,
-        ALL_TILES=triton.next_power_of_2(num_tiles),
         ALL_EXPERTS=padded,
         **top,
     )
     return SortedPairs(experts, weights, order, tiles)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def _choose_experts(
     logits,
     stride,
@@ -133,7 +132,7 @@ def _choose_experts(
     tl.store(weights + to, share / tl.sum(share, 1)[:, None], mask=here)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["blocks"])
 def _place_blocks(
     counts,
     places,
@@ -158,7 +157,7 @@ def _place_blocks(
     tl.store(totals + e, total, mask=e < ALL_EXPERTS)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows", "num_tiles"])
 def _place_pairs(
     experts,
     places,
@@ -168,7 +167,6 @@ def _place_pairs(
     rows,
     num_tiles,
     TILE_ROWS: tl.constexpr,
-    ALL_TILES: tl.constexpr,
     ALL_EXPERTS: tl.constexpr,
     TOP_K: tl.constexpr,
     ALL_TOP: tl.constexpr,
@@ -181,7 +179,7 @@ def _place_pairs(
     i = tl.arange(0, ALL_EXPERTS)
     total = tl.load(totals + i)
     if block == tl.num_programs(0) - 1:
-        _write_tiles(tiles, i, total, num_tiles, TILE_ROWS, ALL_TILES)
+        _write_tiles(tiles, i, total, num_tiles, TILE_ROWS)
         return
     p = tl.arange(0, BLOCK_T * ALL_TOP)
     t = block * BLOCK_T + p // ALL_TOP
@@ -196,7 +194,8 @@ def _place_pairs(
 
 
 @triton.jit
-def _write_tiles(tiles, i, total, num_tiles, TILE_ROWS: tl.constexpr, ALL_TILES: tl.constexpr):
+def _write_tiles(tiles, i, total, num_tiles, TILE_ROWS: tl.constexpr):
+    """Each expert's run in tiles, and -1 behind the last."""
     stop = tl.cumsum(total, 0)
     count = (total + TILE_ROWS - 1) // TILE_ROWS
     last = tl.cumsum(count, 0)
@@ -206,5 +205,6 @@ def _write_tiles(tiles, i, total, num_tiles, TILE_ROWS: tl.constexpr, ALL_TILES:
         tl.store(to, i, mask=n < count)
         tl.store(to + 1, begin, mask=n < count)
         tl.store(to + 2, tl.minimum(begin + TILE_ROWS, stop), mask=n < count)
-    m = tl.arange(0, ALL_TILES)
-    tl.store(tiles + 3 * m, tl.full([ALL_TILES], -1, tl.int32), mask=(m >= tl.max(last, 0)) & (m < num_tiles))
+    for m0 in range(tl.max(last, 0), num_tiles, 256):
+        m = m0 + tl.arange(0, 256)
+        tl.store(tiles + 3 * m, tl.full([256], -1, tl.int32), mask=m < num_tiles)

@@ -7,7 +7,6 @@ on its place in a tile. Legend: T rows, k experts a row, E experts, I inner size
 import torch
 import triton
 import triton.language as tl
-from triton.tools.tensor_descriptor import TensorDescriptor
 
 from splitrank.models.ops.gpu.launch import Operand, launch
 from splitrank.models.ops.gpu.numerics import narrow, quick_sigmoid
@@ -28,7 +27,7 @@ def sorted_up(x: torch.Tensor, gate_up: torch.Tensor, pairs: SortedPairs, tile: 
         (pairs.tiles.shape[0] * triton.cdiv(double, tile["n"]),),
         tile,
         x=Operand(x, (rows, hidden), x.dtype),
-        weight=_rows_of(Operand(gate_up, (num_experts, double, hidden), x.dtype), tile["n"], tile["k"]),
+        weight=Operand(gate_up, (num_experts, double, hidden), x.dtype, block=(tile["n"], tile["k"]), row_dims=2),
         order=Operand(pairs.order, (rows * top_k,), torch.int32),
         tiles=pairs.tiles,
         out=out,
@@ -48,14 +47,13 @@ def sorted_down(act: torch.Tensor, down: torch.Tensor, pairs: SortedPairs, out: 
     I elements must be a multiple of 16 bytes.
     """
     (num_experts, hidden, inner), (rows, parts, _), top_k = down.shape, out.shape, pairs.weights.shape[1]
-    checked = Operand(act, (rows * top_k, inner), act.dtype)
     launch(
         _sorted_down,
         (pairs.tiles.shape[0] * triton.cdiv(hidden, tile["n"]),),
         tile,
-        act=_rows_of(checked, TILE_ROWS, tile["k"]),
-        half=_rows_of(checked, TILE_ROWS // 2, tile["k"]),
-        weight=_rows_of(Operand(down, (num_experts, hidden, inner), act.dtype), tile["n"], tile["k"]),
+        act=Operand(act, (rows * top_k, inner), act.dtype, block=(TILE_ROWS, tile["k"])),
+        half=Operand(act, (rows * top_k, inner), act.dtype, block=(TILE_ROWS // 2, tile["k"])),
+        weight=Operand(down, (num_experts, hidden, inner), act.dtype, block=(tile["n"], tile["k"]), row_dims=2),
         order=Operand(pairs.order, (rows * top_k,), torch.int32),
         shares=Operand(pairs.weights, (rows, top_k), torch.float32),
         tiles=pairs.tiles,
@@ -68,13 +66,6 @@ def sorted_down(act: torch.Tensor, down: torch.Tensor, pairs: SortedPairs, out: 
         BLOCK_N=tile["n"],
         BLOCK_K=tile["k"],
     )
-
-
-def _rows_of(operand: Operand, rows: int, columns: int) -> TensorDescriptor:
-    """All rows of a contiguous tensor, to be loaded ``rows`` x ``columns`` at a time by the bulk copy engine."""
-    complaint = operand.complaint()
-    assert not complaint, complaint
-    return TensorDescriptor.from_tensor(operand.tensor.flatten(0, -2), [rows, columns])
 
 
 @triton.jit

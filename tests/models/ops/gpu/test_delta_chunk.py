@@ -39,9 +39,9 @@ def example(device: torch.device, dtype: torch.dtype, rows: int, key_heads: int,
     return Rows(q, k, normal(device, dtype, rows, heads, DIM), -gates[0], gates[1])
 
 
-def run(rows: Rows, states: torch.Tensor, sequences: Sequences) -> torch.Tensor:
+def run(rows: Rows, states: torch.Tensor, sequences: Sequences, walk: Tile = WALK) -> torch.Tensor:
     solved = solve_blocks(rows.q, rows.k, rows.log_decay, rows.beta, sequences, SOLVE)
-    return delta_chunk(rows.q, rows.k, rows.v, solved, states, sequences, WALK)
+    return delta_chunk(rows.q, rows.k, rows.v, solved, states, sequences, walk)
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
@@ -62,6 +62,19 @@ def test_delta_chunk(device: torch.device, dtype: torch.dtype, key_heads: int, h
         assert_near(found[here], expected, BOUND[dtype])
         assert_near(states[slot], state, BOUND[dtype])
     assert states[[1, 4, 5, 8]].isnan().all()
+
+
+def test_a_head_in_parts_and_in_one_that_is_wider_than_it(device: torch.device) -> None:
+    """Value dims are walked apart, or all at once where the table's tile is made for larger heads."""
+    dtype, value_dim = torch.float32, 32
+    rows = example(device, dtype, 70, 1, 1)
+    rows = rows._replace(v=normal(device, dtype, 70, 1, value_dim))
+    states = torch.zeros(2, 1, DIM, value_dim, device=device)
+    expected, state = reference.delta_rule(*rows.wide(), states[0].double().cpu())
+    for slot, width in enumerate((16, 128)):
+        sequences = place([70], [0], [slot], [[0]], device)
+        assert_near(run(rows, states, sequences, Tile(num_warps=4, sizes={"v": width})), expected, BOUND[dtype])
+        assert_near(states[slot], state, BOUND[dtype])
 
 
 @pytest.mark.parametrize("log_decay", [0.0, -1e-4, -30.0])

@@ -40,6 +40,14 @@ def test_the_tensor_on_another_device_is_named(device: torch.device) -> None:
         double(x, torch.zeros(2, 16, device="meta"))
 
 
+def test_a_tensor_read_in_bulk_is_checked_like_any_other(device: torch.device) -> None:
+    x, y = torch.zeros(2, 16, device=device), torch.zeros(2, 16, device="meta")
+    block = Operand(y, (2, 16), torch.float32, block=(2, 16))
+    with pytest.raises(ValueError, match=rf"^double: y lies on meta, the launch is on {device}$"):
+        launch(_double, (2,), Tile(num_warps=1), x=Operand(x, (2, 16), torch.float32), y=block, COUNT=16)
+    assert Operand(x, (2, 8), torch.float32, block=(2, 8)).complaint() == "has shape [2, 16], not [2, 8]"
+
+
 @pytest.mark.parametrize(
     ("make", "changes", "message"),
     [

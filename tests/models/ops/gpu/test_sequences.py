@@ -1,6 +1,7 @@
 """Where sequences, their blocks and their tiles lie."""
 
 import pytest
+import torch
 
 from splitrank.models.ops.gpu.sequences import place
 
@@ -15,6 +16,9 @@ def test_blocks_and_tiles_are_cut_from_each_sequences_own_first_row() -> None:
     assert found.tiles.tolist() == [[2, 322], [2, 194], [2, 66], [0, 0], [1, 65]]
     assert (found.slots.tolist(), found.starts.tolist()) == ([7, 2, 4], [64, 0, 128])
     assert found.pages.tolist() == [[5, 6, 9], [1, 0, 0], [3, 0, 0]]
+    tensors = [part for part in vars(found).values() if isinstance(part, torch.Tensor)]
+    assert len(tensors) == 7
+    assert all(part.data_ptr() % 16 == 0 for part in tensors)  # else each mixture is another kernel to compile
 
 
 @pytest.mark.parametrize(
