@@ -49,7 +49,11 @@ def make_spec(num_requests: int, length: int) -> LaunchSpec:
     fields |= {"model_dir": "", "tie_word_embeddings": False, "threads_per_rank": 1, "seed": 0, "load_timeout_s": 1.0}
     fields |= {"step_timeout_s": 1.0, "heartbeat_timeout_s": 1.0, "verify_weights": False, "log_level": "error"}
     fields |= {"show_progress": False, "max_queued_requests": num_requests, "eos_token_ids": (248_044, 248_046)}
-    sizes = {"max_model_len": length, "page_size": PAGE_SIZE, "num_pages": num_requests * (length // PAGE_SIZE + 2)}
+    sizes: dict[str, Any] = {
+        "max_model_len": length,
+        "page_size": PAGE_SIZE,
+        "num_pages": num_requests * (length // PAGE_SIZE + 2),
+    }
     sizes |= {"chunked_prefill_size": 2**24, "max_prefill_tokens": 2**24, "vocab_size": VOCAB_SIZE}
     return LaunchSpec(**fields, **sizes, max_running_requests=num_requests)
 

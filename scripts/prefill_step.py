@@ -135,7 +135,8 @@ class Step:
     def prepare(self) -> None:
         prepare_attention(
             self.qkv,
-            *self.head_norm,
+            self.head_norm[0],
+            self.head_norm[1],
             EPS,
             self.cos,
             self.sin,

@@ -299,3 +299,18 @@ def test_an_aborted_answer_is_not_kept() -> None:
     assert not kept([*plans, plan])
     loop.commit()
     assert chat.turn("again", question(3, 20), 20)[1] == len(chat.history) - 40 - 1
+
+
+@pytest.mark.parametrize("plans_ahead", [False, True])
+def test_an_answer_that_stops_is_kept_as_far_as_it_was_computed(plans_ahead: bool) -> None:
+    """Planning ahead, the token that stops it is computed too."""
+    loop, history, ends = Loop(chat_spec(4), plans_ahead=plans_ahead), question(0, 40), []
+    for turn in range(4):
+        name, prompt = str(turn), [*history, *question(turn, 12)]
+        stop = expected_tokens(prompt, 20, loop.spec.vocab_size)[-1]
+        loop.add(name, prompt, max_tokens=50, stop_token_ids=(stop,))
+        loop.run()
+        assert loop.ended[name].stop_token_id == stop
+        history = [*prompt, *loop.tokens[name]]
+        ends.append(len(history))
+    assert cached(loop, "2", "3") == [end - (not plans_ahead) for end in ends[1:3]]
