@@ -5,8 +5,8 @@ from typing import NamedTuple
 import pytest
 import torch
 
-from splitrank.models.layers.rotary import rotate
 from splitrank.models.ops import reference
+from splitrank.models.ops.cpu.rotary import rotate
 from splitrank.models.ops.gpu.attention_chunk import attention_chunk, prepare_attention
 from splitrank.models.ops.gpu.sequences import Sequences, place
 from splitrank.models.ops.gpu.tiles import Tile

@@ -6,14 +6,15 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from splitrank.models.layers.rotary import RotaryEmbedding, rotate
+from splitrank.models.layers.rotary import RotaryEmbedding
 from splitrank.models.ops import reference
+from splitrank.models.ops.cpu.rotary import rotate
 from splitrank.models.ops.gpu.attention_decode import attention_decode, split_memory
 from splitrank.models.ops.gpu.rotary import cos_sin
 from splitrank.models.ops.gpu.tiles import Tile
 from tests.models.ops.gpu.comparison import TOLERANCE, assert_near, nan, normal
 
-ROTARY, THETA = RotaryEmbedding(8, 1e7), 1e7
+ROTARY, THETA = RotaryEmbedding(8, 1e7, None, torch.device("cpu")), 1e7
 
 
 def tile(form: str = "counted", parts: int = 1, t: int = 64) -> Tile:
