@@ -1,6 +1,7 @@
 """What holds for all tests: the network is never asked (set before anything imports transformers), and ``--full``."""
 
 import os
+from collections.abc import Generator
 from pathlib import Path
 
 # Engine and rank processes do not look into the current folder; those of the tests need ``tests.fake_rank``.
@@ -10,6 +11,9 @@ import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+
+from tests.limits import scaled
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -22,6 +26,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for item in items:
             if item.get_closest_marker("full"):
                 item.add_marker(whole)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """Each test's limit, scaled when the test begins."""
+    marker = item.get_closest_marker("timeout")
+    seconds = marker.args[0] if marker else item.config.getoption("timeout")
+    item.add_marker(pytest.mark.timeout(scaled(seconds)), append=False)
+    return (yield)
 
 
 @pytest.fixture(scope="session")
