@@ -6,6 +6,7 @@ Axes: pipeline (stages) x tensor (ranks of a stage); global rank = pp_rank * tp_
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from socket import socket
 
 import torch
 import torch.distributed as dist
@@ -55,6 +56,7 @@ class Mesh:
 
     ``rendezvous`` is a file all ranks can reach and that did not exist before. ``timeout_s`` bounds every wait.
     ``all_reduce`` chooses the collectives of a stage, for tensors on ``device``; ``report`` is a line that says how.
+    ``link`` carries hidden states from stage to stage, ``feedback`` sampled tokens from the last stage to the first.
     """
 
     def __init__(
@@ -69,13 +71,13 @@ class Mesh:
         self.collectives: Collectives = SingleRank()
         self.report, self._joined = "", False
         self._options, self._device = all_reduce or AllReduceOptions(), device or torch.device("cpu")
-        listener = StageListener(rendezvous.parent, _link_name(position.rank)) if position.pp_rank > 0 else None
+        listener = StageListener(rendezvous.parent, _link_name(position.rank)) if position.pp_size > 1 else None
         try:
             if position.world_size > 1:
                 group = self._join_groups(rendezvous, timeout_s)
                 if group is not None:
                     self.collectives, self.report = self._make_collectives(group, timeout_s)
-            self.link = self._link_stages(listener, rendezvous.parent, timeout_s)
+            self.link, self.feedback = self._link_stages(listener, rendezvous.parent, timeout_s)
         except BaseException:
             self._leave_groups()
             raise
@@ -83,16 +85,27 @@ class Mesh:
             if listener is not None:
                 listener.close()
 
-    def _link_stages(self, listener: StageListener | None, folder: Path, timeout_s: float) -> PipelineLink:
-        """All ranks have joined the groups, so all listen."""
-        position = self.position
-        is_last = position.pp_rank == position.pp_size - 1
+    def _link_stages(
+        self, listener: StageListener | None, folder: Path, timeout_s: float
+    ) -> tuple[PipelineLink, PipelineLink]:
+        """To and from the next stage; and from the last stage to the first. All ranks have joined, so all listen."""
+        position, previous, following = self.position, None, None
         try:
-            following = None if is_last else connect(folder, _link_name(position.rank + position.tp_size))
-            previous = listener.accept(timeout_s) if listener is not None else None
+            if listener is not None:
+                following = connect(folder, _link_name((position.rank + position.tp_size) % position.world_size))
+                previous = listener.accept(timeout_s)
         except CommunicationError as error:
             raise CommunicationError(f"{position}: could not link the stages: {error}") from error
-        return PipelineLink(position.pp_rank, previous, following, position.pp_size, timeout_s)
+        is_first, is_last = position.pp_rank == 0, position.pp_rank == position.pp_size - 1
+
+        def link(previous: socket | None, following: socket | None) -> PipelineLink:
+            max_ahead = position.pp_size + 1  # steps in flight
+            return PipelineLink(position.pp_rank, position.pp_size, previous, following, max_ahead, timeout_s)
+
+        return (
+            link(None if is_first else previous, None if is_last else following),
+            link(previous if is_first else None, following if is_last else None),
+        )
 
     def _make_collectives(self, group: dist.ProcessGroup, timeout_s: float) -> tuple[Collectives, str]:
         """What the options and the measured table choose for this stage, and the line that says so."""
@@ -131,6 +144,7 @@ class Mesh:
     def close(self) -> None:
         """Leaves the groups; safe to call when peers are gone."""
         self.link.close()
+        self.feedback.close()
         self._leave_groups()
 
     def _leave_groups(self) -> None:

@@ -1,4 +1,4 @@
-"""What crosses from one pipeline stage to the next: a header and a payload a step.
+"""What crosses from one pipeline stage to the next, and from the last to the first: a header and a payload a step.
 
 The header carries the step, the plan's hash, and the shape and dtype of the payload; the receiver compares each with
 what it expects, and stops with an error that names both sides instead of computing on something else.
@@ -15,17 +15,21 @@ from splitrank.comm.stage_socket import Outbox, receive_into
 
 _HEADER = struct.Struct("<8sq16sqqq")  # magic, step, plan hash, tensors, elements a tensor, dtype code
 _MAGIC = b"splitrk1"
-_DTYPE_CODES = {torch.bfloat16: 1, torch.float32: 2, torch.float16: 3}
+_DTYPE_CODES = {torch.bfloat16: 1, torch.float32: 2, torch.float16: 3, torch.int64: 4}
 
 
 class PipelineLink:
     """From stage ``pp_rank - 1`` (stream ``previous``) and to stage ``pp_rank + 1`` (stream ``next``), at equal tensor
-    ranks. A stage runs ahead of the next by ``max_ahead`` messages at most. Waits ``timeout_s`` at most."""
+    ranks. A stage runs ahead of the next by ``max_ahead`` messages at most. Waits ``timeout_s`` at most.
+
+    Stages are counted round: behind the last comes the first, which gets the sampled tokens from it.
+    """
 
     def __init__(
-        self, pp_rank: int, previous: socket | None, next: socket | None, max_ahead: int, timeout_s: float
+        self, pp_rank: int, pp_size: int, previous: socket | None, next: socket | None, max_ahead: int, timeout_s: float
     ) -> None:
         self._pp_rank, self._timeout_s = pp_rank, timeout_s
+        self._source, self._target = (pp_rank - 1) % pp_size, (pp_rank + 1) % pp_size
         self._previous, self._next = previous, next
         self._outbox = Outbox(next, max_ahead, timeout_s) if next is not None else None
 
@@ -38,7 +42,7 @@ class PipelineLink:
         try:
             self._outbox.put([header, *map(_bytes_of, tensors)])
         except CommunicationError as error:
-            waited = f"stage {self._pp_rank} waited for stage {self._pp_rank + 1} to take a microbatch"
+            waited = f"stage {self._pp_rank} waited for stage {self._target} to take a microbatch"
             raise CommunicationError(f"{waited}: {error}") from error
 
     def receive(
@@ -50,7 +54,7 @@ class PipelineLink:
         if seen != expected:
             raise CommunicationError(
                 f"stage {self._pp_rank} expected {expected[1:]} (step, hash, tensors, elements, dtype) "
-                f"from stage {self._pp_rank - 1}, which sent {seen[1:]}"
+                f"from stage {self._source}, which sent {seen[1:]}"
             )
         tensors = tuple(torch.empty(shape, dtype=dtype) for _ in range(num_tensors))
         for tensor in tensors:
@@ -62,7 +66,7 @@ class PipelineLink:
         try:
             receive_into(self._previous, memoryview(buffer), self._timeout_s)
         except CommunicationError as error:
-            waited = f"stage {self._pp_rank} waited for stage {self._pp_rank - 1}, step {step}"
+            waited = f"stage {self._pp_rank} waited for stage {self._source}, step {step}"
             raise CommunicationError(f"{waited}: {error}") from error
         return buffer
 

@@ -85,6 +85,9 @@ def check_partition(num_layers: int, pp_size: int, partition: tuple[int, ...] | 
         raise ValueError(f"partition {list(partition)} sums to {sum(partition)}, but the model has {num_layers} layers")
 
 
+MAX_SUMMED_ID = 2**24  # float32 is the only type that every all-reduce takes and that holds integers so large
+
+
 def check_tensor_parallel(config: ModelConfig, tp_size: int) -> None:
     """Refuses a tensor-parallel size that does not divide what it must divide; the message holds the numbers."""
     for name in (
@@ -101,3 +104,8 @@ def check_tensor_parallel(config: ModelConfig, tp_size: int) -> None:
             raise ValueError(f"tp {tp_size} neither divides {name} {heads} nor is a multiple of it")
     if tp_size > config.vocab_size:
         raise ValueError(f"tp {tp_size} exceeds the vocabulary of {config.vocab_size}")
+    if tp_size > 1 and config.vocab_size > MAX_SUMMED_ID:
+        raise ValueError(
+            f"tp {tp_size}: token ids cross the ranks as float32, exact up to {MAX_SUMMED_ID}, but the "
+            f"vocabulary has {config.vocab_size}"
+        )

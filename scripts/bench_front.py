@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import psutil
+import psutil  # type: ignore[import-untyped]
 
 QUIET_S = 3.0
 MAX_BODY_BYTES = 32 * 2**20  # far above what the context needs: the large bodies are to be parsed
@@ -197,7 +197,7 @@ class Server:
                 total += child.memory_info().rss if "parse_worker" in " ".join(child.cmdline()) else 0
             except psutil.Error:
                 pass  # it has been killed meanwhile
-        return total // 2**20
+        return int(total // 2**20)
 
 
 class Gaps:

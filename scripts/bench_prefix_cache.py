@@ -39,7 +39,7 @@ class Engine:
     def __init__(self, config: EngineConfig, run_dir: Path) -> None:
         run_dir.mkdir()
         self.spec = msgspec.structs.replace(resolve_launch(config), run_dir=str(run_dir))
-        self._scheduler = Scheduler(self.spec, max_in_flight=1)
+        self._scheduler = Scheduler(self.spec, num_microbatches=1)
         self._worker = Worker(self.spec, rank=0)
         self._worker.load()
         self._num_requests = 0
@@ -57,7 +57,7 @@ class Engine:
         while (plan := self._scheduler.schedule("")) is not None:
             result = self._worker.execute(plan, "")
             assert result is not None
-            for output in self._scheduler.commit(result):
+            for output in self._scheduler.commit(result).all():
                 outputs[output.request_id].append(output)
                 first = first or time.process_time() - began
         return list(outputs.values()), first, time.process_time() - began
@@ -74,7 +74,7 @@ def main() -> None:
         if args.shape:
             model.mkdir()
             write_text_checkpoint(random_model(args.shape, torch.bfloat16), model)
-        config = EngineConfig(model=str(model) if args.shape else None, max_model_len=4096, threads_per_rank=1)
+        config = EngineConfig(model=str(model) if args.shape else "", max_model_len=4096, threads_per_rank=1)
         cached = Engine(config, Path(folder, "cached"))
         whole = Engine(replace(config, prefix_cache_mib=0), Path(folder, "whole"))
         bench(cached, whole, args.shape or "demo", args.rounds)

@@ -11,7 +11,7 @@ import torch
 from splitrank.models.config import read_config
 from splitrank.models.ops.operations import Operations
 from splitrank.serving.config import EngineConfig
-from splitrank.serving.messages import AdmittedRequest, SequencePlan, StepPlan
+from splitrank.serving.messages import AdmittedRequest, ChunkPlan, NewPages, StepPlan
 from splitrank.serving.resolve import resolve_launch
 from splitrank.serving.sampling_params import SamplingParams
 from splitrank.serving.worker import Worker
@@ -86,14 +86,18 @@ def profile_decode(folder: str, dtype: str, threads: int, num_requests: int = 8,
 
 
 def _decode_plan(step: int, num_requests: int) -> StepPlan:
-    """Step 0 is a prompt of one token each; then one token each. Page table: 16 pages a request."""
-    sequences = [
-        SequencePlan(n, n, step, [(step * 31 + n * 7) % 1000], list(range(16 * n, 16 * n + 16)), True)
-        for n in range(num_requests)
-    ]
+    """Step 0 is a prompt of one token each, with 16 pages a request; then one token each."""
+    slots = list(range(num_requests))
+    if step:
+        return StepPlan(step, "", decodes=slots)
     params = SamplingParams(temperature=0.0, max_tokens=1000)
-    admitted = [AdmittedRequest(n, [0], params) for n in range(num_requests)] if step == 0 else []
-    return StepPlan(step, "", sequences, admitted, [], [], [])
+    return StepPlan(
+        step,
+        "",
+        admitted=[AdmittedRequest(n, n, [n * 7], params, start=0) for n in slots],
+        pages=[NewPages(n, list(range(16 * n, 16 * n + 16))) for n in slots],
+        chunks=[ChunkPlan(n, 1, sample=True) for n in slots],
+    )
 
 
 def _time_verbs(ops: Operations, spent: dict[str, float]) -> None:

@@ -96,6 +96,9 @@ class EngineConfig(LayoutConfig):
     chunked_prefill_size: int = option(
         512, "prefill chunk in tokens; chunks end at absolute multiples of it", bounds=Bounds(64, 2**20)
     )
+    max_prefill_tokens: int = option(
+        0, "prompt tokens of one step, of several requests; 0: as many as a chunk has", bounds=Bounds(0, 2**24)
+    )
     prefix_cache_mib: int = option(
         512,
         "host memory of a rank for states of prompt prefixes that requests share; 0: compute every prompt whole",
@@ -124,6 +127,11 @@ class EngineConfig(LayoutConfig):
         # The delta rule works in blocks of 64 tokens: a chunk that ends inside a block would change its bits.
         if self.chunked_prefill_size % 64:
             raise ValueError(f"chunked_prefill_size must be a multiple of 64, not {self.chunked_prefill_size}")
+        if 0 < self.max_prefill_tokens < self.chunked_prefill_size:
+            raise ValueError(
+                f"max_prefill_tokens {self.max_prefill_tokens} is less than a chunk: give at least "
+                f"chunked_prefill_size = {self.chunked_prefill_size}, or 0"
+            )
 
     def check_concurrency(self, *concurrency: int) -> None:
         """For commands that keep so many requests open: the engine must take them all."""

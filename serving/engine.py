@@ -18,6 +18,7 @@ from splitrank.serving.messages import (
     RequestOutput,
     RequestOutputs,
     Shutdown,
+    StepOutputs,
     StepResult,
     plan_hash,
 )
@@ -58,7 +59,7 @@ class Engine:
 
     def __init__(self, spec: LaunchSpec) -> None:
         self._spec = spec
-        self._scheduler = Scheduler(spec, max_in_flight=spec.pp_size)
+        self._scheduler = Scheduler(spec, spec.pp_size, plans_ahead=True)
         self._watch = RankWatch(spec, time.monotonic())
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._front = connect_front(self._context, spec)
@@ -68,7 +69,7 @@ class Engine:
         self._poller.register(self._ranks, zmq.POLLIN)
         self._sent: deque[SentStep] = deque()
         self._results: deque[StepResult] = deque()
-        self._outputs: list[RequestOutput] = []
+        self._outputs: list[StepOutputs] = []
         self._last_hash = ""
         self._last_commit_at = 0.0
         self._last_stats_at = 0.0
@@ -125,7 +126,7 @@ class Engine:
         if request_id is not None:
             reason = f"the engine cannot read this request: {error}"
             refusal = RequestOutput(request_id, [], finish_reason="error", error=reason, error_code="invalid_request")
-            self._outputs.append(refusal)
+            self._outputs.append(StepOutputs(others=[refusal]))
 
     def _hear_front(self, message: FrontToEngine) -> None:
         output = None
@@ -136,7 +137,7 @@ class Engine:
         else:
             self._stopping = True
         if output is not None:
-            self._outputs.append(output)
+            self._outputs.append(StepOutputs(others=[output]))
 
     def _become_ready(self) -> None:
         if not self._ready and self._watch.all_ready:
@@ -148,7 +149,9 @@ class Engine:
             result = self._results.popleft()
             self._check_result(result)
             self._sent.popleft()
-            self._outputs += self._scheduler.commit(result)
+            outputs = self._scheduler.commit(result)
+            if outputs.request_ids or outputs.others:
+                self._outputs.append(outputs)
             self._last_commit_at = time.monotonic()
 
     def _check_result(self, result: StepResult) -> None:

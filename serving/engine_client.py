@@ -9,6 +9,7 @@ import uuid
 from collections.abc import AsyncGenerator, Coroutine
 from typing import Any
 
+import msgspec
 import zmq
 import zmq.asyncio
 
@@ -134,7 +135,7 @@ class EngineClient:
         request_id = str(next(self._numbers))
         queue: asyncio.Queue[RequestOutput | None] = asyncio.Queue()
         self._streams[request_id] = queue
-        open_in_engine = True
+        open_in_engine, num_cached = True, 0
         try:
             # Random if the door gave none: a server that is started again does not repeat itself.
             seeded = with_seed(params, self._spec.seed, uuid.uuid4().hex)
@@ -144,7 +145,8 @@ class EngineClient:
                 if output is None:
                     raise EngineDeadError(self.death)
                 open_in_engine = output.finish_reason is None
-                yield output
+                num_cached = max(num_cached, output.num_cached_tokens)
+                yield msgspec.structs.replace(output, num_cached_tokens=num_cached) if num_cached else output
         finally:
             del self._streams[request_id]
             if open_in_engine and self.death is None:
@@ -172,7 +174,7 @@ class EngineClient:
 
     def _hear(self, message: EngineToFront) -> None:
         if isinstance(message, RequestOutputs):
-            for output in message.outputs:
+            for output in (output for step in message.steps for output in step.all()):
                 queue = self._streams.get(output.request_id)
                 if queue is not None:  # else: aborted, and the output was under way
                     queue.put_nowait(output)

@@ -32,6 +32,7 @@ class LaunchSpec(msgspec.Struct, frozen=True, kw_only=True):
     page_size: int  # tokens a KV page
     num_pages: int
     chunked_prefill_size: int  # chunks end at absolute multiples of it
+    max_prefill_tokens: int  # of all chunks of a step; at least a chunk
     max_queued_requests: int
     prefix_cache_bytes: int = 0  # of a rank's host memory, for snapshots of prompt prefixes; 0: none are kept
     prefix_block_size: int = 64  # tokens: prefixes are whole blocks of them
@@ -51,6 +52,11 @@ class LaunchSpec(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def world_size(self) -> int:
         return self.tp_size * self.pp_size
+
+    @property
+    def max_in_flight(self) -> int:
+        """Steps that are planned before the result of the first is back: one a stage, and one so that none waits."""
+        return self.pp_size + 1
 
 
 class RankReady(msgspec.Struct, frozen=True, tag=True):
@@ -106,7 +112,8 @@ class TokenLogprobs(msgspec.Struct, frozen=True):
 
 
 class RequestOutput(msgspec.Struct, frozen=True, tag=True):
-    """New tokens of one request. ``finish_reason`` ends it: "stop", "length", "abort" or "error" (``error`` says why).
+    """New tokens of one request, as the front's streams give them. ``finish_reason`` ends it: "stop", "length", "abort"
+    or "error" (``error`` says why).
 
     A token that stopped the request (end of sequence or a stop token id) is in ``token_ids`` and in ``stop_token_id``.
     """
@@ -122,10 +129,23 @@ class RequestOutput(msgspec.Struct, frozen=True, tag=True):
     num_cached_tokens: int = 0  # of its prompt: taken from a snapshot, not computed
 
 
-class RequestOutputs(msgspec.Struct, frozen=True, tag=True):
-    """What one turn of the engine has for the front: one message a step, not one a request."""
+class StepOutputs(msgspec.Struct, frozen=True, array_like=True):
+    """What one step has for its requests, each of which is in it once: a token and nothing else for most, by row."""
 
-    outputs: list[RequestOutput]
+    request_ids: list[str] = []
+    token_ids: list[int] = []
+    others: list[RequestOutput] = []
+
+    def all(self) -> list[RequestOutput]:
+        """Each as an output, without ``num_cached_tokens`` for those that have a token only."""
+        plain = zip(self.request_ids, self.token_ids, strict=True)
+        return [RequestOutput(request_id, [token]) for request_id, token in plain] + self.others
+
+
+class RequestOutputs(msgspec.Struct, frozen=True, tag=True):
+    """What the engine has for the front, in order: one message a turn, not one a request."""
+
+    steps: list[StepOutputs]
 
 
 class EngineStats(msgspec.Struct, frozen=True, tag=True):
@@ -150,60 +170,72 @@ class EngineStats(msgspec.Struct, frozen=True, tag=True):
 
 
 class AdmittedRequest(msgspec.Struct, frozen=True, array_like=True):
-    """First seen in this step: what the sampling rank must remember until the request is released."""
+    """A new row of the ranks' table: all that they need to know of the request until it is released."""
 
-    request: int
+    slot: int  # row of the table, and recurrent-state slot
+    request: int  # the engine's number of the request, never reused
     prompt_token_ids: list[int]
     params: SamplingParams
+    start: int  # tokens of the prompt that a snapshot restores
 
 
-class SequencePlan(msgspec.Struct, frozen=True, array_like=True):
-    """One request's share of a step: ``tokens`` at absolute positions start, start+1, …"""
+class NewPages(msgspec.Struct, frozen=True, array_like=True):
+    """KV pages that a row gets behind those it has."""
 
-    request: int  # the engine's number of the request, never reused
-    slot: int  # recurrent-state slot; the rank clears it when start == 0
-    start: int
-    tokens: list[int]
-    pages: list[int]  # the whole page table, enough for start + len(tokens) tokens
-    sample: bool  # sample a token after the last position
-
-
-class SwapPlan(msgspec.Struct, frozen=True, array_like=True):
-    """State and pages of one request go to host memory, or come back into (other) pages and slot."""
-
-    request: int
     slot: int
     pages: list[int]
 
 
+class ChunkPlan(msgspec.Struct, frozen=True, array_like=True):
+    """The next ``num_tokens`` tokens of a row's prompt."""
+
+    slot: int
+    num_tokens: int
+    sample: bool  # sample a token after the last one: the prompt ends here
+
+
+class SwapPlan(msgspec.Struct, frozen=True, array_like=True):
+    """A row, with its state and pages, goes to host memory, or comes back into (another) slot and new pages."""
+
+    request: int
+    slot: int
+
+
 class SnapshotPlan(msgspec.Struct, frozen=True, array_like=True):
-    """State and pages of a sequence's first ``num_tokens`` tokens are copied from a slot and pages into host memory, or
-    from there."""
+    """State and pages of a row's first ``num_tokens`` tokens are copied into host memory, or from there."""
 
     snapshot: int  # the engine's number of it, never reused
     num_tokens: int
     slot: int
-    pages: list[int]  # those of the first num_tokens tokens
 
 
-class StepPlan(msgspec.Struct, frozen=True, tag=True):
-    """One microbatch, executed by every rank in step order: keep finished requests, release, swap out, swap in, restore
-    snapshots, run ``sequences`` and save snapshots of them, drop snapshots.
+class StepPlan(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
+    """What changes on the ranks with one step, and which rows it computes. Executed by every rank in step order:
 
-    Without ``sequences`` it only tells idle ranks what to release and keep.
+    keep finished rows, release, swap out, admit and swap in, add pages, restore snapshots, compute decodes and chunks,
+    save snapshots of them, drop snapshots.
+
+    A decode feeds a row's last sampled token and samples the next one. Without decodes and chunks, a plan only tells
+    idle ranks what to release and keep.
     """
 
     step: int  # 0, 1, 2, … without gaps
     previous_hash: str  # hash of the plan before it ("" for step 0): chains all plans together
-    sequences: list[SequencePlan]
-    admitted: list[AdmittedRequest]
-    released: list[int]  # forget these before anything else of this step
-    swap_out: list[SwapPlan]
-    swap_in: list[SwapPlan]
+    decodes: list[int] = []  # slots
+    chunks: list[ChunkPlan] = []
+    pages: list[NewPages] = []
+    admitted: list[AdmittedRequest] = []
+    released: list[int] = []  # requests
+    swap_out: list[SwapPlan] = []
+    swap_in: list[SwapPlan] = []
     kept: list[SnapshotPlan] = []  # of finished requests, whose slots and pages this plan may hand out again
     restored: list[SnapshotPlan] = []
     saved: list[SnapshotPlan] = []  # of running prompts: anywhere in the chunk that this step computes
     dropped: list[int] = []  # snapshots to forget
+
+    @property
+    def has_rows(self) -> bool:
+        return bool(self.decodes or self.chunks)
 
 
 def plan_hash(plan_bytes: bytes) -> str:
@@ -219,15 +251,16 @@ class RowFailure(msgspec.Struct, frozen=True, array_like=True):
 
 
 class StepResult(msgspec.Struct, frozen=True, tag=True):
-    """From tensor rank 0 of the last stage: one token for each sequence with ``sample``, in plan order.
+    """From tensor rank 0 of the last stage: one token for each decode and each chunk with ``sample``, in that order.
 
-    ``failures``, by row: that request ends with an error, and its token means nothing.
+    ``logprobs``, by row, of those that asked. ``failures``, by row: that request ends with an error, and its token
+    means nothing.
     """
 
     step: int
     plan_hash: str
     token_ids: list[int]
-    logprobs: list[TokenLogprobs | None]
+    logprobs: dict[int, TokenLogprobs] = {}
     failures: dict[int, RowFailure] = {}
 
 

@@ -5,26 +5,38 @@ as many as it takes. So every running request is older than every swapped one. I
 flight, it cannot be swapped out now: the older request and all behind it wait until that step is back.
 """
 
+import numpy as np
+
 from splitrank.serving.cache import Pool, pages_needed
 from splitrank.serving.draft import Draft
-from splitrank.serving.messages import LaunchSpec, SwapPlan
+from splitrank.serving.messages import LaunchSpec, NewPages, SwapPlan
 from splitrank.serving.request import Request, Status
+from splitrank.serving.request_columns import Places, RequestColumns
 
 
 class Residents:
     """Hands pages and slots to requests and takes them back."""
 
-    def __init__(self, spec: LaunchSpec) -> None:
+    def __init__(self, spec: LaunchSpec, columns: RequestColumns) -> None:
         self._page_size = spec.page_size
         self.pages = Pool(spec.num_pages)
         self.slots = Pool(spec.max_running_requests)
         self.running: dict[int, Request] = {}
         self.swapped: dict[int, Request] = {}
         self.num_preemptions = 0
+        self._columns = columns
+        self._places: Places | None = None
+
+    @property
+    def places(self) -> Places:
+        """Of the running requests, oldest first."""
+        if self._places is None:
+            self._places = np.array([self.running[number].place for number in sorted(self.running)], dtype=np.int64)
+        return self._places
 
     def by_age(self) -> list[Request]:
         """The running ones, oldest first."""
-        return sorted(self.running.values(), key=lambda request: request.number)
+        return self._columns.at(self.places)
 
     def has_room(self, num_tokens: int) -> bool:
         """A slot, and pages for ``num_tokens`` beside those that the running requests will soon need: the rest of each
@@ -35,31 +47,37 @@ class Residents:
         """
         if not self.slots.num_free:
             return False
-        reserve = sum(1 + self._pages_of_rest(request) for request in self.running.values())
+        places = self.places
+        rest = -(-self._columns.prompt_length[places] // self._page_size) - self._columns.num_pages[places]
+        reserve = len(places) + int(rest.clip(0).sum())
         return self.pages.num_free - reserve >= pages_needed(num_tokens, self._page_size)
-
-    def _pages_of_rest(self, request: Request) -> int:
-        return max(pages_needed(len(request.prompt_token_ids), self._page_size) - len(request.pages), 0)
 
     def start(self, request: Request) -> None:
         """It gets a slot; its pages come with its shares."""
         [request.slot] = self.slots.allocate(1)
         request.status = Status.RUNNING
         self.running[request.number] = request
+        self._places = None
 
     def swap_in(self, draft: Draft, request: Request) -> None:
         del self.swapped[request.number]
         self.start(request)
-        request.pages = self.pages.allocate(pages_needed(request.num_scheduled, self._page_size))
-        draft.swap_in.append(SwapPlan(request.number, request.slot, list(request.pages)))
+        draft.swap_in.append(SwapPlan(request.number, request.slot))
+        self.add_pages(draft, request, pages_needed(request.num_scheduled, self._page_size))
 
     def grow(self, draft: Draft, request: Request, num_tokens: int) -> bool:
         """Give it pages for ``num_tokens`` tokens, if need be by swapping out younger requests; False: not now."""
-        missing = pages_needed(num_tokens, self._page_size) - len(request.pages)
+        missing = pages_needed(num_tokens, self._page_size) - request.num_pages
         if missing > self.pages.num_free and not self._make_room(draft, request, missing):
             return False
-        request.pages += self.pages.allocate(missing)
+        if missing > 0:
+            self.add_pages(draft, request, missing)
         return True
+
+    def add_pages(self, draft: Draft, request: Request, count: int) -> None:
+        pages = self.pages.allocate(count)
+        request.add_pages(pages)
+        draft.pages.append(NewPages(request.slot, pages))
 
     def _make_room(self, draft: Draft, request: Request, missing: int) -> bool:
         draft.is_short_of_pages = True
@@ -69,7 +87,7 @@ class Residents:
             if victim.number <= request.number or num_free >= missing:
                 break
             victims.append(victim)
-            num_free += len(victim.pages)
+            num_free += victim.num_pages
         if num_free < missing:  # older requests hold the rest, and they keep it
             return False
         if any(victim.num_in_flight for victim in victims):
@@ -81,7 +99,7 @@ class Residents:
 
     def _swap_out(self, draft: Draft, victim: Request) -> None:
         # All its pages hold computed tokens: pages come with the share that fills them, and none is in flight.
-        draft.swap_out.append(SwapPlan(victim.number, victim.slot, list(victim.pages)))
+        draft.swap_out.append(SwapPlan(victim.number, victim.slot))
         self._give_back(victim)
         victim.status = Status.SWAPPED
         self.swapped[victim.number] = victim
@@ -95,10 +113,11 @@ class Residents:
             del self.swapped[request.number]
 
     def _give_back(self, request: Request) -> None:
-        self.pages.free(request.pages)
+        self.pages.free(request.take_pages())
         self.slots.free([request.slot])
-        request.pages, request.slot = [], -1
+        request.slot = -1
         del self.running[request.number]
+        self._places = None
 
     def check(self) -> None:
         """Integrity: every page and slot is free or has one owner; the swapped ones own nothing and are the younger."""
@@ -107,6 +126,8 @@ class Residents:
         self.slots.check([request.slot for request in running])
         for request in running:
             held = pages_needed(request.num_scheduled, self._page_size)
-            assert len(request.pages) == held, f"request {request.number} holds {len(request.pages)} pages, not {held}"
+            assert request.num_pages == held, f"request {request.number} holds {request.num_pages} pages, not {held}"
+        assert self.places.tolist() == [request.place for request in self.by_age()]
+        assert self._columns.num_pages[self.places].tolist() == [request.num_pages for request in self.by_age()]
         assert all(one.slot < 0 and not one.pages and not one.num_in_flight for one in self.swapped.values())
         assert max(self.running, default=-1) < min(self.swapped, default=2**63), "an older request has been passed over"

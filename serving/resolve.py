@@ -53,6 +53,7 @@ def resolve_launch(config: EngineConfig) -> LaunchSpec:
         page_size=config.page_size,
         num_pages=capacity.num_pages,
         chunked_prefill_size=config.chunked_prefill_size,
+        max_prefill_tokens=config.max_prefill_tokens or config.chunked_prefill_size,
         max_queued_requests=config.max_queued_requests,
         prefix_cache_bytes=config.prefix_cache_mib * 2**20,
         state_bytes=max(rank.state_bytes_per_request for rank in ranks),

@@ -16,7 +16,6 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from splitrank.serving.cache import pages_needed
 from splitrank.serving.messages import LaunchSpec, SnapshotPlan
 from splitrank.serving.prefix_cache import Digest, Kind, PrefixCache, Snapshot, chain_digests
 from splitrank.serving.request import Request
@@ -137,13 +136,17 @@ class Snapshots:
                 use.taken = snapshot
 
     def keep_answer(self, request: Request, step: int) -> None:
-        """It has come to a regular end, still owns slot and pages, and ``step`` is the next one to be planned."""
+        """It has come to a regular end, still owns slot and pages, and ``step`` is the next one to be planned.
+
+        What was computed is kept: all but the last token, or that too, if the next step was planned ahead.
+        """
         use = self._uses.get(request.number)
         if use is None:
             return
         prompt_end, end, size = len(request.prompt_token_ids), request.num_scheduled, self._spec.prefix_block_size
-        if use.taken is not None and end > prompt_end:
-            use.taken.continuation = request.tokens_between(use.taken.num_tokens, min(end, prompt_end + ANSWER_TOKENS))
+        answer_end = min(end, request.num_known - 1, prompt_end + ANSWER_TOKENS)
+        if use.taken is not None and answer_end > prompt_end:
+            use.taken.continuation = request.tokens_between(use.taken.num_tokens, answer_end)
         if not use.keeps_answer or end < size or not self._cache.can_hold(end):
             return
         known = len(use.digests)
@@ -174,9 +177,9 @@ class Snapshots:
         self._news.dropped += dropped
         return snapshot
 
-    def _plan(self, snapshot: Snapshot, request: Request) -> SnapshotPlan:
-        pages = request.pages[: pages_needed(snapshot.num_tokens, self._spec.page_size)]
-        return SnapshotPlan(snapshot.number, snapshot.num_tokens, request.slot, pages)
+    @staticmethod
+    def _plan(snapshot: Snapshot, request: Request) -> SnapshotPlan:
+        return SnapshotPlan(snapshot.number, snapshot.num_tokens, request.slot)
 
     def _remember(self, digests: list[Digest]) -> None:
         for digest in digests:

@@ -23,9 +23,12 @@ from splitrank.models.sharding import TensorShard, stage_slice
 from splitrank.models.verify_weights import verify_weights
 from splitrank.models.weight_plan import WeightPlan, audit_plan, plan_weights
 from splitrank.serving.batching import PlannedBatch, make_batch
+from splitrank.serving.cache import pages_needed
 from splitrank.serving.messages import LaunchSpec, StepPlan, StepResult
+from splitrank.serving.request_table import MovedRow, RequestTable
 from splitrank.serving.sampler import sample
 from splitrank.serving.sampling_state import SamplingState
+from splitrank.serving.token_feedback import TokenFeedback
 
 # Joining is collective, and a rank joins only when it has started: on a loaded machine that takes a while.
 JOIN_TIMEOUT_S = 120.0
@@ -45,8 +48,10 @@ class Worker:
         timeout_s = max(spec.step_timeout_s, JOIN_TIMEOUT_S)
         options = AllReduceOptions(spec.all_reduce, spec.all_reduce_codec)
         self.mesh = Mesh(self.position, Path(spec.run_dir) / "rendezvous", timeout_s, options)
-        self._sampling: dict[int, SamplingState] = {}
-        self._swapped: dict[int, list[torch.Tensor]] = {}
+        max_pages = pages_needed(spec.max_model_len, spec.page_size)
+        self.table = RequestTable(spec.max_running_requests, max_pages, spec.page_size, self.ops.device)
+        self._feedback = TokenFeedback(self.table, self.mesh, spec.max_in_flight)
+        self._swapped: dict[int, tuple[MovedRow, list[torch.Tensor]]] = {}  # by request
         self._snapshots: dict[int, list[torch.Tensor]] = {}
 
     @property
@@ -109,21 +114,24 @@ class Worker:
     @torch.inference_mode()
     def execute(self, plan: StepPlan, plan_hash: str) -> StepResult | None:
         """Runs one step; the sampling rank returns its result."""
-        self._keep_finished(plan)
-        self._forget(plan.released)
-        self._remember(plan)
-        self._swap(plan)
+        self._feedback.take(plan)
+        self._move_rows(plan)
         self._restore_snapshots(plan)
-        batch = make_batch(plan.sequences, self.spec.page_size, plan.saved)
-        logits = self._forward(batch, plan.step, plan_hash) if plan.sequences else None
+        batch = make_batch(self.table, plan.decodes, plan.chunks, plan.saved)
+        logits = self._forward(batch, plan.step, plan_hash) if plan.has_rows else None
+        self.table.advance(batch.batch, batch.host_slots)
         self._save_snapshots(plan, batch)
-        if not self.is_sampling_rank:
-            return None
-        states = [self._sampling[sequence.request] for sequence in batch.sampled]
+        result = self._sample(batch, logits, plan.step, plan_hash) if self.is_sampling_rank else None
+        self._feedback.spread(result.token_ids if result else None, batch.sampled, plan.step, plan_hash)
+        return result
+
+    def _sample(self, batch: PlannedBatch, logits: torch.Tensor | None, step: int, plan_hash: str) -> StepResult:
+        states = [row.sampling for slot in batch.sampled if (row := self.table.rows[slot]).sampling is not None]
         rows = sample(logits, states) if logits is not None and states else []
         self.mesh.collectives.check()  # the tokens are on the host: nothing of this step is still running
         failures = {number: row.failure for number, row in enumerate(rows) if row.failure is not None}
-        return StepResult(plan.step, plan_hash, [row.token for row in rows], [row.logprobs for row in rows], failures)
+        logprobs = {number: row.logprobs for number, row in enumerate(rows) if row.logprobs is not None}
+        return StepResult(step, plan_hash, [row.token for row in rows], logprobs, failures)
 
     def _forward(self, planned: PlannedBatch, step: int, plan_hash: str) -> torch.Tensor | None:
         """Receives from the stage before, runs this stage, sends to the next; logits on the last stage."""
@@ -140,38 +148,42 @@ class Worker:
         logits: torch.Tensor = output
         return logits
 
-    def _forget(self, released: list[int]) -> None:
-        for request in released:
-            self._sampling.pop(request, None)
-            self._swapped.pop(request, None)
-
-    def _remember(self, plan: StepPlan) -> None:
-        if not self.is_sampling_rank:
-            return
-        for new in plan.admitted:
-            self._sampling[new.request] = SamplingState(new.prompt_token_ids, new.params, self.spec.eos_token_ids)
-
-    def _swap(self, plan: StepPlan) -> None:
-        """Preempted requests go to host memory before those that come back take their pages."""
-        for out in plan.swap_out:
-            self._swapped[out.request] = self.cache.save(torch.tensor(out.pages, dtype=torch.int64), out.slot)
-        for back in plan.swap_in:
-            saved = self._swapped.pop(back.request)
-            self.cache.restore(saved, torch.tensor(back.pages, dtype=torch.int64), back.slot)
-
-    def _keep_finished(self, plan: StepPlan) -> None:
-        """Before anything else of the plan can write to their slots and pages."""
+    def _move_rows(self, plan: StepPlan) -> None:
+        """Rows leave before others come in and get their slots and pages."""
         for kept in plan.kept:
-            self._snapshots[kept.snapshot] = self.cache.save(torch.tensor(kept.pages), kept.slot)
+            self._snapshots[kept.snapshot] = self.cache.save(self.table.pages_of(kept.slot, kept.num_tokens), kept.slot)
+        for request in plan.released:
+            self._release(request)
+        for out in plan.swap_out:
+            pages = self.table.pages_of(out.slot, int(self.table.host_lengths[out.slot]))
+            saved = self.cache.save(pages, out.slot)
+            self._swapped[out.request] = (self.table.take(out.slot), saved)
+        for new in plan.admitted:
+            sampling = SamplingState(new.prompt_token_ids, new.params, self.spec.eos_token_ids)
+            self.table.admit(new, sampling if self.is_sampling_rank else None)
+        back = [(one.slot, *self._swapped.pop(one.request)) for one in plan.swap_in]
+        for slot, moved, _ in back:
+            self.table.put(slot, moved)
+        for pages_of_row in plan.pages:
+            self.table.add_pages(pages_of_row)
+        for slot, moved, saved in back:
+            self.cache.restore(saved, self.table.pages_of(slot, moved.length), slot)
+
+    def _release(self, request: int) -> None:
+        """Running or swapped out. One that was aborted before any plan knew it is neither."""
+        slot = self.table.slot_of(request)
+        if slot is not None:
+            self.table.take(slot)
+        self._swapped.pop(request, None)
 
     def _restore_snapshots(self, plan: StepPlan) -> None:
-        for restored in plan.restored:
-            self.cache.restore(self._snapshots[restored.snapshot], torch.tensor(restored.pages), restored.slot)
+        for one in plan.restored:
+            self.cache.restore(self._snapshots[one.snapshot], self.table.pages_of(one.slot, one.num_tokens), one.slot)
 
     def _save_snapshots(self, plan: StepPlan, batch: PlannedBatch) -> None:
         """Inside a chunk the layers have copied the state; at its end, the state lies in the slot."""
         for saved in plan.saved:
-            pages, copy = torch.tensor(saved.pages), batch.copies.get(saved.snapshot)
+            pages, copy = self.table.pages_of(saved.slot, saved.num_tokens), batch.copies.get(saved.snapshot)
             self._snapshots[saved.snapshot] = (
                 self.cache.save_inside(pages, copy.tensors) if copy else self.cache.save(pages, saved.slot)
             )

@@ -24,9 +24,8 @@ from splitrank.models.qwen3_5 import Stage
 from splitrank.models.sharding import TensorShard, equal_partition, stage_slice
 from splitrank.models.weight_plan import plan_weights
 from splitrank.serving.batching import make_batch
-from splitrank.serving.messages import SequencePlan
 from tests.quick_reduce_spec import error_bound
-from tests.stage_runner import NUM_PAGES, PAGE_SIZE, random_tokens, relative_error
+from tests.stage_runner import NUM_PAGES, PAGE_SIZE, Sequence, make_table, random_tokens, relative_error
 
 TP_SIZE, NUM_TOKENS = 2, 128
 TIMEOUT_S = 60.0
@@ -95,7 +94,7 @@ def partial_sums(folder: Path, dtype: str) -> dict[str, list[torch.Tensor]]:
     partition = equal_partition(config.num_hidden_layers, 1)
     whole, checkpoint, kind = stage_slice(0, 1, partition), open_checkpoint(folder, config), getattr(torch, dtype)
     tokens = random_tokens(NUM_TOKENS, config.vocab_size)
-    plan = SequencePlan(1, 0, 0, tokens, list(range(-(-NUM_TOKENS // PAGE_SIZE))), True)
+    share = Sequence(1, 0, list(range(-(-NUM_TOKENS // PAGE_SIZE)))).take(tokens)
 
     @torch.inference_mode()
     def run(rank: int) -> None:
@@ -105,7 +104,8 @@ def partial_sums(folder: Path, dtype: str) -> dict[str, list[torch.Tensor]]:
         load_weights(model, plan_weights(config, whole, shard, dtype, checkpoint), checkpoint, lambda num_bytes: None)
         memory = StageCache(config, whole, shard, kind, NUM_PAGES, PAGE_SIZE, 1, ops)
         prepare(model, ops)
-        model(make_batch([plan], PAGE_SIZE).batch, None, memory, ThreadRank(ranks, rank))
+        table = make_table()
+        model(make_batch(table, [], [share.enter(table)]).batch, None, memory, ThreadRank(ranks, rank))
 
     in_threads(run)
     places = ["embedding"]

@@ -17,6 +17,7 @@ from splitrank.comm.selection import AllReduceOptions
 from tests.limits import PROGRAM_S, scaled
 
 TIMEOUT_S = 3.0
+FLOAT = torch.float32
 HASH, OTHER_HASH = "0123456789abcdef", "fedcba9876543210"
 Seen = list[str] | dict[str, list[list[float]]]
 
@@ -72,6 +73,35 @@ def link(folder: Path, rank: int) -> Seen:
         aligned = all(tensor.data_ptr() % 64 == 0 for tensor in received)
         equal = all(torch.equal(one, other) for one, other in zip(received, tensors, strict=True))
         seen[str(step)] = [[float(aligned), float(equal)]]
+    _stay_for_the_other(folder, rank)
+    return seen
+
+
+def feedback(folder: Path, rank: int) -> Seen:
+    """Three stages: tokens go from the last to the first, in step order, while states go the other way."""
+    mesh = _mesh(folder, rank, 3, 1)
+    seen: list[list[float]] = []
+    for step in range(4):
+        states = (torch.full((2, 3), float(step)),) if rank == 0 else mesh.link.receive(1, (2, 3), FLOAT, step, HASH)
+        if rank < 2:
+            mesh.link.send(states, step, HASH)
+        else:
+            mesh.feedback.send((torch.tensor([step, 2**40 + step]),), step, HASH)
+    if rank == 0:
+        for step in range(4):
+            [tokens] = mesh.feedback.receive(1, (2,), torch.int64, step, HASH)
+            seen.append(tokens.tolist())
+        (folder / "done1").touch()
+    _stay_for_the_other(folder, 0)
+    return {"tokens": seen}
+
+
+def silent_feedback(folder: Path, rank: int) -> Seen:
+    """The first stage waits for tokens of a last stage that never sampled."""
+    mesh = _mesh(folder, rank, 2, 1)
+    seen: list[str] = []
+    if rank == 0:
+        seen = seconds_and_error(lambda: mesh.feedback.receive(1, (4,), torch.int64, 3, HASH))
     _stay_for_the_other(folder, rank)
     return seen
 
@@ -190,9 +220,11 @@ SCENARIOS = {
         collectives,
         grid,
         link,
+        feedback,
         mismatch,
         dead_stage,
         silent_stage,
+        silent_feedback,
         deaf_stage,
         dead_tensor_rank,
         silent_tensor_rank,

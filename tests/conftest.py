@@ -1,4 +1,5 @@
-"""What holds for all tests: the network is never asked (set before anything imports transformers), and ``--full``."""
+"""What holds for all tests: the network is never asked (set before anything imports transformers), Triton's kernels are
+interpreted where there is no GPU (set before anything imports Triton), and ``--full``."""
 
 import os
 from collections.abc import Generator
@@ -8,9 +9,12 @@ from pathlib import Path
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH"))))
 
 import pytest
+import torch
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
 
 
 from tests.limits import scaled

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 
 from splitrank.serving.cache import pages_needed
 from splitrank.serving.messages import (
+    ChunkPlan,
     LaunchSpec,
     RowFailure,
-    SequencePlan,
     SnapshotPlan,
     StepPlan,
     StepResult,
@@ -44,18 +44,56 @@ def expected_tokens(prompt: list[int], num_tokens: int, vocab_size: int, stop: t
 
 
 @dataclass
+class FakeRow:
+    """What a rank's table holds of a request."""
+
+    request: int
+    prompt: list[int]
+    last_token: int = -1  # sampled, not computed
+    pages: list[int] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Span:
+    """What a step computes of one request: positions start to end - 1."""
+
+    request: int
+    start: int
+    end: int
+
+
+@dataclass
 class FakeModel:
     spec: LaunchSpec
+    table: dict[int, FakeRow] = field(default_factory=dict)  # by slot
     slots: dict[int, SlotState] = field(default_factory=dict)
     pages: dict[int, dict[int, Cell]] = field(default_factory=dict)
     history: dict[int, list[int]] = field(default_factory=dict)  # of every request that is not released
     prompts: dict[int, list[int]] = field(default_factory=dict)
-    host: dict[int, tuple[SlotState, list[dict[int, Cell]]]] = field(default_factory=dict)
+    host: dict[int, tuple[FakeRow, SlotState, list[dict[int, Cell]]]] = field(default_factory=dict)
     snapshots: dict[int, tuple[list[int], int]] = field(default_factory=dict)  # tokens, folded value
     failing: dict[int, int] = field(default_factory=dict)  # a request's row fails once it has so many tokens
     begun: dict[int, int] = field(default_factory=dict)  # where a request began: 0, or behind a snapshot
+    spans: list[Span] = field(default_factory=list)  # of the step executed last: decodes, then chunks
 
     def execute(self, plan: StepPlan, digest: str) -> StepResult:
+        self._move_rows(plan)
+        for restored in plan.restored:
+            self._restore(restored, plan)
+        self._check_disjoint(plan)
+        self.spans = [self._decode_span(slot) for slot in plan.decodes] + list(map(self._chunk_span, plan.chunks))
+        sampled = plan.decodes + [chunk.slot for chunk in plan.chunks if chunk.sample]
+        values = dict(self._decode(slot) for slot in plan.decodes) | dict(
+            self._compute_chunk(chunk, plan.saved) for chunk in plan.chunks
+        )
+        assert all(saved.snapshot in self.snapshots for saved in plan.saved), "a snapshot of nobody in this step"
+        for snapshot in plan.dropped:
+            del self.snapshots[snapshot]
+        tokens = [self._sample(slot, values[slot]) for slot in sampled]
+        failures = {row: FAILURE for row, slot in enumerate(sampled) if self._fails(self.table[slot].request)}
+        return StepResult(plan.step, digest, tokens, failures=failures)
+
+    def _move_rows(self, plan: StepPlan) -> None:
         for kept in plan.kept:
             request, num_tokens, value = self.slots[kept.slot]
             assert request in plan.released, "a request is kept that has not ended"
@@ -63,119 +101,127 @@ class FakeModel:
         for request in plan.released:
             del self.history[request], self.prompts[request], self.begun[request]
             self.host.pop(request, None)
-        for admitted in plan.admitted:
-            assert admitted.request not in self.history, f"request {admitted.request} is admitted twice"
-            self.history[admitted.request] = []
-            self.prompts[admitted.request] = admitted.prompt_token_ids
-            self.begun[admitted.request] = 0
+            self.table = {slot: row for slot, row in self.table.items() if row.request != request}
         for swap in plan.swap_out:
             self._swap_out(swap)
+        for admitted in plan.admitted:
+            assert admitted.request not in self.history, f"request {admitted.request} is admitted twice"
+            assert admitted.slot not in self.table, "a slot has two owners"
+            self.table[admitted.slot] = FakeRow(admitted.request, admitted.prompt_token_ids)
+            self.history[admitted.request] = []
+            self.prompts[admitted.request] = admitted.prompt_token_ids
+            self.begun[admitted.request] = admitted.start
+        for swap in plan.swap_in:
+            assert swap.slot not in self.table, "a slot has two owners"
+            self.table[swap.slot] = self.host[swap.request][0]
+        for new in plan.pages:
+            self.table[new.slot].pages += new.pages
         for swap in plan.swap_in:
             self._swap_in(swap)
-        for restored in plan.restored:
-            self._restore(restored, plan)
-        self._check_disjoint(plan)
-        values = [self._run(sequence, plan.saved) for sequence in plan.sequences]
-        assert all(saved.snapshot in self.snapshots for saved in plan.saved), "a snapshot of nobody in this step"
-        for snapshot in plan.dropped:
-            del self.snapshots[snapshot]
-        sampled = [
-            (sequence.request, token_of(value, self.spec.vocab_size))
-            for sequence, value in zip(plan.sequences, values, strict=True)
-            if sequence.sample
-        ]
-        failures = {row: FAILURE for row, (request, _) in enumerate(sampled) if self._fails(request)}
-        return StepResult(plan.step, digest, [token for _, token in sampled], [None] * len(sampled), failures)
+
+    def _sample(self, slot: int, value: int) -> int:
+        token = token_of(value, self.spec.vocab_size)
+        self.table[slot].last_token = token
+        return token
 
     def _fails(self, request: int) -> bool:
         return len(self.history[request]) >= self.failing.get(request, self.spec.max_model_len + 1)
 
     def _swap_out(self, swap: SwapPlan) -> None:
-        state = self.slots.pop(swap.slot)
-        assert state[0] == swap.request
-        assert len(swap.pages) == pages_needed(state[1], self.spec.page_size)
-        self.host[swap.request] = (state, [self.pages.pop(page) for page in swap.pages])
+        row, state = self.table.pop(swap.slot), self.slots.pop(swap.slot)
+        assert row.request == state[0] == swap.request
+        assert len(row.pages) == pages_needed(state[1], self.spec.page_size)
+        self.host[swap.request] = (row, state, [self.pages.pop(page) for page in row.pages])
+        row.pages = []
 
     def _swap_in(self, swap: SwapPlan) -> None:
-        state, contents = self.host.pop(swap.request)
+        row, state, contents = self.host.pop(swap.request)
         self.slots[swap.slot] = state
-        self.pages.update(zip(swap.pages, contents, strict=True))
+        self.pages.update(zip(row.pages[: len(contents)], contents, strict=True))
 
     def _save(self, saved: SnapshotPlan, request: int, num_tokens: int, value: int) -> None:
         assert saved.snapshot not in self.snapshots
         assert saved.num_tokens == num_tokens
+        assert self.table[saved.slot].request == request
         tokens = self.history[request][:num_tokens]
-        self._check_pages(saved.pages, request, tokens)
+        self._check_pages(self.table[saved.slot].pages, request, tokens)
         self.snapshots[saved.snapshot] = (tokens, value)
 
     def _restore(self, restored: SnapshotPlan, plan: StepPlan) -> None:
         """For a request that begins with this step, and whose prompt begins with those very tokens."""
         tokens, value = self.snapshots[restored.snapshot]
-        (sequence,) = [one for one in plan.sequences if one.slot == restored.slot]
-        assert sequence.start == restored.num_tokens == len(tokens) < len(self.prompts[sequence.request])
-        assert self.prompts[sequence.request][: len(tokens)] == tokens, "a snapshot of another prompt"
-        assert restored.pages == sequence.pages[: pages_needed(len(tokens), self.spec.page_size)]
-        self.history[sequence.request] = list(tokens)
-        self.begun[sequence.request] = len(tokens)
-        self.slots[restored.slot] = (sequence.request, len(tokens), value)
+        row = self.table[restored.slot]
+        assert restored.slot in [chunk.slot for chunk in plan.chunks]
+        assert self.begun[row.request] == restored.num_tokens == len(tokens) < len(row.prompt)
+        assert row.prompt[: len(tokens)] == tokens, "a snapshot of another prompt"
+        self.history[row.request] = list(tokens)
+        self.slots[restored.slot] = (row.request, len(tokens), value)
         for position, token in enumerate(tokens):
-            page = self.pages.setdefault(restored.pages[position // self.spec.page_size], {})
-            page[position % self.spec.page_size] = (sequence.request, position, token)
+            self._write(row, position, token)
+
+    def _write(self, row: FakeRow, position: int, token: int) -> None:
+        page, offset = row.pages[position // self.spec.page_size], position % self.spec.page_size
+        self.pages.setdefault(page, {})[offset] = (row.request, position, token)
 
     def _check_disjoint(self, plan: StepPlan) -> None:
-        pages = [page for sequence in plan.sequences for page in sequence.pages]
-        slots = [sequence.slot for sequence in plan.sequences]
-        assert len(set(pages)) == len(pages), "two sequences of a step share a page"
-        assert len(set(slots)) == len(slots), "two sequences of a step share a slot"
+        pages = [page for row in self.table.values() for page in row.pages]
+        slots = plan.decodes + [chunk.slot for chunk in plan.chunks]
+        assert len(set(pages)) == len(pages), "two rows share a page"
+        assert len(set(slots)) == len(slots), "a row is computed twice in a step"
         assert all(0 <= page < self.spec.num_pages for page in pages)
-        assert all(0 <= slot < self.spec.max_running_requests for slot in slots)
-        chunks = [sequence for sequence in plan.sequences if self._is_prompt(sequence)]
-        assert sum(len(chunk.tokens) for chunk in chunks) <= self.spec.chunked_prefill_size
-        for chunk in chunks:
-            self._check_boundaries(chunk)
-        for sequence in plan.sequences:
-            assert self._is_prompt(sequence) or (len(sequence.tokens) == 1 and sequence.sample)
+        assert all(0 <= slot < self.spec.max_running_requests for slot in self.table)
+        assert sum(chunk.num_tokens for chunk in plan.chunks) <= self.spec.max_prefill_tokens
 
-    def _is_prompt(self, sequence: SequencePlan) -> bool:
-        return sequence.start < len(self.prompts[sequence.request])
+    def _decode_span(self, slot: int) -> Span:
+        request = self.table[slot].request
+        length = len(self.history[request])
+        return Span(request, length, length + 1)
 
-    def _check_boundaries(self, chunk: SequencePlan) -> None:
+    def _chunk_span(self, chunk: ChunkPlan) -> Span:
+        request = self.table[chunk.slot].request
+        length = len(self.history[request])
+        return Span(request, length, length + chunk.num_tokens)
+
+    def _decode(self, slot: int) -> tuple[int, int]:
+        """Slot and folded value."""
+        row = self.table[slot]
+        assert len(self.history[row.request]) >= len(row.prompt), "a decode in the middle of a prompt"
+        return slot, self._run(slot, [row.last_token], [])
+
+    def _compute_chunk(self, chunk: ChunkPlan, saved: list[SnapshotPlan]) -> tuple[int, int]:
         """Chunks meet at multiples of the size, but the first one begins behind the snapshot that was restored."""
-        prompt, size = self.prompts[chunk.request], self.spec.chunked_prefill_size
-        end = chunk.start + len(chunk.tokens)
-        assert chunk.start % size == 0 or chunk.start == self.begun[chunk.request]
-        assert end == min((chunk.start // size + 1) * size, len(prompt))
-        assert chunk.tokens == prompt[chunk.start : end]
-        assert chunk.sample == (end == len(prompt))
+        row, size = self.table[chunk.slot], self.spec.chunked_prefill_size
+        start, length = len(self.history[row.request]), len(row.prompt)
+        end = start + chunk.num_tokens
+        assert start % size == 0 or start == self.begun[row.request]
+        assert end == min((start // size + 1) * size, length)
+        assert chunk.sample == (end == length)
+        return chunk.slot, self._run(chunk.slot, row.prompt[start:end], saved)
 
     def _check_pages(self, pages: list[int], request: int, tokens: list[int]) -> None:
         page_size = self.spec.page_size
-        assert len(pages) == pages_needed(len(tokens), page_size)
+        assert len(pages) >= pages_needed(len(tokens), page_size)
         for position, token in enumerate(tokens):
             cell = self.pages[pages[position // page_size]][position % page_size]
             assert cell == (request, position, token), f"page holds {cell} of another request or time"
 
-    def _run(self, sequence: SequencePlan, saved: list[SnapshotPlan]) -> int:
-        history, page_size = self.history[sequence.request], self.spec.page_size
-        assert sequence.start == len(history), f"request {sequence.request} starts at {sequence.start}, not at the end"
-        end = sequence.start + len(sequence.tokens)
-        assert len(sequence.pages) == pages_needed(end, page_size)
-        self._check_pages(sequence.pages[: pages_needed(len(history), page_size)], sequence.request, history)
-        request, folded, value = self.slots.get(sequence.slot, (-1, 0, 0)) if sequence.start else (-1, 0, 0)
-        assert (request, folded) == ((sequence.request, sequence.start) if sequence.start else (-1, 0))
-        snapshots = {one.num_tokens: one for one in saved if one.slot == sequence.slot}
-        assert all((position - sequence.start) % self.spec.prefix_block_size == 0 for position in snapshots)
-        for position, token in enumerate(sequence.tokens, sequence.start):
-            self.pages.setdefault(sequence.pages[position // page_size], {})[position % page_size] = (
-                sequence.request,
-                position,
-                token,
-            )
+    def _run(self, slot: int, tokens: list[int], saved: list[SnapshotPlan]) -> int:
+        row = self.table[slot]
+        history = self.history[row.request]
+        start, end = len(history), len(history) + len(tokens)
+        assert len(row.pages) == pages_needed(end, self.spec.page_size)
+        self._check_pages(row.pages, row.request, history)
+        request, folded, value = self.slots.get(slot, (-1, 0, 0)) if start else (-1, 0, 0)
+        assert (request, folded) == ((row.request, start) if start else (-1, 0))
+        snapshots = {one.num_tokens: one for one in saved if one.slot == slot}
+        assert all((position - start) % self.spec.prefix_block_size == 0 for position in snapshots)
+        for position, token in enumerate(tokens, start):
+            self._write(row, position, token)
             value = fold(value, token)
             history.append(token)
             if position + 1 in snapshots:
-                self._save(snapshots[position + 1], sequence.request, position + 1, value)
-        self.slots[sequence.slot] = (sequence.request, end, value)
+                self._save(snapshots[position + 1], row.request, position + 1, value)
+        self.slots[slot] = (row.request, end, value)
         return value
 
 
@@ -206,4 +252,6 @@ def small_spec(**changes: object) -> LaunchSpec:
         "log_level": "warning",
         "show_progress": False,
     }
-    return LaunchSpec(**(values | changes))  # type: ignore[arg-type]
+    values |= changes
+    values.setdefault("max_prefill_tokens", values["chunked_prefill_size"])
+    return LaunchSpec(**values)  # type: ignore[arg-type]

@@ -10,8 +10,10 @@ from typing import Any
 import torch
 
 from splitrank.models.config import read_config
-from splitrank.serving.batching import PlannedBatch, is_decode, make_batch
-from splitrank.serving.messages import LaunchSpec, SequencePlan, StepPlan
+from splitrank.serving.batching import PlannedBatch, make_batch
+from splitrank.serving.messages import AdmittedRequest, ChunkPlan, LaunchSpec, NewPages
+from splitrank.serving.request_table import RequestTable
+from splitrank.serving.sampling_params import SamplingParams
 from splitrank.serving.worker import Worker
 
 PAGE_SIZE, NUM_PAGES, NUM_SLOTS, CHUNK = 16, 96, 8, 64
@@ -34,6 +36,7 @@ def launch_spec(folder: Path, run_dir: Path, **overrides: Any) -> LaunchSpec:
         "page_size": PAGE_SIZE,
         "num_pages": NUM_PAGES,
         "chunked_prefill_size": CHUNK,
+        "max_prefill_tokens": CHUNK,
         "max_queued_requests": 16,
         "vocab_size": config.vocab_size,
         "eos_token_ids": (),
@@ -48,10 +51,11 @@ def launch_spec(folder: Path, run_dir: Path, **overrides: Any) -> LaunchSpec:
     return LaunchSpec(**{**fields, **overrides})
 
 
-def step_plan(sequences: list[SequencePlan], step: int = 0, **parts: Any) -> StepPlan:
-    """A plan with nothing admitted, released or swapped unless told so."""
-    lists: dict[str, Any] = {"admitted": [], "released": [], "swap_out": [], "swap_in": []}
-    return StepPlan(step=step, previous_hash="", sequences=sequences, **{**lists, **parts})
+def admitted(
+    request: int, slot: int, prompt: list[int], params: SamplingParams | None = None, start: int = 0
+) -> AdmittedRequest:
+    """Greedy unless told otherwise."""
+    return AdmittedRequest(slot, request, prompt, params or SamplingParams(temperature=0.0, max_tokens=100), start)
 
 
 @dataclass
@@ -63,11 +67,37 @@ class Sequence:
     pages: list[int]
     length: int = field(default=0)
 
-    def take(self, tokens: list[int]) -> SequencePlan:
-        """The plan for the next tokens; advances the sequence."""
-        plan = SequencePlan(self.request, self.slot, self.length, tokens, self.pages, True)
+    def take(self, tokens: list[int]) -> "Share":
+        """The next tokens; advances the sequence."""
+        share = Share(self, self.length, tokens)
         self.length += len(tokens)
-        return plan
+        return share
+
+
+@dataclass(frozen=True)
+class Share:
+    """What one step computes of a sequence: tokens that the test chooses."""
+
+    sequence: Sequence
+    start: int
+    tokens: list[int]
+
+    def enter(self, table: RequestTable) -> ChunkPlan:
+        """Puts the tokens behind what the row's prompt has, so that they are computed whatever was sampled."""
+        sequence, slot = self.sequence, self.sequence.slot
+        if self.start == 0:
+            if slot in table.rows:
+                table.take(slot)
+            table.admit(admitted(sequence.request, slot, []), None)
+            table.add_pages(NewPages(slot, sequence.pages))
+        row = table.rows[slot]
+        assert (row.request, len(row.prompt)) == (sequence.request, self.start)
+        table.rows[slot] = replace(row, prompt=torch.cat((row.prompt, torch.tensor(self.tokens))))
+        return ChunkPlan(slot, len(self.tokens), sample=True)
+
+
+def make_table(num_slots: int = NUM_SLOTS, num_pages: int = NUM_PAGES, page_size: int = PAGE_SIZE) -> RequestTable:
+    return RequestTable(num_slots, num_pages, page_size, torch.device("cpu"))
 
 
 class StageRunner:
@@ -92,17 +122,18 @@ class StageRunner:
         self._free_pages = sequence.pages + self._free_pages
 
     @torch.inference_mode()
-    def step(self, *plans: SequencePlan) -> list[torch.Tensor]:
-        """One step of all plans together; logits [len(tokens), vocab] of every row, a tensor a plan."""
-        planned = make_batch(list(plans), self.worker.spec.page_size)
+    def step(self, *shares: Share) -> list[torch.Tensor]:
+        """One step of all shares together; logits [len(tokens), vocab] of every row, a tensor a share."""
+        table = self.worker.table
+        chunks = [share.enter(table) for share in shares]
+        planned = make_batch(table, [], chunks)
         batch = replace(planned.batch, sample_rows=torch.arange(planned.batch.num_tokens))
-        logits = self.worker._forward(PlannedBatch(batch, planned.sampled), 0, "")
+        logits = self.worker._forward(PlannedBatch(batch, planned.host_slots, planned.sampled), 0, "")
         assert logits is not None
-        ordered = sorted(plans, key=lambda plan: not is_decode(plan))  # decode rows stand first
-        by_request = dict(
-            zip([p.request for p in ordered], logits.split([len(p.tokens) for p in ordered]), strict=True)
-        )
-        return [by_request[plan.request] for plan in plans]
+        table.advance(batch, planned.host_slots)
+        rows = {chunk.slot: chunk.rows for chunk in batch.prefills.chunks}
+        rows |= {slot: slice(row, row + 1) for row, slot in enumerate(batch.decode_slots.tolist())}
+        return [logits[rows[share.sequence.slot]] for share in shares]
 
     def prefill(self, sequence: Sequence, tokens: list[int], chunk: int = CHUNK) -> torch.Tensor:
         """The prompt in chunks that end at multiples of ``chunk``, as the scheduler cuts it: [len(tokens), vocab]."""

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 CODE_FOLDERS = ("serving", "models", "comm")
 ALL_FOLDERS = (*CODE_FOLDERS, "scripts", "tests")
 # Only a rank process may import these; front and engine must start without torch.
-RANK_MODULES = {"rank", "batching", "sampler", "sampling_state", "worker"}
+RANK_MODULES = {"rank", "batching", "request_table", "sampler", "sampling_state", "token_feedback", "worker"}
 
 Rule = Callable[[str], list[str]]
 
@@ -77,7 +77,7 @@ def test_every_folder_has_its_page() -> None:
     assert missing == []
 
 
-DATA_LINKS = [("demo", "configs/demo"), ("all_reduce", "configs/all_reduce")]
+DATA_LINKS = [("demo", "configs/demo"), ("all_reduce", "configs/all_reduce"), ("kernels", "configs/kernels")]
 
 
 @pytest.mark.parametrize(("link", "target"), [(name, name) for name in CODE_FOLDERS] + DATA_LINKS)

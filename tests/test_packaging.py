@@ -72,7 +72,7 @@ def test_nothing_else_is_installed(wheel: zipfile.ZipFile) -> None:
     assert {name.split("/")[0].split("-")[0] for name in wheel.namelist()} == {"splitrank"}
 
 
-@pytest.mark.parametrize("name", ["demo", "all_reduce"])
+@pytest.mark.parametrize("name", ["demo", "all_reduce", "kernels"])
 def test_the_demo_checkpoint_and_the_tables_are_package_data(wheel: zipfile.ZipFile, name: str) -> None:
     for file in (ROOT / "configs" / name).iterdir():
         if file.name != "README.md":

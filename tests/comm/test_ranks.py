@@ -45,6 +45,10 @@ def test_the_link_delivers_every_step_into_aligned_storage(tmp_path: Path) -> No
     assert run("link", tmp_path, 2)[1] == {str(step): [[1.0, 1.0]] for step in range(9)}
 
 
+def test_tokens_go_from_the_last_stage_to_the_first(tmp_path: Path) -> None:
+    assert run("feedback", tmp_path, 3)[0] == {"tokens": [[step, 2**40 + step] for step in range(4)]}
+
+
 def test_a_message_that_was_not_agreed_on_is_an_error_that_names_both_sides(tmp_path: Path) -> None:
     seen = run("mismatch", tmp_path, 2)[1]
     errors = dict(zip(MISMATCHES, seen[1::2], strict=True))
@@ -69,6 +73,7 @@ def test_a_message_that_was_not_agreed_on_is_an_error_that_names_both_sides(tmp_
     [
         ("dead_stage", 1, ("stage 1 waited for stage 0, step 0",)),
         ("silent_stage", 1, ("stage 1 waited for stage 0, step 0",)),
+        ("silent_feedback", 0, ("stage 0 waited for stage 1, step 3", "nothing came for 3 s")),
         ("deaf_stage", 0, ("stage 0 waited for stage 1 to take a microbatch",)),
         ("dead_tensor_rank", 1, ("tensor rank 1 of 2: all-reduce failed",)),
         ("silent_tensor_rank", 1, ("tensor rank 1 of 2: all-gather failed",)),

@@ -15,8 +15,8 @@ import torch
 from splitrank.models.loader import load_weights
 from splitrank.models.weight_plan import LocalParameter, WeightPlan
 from splitrank.serving import rank, worker
-from splitrank.serving.batching import PlannedBatch, make_batch
-from splitrank.serving.messages import LaunchSpec, SequencePlan
+from splitrank.serving.messages import LaunchSpec, NewPages
+from splitrank.serving.request_table import RequestTable
 
 FAULT = "SPLITRANK_TEST_FAULT"
 
@@ -66,20 +66,15 @@ def skip_an_all_reduce(number: int) -> None:
 def share_a_page() -> None:
     """The first page of a request with an odd number is also that of the request before it."""
     first_page: dict[int, int] = {}
+    add_pages = RequestTable.add_pages
 
-    def shared(sequence: SequencePlan) -> SequencePlan:
-        own = first_page.setdefault(sequence.request, sequence.pages[0])
-        page = first_page.get(sequence.request - 1, own) if sequence.request % 2 else own
-        return SequencePlan(**{**_fields(sequence), "pages": [page, *sequence.pages[1:]]})
+    def faulty(self: RequestTable, new: NewPages) -> None:
+        add_pages(self, new)
+        request = self.rows[new.slot].request
+        own = first_page.setdefault(request, new.pages[0])
+        self.pages[new.slot, 0] = first_page.get(request - 1, own) if request % 2 else own
 
-    def faulty(sequences: list[SequencePlan], *others: Any) -> PlannedBatch:
-        return make_batch([shared(sequence) for sequence in sequences], *others)
-
-    worker.make_batch = faulty
-
-
-def _fields(sequence: SequencePlan) -> dict[str, Any]:
-    return {name: getattr(sequence, name) for name in sequence.__struct_fields__}
+    RequestTable.add_pages = faulty  # type: ignore[method-assign]
 
 
 # Fault: (does the layout have it, how it is planted). The demo's layers 0 to 3 and 4 to 7 are the stages of pp=2.

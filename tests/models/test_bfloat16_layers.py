@@ -25,7 +25,7 @@ from splitrank.models.hidden_states import HiddenStates
 from splitrank.models.ops.cpu.norm import rms_norm
 from splitrank.serving.batching import make_batch
 from tests.checkpoints import make_reference, random_text_config, round_to_bfloat16, write_checkpoint
-from tests.stage_runner import PAGE_SIZE, StageRunner, random_tokens, relative_error
+from tests.stage_runner import StageRunner, make_table, random_tokens, relative_error
 
 ROUNDING = 2.0**-8
 LENGTH = 64
@@ -41,7 +41,8 @@ class Models:
         self.rounded: Qwen3_5MoeForCausalLM = copy.deepcopy(self.exact).bfloat16()
 
     def batch(self) -> Batch:
-        return make_batch([self.runner.start(LENGTH).take([0] * LENGTH)], PAGE_SIZE).batch
+        table, share = make_table(), self.runner.start(LENGTH).take([0] * LENGTH)
+        return make_batch(table, [], [share.enter(table)]).batch
 
 
 @pytest.fixture(scope="module")

@@ -88,6 +88,7 @@ def test_partitions_refused(pp_size: int, partition: tuple[int, ...] | None, wor
         ),
         (4, {"linear_num_value_heads": 12, "linear_num_key_heads": 6}, ("tp 4", "linear_num_key_heads 6")),
         (4, {"vocab_size": 3}, ("tp 4", "vocabulary of 3")),
+        (2, {"vocab_size": 2**24 + 1}, ("tp 2", "exact up to 16777216", "16777217")),
     ],
 )
 def test_tp_that_does_not_divide_is_refused(

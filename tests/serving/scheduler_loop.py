@@ -6,7 +6,7 @@ from typing import Protocol
 from splitrank.serving.messages import AddRequest, LaunchSpec, RequestOutput, StepPlan, StepResult
 from splitrank.serving.sampling_params import SamplingParams
 from splitrank.serving.scheduler import Scheduler
-from tests.fake_model import FakeModel
+from tests.fake_model import FakeModel, Span
 
 
 class Executor(Protocol):
@@ -16,14 +16,17 @@ class Executor(Protocol):
 class Loop:
     """Scheduler and fake model, with results held back until ``commit``, as a pipeline does."""
 
-    def __init__(self, spec: LaunchSpec, max_in_flight: int = 1, executor: Executor | None = None) -> None:
+    def __init__(
+        self, spec: LaunchSpec, num_microbatches: int = 1, executor: Executor | None = None, plans_ahead: bool = False
+    ) -> None:
         self.spec = spec
-        self.scheduler = Scheduler(spec, max_in_flight)
+        self.scheduler = Scheduler(spec, num_microbatches, plans_ahead)
         self.model = FakeModel(spec)
         self.executor = executor or self.model
         self.results: deque[StepResult] = deque()
         self.tokens: dict[str, list[int]] = defaultdict(list)
         self.ended: dict[str, RequestOutput] = {}
+        self.spans: dict[int, list[Span]] = {}  # what each step has computed: decodes, then chunks
 
     def add(self, name: str, prompt: list[int], **params: object) -> None:
         self._hear(self.scheduler.add(AddRequest(name, prompt, SamplingParams(**params))))  # type: ignore[arg-type]
@@ -37,13 +40,14 @@ class Loop:
             result = self.executor.execute(plan, "")
             assert result is not None
             self.results.append(result)
+            self.spans[plan.step] = self.model.spans
             assert not (plan.swap_out and (plan.swap_in or plan.admitted)), "room is made and given away at once"
             assert not (plan.admitted and self.scheduler.stats().num_preempted), "a new request before a swapped one"
         self.scheduler.check()
         return plan
 
     def commit(self) -> None:
-        for output in self.scheduler.commit(self.results.popleft()):
+        for output in self.scheduler.commit(self.results.popleft()).all():
             self._hear(output)
         self.scheduler.check()
 

@@ -85,6 +85,7 @@ TOO_MUCH = str(10**20 - 1)
         (["--max-body-bytes", "-1"], "max_body_bytes must be at least "),
         (["--max-body-bytes", "1"], "max_body_bytes must be at least "),
         (["--max-model-len", "1"], "max_model_len 1 leaves no room for a prompt and an answer; give at least 2"),
+        (["--max-prefill-tokens", "256"], "max_prefill_tokens 256 is less than a chunk: give at least chunked_prefill"),
         (["--port", "65536"], "port must be at most 65535, not 65536"),
         (["--pp", "2", "--pp-partition", f"1,{TOO_MUCH}"], "pp_partition must be at most "),
         (["--model", ""], "model is empty, as from an unset variable: give a value or leave it out"),

@@ -8,7 +8,7 @@ import zmq
 
 from splitrank.serving import engine as engine_module
 from splitrank.serving.engine import Engine, EngineFailure
-from splitrank.serving.messages import RequestOutput, RequestOutputs
+from splitrank.serving.messages import RequestOutputs, StepOutputs
 from splitrank.serving.wire import decode_engine_to_front, front_address
 from tests.fake_model import small_spec
 
@@ -33,7 +33,7 @@ def ends() -> Iterator[tuple[Engine, "zmq.Socket[bytes]"]]:
 def publish_until_full(engine: Engine) -> int:
     """Publishes one output a turn until one stays; returns how many there were."""
     for number in range(MOST_MESSAGES):
-        engine._outputs.append(RequestOutput("0", [number]))
+        engine._outputs.append(StepOutputs(["0"], [number]))
         engine._publish()
         if engine._outputs:
             return number + 1
@@ -45,7 +45,7 @@ def received(front: "zmq.Socket[bytes]") -> list[int]:
     while front.poll(200):
         message = decode_engine_to_front(front.recv())
         if isinstance(message, RequestOutputs):
-            tokens += [token for output in message.outputs for token in output.token_ids]
+            tokens += [token for step in message.steps for output in step.all() for token in output.token_ids]
     return tokens
 
 
@@ -53,7 +53,7 @@ def test_a_busy_front_gets_everything_later(ends: tuple[Engine, "zmq.Socket[byte
     engine, front = ends
     count = publish_until_full(engine)
     for number in range(count, count + 500):
-        engine._outputs.append(RequestOutput("0", [number]))
+        engine._outputs.append(StepOutputs(["0"], [number]))
         engine._publish()
     tokens = received(front)
     engine._publish()

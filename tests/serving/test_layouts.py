@@ -14,13 +14,12 @@ import torch
 from safetensors.torch import load_file
 
 from splitrank.models.sharding import equal_partition
-from splitrank.serving.messages import AdmittedRequest, SequencePlan, StepPlan
-from splitrank.serving.sampling_params import SamplingParams
+from splitrank.serving.messages import ChunkPlan, NewPages, StepPlan
 from tests.checkpoints import make_reference, random_text_config, write_checkpoint
 from tests.forked import RankProcess
 from tests.limits import PROGRAM_S, scaled
 from tests.stage_rank import Run
-from tests.stage_runner import CHUNK, Sequence, launch_spec, random_tokens, relative_error, step_plan
+from tests.stage_runner import CHUNK, admitted, launch_spec, random_tokens, relative_error
 
 NUM_LAYERS, VOCAB_SIZE = 5, 389
 GRID = list(product((2, 3, 4), (1, 2, 4)))  # pp, tp; pp = 1 is what each is compared with
@@ -33,26 +32,40 @@ Outcome = dict[str, torch.Tensor]
 
 
 def plans() -> list[StepPlan]:
-    """A prompt of three chunks, one of a single token, one in the middle; decode and prefill in one step; 9 steps."""
-    prompts = [random_tokens(length, VOCAB_SIZE, seed=length) for length in (150, 1, 40)]
-    long, one, late = Sequence(0, 3, [7, *range(20, 32)]), Sequence(1, 0, [5, 9]), Sequence(2, 6, [11, 2, 40, 3])
-    steps: list[list[SequencePlan]] = [
-        [long.take(prompts[0][:CHUNK]), one.take(prompts[1])],
-        [long.take(prompts[0][CHUNK : 2 * CHUNK]), one.take([17])],
-        [late.take(prompts[2]), one.take([23]), long.take(prompts[0][2 * CHUNK :])],
-        *([one.take([t]), long.take([t + 1]), late.take([t + 2])] for t in (30, 60, 388 - 2, 0, 99)),
-        [late.take([77])],
+    """A prompt of three chunks, one of a single token, one in the middle; given and sampled tokens, decode and prefill
+    in one step. Given tokens stand in the prompt and are computed one by one."""
+    given = [30, 60, 388 - 2, 0, 99]
+    long, one, late = (random_tokens(length, VOCAB_SIZE, seed=length) for length in (150, 1, 40))
+    long, one, late = long + [t + 1 for t in given], [*one, 17, 23, *given], late + [t + 2 for t in given]
+    new_long, new_one, new_late = (admitted(*row) for row in ((0, 3, long), (1, 0, one), (2, 6, late)))
+    pages = {3: [7, *range(20, 32)], 0: [5, 9], 6: [11, 2, 40, 3]}
+
+    def tokens(slot: int, count: int = 1) -> ChunkPlan:
+        return ChunkPlan(slot, count, sample=True)
+
+    steps: list[dict[str, list]] = [
+        {
+            "admitted": [new_long, new_one],
+            "pages": [NewPages(slot, pages[slot]) for slot in (3, 0)],
+            "chunks": [tokens(3, CHUNK), tokens(0)],
+        },
+        {"chunks": [tokens(3, CHUNK), tokens(0)]},
+        {
+            "admitted": [new_late],
+            "pages": [NewPages(6, pages[6])],
+            "chunks": [tokens(6, 40), tokens(0), tokens(3, 150 - 2 * CHUNK)],
+        },
+        *({"chunks": [tokens(0), tokens(3), tokens(6)]} for _ in given),
+        *({"decodes": slots} for slots in ([6], [0, 3, 6], [3, 0], [6, 3])),
+        {"decodes": [0], "released": [0]},  # whose last token nobody has taken
+        {"decodes": [6], "admitted": [admitted(3, 3, one)], "pages": [NewPages(3, [21, 20])], "chunks": [tokens(3, 8)]},
+        {"decodes": [3, 6, 0]},
     ]
-    greedy = SamplingParams(temperature=0.0, max_tokens=100)
-    first_step = {0: (0, 1), 2: (2,)}
-    return [
-        step_plan(
-            sequences,
-            step,
-            admitted=[AdmittedRequest(request, prompts[request], greedy) for request in first_step.get(step, ())],
-        )
-        for step, sequences in enumerate(steps)
-    ]
+    return [StepPlan(step, "", **parts) for step, parts in enumerate(steps)]
+
+
+def num_sampled(plan: StepPlan) -> int:
+    return len(plan.decodes) + len(plan.chunks)
 
 
 class Layouts:
@@ -105,7 +118,7 @@ def layouts(tmp_path_factory: pytest.TempPathFactory) -> Layouts:
 def test_pp_alone_changes_no_bit(layouts: Layouts, pp: int, tp: int) -> None:
     for dtype in DTYPES:
         expected, found = layouts.outcome(1, tp)[dtype], layouts.outcome(pp, tp)[dtype]
-        assert expected["logits"].shape == (sum(len(plan.sequences) for plan in plans()), VOCAB_SIZE)
+        assert expected["logits"].shape == (sum(map(num_sampled, plans())), VOCAB_SIZE)
         assert torch.isfinite(expected["logits"]).all()
         assert torch.equal(found["logits"], expected["logits"])
         assert torch.equal(found["tokens"], expected["tokens"])

@@ -18,7 +18,7 @@ def make_spec(folder: Path, **changes: Any) -> LaunchSpec:
         run_dir="", model_dir=str(folder), dtype="bfloat16", tp_size=1, pp_size=2, partition=(2, 2),
         tie_word_embeddings=False, threads_per_rank=1, max_model_len=64, max_running_requests=4, page_size=16,
         num_pages=16, chunked_prefill_size=64, max_queued_requests=8, vocab_size=300, eos_token_ids=(7,), seed=0,
-        load_timeout_s=1, step_timeout_s=1, heartbeat_timeout_s=1, verify_weights=False,
+        load_timeout_s=1, step_timeout_s=1, heartbeat_timeout_s=1, verify_weights=False, max_prefill_tokens=64,
         log_level="info", show_progress=False,
     )  # fmt: skip
     return msgspec.structs.replace(spec, **changes)

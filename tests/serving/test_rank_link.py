@@ -69,7 +69,7 @@ def open_pair() -> Iterator[Pair]:
 
 
 def plan(step: int, previous_hash: str) -> StepPlan:
-    return StepPlan(step, previous_hash, [], [], [], [], [])
+    return StepPlan(step, previous_hash)
 
 
 def test_plans_arrive_in_order_with_their_hash_and_end_with_shutdown(pair: Pair) -> None:
@@ -93,7 +93,7 @@ def test_a_gap_a_repeat_or_another_history_names_both_sides(pair: Pair, step: in
 
 
 def test_results_and_progress_reach_the_engine(pair: Pair) -> None:
-    result = StepResult(0, "hash", [7], [None])
+    result = StepResult(0, "hash", [7])
     pair.link.set_phase("warm-up")
     pair.link.send_result(result)
     assert pair.hear(StepResult) == result

@@ -54,6 +54,8 @@ def test_the_spec_says_what_follows(folder: Path) -> None:
         ({"num_pages": 40}, {"num_pages": 40, "max_model_len": 1024}),
         ({"num_pages": 10, "page_size": 8}, {"num_pages": 10, "max_model_len": 80}),
         ({"threads_per_rank": 3}, {"threads_per_rank": 3}),
+        ({"chunked_prefill_size": 128}, {"chunked_prefill_size": 128, "max_prefill_tokens": 128}),
+        ({"max_prefill_tokens": 2048}, {"chunked_prefill_size": 512, "max_prefill_tokens": 2048}),
         ({"tp": 2}, {"all_reduce": "auto", "all_reduce_codec": "none"}),
         (
             {"tp": 2, "all_reduce": "quick", "all_reduce_codec": "int8"},

@@ -4,30 +4,32 @@ import random
 
 import pytest
 
-from splitrank.serving.messages import StepPlan
 from tests.fake_model import FAILURE, expected_tokens, small_spec
 from tests.serving.scheduler_loop import Loop
 
 
-def numbers(plan: StepPlan | None) -> list[int]:
+def numbers(loop: Loop) -> list[int]:
+    """Plans a step: the requests in it, decodes first."""
+    plan = loop.plan()
     assert plan is not None
-    return [sequence.request for sequence in plan.sequences]
+    return [span.request for span in loop.spans[plan.step]]
 
 
-def spans(plan: StepPlan | None) -> list[tuple[int, int]]:
+def spans(loop: Loop) -> list[tuple[int, int]]:
+    plan = loop.plan()
     assert plan is not None
-    return [(sequence.start, sequence.start + len(sequence.tokens)) for sequence in plan.sequences]
+    return [(span.start, span.end) for span in loop.spans[plan.step]]
 
 
 def test_chunks_end_at_absolute_multiples_and_decodes_go_along() -> None:
     loop = Loop(small_spec())
     loop.add("short", [1, 2, 3], max_tokens=5)
     loop.add("long", list(range(20)), max_tokens=2)
-    assert spans(loop.plan()) == [(0, 3)]  # 3 + 8 tokens are more than a chunk: the long one is never cut to fit
+    assert spans(loop) == [(0, 3)]  # 3 + 8 tokens are more than a chunk: the long one is never cut to fit
     loop.commit()
     for chunk in [(0, 8), (8, 16), (16, 20)]:
         decode = (loop.model.slots[0][1], loop.model.slots[0][1] + 1)
-        assert spans(loop.plan()) == [decode, chunk]
+        assert spans(loop) == [decode, chunk]
         loop.commit()
     loop.run()
     assert loop.tokens["short"] == expected_tokens([1, 2, 3], 5, 50)
@@ -38,15 +40,25 @@ def test_short_prompts_share_one_prefill_budget() -> None:
     loop = Loop(small_spec())
     for name in "abc":
         loop.add(name, [1, 2, 3, 4], max_tokens=1)
-    assert numbers(loop.plan()) == [0, 1]
+    assert numbers(loop) == [0, 1]
     loop.commit()
-    assert numbers(loop.plan()) == [2]
+    assert numbers(loop) == [2]
+
+
+def test_a_step_may_have_more_prompt_tokens_than_a_chunk() -> None:
+    loop = Loop(small_spec(max_prefill_tokens=20))
+    loop.add("long", list(range(20)), max_tokens=1)
+    loop.add("other", list(range(13)), max_tokens=1)
+    loop.add("short", [1, 2, 3], max_tokens=1)
+    assert spans(loop) == [(0, 8), (0, 8), (0, 3)]
+    loop.commit()
+    assert spans(loop) == [(8, 16), (8, 13)]  # a prompt has one chunk a step
 
 
 def test_chunks_of_one_prompt_follow_each_other_in_flight() -> None:
-    loop = Loop(small_spec(), max_in_flight=3)
+    loop = Loop(small_spec(), num_microbatches=3)
     loop.add("long", list(range(20)), max_tokens=2)
-    assert [spans(loop.plan()) for _ in range(3)] == [[(0, 8)], [(8, 16)], [(16, 20)]]
+    assert [spans(loop) for _ in range(3)] == [[(0, 8)], [(8, 16)], [(16, 20)]]
     assert loop.plan() is None
 
 
@@ -54,13 +66,13 @@ def test_chunks_of_one_prompt_follow_each_other_in_flight() -> None:
     ("num_requests", "depth", "sizes"), [(6, 2, [3, 3]), (5, 2, [3, 2]), (2, 4, [1, 1]), (6, 4, [2, 2, 2])]
 )
 def test_decodes_are_spread_over_the_microbatches(num_requests: int, depth: int, sizes: list[int]) -> None:
-    loop = Loop(small_spec(), max_in_flight=depth)
+    loop = Loop(small_spec(), num_microbatches=depth)
     for index in range(num_requests):
         loop.add(str(index), [index], max_tokens=9)
     loop.plan()
     loop.commit()
     for size in sizes:
-        assert len(numbers(loop.plan())) == size
+        assert len(numbers(loop)) == size
     assert loop.plan() is None
 
 
@@ -81,7 +93,9 @@ def test_the_youngest_is_swapped_out_and_comes_back_before_anyone_new() -> None:
     assert swapped_out is not None
     assert swapped_in is not None
     assert [swap.request for swap in swapped_out.swap_out] == [1]
-    assert numbers(swapped_out) == [0]  # the pages it gave up are used by the same step
+    assert [span.request for span in loop.spans[swapped_out.step]] == [
+        0
+    ]  # the pages it gave up are used by the same step
     assert [swap.request for swap in swapped_in.swap_in] == [1]
     assert loop.tokens["young"] == expected_tokens([2] * 5, 12, 50)
     assert loop.scheduler.stats().preemptions == 1
@@ -94,7 +108,7 @@ def test_nobody_new_comes_in_while_a_running_prompt_waits_for_pages() -> None:
     loop.add("new", [3], max_tokens=1)
     plans = []
     while "long" not in loop.ended:
-        plans.append(numbers(loop.plan()))
+        plans.append(numbers(loop))
         loop.commit()
         assert "new" not in loop.ended or "long" in loop.ended
     assert [0] in plans[1:], "the long one never had to wait: this proves nothing"
@@ -109,7 +123,7 @@ def test_each_running_request_keeps_a_page_in_reserve() -> None:
 
 
 def test_no_decode_is_passed_over_twice() -> None:
-    loop = Loop(small_spec(), max_in_flight=2)
+    loop = Loop(small_spec(), num_microbatches=2)
     for index in range(3):
         loop.add(str(index), [index], max_tokens=20)
     for _ in range(10):  # one step at a time, although two of two and one could be in flight
@@ -148,7 +162,7 @@ def test_abort_in_every_phase_gives_everything_back() -> None:
 
 
 def test_an_aborted_prompt_with_two_chunks_in_flight_ends_with_the_second() -> None:
-    loop = Loop(small_spec(), max_in_flight=2)
+    loop = Loop(small_spec(), num_microbatches=2)
     loop.add("long", list(range(30)), max_tokens=2)
     loop.plan()
     loop.plan()
@@ -164,7 +178,7 @@ def test_an_aborted_prompt_with_two_chunks_in_flight_ends_with_the_second() -> N
 @pytest.mark.parametrize("depth", [1, 3])
 @pytest.mark.parametrize("at", [11, 13], ids=["at its first token", "later"])
 def test_a_row_that_fails_ends_its_request_alone(depth: int, at: int) -> None:
-    loop = Loop(small_spec(), max_in_flight=depth)
+    loop = Loop(small_spec(), num_microbatches=depth)
     prompts = {name: [index] * 11 for index, name in enumerate(("before", "bad", "after"))}
     for name, prompt in prompts.items():
         loop.add(name, prompt, max_tokens=6)

@@ -20,8 +20,8 @@ def steps_of(loop: Loop, last: str) -> dict[int, list[int]]:
         if plan is None:
             loop.commit()
             continue
-        for sequence in plan.sequences:
-            steps.setdefault(sequence.request, []).append(plan.step)
+        for span in loop.spans[plan.step]:
+            steps.setdefault(span.request, []).append(plan.step)
     return steps
 
 
@@ -113,7 +113,7 @@ def test_no_request_goes_on_while_an_older_one_is_swapped_out(seed: int) -> None
             continue
         swapped |= {swap.request for swap in plan.swap_out}
         swapped -= {swap.request for swap in plan.swap_in}
-        assert all(sequence.request < min(swapped, default=8) for sequence in plan.sequences)
+        assert all(span.request < min(swapped, default=8) for span in loop.spans[plan.step])
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -128,7 +128,7 @@ def test_the_oldest_waits_no_longer_than_the_steps_in_flight(seed: int) -> None:
             continue
         if str(oldest) in loop.ended:
             oldest, since = min(number for number in range(8) if str(number) not in loop.ended), plan.step
-        if any(sequence.request == oldest for sequence in plan.sequences):
+        if any(span.request == oldest for span in loop.spans[plan.step]):
             since = plan.step
         assert plan.step - since <= depth
     assert loop.scheduler.stats().preemptions > 0
@@ -162,7 +162,7 @@ def test_the_ranks_are_told_when_the_last_request_has_ended() -> None:
     assert loop.scheduler.is_idle
     plan = loop.plan()
     assert plan is not None
-    assert (plan.released, plan.sequences) == ([1], [])
+    assert (plan.released, plan.has_rows) == ([1], False)
     loop.commit()
     assert (loop.model.history, loop.model.host) == ({}, {})
     assert loop.plan() is None  # once

@@ -10,13 +10,13 @@ from dataclasses import dataclass, field
 import pytest
 
 from splitrank.serving.messages import LaunchSpec
-from tests.fake_model import small_spec
+from tests.fake_model import expected_tokens, small_spec
 from tests.serving.scheduler_loop import Loop
 
 NUM_CHATS = 10
 CONTEXT = 100
 MAX_HISTORY = 78  # with a marker and an answer, within the context
-SEEDS = range(30)
+SEEDS = range(40)
 
 
 @dataclass(eq=False)
@@ -27,13 +27,15 @@ class Chat:
     history: list[int]
     repeats_answers: bool
     num_turns: int
-    asked: dict[str, tuple[list[int], int]] = field(default_factory=dict)  # prompt and max_tokens by request
+    asked: dict[str, tuple[list[int], dict[str, int]]] = field(default_factory=dict)  # prompt and params by request
 
     def next_turn(self, rng: random.Random) -> str:
         self.num_turns -= 1
         name = f"chat {self.number}, {self.num_turns} to go"
         marker = [] if self.repeats_answers else [49, 48]
-        self.asked[name] = ([*self.history, *marker], rng.randint(1, 20))
+        max_tokens = rng.randint(1, 20)
+        params = {"max_tokens": max_tokens, "min_tokens": rng.choice([0, 0, min(3, max_tokens)])}
+        self.asked[name] = ([*self.history, *marker], params)
         return name
 
     def hear(self, answer: list[int], rng: random.Random) -> None:
@@ -54,14 +56,18 @@ def random_spec(rng: random.Random) -> LaunchSpec:
         num_pages=-(-rng.choice([CONTEXT, CONTEXT, 130]) // page_size),
         page_size=page_size,
         chunked_prefill_size=rng.choice([4, 8, 16]),
+        max_prefill_tokens=rng.choice([16, 24]),
         max_running_requests=rng.choice([2, 4, 6]),
+        eos_token_ids=rng.choice([(), (), (3, 11, 40)]),
     )
 
 
-def run_chats(seed: int) -> tuple[Loop, list[Chat]]:
-    """Chats side by side, each asking again when it was answered; now and then an action aborts some request."""
+def run_chats(seed: int, plans_ahead: bool) -> tuple[Loop, list[Chat]]:
+    """Chats side by side, each asking again when it was answered; now and then an action aborts some request, or some
+    row fails."""
     rng = random.Random(seed)
-    loop = Loop(random_spec(rng), rng.choice([1, 2, 3, 4]))
+    loop = Loop(random_spec(rng), rng.choice([1, 2, 3, 4]), plans_ahead=plans_ahead)
+    loop.model.failing = {rng.randrange(40): rng.randrange(20, 40) for _ in range(rng.choice([0, 0, 3]))}
     stems = [[rng.randrange(50) for _ in range(16)] for _ in range(3)]
     lengths = [1, 8, 12, 13, 16]
     chats = [
@@ -75,9 +81,9 @@ def run_chats(seed: int) -> tuple[Loop, list[Chat]]:
         if silent and action < 0.3:
             chat = rng.choice(silent)
             name = chat.next_turn(rng)
-            prompt, max_tokens = chat.asked[name]
+            prompt, params = chat.asked[name]
             open_turns[name] = chat
-            loop.add(name, prompt, max_tokens=max_tokens)
+            loop.add(name, prompt, **params)
         elif open_turns and action > 0.985:
             loop.abort(rng.choice(list(open_turns)))
         elif loop.plan() is None or rng.random() < 0.2:
@@ -90,26 +96,49 @@ def run_chats(seed: int) -> tuple[Loop, list[Chat]]:
     return loop, chats
 
 
+@pytest.mark.parametrize("plans_ahead", [False, True])
 @pytest.mark.parametrize("seed", SEEDS)
-def test_every_token_is_that_of_the_simple_loop(seed: int) -> None:
-    loop, chats = run_chats(seed)
-    simple = Loop(small_spec(max_model_len=CONTEXT, num_pages=25))
-    for name, (prompt, max_tokens) in ((name, asked) for chat in chats for name, asked in chat.asked.items()):
-        simple.add(name, prompt, max_tokens=max_tokens)
+def test_every_token_is_that_of_the_simple_loop(seed: int, plans_ahead: bool) -> None:
+    loop, chats = run_chats(seed, plans_ahead)
+    spec = loop.spec
+    simple = Loop(small_spec(max_model_len=CONTEXT, num_pages=25, eos_token_ids=spec.eos_token_ids))
+    for name, (prompt, params) in ((name, asked) for chat in chats for name, asked in chat.asked.items()):
+        simple.add(name, prompt, **params)
         simple.run()
-        tokens, whole = loop.tokens[name], simple.tokens[name]
+        tokens, whole, end = loop.tokens[name], simple.tokens[name], loop.ended[name]
         assert tokens == whole[: len(tokens)]
-        assert loop.ended[name].finish_reason == "abort" or len(tokens) == len(whole)
-    assert (loop.model.history, loop.model.host) == ({}, {})
-    stats, spec = loop.scheduler.stats(), loop.spec
+        if end.finish_reason not in ("abort", "error"):
+            assert len(tokens) == len(whole)
+            assert (end.finish_reason, end.stop_token_id) == (
+                simple.ended[name].finish_reason,
+                simple.ended[name].stop_token_id,
+            )
+    assert (loop.model.history, loop.model.host, loop.model.table) == ({}, {}, {})
+    stats = loop.scheduler.stats()
     assert (stats.free_pages, stats.free_slots) == (spec.num_pages, spec.max_running_requests)
 
 
-def test_the_workloads_hold_what_they_are_to_test() -> None:
-    loops = [run_chats(seed)[0] for seed in SEEDS]
+@pytest.mark.parametrize("plans_ahead", [False, True])
+def test_the_workloads_hold_what_they_are_to_test(plans_ahead: bool) -> None:
+    loops = [run_chats(seed, plans_ahead)[0] for seed in SEEDS]
     stats = [loop.scheduler.stats() for loop in loops]
-    assert sum(one.aborts for one in stats) > 50
+    ends = [end.finish_reason for loop in loops for end in loop.ended.values()]
+    assert min(ends.count(reason) for reason in ("length", "stop", "abort")) > 50
+    assert ends.count("error") > 10
     assert sum(one.preemptions for one in stats) > 30
     assert sum(one.cached_tokens for one in stats) > 2000
     inside_a_block = [tokens for loop in loops for tokens, _ in loop.model.snapshots.values() if len(tokens) % 4]
     assert len(inside_a_block) > 10
+
+
+def test_planning_ahead_computes_a_row_too_many_where_a_request_stops_and_nowhere_else() -> None:
+    for prompt, ends_early in (([4, 5, 6], True), ([9, 9], False)):
+        answer = expected_tokens(prompt, 12, 50)
+        stop = answer[5]
+        loop = Loop(small_spec(eos_token_ids=(stop,) if ends_early else ()), plans_ahead=True)
+        loop.add("one", prompt, max_tokens=12)
+        loop.run()
+        length = answer.index(stop) + 1 if ends_early else 12
+        assert loop.tokens["one"] == answer[:length]
+        computed = max(span.end for spans in loop.spans.values() for span in spans)
+        assert computed == len(prompt) + length - (not ends_early)

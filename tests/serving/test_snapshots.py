@@ -24,9 +24,9 @@ def caching_spec(**changes: object) -> LaunchSpec:
     return small_spec(**(sizes | {"prefix_cache_bytes": 100_000} | changes))
 
 
-def starts(plan: StepPlan | None) -> list[tuple[int, int]]:
+def starts(loop: Loop, plan: StepPlan | None) -> list[tuple[int, int]]:
     assert plan is not None
-    return [(one.start, len(one.tokens)) for one in plan.sequences]
+    return [(span.start, span.end - span.start) for span in loop.spans[plan.step]]
 
 
 def saved(plans: list[StepPlan]) -> list[int]:
@@ -57,11 +57,11 @@ def cached(loop: Loop, *names: str) -> list[int]:
 def test_a_prompt_is_saved_at_its_last_whole_block_before_the_marker_and_not_cut_there() -> None:
     loop = Loop(caching_spec())
     plans = ask(loop, "first", [*SHARED[:13], 40, 41, 42, 43, 44])
-    assert [starts(plan) for plan in plans] == [[(0, 8)], [(8, 8)], [(16, 2)], [(18, 1)], []]
+    assert [starts(loop, plan) for plan in plans] == [[(0, 8)], [(8, 8)], [(16, 2)], [(18, 1)], []]
     assert [[one.num_tokens for one in plan.saved] for plan in plans] == [[8], [], [], [], []]
     assert 18 - MARKER_TOKENS == 10
     plans = ask(loop, "next", [*SHARED[:13], 45, 46, 47, 48, 49])
-    assert [starts(plan) for plan in plans] == [[(8, 8)], [(16, 2)], [(18, 1)], []]
+    assert [starts(loop, plan) for plan in plans] == [[(8, 8)], [(16, 2)], [(18, 1)], []]
     assert [one.num_tokens for one in plans[0].restored] == [8]
     assert loop.scheduler.stats().cached_tokens == 8
     assert loop.scheduler.stats().prompt_tokens == 18 + 10
@@ -71,7 +71,7 @@ def test_a_prompt_is_also_saved_where_it_parts_from_an_earlier_one() -> None:
     loop = Loop(caching_spec(chunked_prefill_size=32))
     assert saved(ask(loop, "first", [*SHARED[:13], *[40] * 14])) == [16]
     plans = ask(loop, "second", [*SHARED[:13], *[41] * 14])
-    assert [starts(plan) for plan in plans] == [[(0, 27)], [(27, 1)], []]
+    assert [starts(loop, plan) for plan in plans] == [[(0, 27)], [(27, 1)], []]
     assert saved(plans) == [12, 16]  # both inside one chunk
     ask(loop, "third", [*SHARED[:13], *[42] * 14])
     assert cached(loop, "first", "second", "third") == [0, 0, 12]
@@ -98,12 +98,12 @@ def test_without_room_every_prompt_is_computed_whole(changes: dict[str, int]) ->
 
 
 def test_a_snapshot_is_not_used_in_the_step_that_takes_it_nor_taken_twice() -> None:
-    loop = Loop(caching_spec(chunked_prefill_size=80), max_in_flight=1)
+    loop = Loop(caching_spec(chunked_prefill_size=80), num_microbatches=1)
     for name in ("first", "second", "third"):
         loop.add(name, [*SHARED, len(name)], max_tokens=2)
     plan = loop.plan()
     assert plan is not None
-    assert starts(plan) == [(0, 25)] * 3
+    assert starts(loop, plan) == [(0, 25)] * 3
     assert saved([plan]) == [16]
     assert plan.restored == []
     loop.run()
@@ -112,7 +112,7 @@ def test_a_snapshot_is_not_used_in_the_step_that_takes_it_nor_taken_twice() -> N
 def test_one_that_ends_before_its_snapshot_leaves_it_to_the_next() -> None:
     loop = Loop(caching_spec())
     loop.add("first", SHARED, max_tokens=2)
-    assert starts(loop.plan()) == [(0, 8)]
+    assert starts(loop, loop.plan()) == [(0, 8)]
     loop.commit()
     loop.abort("first")
     assert saved(ask(loop, "second", [*SHARED, 42])) == [16]
@@ -124,7 +124,7 @@ def test_short_rests_of_known_prompts_share_a_step() -> None:
     ask(loop, "a", SHARED[:20])
     for name in ("c", "d", "e", "f"):
         loop.add(name, [*SHARED[:12], ord(name) - 60, 1], max_tokens=2)
-    assert starts(loop.plan()) == [(12, 2)] * 4
+    assert starts(loop, loop.plan()) == [(12, 2)] * 4
     loop.run()
 
 
@@ -262,7 +262,7 @@ def test_the_next_turn_may_come_before_the_ranks_have_heard_that_this_one_ended(
     plan = loop.plan()
     assert plan is not None
     assert [one.snapshot for one in plan.kept] == [one.snapshot for one in plan.restored]
-    assert starts(plan) == [(len(history) - 8, 8)]
+    assert starts(loop, plan) == [(len(history) - 8, 8)]
     loop.commit()
 
 
@@ -299,3 +299,18 @@ def test_an_aborted_answer_is_not_kept() -> None:
     assert not kept([*plans, plan])
     loop.commit()
     assert chat.turn("again", question(3, 20), 20)[1] == len(chat.history) - 40 - 1
+
+
+@pytest.mark.parametrize("plans_ahead", [False, True])
+def test_an_answer_that_stops_is_kept_as_far_as_it_was_computed(plans_ahead: bool) -> None:
+    """Planning ahead, the token that stops it is computed too."""
+    loop, history, ends = Loop(chat_spec(4), plans_ahead=plans_ahead), question(0, 40), []
+    for turn in range(4):
+        name, prompt = str(turn), [*history, *question(turn, 12)]
+        stop = expected_tokens(prompt, 20, loop.spec.vocab_size)[-1]
+        loop.add(name, prompt, max_tokens=50, stop_token_ids=(stop,))
+        loop.run()
+        assert loop.ended[name].stop_token_id == stop
+        history = [*prompt, *loop.tokens[name]]
+        ends.append(len(history))
+    assert cached(loop, "2", "3") == [end - (not plans_ahead) for end in ends[1:3]]

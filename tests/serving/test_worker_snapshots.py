@@ -5,14 +5,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from splitrank.serving.messages import AdmittedRequest, LaunchSpec, SequencePlan, SnapshotPlan, StepResult
-from splitrank.serving.sampling_params import SamplingParams
+from splitrank.serving.messages import ChunkPlan, LaunchSpec, NewPages, SnapshotPlan, StepPlan, StepResult
 from splitrank.serving.worker import Worker
 from tests.checkpoints import make_reference, random_text_config, write_checkpoint
 from tests.serving.scheduler_loop import Loop
-from tests.stage_runner import launch_spec, random_tokens, step_plan
+from tests.stage_runner import admitted, launch_spec, random_tokens
 
-GREEDY = SamplingParams(temperature=0.0, max_tokens=100)
 PROMPT = random_tokens(200, 384, seed=1)
 PAGES = list(range(20, 33))
 STATE_BYTES, PAGE_BYTES = 1000, 100
@@ -33,10 +31,18 @@ def start(folder: Path, run_dir: Path, **changes: object) -> Worker:
 
 
 def compute(worker: Worker, number: int, tokens: list[int], **parts: list) -> list[int]:
-    """The whole prompt as one chunk, in slot 1, and the token after it."""
-    sequence = SequencePlan(number, 1, 0, tokens, PAGES[: -(-len(tokens) // 16)], True)
-    admitted = [AdmittedRequest(number, tokens, GREEDY)]
-    result = worker.execute(step_plan([sequence], number, admitted=admitted, **parts), "")
+    """The whole prompt as one chunk, in slot 1 in place of who has it, and the token after it."""
+    here = worker.table.rows.get(1)
+    plan = StepPlan(
+        number,
+        "",
+        released=[here.request] if here else [],
+        admitted=[admitted(number, 1, tokens)],
+        pages=[NewPages(1, PAGES[: -(-len(tokens) // 16)])],
+        chunks=[ChunkPlan(1, len(tokens), sample=True)],
+        **parts,
+    )
+    result = worker.execute(plan, "")
     assert isinstance(result, StepResult)
     return result.token_ids
 
@@ -47,7 +53,7 @@ def test_a_snapshot_anywhere_in_a_chunk_holds_the_state_there(folder: Path, tmp_
     expected = compute(worker, 0, PROMPT)
     whole = worker.cache.save(torch.tensor(PAGES), 1)
     pages = PAGES[: -(-position // 16)]
-    assert compute(worker, 1, PROMPT, saved=[SnapshotPlan(7, position, 1, pages)]) == expected
+    assert compute(worker, 1, PROMPT, saved=[SnapshotPlan(7, position, 1)]) == expected
     if position % 64 == 0:  # the blocks of the chunked delta rule: it computes the same sums in the same order
         saved = worker.cache.save(torch.tensor(PAGES), 1)
         assert all(torch.equal(one, other) for one, other in zip(whole, saved, strict=True))
@@ -62,11 +68,15 @@ def test_a_snapshot_anywhere_in_a_chunk_holds_the_state_there(folder: Path, tmp_
         tensor.fill_(7.0)  # whoever had these pages and slots meanwhile
     if position < len(PROMPT):
         others = list(range(40, 53))
-        restored = [SnapshotPlan(7, position, 3, others[: len(pages)])]
-        rest = SequencePlan(3, 3, position, PROMPT[position:], others, True)
-        result = worker.execute(
-            step_plan([rest], 3, admitted=[AdmittedRequest(3, PROMPT, GREEDY)], restored=restored), ""
+        plan = StepPlan(
+            3,
+            "",
+            admitted=[admitted(3, 3, PROMPT, start=position)],
+            pages=[NewPages(3, others)],
+            restored=[SnapshotPlan(7, position, 3)],
+            chunks=[ChunkPlan(3, len(PROMPT) - position, sample=True)],
         )
+        result = worker.execute(plan, "")
         assert isinstance(result, StepResult)
         assert result.token_ids == expected
 
@@ -74,14 +84,15 @@ def test_a_snapshot_anywhere_in_a_chunk_holds_the_state_there(folder: Path, tmp_
 def test_two_prompts_are_saved_in_one_step_one_of_them_twice(folder: Path, tmp_path: Path) -> None:
     worker = start(folder, tmp_path)
     other = random_tokens(130, 384, seed=2)
-    sequences = [SequencePlan(0, 1, 0, PROMPT, PAGES, True), SequencePlan(1, 5, 0, other, list(range(9)), True)]
-    admitted = [AdmittedRequest(0, PROMPT, GREEDY), AdmittedRequest(1, other, GREEDY)]
-    saved = [
-        SnapshotPlan(3, 128, 1, PAGES[:8]),
-        SnapshotPlan(4, 64, 5, [0, 1, 2, 3]),
-        SnapshotPlan(5, 64, 1, PAGES[:4]),
-    ]
-    worker.execute(step_plan(sequences, 0, admitted=admitted, saved=saved), "")
+    plan = StepPlan(
+        0,
+        "",
+        admitted=[admitted(0, 1, PROMPT), admitted(1, 5, other)],
+        pages=[NewPages(1, PAGES), NewPages(5, list(range(9)))],
+        chunks=[ChunkPlan(1, len(PROMPT), sample=True), ChunkPlan(5, len(other), sample=True)],
+        saved=[SnapshotPlan(3, 128, 1), SnapshotPlan(4, 64, 5), SnapshotPlan(5, 64, 1)],
+    )
+    worker.execute(plan, "")
     for number, tokens, end in ((3, PROMPT, 128), (4, other, 64), (5, PROMPT, 64)):
         compute(worker, 10 + number, tokens[:end])
         stopped = worker.cache.save(torch.tensor(PAGES[: end // 16]), 1)
@@ -93,8 +104,7 @@ def test_a_finished_request_is_kept_before_its_slot_and_pages_are_used_again(fol
     worker = start(folder, tmp_path)
     compute(worker, 0, PROMPT)
     finished = worker.cache.save(torch.tensor(PAGES), 1)
-    kept = [SnapshotPlan(7, len(PROMPT), 1, PAGES)]
-    compute(worker, 1, PROMPT[::-1], released=[0], kept=kept)
+    compute(worker, 1, PROMPT[::-1], kept=[SnapshotPlan(7, len(PROMPT), 1)])
     assert all(torch.equal(one, other) for one, other in zip(worker._snapshots[7], finished, strict=True))
 
 
@@ -140,6 +150,6 @@ def test_nothing_is_left_on_an_idle_rank(folder: Path, tmp_path: Path) -> None:
         loop.commit()
     loop.abort("young")
     loop.abort("old")
-    assert (worker._sampling.keys(), worker._swapped.keys()) == ({0, 1}, {1})
+    assert ([row.request for row in worker.table.rows.values()], worker._swapped.keys()) == ([0], {1})
     loop.run()
-    assert (worker._sampling, worker._swapped) == ({}, {})
+    assert (worker.table.rows, worker._swapped) == ({}, {})

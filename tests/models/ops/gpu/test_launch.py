@@ -1,0 +1,71 @@
+"""The border of every kernel: what is wrong is named before anything runs."""
+
+from typing import Any
+
+import pytest
+import torch
+import triton
+import triton.language as tl
+
+from splitrank.models.ops.gpu.launch import Operand, launch
+from splitrank.models.ops.gpu.tiles import Tile
+
+
+@triton.jit
+def _double(x, y, COUNT: tl.constexpr, PDL: tl.constexpr):  # type: ignore[no-untyped-def]
+    at = tl.program_id(0) * COUNT + tl.arange(0, COUNT)
+    tl.store(y + at, 2 * tl.load(x + at))
+
+
+def double(x: torch.Tensor, y: torch.Tensor, **changes: Any) -> None:
+    shape, dtype = changes.get("shape", tuple(x.shape)), changes.get("dtype", torch.float32)
+    operands = {"x": Operand(x, shape, dtype, strided=changes.get("strided", False)), "y": Operand(y, shape, dtype)}
+    launch(_double, (shape[0],), Tile(num_warps=1), COUNT=shape[1], **operands)
+
+
+def test_it_runs(device: torch.device) -> None:
+    x = torch.randn(3, 16, device=device)
+    y = torch.full_like(x, torch.nan)
+    double(x, y)
+    torch.testing.assert_close(y, 2 * x)
+
+
+def test_no_rows_are_no_launch(device: torch.device) -> None:
+    double(torch.empty(0, 16, device=device), torch.empty(0, 16, device=device))
+
+
+def test_the_tensor_on_another_device_is_named(device: torch.device) -> None:
+    x = torch.zeros(2, 16, device=device)
+    with pytest.raises(ValueError, match=rf"^double: y lies on meta, the launch is on {device}$"):
+        double(x, torch.zeros(2, 16, device="meta"))
+
+
+def test_a_tensor_read_in_bulk_is_checked_like_any_other(device: torch.device) -> None:
+    x, y = torch.zeros(2, 16, device=device), torch.zeros(2, 16, device="meta")
+    block = Operand(y, (2, 16), torch.float32, block=(2, 16))
+    with pytest.raises(ValueError, match=rf"^double: y lies on meta, the launch is on {device}$"):
+        launch(_double, (2,), Tile(num_warps=1), x=Operand(x, (2, 16), torch.float32), y=block, COUNT=16)
+    assert Operand(x, (2, 8), torch.float32, block=(2, 8)).complaint() == "has shape [2, 16], not [2, 8]"
+
+
+@pytest.mark.parametrize(
+    ("make", "changes", "message"),
+    [
+        (lambda x: x.double(), {}, "x is torch.float64, not torch.float32"),
+        (lambda x: x, {"shape": (2, 32)}, r"x has shape \[2, 16\], not \[2, 32\]"),
+        (lambda x: x.t().contiguous().t(), {}, r"x is not contiguous: strides \[1, 2\]"),
+        (lambda x: x.t().contiguous().t(), {"strided": True}, "x has stride 2 in its last dim"),
+    ],
+)
+def test_what_is_not_as_declared_is_named(
+    device: torch.device, make: Any, changes: dict[str, Any], message: str
+) -> None:
+    x = torch.zeros(2, 16, device=device)
+    with pytest.raises(ValueError, match=f"^double: {message}$"):
+        double(make(x), x.clone(), **changes)
+
+
+def test_a_strided_tensor_may_have_gaps_between_rows(device: torch.device) -> None:
+    wide = torch.randn(2, 32, device=device)
+    assert not Operand(wide[:, :16], (2, 16), torch.float32, strided=True).complaint()
+    assert Operand(wide[:, :16], (2, 16), torch.float32).complaint()
