@@ -11,6 +11,7 @@ from amd_isa_rules import Instruction
 LLVM = 22
 COMPILER = f"clang++-{LLVM}"
 TOOLS = {tool: f"llvm-{tool}-{LLVM}" for tool in ("objdump", "readelf", "symbolizer", "cxxfilt")}
+LIMIT_S = 1800  # of a tool that takes seconds: the machine may be busy
 PACKAGES = f"clang-{LLVM} lld-{LLVM} llvm-{LLVM}"  # in Debian 12 from bookworm-security
 
 # A function's header, and an instruction with its address and, of a branch, its target.
@@ -64,7 +65,7 @@ def read_object(path: Path) -> list[Kernel]:
 
 
 def _run(command: list[str], text: str | None = None) -> str:
-    done = subprocess.run(command, input=text, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(command, input=text, capture_output=True, text=True, timeout=LIMIT_S, check=False)
     if done.returncode != 0:
         raise RuntimeError(f"{command[0]} failed ({done.returncode}):\n{done.stderr.strip()}")
     return done.stdout

@@ -14,6 +14,7 @@ import torch
 from splitrank.comm.errors import CommunicationError
 from splitrank.comm.mesh import Mesh, mesh_position
 from splitrank.comm.selection import AllReduceOptions
+from tests.limits import PROGRAM_S, scaled
 
 TIMEOUT_S = 3.0
 FLOAT = torch.float32
@@ -208,7 +209,7 @@ def _mesh(folder: Path, rank: int, pp_size: int, tp_size: int, all_reduce: str =
 def _stay_for_the_other(folder: Path, rank: int) -> None:
     """Both leave together: a process that ends takes its connections along."""
     (folder / f"done{rank}").touch()
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + scaled(PROGRAM_S)
     while not (folder / f"done{1 - rank}").exists() and time.monotonic() < deadline:
         time.sleep(0.01)
 

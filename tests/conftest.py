@@ -2,6 +2,7 @@
 interpreted where there is no GPU (set before anything imports Triton), and ``--full``."""
 
 import os
+from collections.abc import Generator
 from pathlib import Path
 
 # Engine and rank processes do not look into the current folder; those of the tests need ``tests.fake_rank``.
@@ -16,6 +17,9 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
 
+from tests.limits import scaled
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--full", action="store_true", help="the proofs whole, which takes minutes more (README.md)")
 
@@ -26,6 +30,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for item in items:
             if item.get_closest_marker("full"):
                 item.add_marker(whole)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """Each test's limit, scaled when the test begins."""
+    marker = item.get_closest_marker("timeout")
+    seconds = marker.args[0] if marker else item.config.getoption("timeout")
+    item.add_marker(pytest.mark.timeout(scaled(seconds)), append=False)
+    return (yield)
 
 
 @pytest.fixture(scope="session")

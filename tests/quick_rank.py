@@ -20,6 +20,7 @@ from splitrank.comm.mesh import Mesh, mesh_position
 from splitrank.comm.quick_collectives import QuickCollectives
 from splitrank.comm.quick_reduce import QuickAllReduce
 from splitrank.comm.selection import AllReduceOptions
+from tests.limits import PROGRAM_S, scaled
 
 TIMEOUT_S = 3.0
 LONG = 2**24  # elements: calls of tens of milliseconds
@@ -57,7 +58,7 @@ class Rank:
     def meet(self) -> None:
         """Waits until all ranks are here."""
         (self.folder / f"met{self.rank}").touch()
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + scaled(PROGRAM_S)
         while not all((self.folder / f"met{rank}").exists() for rank in range(self.world_size)):
             assert time.monotonic() < deadline
             time.sleep(0.01)

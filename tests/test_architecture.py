@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.limits import PROGRAM_S, scaled
 from tests.source_rules import environment_reads, imports_of, too_long_file, too_long_functions
 
 ROOT = Path(__file__).parents[1]
@@ -99,7 +100,9 @@ def test_front_and_engine_load_no_torch() -> None:
         "    loaded = [heavy for heavy in ('torch', 'transformers') if heavy in sys.modules]\n"
         "    if loaded: sys.exit(f'{name} loads {loaded}')\n"
     )
-    finished = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=100)
+    finished = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=scaled(PROGRAM_S)
+    )
     assert finished.returncode == 0, finished.stderr
 
 
@@ -126,5 +129,5 @@ def test_ruff_bans_what_the_design_bans(file: str, code: str, allowed: bool) -> 
         file,
         "-",
     ]
-    finished = subprocess.run(command, cwd=ROOT, input=code, capture_output=True, text=True, timeout=60)
+    finished = subprocess.run(command, cwd=ROOT, input=code, capture_output=True, text=True, timeout=scaled(PROGRAM_S))
     assert ("TID251" in finished.stdout) != allowed, finished.stdout + finished.stderr

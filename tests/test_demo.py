@@ -5,13 +5,14 @@ import sys
 from pathlib import Path
 
 from splitrank.serving.cli import main
+from tests.limits import PROGRAM_S, scaled
 
 ROOT = Path(__file__).parents[1]
 
 
 def test_the_demo_asks_and_stops_cleanly() -> None:
     command = [sys.executable, "scripts/demo.py"]
-    finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=110)
+    finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=scaled(PROGRAM_S))
     assert finished.returncode == 0, finished.stdout + finished.stderr
     assert "rank 1 (stage 1, tp 0)  layers 4-7" in finished.stdout
     assert "48 / 2 = 24" in finished.stdout

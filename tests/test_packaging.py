@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.limits import BUILD_S, PROGRAM_S, scaled
+
 ROOT = Path(__file__).parents[1]
-pytestmark = pytest.mark.timeout(300)  # the first test compiles
+pytestmark = pytest.mark.timeout(BUILD_S)  # the first test compiles
 INTERPRETER = f"cp{sys.version_info.major}{sys.version_info.minor}"
 
 
@@ -18,7 +20,9 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
     folder = tmp_path_factory.mktemp("wheel")
     settings = {"build-dir": "build/test", "cmake.define.SPLITRANK_GPU": "off"}
     program = f"from scikit_build_core.build import build_wheel; build_wheel({str(folder)!r}, {settings!r})"
-    finished = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=280)
+    finished = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=scaled(BUILD_S)
+    )
     assert finished.returncode == 0, finished.stdout[-2000:] + finished.stderr
     (file,) = folder.glob("splitrank-*.whl")
     return zipfile.ZipFile(file)
@@ -52,7 +56,9 @@ module = util.module_from_spec(spec)
 spec.loader.exec_module(module)
 print(module.TARGET)
 """
-    finished = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    finished = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=scaled(PROGRAM_S)
+    )
     assert finished.stdout == "cpu\n", finished.stderr
 
 

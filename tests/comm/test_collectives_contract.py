@@ -10,6 +10,7 @@ from splitrank.comm.collectives import SingleRank
 from splitrank.comm.quick_reduce import QuickAllReduce
 from tests.collectives_rank import BACKENDS, DTYPES, WIDTHS, Case, cases, columns, largest
 from tests.forked import RankProcess
+from tests.limits import PROGRAM_S, scaled
 from tests.quick_reduce_spec import error_bound, expected_sum
 
 WORLD_SIZES = (2, 4, 8)
@@ -19,12 +20,12 @@ CODECS = {backend: backend.partition(" ")[2] or "none" for backend in BACKENDS}
 Outcome = list[dict[str, torch.Tensor]]  # by rank
 
 
-def run_ranks(module: str, *arguments: object, world_size: int, limit_s: float) -> None:
+def run_ranks(module: str, *arguments: object, world_size: int) -> None:
     """All ranks side by side; one that fails takes the others along."""
     ranks = [RankProcess(module, *arguments, rank, world_size) for rank in range(world_size)]
     try:
         for number, rank in enumerate(ranks):
-            _, errors = rank.communicate(timeout=limit_s)
+            _, errors = rank.communicate(timeout=scaled(PROGRAM_S))
             assert rank.returncode == 0, f"rank {number}: {errors}"
     finally:
         for rank in ranks:
@@ -35,7 +36,7 @@ def run_ranks(module: str, *arguments: object, world_size: int, limit_s: float) 
 @pytest.fixture(scope="module", params=WORLD_SIZES)
 def outcome(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Outcome:
     folder = tmp_path_factory.mktemp(f"ranks{request.param}")
-    run_ranks("tests.collectives_rank", folder, world_size=request.param, limit_s=100)
+    run_ranks("tests.collectives_rank", folder, world_size=request.param)
     return [load_file(folder / f"rank{rank}.safetensors") for rank in range(request.param)]
 
 

@@ -14,9 +14,8 @@ import torch
 
 from splitrank.comm.quick_reduce import QuickAllReduce
 from tests.forked import RankProcess
+from tests.limits import PROGRAM_S, SLACK_S, scaled
 from tests.quick_rank import TIMEOUT_S
-
-SLACK_S = 5.0  # processes outnumber the cores
 
 
 @contextmanager
@@ -34,7 +33,7 @@ def ranks(scenario: str, folder: Path, world_size: int = 2) -> Iterator[list[Ran
 
 def said(process: RankProcess) -> list[Any]:
     """The JSON lines of a rank that has ended by itself."""
-    output, errors = process.communicate(timeout=60)
+    output, errors = process.communicate(timeout=scaled(PROGRAM_S))
     assert process.returncode == 0, errors
     return [json.loads(line) for line in output.splitlines()]
 
@@ -48,7 +47,7 @@ def assert_error(seen: list[Any], *words: str) -> None:
     seconds, message = seen
     assert [word for word in words if word not in message] == [], message
     assert "\n" not in message
-    assert seconds < TIMEOUT_S + SLACK_S
+    assert seconds < TIMEOUT_S + scaled(SLACK_S)
 
 
 @pytest.fixture
@@ -139,7 +138,7 @@ def test_a_call_that_one_rank_does_not_make(tmp_path: Path) -> None:
 def test_a_rank_that_leaves_while_others_call(tmp_path: Path) -> None:
     left, stayed = run("leaves_early", tmp_path)
     assert left[0][1] == ""
-    assert left[0][0] < TIMEOUT_S + SLACK_S
+    assert left[0][0] < TIMEOUT_S + scaled(SLACK_S)
     assert_error(stayed[0], "tensor rank 0")
 
 
@@ -185,7 +184,7 @@ def test_a_peer_lost_in_the_middle_of_a_call(
             first, lost, closed = said(processes[rank])
             assert first[1] == ""
             assert "nothing came from tensor rank" in lost[1] or "gave up" in lost[1]
-            assert lost[0] < after_s + TIMEOUT_S + 2 * SLACK_S
+            assert lost[0] < after_s + TIMEOUT_S + 2 * scaled(SLACK_S)
             assert_error(closed)
 
 
@@ -193,7 +192,7 @@ def test_a_peer_lost_in_the_middle_of_a_call(
 def test_a_peer_that_dies_in_a_phase(tmp_path: Path, phase: int) -> None:
     with ranks(f"dies_in_phase_{phase}", tmp_path) as processes:
         first, second = said(processes[0])
-        processes[1].communicate(timeout=60)
+        processes[1].communicate(timeout=scaled(PROGRAM_S))
         assert processes[1].returncode == -signal.SIGBUS
     assert first[1] == ""
     assert_error(second, f"in phase {phase} of slot 0 nothing came from tensor rank 1 within 3 s")

@@ -8,13 +8,14 @@ import pytest
 
 from tests.comm_rank import HASH, MISMATCHES, OTHER_HASH, TIMEOUT_S
 from tests.forked import RankProcess
+from tests.limits import PROGRAM_S, SLACK_S, scaled
 
 
 def run(scenario: str, folder: Path, world_size: int) -> list[Any]:
     """What each rank printed; None for one that left without a word."""
     ranks = [RankProcess("tests.comm_rank", scenario, folder, rank) for rank in range(world_size)]
     try:
-        outputs = [rank.communicate(timeout=60) for rank in ranks]
+        outputs = [rank.communicate(timeout=scaled(PROGRAM_S)) for rank in ranks]
     finally:
         for rank in ranks:
             rank.kill()
@@ -64,7 +65,7 @@ def test_a_message_that_was_not_agreed_on_is_an_error_that_names_both_sides(tmp_
         "shorter": f"(5, b'{HASH}', 2, 24, 2)",
     }
     assert errors == {name: expected + message for name, message in sent.items()}
-    assert max(map(float, seen[::2])) < TIMEOUT_S + 5
+    assert max(map(float, seen[::2])) < TIMEOUT_S + scaled(SLACK_S)
 
 
 @pytest.mark.parametrize(
@@ -84,11 +85,11 @@ def test_a_dead_or_silent_peer_is_an_error_in_time(
     seconds, error = run(scenario, tmp_path, 2)[rank]
     assert [word for word in words if word not in error] == []
     assert "\n" not in error
-    assert float(seconds) < TIMEOUT_S + 5
+    assert float(seconds) < TIMEOUT_S + scaled(SLACK_S)
 
 
 def test_a_rank_that_nobody_joins_says_so_in_time(tmp_path: Path) -> None:
     seconds, error = run("lonely", tmp_path, 1)[0]
     assert error.startswith("rank 0 (stage 0, tp 0): could not join the other ranks: ")
     assert "\n" not in error
-    assert float(seconds) < 5 * TIMEOUT_S
+    assert float(seconds) < TIMEOUT_S + scaled(2 * SLACK_S)

@@ -7,12 +7,14 @@ from pathlib import Path
 
 import pytest
 
+from tests.limits import PROGRAM_S, scaled
+
 PROGRAM = Path(__file__).parents[2] / "scripts" / "stress_all_reduce.py"
 
 
 def stress(*arguments: object) -> tuple[int, dict[str, object]]:
     finished = subprocess.run(
-        [sys.executable, PROGRAM, *map(str, arguments)], capture_output=True, text=True, timeout=110
+        [sys.executable, PROGRAM, *map(str, arguments)], capture_output=True, text=True, timeout=scaled(PROGRAM_S)
     )
     assert finished.stdout.count("\n") == 1, finished.stderr
     return finished.returncode, json.loads(finished.stdout)

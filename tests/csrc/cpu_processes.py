@@ -6,6 +6,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from tests.limits import PROGRAM_S, scaled
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -24,7 +26,7 @@ class RankProcess:
     def hear(self) -> dict[str, Any]:
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
-        assert line, f"rank process ended with {self.process.wait(10)}"
+        assert line, f"rank process ended with {self.process.wait(scaled(PROGRAM_S))}"
         heard: dict[str, Any] = json.loads(line)
         return heard
 
@@ -33,13 +35,13 @@ class RankProcess:
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         self.process.stdin.close()
-        status = self.process.wait(30)
+        status = self.process.wait(scaled(PROGRAM_S))
         self.process.stdout.close()
         return status
 
     def kill(self) -> None:
         self.process.kill()
-        self.process.wait(30)
+        self.process.wait(scaled(PROGRAM_S))
 
 
 class Processes:

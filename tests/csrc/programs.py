@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 
+from tests.limits import BUILD_S, PROOF_S, scaled
+
 FOLDER = Path(__file__).parent
 CSRC = FOLDER.parents[1] / "csrc"
-# Beside other tests, at the lowest priority (scripts/test), everything takes a multiple of its time on an idle core.
-PROOF = [pytest.mark.proof, pytest.mark.timeout(1500)]
-BUILD_SECONDS = 600
+PROOF = [pytest.mark.proof, pytest.mark.timeout(PROOF_S)]
 # As the shipped host build: sums and codecs give the same bits everywhere.
 FLAGS = ("-std=c++20", "-Wall", "-Wextra", "-Werror", "-ffp-contract=off")
 
@@ -44,7 +44,7 @@ def compile_one(source: Path, target: Path, *flags: str, headers: Path = CSRC) -
 
 
 def run_compiler(command: Sequence[str]) -> None:
-    done = subprocess.run(command, capture_output=True, text=True, timeout=BUILD_SECONDS, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=scaled(BUILD_S), check=False)
     assert done.returncode == 0, f"{' '.join(command)}\n{done.stderr}"
 
 
@@ -59,9 +59,9 @@ class Finished:
         return report
 
 
-def run(program: Path, *arguments: str, seconds: float = 600) -> Finished:
+def run(program: Path, *arguments: str, seconds: float = PROOF_S) -> Finished:
     command = [str(program), *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=scaled(seconds), check=False)
     return Finished(done.returncode, done.stdout, done.stderr)
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.csrc.programs import PROOF
+from tests.limits import PROGRAM_S, PROOF_S, scaled
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "scripts/check_amd_isa.py"
@@ -33,7 +34,7 @@ template __global__ void all_reduce_kernel<Work>(Job);
 
 def check(*arguments: object) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(SCRIPT), "-j2", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=1400, check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=scaled(PROOF_S), check=False)
 
 
 def kernel_names(dtype: str, world_sizes: Sequence[int] = WORLD_SIZES) -> set[str]:
@@ -212,7 +213,7 @@ def test_missing_tools_are_named(tmp_path: Path) -> None:
         [sys.executable, str(SCRIPT)],
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=scaled(PROGRAM_S),
         env={"PATH": str(tmp_path)},
         check=False,
     )

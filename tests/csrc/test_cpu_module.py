@@ -20,6 +20,7 @@ from tests.csrc.cpu_world import (
     on_threads,
     reduce_on,
 )
+from tests.limits import BUILD_S, PROGRAM_S, scaled
 from tests.quick_reduce_spec import expected_sum
 
 CSRC = Path(__file__).parents[2] / "csrc"
@@ -189,8 +190,10 @@ def test_the_linker_cannot_mix_instruction_sets(name: str, flags: list[str], tmp
     """
     source, target = CSRC / "quick_reduce" / "cpu" / f"kernels_{name}.cc", tmp_path / "kernels.o"
     compiler = ["c++", "-std=c++20", "-O0", "-fPIC", *flags]
-    subprocess.run([*compiler, "-c", str(source), "-o", str(target)], check=True, timeout=100)
-    listed = subprocess.run(["nm", "-C", str(target)], check=True, capture_output=True, text=True, timeout=20).stdout
+    subprocess.run([*compiler, "-c", str(source), "-o", str(target)], check=True, timeout=scaled(BUILD_S))
+    listed = subprocess.run(
+        ["nm", "-C", str(target)], check=True, capture_output=True, text=True, timeout=scaled(PROGRAM_S)
+    ).stdout
     weak = [line for line in listed.splitlines() if re.match(r"[0-9a-f]+ [WVu] ", line)]
     assert len(weak) > 100
     # Placement new returns its argument, whatever it is compiled for.

@@ -14,6 +14,7 @@ import pytest
 
 from tests.csrc.programs import PROOF
 from tests.csrc.test_amd_isa import DTYPES, check, check_report, kernel_names
+from tests.limits import PROGRAM_S, PROOF_S, scaled
 
 ROOT = Path(__file__).parents[2]
 CSRC = ROOT / "csrc"
@@ -31,8 +32,10 @@ pytestmark = [
 ]
 
 
-def run(*command: object, timeout: int = 1400) -> str:
-    done = subprocess.run([str(word) for word in command], capture_output=True, text=True, timeout=timeout, check=False)
+def run(*command: object, seconds: float = PROOF_S) -> str:
+    done = subprocess.run(
+        [str(word) for word in command], capture_output=True, text=True, timeout=scaled(seconds), check=False
+    )
     assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
     return done.stdout
 
@@ -64,7 +67,9 @@ def module(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def python(module: Path, program: str) -> str:
-    return run(sys.executable, "-c", f"import sys; sys.path.insert(0, {str(module.parent)!r})\n{program}", timeout=60)
+    return run(
+        sys.executable, "-c", f"import sys; sys.path.insert(0, {str(module.parent)!r})\n{program}", seconds=PROGRAM_S
+    )
 
 
 def test_it_imports_and_finds_no_device(module: Path) -> None:

@@ -11,10 +11,10 @@ from typing import Literal
 import pytest
 
 from tests.csrc.programs import PROOF
+from tests.limits import BUILD_S, PROOF_S, scaled
 
 pytestmark = PROOF
 MODEL = Path(__file__).parent / "spin" / "handshake.pml"
-SEARCH_LIMIT_S = 1400
 MEMORY_LIMIT_MIB = 3000
 
 # What a search can find first. "false alarm": a rank fails where nothing went wrong; "unnoticed": one that must fail
@@ -114,7 +114,9 @@ WRONG = [
 @pytest.fixture(scope="session")
 def spin() -> str:
     if shutil.which("spin") is None and os.geteuid() == 0 and shutil.which("apt-get") is not None:
-        subprocess.run(["apt-get", "install", "-y", "-qq", "spin"], capture_output=True, timeout=100, check=False)
+        subprocess.run(
+            ["apt-get", "install", "-y", "-qq", "spin"], capture_output=True, timeout=scaled(BUILD_S), check=False
+        )
     found = shutil.which("spin")
     if found is None or shutil.which("gcc") is None:
         pytest.skip("spin (Debian package of this name) or gcc is not installed")
@@ -124,10 +126,12 @@ def spin() -> str:
 def compile_search(spin: str, search: Search, folder: Path) -> Path:
     """What spin finds is C: one program for each model."""
     defines = [f"-D{setting}" for setting in search.settings.split()]
-    made = subprocess.run([spin, "-a", *defines, str(MODEL)], cwd=folder, capture_output=True, text=True, timeout=300)
+    made = subprocess.run(
+        [spin, "-a", *defines, str(MODEL)], cwd=folder, capture_output=True, text=True, timeout=scaled(BUILD_S)
+    )
     assert made.returncode == 0, made.stdout + made.stderr
     options = ["-O2" if search.large else "-O0", "-w", "-DSAFETY", "-DCOLLAPSE", f"-DMEMLIM={MEMORY_LIMIT_MIB}"]
-    subprocess.run(["gcc", *options, "-o", "pan", "pan.c"], cwd=folder, check=True, timeout=300)
+    subprocess.run(["gcc", *options, "-o", "pan", "pan.c"], cwd=folder, check=True, timeout=scaled(BUILD_S))
     return folder / "pan"
 
 
@@ -158,7 +162,7 @@ def test_every_interleaving(spin: str, search: Search, tmp_path: Path) -> None:
         options.append("-A")  # passes over wrong sums
     if search.verdict == "wrong sum":
         options.append("-E")  # passes over hangs
-    ran = subprocess.run([program, *options], cwd=tmp_path, capture_output=True, text=True, timeout=SEARCH_LIMIT_S)
+    ran = subprocess.run([program, *options], cwd=tmp_path, capture_output=True, text=True, timeout=scaled(PROOF_S))
     output = ran.stdout + ran.stderr
     assert found_by(output) == search.verdict, f"{search.settings}\n{output}"
     if search.verdict == "nothing":

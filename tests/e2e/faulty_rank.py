@@ -1,7 +1,7 @@
-"""A rank with one planted fault, named by SPLITRANK_TEST_FAULT: what a comparison of layouts must not let pass.
+"""A rank with planted faults, named by SPLITRANK_TEST_FAULT: what a comparison of layouts must not let pass.
 
-Each fault is of a layout alone, so that the first layout of a comparison is sound: the experts of two layers are
-swapped between stages (pp=2), one all-reduce of a step is left out (tp=2), a KV page is given to two requests (pp=2).
+Each fault is of one layout alone, so that the first layout of a comparison is sound: the experts of two layers are
+swapped between stages (pp=2), one all-reduce of a step is left out (tp=2), a KV page is given to two requests (pp=3).
 """
 
 import dataclasses
@@ -78,19 +78,22 @@ def share_a_page() -> None:
 
 
 # Fault: (does the layout have it, how it is planted). The demo's layers 0 to 3 and 4 to 7 are the stages of pp=2.
+SEPARATOR = "; "
 SMALL_FAULT = "experts of neighbouring layers swapped"  # of the numbers of 24 questions, only five become wrong
 FAULTS: dict[str, tuple[Callable[[LaunchSpec], bool], Callable[[], None]]] = {
     "experts swapped between stages": (lambda spec: spec.pp_size == 2, lambda: swap_experts(0, 4)),
     SMALL_FAULT: (lambda spec: spec.pp_size == 2, lambda: swap_experts(3, 4)),
     "one all-reduce skipped": (lambda spec: spec.tp_size == 2, lambda: skip_an_all_reduce(0)),
-    "a page given to two requests": (lambda spec: spec.pp_size == 2, share_a_page),
+    "a page given to two requests": (lambda spec: spec.pp_size == 3, share_a_page),
 }
 
 
 def main() -> int:
-    has_fault, plant = FAULTS[os.environ[FAULT]]
-    if has_fault(rank.load_spec(sys.argv[sys.argv.index("--run-dir") + 1])):
-        plant()
+    spec = rank.load_spec(sys.argv[sys.argv.index("--run-dir") + 1])
+    for name in os.environ[FAULT].split(SEPARATOR):
+        has_fault, plant = FAULTS[name]
+        if has_fault(spec):
+            plant()
     return rank.main()
 
 

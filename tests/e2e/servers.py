@@ -16,15 +16,17 @@ import httpx
 import openai
 import psutil
 
+from tests.limits import PROGRAM_S, START_S, scaled
+
 ROOT = Path(__file__).parents[2]
 DEMO = ROOT / "configs" / "demo"
-START_LIMIT_S = 60.0
-EXIT_LIMIT_S = 30.0  # the promise of the design for any end
+EXIT_S = 30.0  # the promise of the design for any end
 POLL_S = 0.05
 
 
-def wait_until(condition: Callable[[], object], what: str, limit_s: float = EXIT_LIMIT_S) -> None:
-    """Polls; fails with ``what`` was awaited after ``limit_s``."""
+def wait_until(condition: Callable[[], object], what: str, limit_s: float = EXIT_S) -> None:
+    """Polls; fails with ``what`` was awaited after ``limit_s`` of a quiet machine."""
+    limit_s = scaled(limit_s)
     deadline = time.monotonic() + limit_s
     while not condition():
         assert time.monotonic() < deadline, f"waited {limit_s:g} s for {what}"
@@ -69,12 +71,12 @@ def temporary_folder() -> Iterator[Path]:
 
 
 def run_command(
-    temporary: Path, *arguments: object, limit_s: float = 100.0, module: str = "splitrank.serving", **variables: str
+    temporary: Path, *arguments: object, limit_s: float = PROGRAM_S, module: str = "splitrank.serving", **variables: str
 ) -> subprocess.CompletedProcess[str]:
     """A whole ``splitrank`` command; past the limit its processes are killed. ``variables`` of its environment."""
     command = splitrank_command(*arguments, module=module)
     environ = environment(temporary) | variables
-    return subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True, timeout=limit_s)
+    return subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True, timeout=scaled(limit_s))
 
 
 class Server:
@@ -92,14 +94,14 @@ class Server:
             stderr=self._files[1],
         )
         try:
-            wait_until(lambda: self._address or self.process.poll() is not None, "the server's start", START_LIMIT_S)
+            wait_until(lambda: self._address or self.process.poll() is not None, "the server's start", START_S)
             assert self._address, f"the server ended with code {self.process.poll()}: {self.stderr}"
         except BaseException:
             self.kill()
             raise
         self.url = self._address
-        self.http = httpx.Client(base_url=self.url, timeout=60.0)
-        self.client = openai.OpenAI(base_url=self.url + "/v1", api_key="none", timeout=60.0, max_retries=0)
+        self.http = httpx.Client(base_url=self.url, timeout=scaled(PROGRAM_S))
+        self.client = openai.OpenAI(base_url=self.url + "/v1", api_key="none", timeout=scaled(PROGRAM_S), max_retries=0)
 
     @property
     def _address(self) -> str:
@@ -134,12 +136,12 @@ class Server:
             self.metric(f"engine_free_{name}") == self.metric(f"engine_num_{name}") for name in ("slots", "pages")
         )
 
-    def wait_exit(self, limit_s: float = EXIT_LIMIT_S) -> int:
-        return self.process.wait(timeout=limit_s)
+    def wait_exit(self, limit_s: float = EXIT_S) -> int:
+        return self.process.wait(timeout=scaled(limit_s))
 
     def kill(self) -> None:
         self.process.kill()
-        self.process.wait(timeout=10)
+        self.process.wait(timeout=scaled(EXIT_S))
         for file in self._files:
             file.close()
         self._folder.__exit__(None, None, None)

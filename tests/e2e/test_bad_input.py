@@ -14,7 +14,7 @@ from tests.e2e.servers import processes_of, run_command, run_dirs
 
 def refusal(temporary: Path, *arguments: object, code: int = 1) -> str:
     """The one line of a ``serve`` that refuses."""
-    finished = run_command(temporary, "serve", *arguments, limit_s=30.0)
+    finished = run_command(temporary, "serve", *arguments)
     assert finished.returncode == code, finished.stderr
     assert finished.stdout == ""
     (line,) = finished.stderr.splitlines()

@@ -1,4 +1,4 @@
-"""The comparison of layouts is sensitive: with one fault planted in one layout it ends with exit code 1 and says so.
+"""The comparison of layouts is sensitive: with a fault planted in a layout it ends with exit code 1 and says so.
 
 The demo's own questions, which the sound model gets right; what a fault changes is counted like any wrong answer.
 """
@@ -9,17 +9,21 @@ from typing import Any
 import pytest
 
 from splitrank.serving.gsm8k.config import parse_layout
-from tests.e2e.faulty_rank import FAULT, FAULTS, SMALL_FAULT
+from tests.e2e.faulty_rank import FAULT, SEPARATOR, SMALL_FAULT
+from tests.e2e.servers import temporary_folder
 from tests.e2e.test_gsm8k import run_gsm8k
 
 NUM_QUESTIONS = 24  # eight that differ one way are p = 0.0078
-OPTIONS = ("--limit", NUM_QUESTIONS, "--dtype", "float32", "--shots", 0, "--max-tokens", 120, "--threads-per-rank", 1)
+OPTIONS = ("--dtype", "float32", "--shots", 0, "--max-tokens", 120, "--threads-per-rank", 1)
+Compared = tuple[int, str, dict[str, Any]]  # exit code, all that was said, report
 
 
-def compare(folder: Path, *layouts: str, fault: str = "", concurrency: int = 8) -> tuple[int, str, dict[str, Any]]:
-    """(exit code, all that was said, report)."""
-    planted = {"module": "tests.e2e.faulty_splitrank", FAULT: fault} if fault else {}
-    return run_gsm8k(folder, *OPTIONS, "--concurrency", concurrency, "--layouts", *layouts, **planted)
+def compare(
+    folder: Path, *layouts: str, faults: str = "", num_questions: int = NUM_QUESTIONS, concurrency: int = 8
+) -> Compared:
+    planted = {"module": "tests.e2e.faulty_splitrank", FAULT: faults} if faults else {}
+    options = (*OPTIONS, "--limit", num_questions, "--concurrency", concurrency)
+    return run_gsm8k(folder, *options, "--layouts", *layouts, **planted)
 
 
 def test_sound_layouts_agree(temporary: Path) -> None:
@@ -29,20 +33,37 @@ def test_sound_layouts_agree(temporary: Path) -> None:
     assert "DISAGREE" not in said
 
 
-@pytest.mark.parametrize("fault", [fault for fault in FAULTS if fault != SMALL_FAULT])
-def test_a_fault_in_one_layout_is_found(temporary: Path, fault: str) -> None:
-    layout = "tp=2" if "all-reduce" in fault else "pp=2"
-    code, said, report = compare(temporary, "pp=1", layout, fault=fault)
+# Which layout has it (faulty_rank.py).
+FAULTY_LAYOUTS = {
+    "experts swapped between stages": "pp=2",
+    "one all-reduce skipped": "tp=2",
+    "a page given to two requests": "pp=3",
+}
+
+
+@pytest.fixture(scope="module")
+def compared() -> Compared:
+    """The sound layout is asked once and compared with all that have a fault."""
+    with temporary_folder() as folder:
+        return compare(folder, "pp=1", *FAULTY_LAYOUTS.values(), faults=SEPARATOR.join(FAULTY_LAYOUTS))
+
+
+@pytest.mark.parametrize("fault", FAULTY_LAYOUTS)
+def test_a_fault_in_one_layout_is_found(compared: Compared, fault: str) -> None:
+    code, said, report = compared
     assert code == 1, said
-    assert report["layouts"][0]["strict"]["num_right"] >= NUM_QUESTIONS - 2
-    assert report["layouts"][0]["lost"] == report["layouts"][1]["lost"] == 0
-    (pair,) = report["pairs"]
-    assert pair["strict"]["mcnemar_p"] < 0.01
-    assert f"DISAGREE: pp=1 and {parse_layout(layout)} (strict)" in said
+    layout = str(parse_layout(FAULTY_LAYOUTS[fault]))
+    runs = {found["layout"]: found for found in report["layouts"]}
+    assert runs["pp=1"]["strict"]["num_right"] >= NUM_QUESTIONS - 2
+    assert runs["pp=1"]["lost"] == runs[layout]["lost"] == 0
+    (pair,) = [pair for pair in report["pairs"] if (pair["first"], pair["second"]) == ("pp=1", layout)]
+    assert pair["strict"]["mcnemar_p"] < pair["max_p"] < 0.01
+    assert f"DISAGREE: pp=1 and {layout} (strict)" in said
 
 
-def test_a_fault_that_costs_few_numbers_is_found_one_by_one(temporary: Path) -> None:
-    code, said, _ = compare(temporary, "pp=1", "pp=2", fault=SMALL_FAULT, concurrency=1)
+def test_a_fault_that_costs_few_numbers_is_found_one_by_one(temporary: Path, full: bool) -> None:
+    questions = NUM_QUESTIONS if full else NUM_QUESTIONS // 3
+    code, said, _ = compare(temporary, "pp=1", "pp=2", faults=SMALL_FAULT, num_questions=questions, concurrency=1)
     assert code == 1, said
     assert "DISAGREE" not in said
     assert "ALTERED: pp=1 and pp=2 answer " in said

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.e2e.servers import (
-    EXIT_LIMIT_S,
+    EXIT_S,
     ROOT,
     environment,
     processes_of,
@@ -15,6 +15,7 @@ from tests.e2e.servers import (
     splitrank_command,
     wait_until,
 )
+from tests.limits import scaled
 
 FLAGS = ("--pp", 2, "--dtype", "float32", "--threads-per-rank", 1, "--max-model-len", 2048)
 
@@ -96,10 +97,10 @@ def kill_during(temporary: Path, command: tuple[object, ...], output: Path, vict
             running.kill()
         else:
             next(p for p in processes_of(temporary) if p.cmdline()[-2:] == ["--rank", "1"]).kill()
-        assert running.wait(timeout=EXIT_LIMIT_S) == (-9 if victim == "front" else 1)
+        assert running.wait(timeout=scaled(EXIT_S)) == (-9 if victim == "front" else 1)
     finally:
         running.kill()
-        running.wait(timeout=10)
+        running.wait(timeout=scaled(EXIT_S))
     wait_until(lambda: not processes_of(temporary) and not run_dirs(temporary), "the processes to end")
 
 

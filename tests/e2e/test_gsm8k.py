@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.e2e.servers import processes_of, run_command, run_dirs
+from tests.limits import COMPARISON_S
 
 EIGHT = ("--limit", 8, "--max-tokens", 96)
 
@@ -12,7 +13,7 @@ EIGHT = ("--limit", 8, "--max-tokens", 96)
 def run_gsm8k(temporary: Path, *arguments: object, **options: str) -> tuple[int, str, dict[str, Any]]:
     """(exit code, all that was said, report) of the demo's own questions; ``options`` are those of ``run_command``."""
     report = temporary / "report.json"
-    finished = run_command(temporary, "gsm8k", "--report", report, *arguments, **options)
+    finished = run_command(temporary, "gsm8k", "--report", report, *arguments, limit_s=COMPARISON_S, **options)
     assert not processes_of(temporary)
     assert not run_dirs(temporary)
     return finished.returncode, finished.stdout + finished.stderr, json.loads(report.read_text())

@@ -1,5 +1,7 @@
 """``LLM`` in every layout gives the same greedy tokens; so do few pages, many chunks, and a full context."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -14,54 +16,71 @@ OPTIONS: dict[str, Any] = {"dtype": "float32", "threads_per_rank": 1, "max_model
 SHORT = SamplingParams(temperature=0, max_tokens=16, ignore_eos=True)
 PROMPTS: list[str | list[int]] = ["Once upon a time", "7 * 6 =", [9] * 70, [3, 1, 4, 1, 5] * 60]
 
-
-def answers(prompts: Any, params: Any, **options: Any) -> list[list[int]]:
-    with LLM(**{**OPTIONS, **options}) as llm:
-        return tokens_of(llm.generate(prompts, params, show_progress=False))
+# The first ones also share prefixes.
+SHARING_LAYOUTS: list[dict[str, Any]] = [{"pp": 1}, {"pp": 2}, {"tp": 2}, {"page_size": 16}, {"page_size": 96}]
+LAYOUTS: list[dict[str, Any]] = [
+    *SHARING_LAYOUTS,
+    {"pp": 3, "pp_partition": (1, 5, 2)},
+    {"tp": 2, "pp": 2},
+    {"tp": 2, "pp": 2, "all_reduce": "torch"},
+    {"tp": 4, "all_reduce": "quick"},
+    {"tp": 4, "pp": 2, "all_reduce": "quick"},
+]
+SAID = {
+    None: ["all-reduce quick, codec none", "(cpu.toml)", "MiB a rank"],
+    "torch": ["all-reduce torch (as asked)"],
+    "quick": ["all-reduce quick, codec none"],
+}
 
 
 def tokens_of(generations: list[Generation]) -> list[list[int]]:
     return [generation.token_ids for generation in generations]
 
 
+def answers(llm: LLM, prompts: Any, params: Any = SHORT) -> list[list[int]]:
+    return tokens_of(llm.generate(prompts, params, show_progress=False))
+
+
 @pytest.fixture(scope="module")
-def one_rank() -> list[list[int]]:
-    return answers(PROMPTS, SHORT)
+def one_rank() -> Iterator[LLM]:
+    """What all others are compared with: without a prefix cache either."""
+    with LLM(**OPTIONS, prefix_cache_mib=0) as llm:
+        yield llm
 
 
-LAYOUTS = [
-    {"pp": 2},
-    {"pp": 3, "pp_partition": (1, 5, 2)},
-    {"tp": 2, "all_reduce": "torch"},
-    {"tp": 2, "all_reduce": "quick"},
-    {"tp": 2, "pp": 2},  # auto
-    {"tp": 4, "all_reduce": "quick"},
-    {"tp": 4, "pp": 2, "all_reduce": "quick"},
-]
+@pytest.fixture(scope="module")
+def llm(request: pytest.FixtureRequest) -> Iterator[LLM]:
+    """One for all tests of its layout, which stand together."""
+    with LLM(**{**OPTIONS, **request.param}) as llm:
+        yield llm
 
 
-@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
-def test_layouts_give_the_same_tokens(one_rank: list[list[int]], layout: dict[str, Any]) -> None:
-    assert [len(tokens) for tokens in one_rank] == [16] * len(PROMPTS)
-    assert answers(PROMPTS, SHORT, **layout) == one_rank
+@pytest.mark.parametrize("llm", LAYOUTS, ids=str, indirect=True)
+def test_layouts_give_the_same_tokens(one_rank: LLM, llm: LLM) -> None:
+    expected = answers(one_rank, PROMPTS)
+    assert [len(tokens) for tokens in expected] == [16] * len(PROMPTS)
+    assert answers(llm, PROMPTS) == expected
 
 
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        ({"all_reduce": "torch"}, ["all-reduce torch (as asked)"]),
-        ({}, ["all-reduce quick, codec none", "(cpu.toml)", "MiB a rank"]),
-        ({"all_reduce_codec": "int8"}, ["all-reduce quick, codec int8"]),
-    ],
-    ids=str,
-)
-def test_each_stage_says_how_it_sums(options: dict[str, Any], words: list[str]) -> None:
-    with LLM(**OPTIONS, tp=2, pp=2, **options) as llm:
-        reports = llm._engine.client.reports  # type: ignore[attr-defined]
-        assert len(llm.generate(PROMPTS[3:], SHORT)[0].token_ids) == 16
-    assert len(reports) == 4 + 2 + 1
-    for stage, line in enumerate(reports[4:6]):
+def check_stages(llm: LLM, num_ranks: int, num_stages: int, words: list[str]) -> None:
+    """What each stage has said at the start of how it sums."""
+    reports = llm._engine.client.reports  # type: ignore[attr-defined]
+    assert len(reports) == num_ranks + num_stages + 1
+    for stage, line in enumerate(reports[num_ranks:-1]):
         assert [word for word in (f"stage {stage}: ", *words) if word not in line] == []
+
+
+@pytest.mark.parametrize("llm", LAYOUTS, ids=str, indirect=True)
+def test_each_stage_says_how_it_sums(llm: LLM, request: pytest.FixtureRequest) -> None:
+    layout = request.node.callspec.params["llm"]
+    tp, pp = layout.get("tp", 1), layout.get("pp", 1)
+    check_stages(llm, tp * pp, pp if tp > 1 else 0, SAID[layout.get("all_reduce")])
+
+
+def test_each_stage_says_that_its_sums_are_coded() -> None:
+    with LLM(**OPTIONS, tp=2, pp=2, all_reduce_codec="int8") as llm:
+        assert len(answers(llm, PROMPTS[3:])[0]) == 16
+        check_stages(llm, 4, 2, ["all-reduce quick, codec int8"])
 
 
 def engine_stats(llm: LLM) -> EngineStats:
@@ -80,7 +99,7 @@ NUM_PAGES = 10  # for all of them
 @pytest.fixture(scope="module")
 def with_plenty_of_pages() -> list[list[int]]:
     with LLM(**{**OPTIONS, "max_model_len": 80, "page_size": 16, "num_pages": 100}) as llm:
-        tokens = tokens_of(llm.generate(GROWING, MIXED, show_progress=False))
+        tokens = answers(llm, GROWING, MIXED)
         assert engine_stats(llm).preemptions == 0
     return tokens
 
@@ -88,7 +107,7 @@ def with_plenty_of_pages() -> list[list[int]]:
 @pytest.mark.parametrize("layout", [{"pp": 1}, {"pp": 2}, {"tp": 2}], ids=str)
 def test_preempted_requests_get_the_same_tokens(with_plenty_of_pages: list[list[int]], layout: dict[str, int]) -> None:
     with LLM(**{**OPTIONS, "max_model_len": 80, "page_size": 16, "num_pages": NUM_PAGES, **layout}) as llm:
-        assert tokens_of(llm.generate(GROWING, MIXED, show_progress=False)) == with_plenty_of_pages
+        assert answers(llm, GROWING, MIXED) == with_plenty_of_pages
         wait_until(lambda: engine_stats(llm).free_pages == NUM_PAGES, "the pages to come back")
         stats = engine_stats(llm)
         assert stats.preemptions > 0
@@ -98,10 +117,12 @@ def test_preempted_requests_get_the_same_tokens(with_plenty_of_pages: list[list[
 def test_a_prompt_of_many_chunks_and_a_full_context() -> None:
     prompts = [[(7 * index) % 4000 for index in range(length)] for length in (1023, 640, 64, 65, 1)]
     last = SamplingParams(temperature=0, max_tokens=1)
-    whole = answers(prompts, last, chunked_prefill_size=1024)
-    assert answers(prompts, last, chunked_prefill_size=64, pp=2) == whole
+    with LLM(**OPTIONS, chunked_prefill_size=1024) as llm:
+        whole = answers(llm, prompts, last)
+    with LLM(**OPTIONS, chunked_prefill_size=64, pp=2) as llm:
+        assert answers(llm, prompts, last) == whole
     with LLM(**OPTIONS, chunked_prefill_size=64) as llm:
-        assert tokens_of(llm.generate(prompts, last)) == whole
+        assert answers(llm, prompts, last) == whole
         with pytest.raises(ValueError, match=r"1024 tokens.*1023"):
             llm.generate([[5] * 1024], last)
         with pytest.raises(ValueError, match=r"1000 tokens.*25.*1024"):
@@ -112,28 +133,34 @@ def test_a_prompt_of_many_chunks_and_a_full_context() -> None:
 
 COMMON = [(11 * index) % 4000 for index in range(300)]  # four whole blocks of 64
 SHARING = [[*COMMON, *([50 + index] * (100 + index))] for index in range(5)]
-SPLIT = [{"pp": 1}, {"pp": 2}, {"tp": 2}, {"page_size": 16}, {"page_size": 96}]
+TALK = [(13 * index + 1) % 4000 for index in range(200)]
 
 
-@pytest.mark.parametrize("layout", SPLIT, ids=str)
-def test_a_shared_prefix_is_computed_twice_and_then_copied(layout: dict[str, int]) -> None:
-    whole = answers(SHARING, SHORT, **layout, prefix_cache_mib=0)
-    with LLM(**OPTIONS, **layout) as llm:
-        one_by_one = [tokens_of(llm.generate([prompt], SHORT, show_progress=False)) for prompt in SHARING]
-        wait_until(lambda: engine_stats(llm).cached_tokens == 3 * 256, "the count of cached tokens")
-    assert [tokens for (tokens,) in one_by_one] == whole
+@contextmanager
+def tokens_from_the_cache(llm: LLM) -> Iterator[list[int]]:
+    """After the block, the list has to hold how many tokens came from the prefix cache in it."""
+    before, expected = engine_stats(llm).cached_tokens, list[int]()
+    yield expected
+    wait_until(lambda: engine_stats(llm).cached_tokens - before == sum(expected), "the count of cached tokens")
 
 
-@pytest.mark.parametrize("layout", SPLIT, ids=str)
-def test_a_conversation_goes_on_from_the_turn_before(layout: dict[str, int]) -> None:
+@pytest.mark.parametrize("llm", SHARING_LAYOUTS, ids=str, indirect=True)
+def test_a_shared_prefix_is_computed_twice_and_then_copied(one_rank: LLM, llm: LLM) -> None:
+    with tokens_from_the_cache(llm) as expected:
+        one_by_one = [answers(llm, [prompt]) for prompt in SHARING]
+        expected += [256] * 3
+    assert [tokens for (tokens,) in one_by_one] == answers(one_rank, SHARING)
+
+
+@pytest.mark.parametrize("llm", SHARING_LAYOUTS, ids=str, indirect=True)
+def test_a_conversation_goes_on_from_the_turn_before(one_rank: LLM, llm: LLM) -> None:
     """Four turns; each prompt is all that was said before. Only the first answer is computed again in the next turn."""
-    with LLM(**OPTIONS, **layout) as llm:
-        prompts, said, history = [], [], COMMON[:200]
+    prompts, said, history = [], [], TALK
+    with tokens_from_the_cache(llm) as expected:
         for turn in range(4):
             prompts.append(history)
-            said += tokens_of(llm.generate([history], SHORT, show_progress=False))
+            said += answers(llm, [history])
             history = [*history, *said[-1], *([70 + turn] * 9)]
         # 192 of 200; then the whole prompt and answer before, but for the last token, which was never fed.
-        cached = 192 + (len(prompts[1]) + 15) + (len(prompts[2]) + 15)
-        wait_until(lambda: engine_stats(llm).cached_tokens == cached, "the count of cached tokens")
-    assert said == answers(prompts, SHORT, **layout, prefix_cache_mib=0)
+        expected += [192, len(prompts[1]) + 15, len(prompts[2]) + 15]
+    assert said == answers(one_rank, prompts)

@@ -8,14 +8,15 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.e2e.servers import EXIT_LIMIT_S, ROOT, START_LIMIT_S, environment, processes_of, run_dirs, splitrank_command
+from tests.e2e.servers import EXIT_S, ROOT, environment, processes_of, run_dirs, splitrank_command
+from tests.limits import PROGRAM_S, START_S, scaled
 from tests.serving.front_fakes import free_port
 
 REQUEST = {"prompt": "Once", "max_tokens": 150, "ignore_eos": True, "stream": True}
 
 
 def wait_until_ready(http: httpx.Client, process: "subprocess.Popen[bytes]") -> None:
-    deadline = time.monotonic() + START_LIMIT_S
+    deadline = time.monotonic() + scaled(START_S)
     while process.poll() is None:
         try:
             if http.get("/ready").status_code == 200:
@@ -35,7 +36,7 @@ def test_a_server_that_nobody_reads_starts_serves_and_drains(streams: str, tempo
     command = ["bash", "-c", f'exec "$0" "$@" {streams}', *serve]
     with (
         subprocess.Popen(command, cwd=ROOT, env=environment(temporary)) as process,
-        httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as http,
+        httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=scaled(PROGRAM_S)) as http,
     ):
         try:
             wait_until_ready(http, process)
@@ -46,7 +47,7 @@ def test_a_server_that_nobody_reads_starts_serves_and_drains(streams: str, tempo
                 rest = [line for line in lines if line]
             assert rest[-1] == "data: [DONE]"
             assert '"finish_reason":"length"' in rest[-2]
-            assert process.wait(EXIT_LIMIT_S) == 0
+            assert process.wait(scaled(EXIT_S)) == 0
         finally:
             process.kill()
     assert not processes_of(temporary)

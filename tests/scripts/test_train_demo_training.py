@@ -26,6 +26,7 @@ from transformers import Qwen3_5MoeForCausalLM
 from transformers.models.qwen3_5_moe.modeling_qwen3_5_moe import torch_chunk_gated_delta_rule
 
 from splitrank.serving.demo_checkpoint import demo_checkpoint_path
+from tests.limits import PROGRAM_S, scaled
 
 TOKENIZER_FILE = str(demo_checkpoint_path() / "tokenizer.json")
 
@@ -161,7 +162,10 @@ def test_two_processes_take_turns_with_the_batches_of_one(tmp_path: Path, capsys
     program = Path(sys.modules["train"].__file__ or "")
     command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(program)]
     subprocess.run(
-        [sys.executable, *command, *as_flags(two)], check=True, timeout=240, env={**os.environ, "OMP_NUM_THREADS": "1"}
+        [sys.executable, *command, *as_flags(two)],
+        check=True,
+        timeout=scaled(PROGRAM_S),
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     lines = [read_lines(tmp_path / name)[-1] for name in ("one", "two")]
     assert lines[0]["step"] == lines[1]["step"] == 3

@@ -21,10 +21,11 @@ from splitrank.serving.model_info import ModelInfo
 from splitrank.serving.sampling_params import SamplingParams
 from splitrank.serving.text_engine import TextEngine
 from splitrank.serving.tokenizer import Tokenizer
+from tests.limits import ANSWER_S, scaled
 from tests.tiny_tokenizer import write_tokenizer
 
 VOCAB_SIZE = 512
-LIMIT_S = 10.0
+LIMIT_S = scaled(ANSWER_S)
 
 Script = Callable[[list[int], SamplingParams], list[RequestOutput]]
 

@@ -9,6 +9,8 @@ import textwrap
 import time
 from pathlib import Path
 
+from tests.limits import PROGRAM_S, scaled
+
 NUM_LINES = 120
 
 COMMAND = """
@@ -70,7 +72,7 @@ def test_a_killed_run_is_continued_and_every_line_answered_once(tmp_path: Path) 
     assert 0 < num_before < NUM_LINES
 
     with start(tmp_path) as second:
-        _, errors = second.communicate(timeout=90)
+        _, errors = second.communicate(timeout=scaled(PROGRAM_S))
     assert second.returncode == 0, errors
     assert f"{num_before} answered before, {NUM_LINES - num_before} to do" in errors
     results = [json.loads(text) for text in (tmp_path / "out.jsonl").read_text().splitlines()]

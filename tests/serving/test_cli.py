@@ -9,6 +9,7 @@ from splitrank import __version__
 from splitrank.serving import cli
 from splitrank.serving.config import EngineConfig
 from splitrank.serving.engine_client import EngineDeadError, EngineStartError
+from tests.limits import PROGRAM_S, scaled
 
 
 def run_with(error: BaseException | None, *argv: str) -> int:
@@ -84,5 +85,7 @@ def test_help_loads_no_library() -> None:
         "import sys; from splitrank.serving.cli import main; main(['serve', '--help']);"
         "print([name for name in ('torch', 'zmq', 'tokenizers', 'starlette') if name in sys.modules])"
     )
-    finished = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
+    finished = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=scaled(PROGRAM_S)
+    )
     assert finished.stdout.splitlines()[-1] == "[]"

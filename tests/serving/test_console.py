@@ -14,8 +14,9 @@ import pytest
 
 from splitrank.serving.console import LenientStream, lenient
 from splitrank.serving.progress import progress
+from tests.limits import PROGRAM_S, scaled
 
-LIMIT_S = 60.0
+LIMIT_S = scaled(PROGRAM_S)
 
 
 class Broken(io.StringIO):

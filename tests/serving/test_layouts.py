@@ -17,6 +17,7 @@ from splitrank.models.sharding import equal_partition
 from splitrank.serving.messages import ChunkPlan, NewPages, StepPlan
 from tests.checkpoints import make_reference, random_text_config, write_checkpoint
 from tests.forked import RankProcess
+from tests.limits import PROGRAM_S, scaled
 from tests.stage_rank import Run
 from tests.stage_runner import CHUNK, admitted, launch_spec, random_tokens, relative_error
 
@@ -100,7 +101,7 @@ def run_ranks(job: Path, world_size: int) -> None:
     ranks = [RankProcess("tests.stage_rank", job, rank) for rank in range(world_size)]
     try:
         for number, rank in enumerate(ranks):
-            _, errors = rank.communicate(timeout=100)
+            _, errors = rank.communicate(timeout=scaled(PROGRAM_S))
             assert rank.returncode == 0, f"rank {number}: {errors}"
     finally:
         for rank in ranks:

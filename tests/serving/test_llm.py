@@ -25,6 +25,7 @@ from splitrank.serving.sampling_params import SamplingParams
 from splitrank.serving.text_engine import PreparedModel, TextEngine
 from tests.fake_model import expected_tokens
 from tests.fake_rank import DIE
+from tests.limits import PROGRAM_S, scaled
 from tests.serving.offline_fakes import VOCAB_SIZE, Script, ScriptedEngines, echo, prepared_model
 
 
@@ -331,7 +332,10 @@ print(len(llm.generate([[1, 2]], SamplingParams(max_tokens=5), show_progress=Fal
 def test_a_script_that_never_closes_leaves_nothing_behind(tmp_path: Path) -> None:
     began = time.monotonic()
     done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(SCRIPT), str(tmp_path)], capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", textwrap.dedent(SCRIPT), str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=scaled(PROGRAM_S),
     )
     assert (done.returncode, done.stderr) == (0, "")
     first, second = done.stdout.splitlines()

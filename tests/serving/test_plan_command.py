@@ -12,6 +12,7 @@ import pytest
 from splitrank.serving.plan_command import InspectConfig, PlanConfig, run_inspect, run_plan
 from tests.checkpoints import make_reference, random_text_config, write_checkpoint
 from tests.large_shapes import LARGE_SHAPES
+from tests.limits import PROGRAM_S, scaled
 
 ROOT = Path(__file__).parents[2]
 # Parameters of the text models, by hand. A layer: 2 H + (E + 1) H of router and gate + 3 H I (E + 1) of experts; a
@@ -146,7 +147,7 @@ def test_a_plan_loads_no_torch(tmp_path: Path) -> None:
         "--tp",
         "2",
     ]
-    finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=scaled(PROGRAM_S))
     assert finished.returncode == 0, finished.stderr
     assert len(rank_rows(finished.stdout)) == 16
 
