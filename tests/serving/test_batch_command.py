@@ -89,7 +89,12 @@ def test_a_request_of_bad_numbers_is_that_lines_error(batch: Batch) -> None:
     failure = RequestOutput("r", [], None, "error", None, "the model's logits hold NaN", "invalid_numbers")
     assert batch.run(failing({"n4"}, lambda: failure)) == 3
     row = batch.results()["n4"]
-    assert row["error"] == {"code": "invalid_numbers", "message": "the model's logits hold NaN"}
+    assert row["error"] == {
+        "code": "invalid_numbers",
+        "message": "the model's logits hold NaN",
+        "param": None,
+        "line": 5,
+    }
     assert row["response"]["status_code"] == 500
 
 
