@@ -79,6 +79,8 @@ def test_streams_that_take_nothing(how: str) -> None:
 @contextmanager
 def command(program: str, *arguments: str) -> Iterator["subprocess.Popen[bytes]"]:
     """The ``splitrank`` command after ``program`` has changed something in it; ended whatever a test does."""
+    # A shell starts what runs in its background with Ctrl-C ignored, and a child inherits that.
+    program = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n" + program
     program += "\nfrom splitrank.serving.cli import console; console()"
     with subprocess.Popen([sys.executable, "-c", program, *arguments], stdout=subprocess.PIPE) as process:
         try:
