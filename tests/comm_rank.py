@@ -73,7 +73,7 @@ def link(folder: Path, rank: int) -> Seen:
         aligned = all(tensor.data_ptr() % 64 == 0 for tensor in received)
         equal = all(torch.equal(one, other) for one, other in zip(received, tensors, strict=True))
         seen[str(step)] = [[float(aligned), float(equal)]]
-    _meet(folder, rank)
+    _stay_for_the_other(folder, rank)
     return seen
 
 
@@ -92,7 +92,7 @@ def feedback(folder: Path, rank: int) -> Seen:
             [tokens] = mesh.feedback.receive(1, (2,), torch.int64, step, HASH)
             seen.append(tokens.tolist())
         (folder / "done1").touch()
-    _meet(folder, 0)
+    _stay_for_the_other(folder, 0)
     return {"tokens": seen}
 
 
@@ -102,7 +102,7 @@ def silent_feedback(folder: Path, rank: int) -> Seen:
     seen: list[str] = []
     if rank == 0:
         seen = seconds_and_error(lambda: mesh.feedback.receive(1, (4,), torch.int64, 3, HASH))
-    _meet(folder, rank)
+    _stay_for_the_other(folder, rank)
     return seen
 
 
@@ -139,14 +139,13 @@ def mismatch(folder: Path, rank: int) -> Seen:
             mesh.link.send((tensor,) * sent.count, sent.step, sent.plan_hash)
         else:
             seen += seconds_and_error(lambda link=mesh.link: link.receive(*Message()))
-        _meet(case, rank)
+        _stay_for_the_other(case, rank)
         mesh.close()
     return seen
 
 
 def dead_stage(folder: Path, rank: int) -> Seen:
     mesh = _mesh(folder, rank, 2, 1)
-    _meet(folder, rank)  # both have joined
     if rank == 0:
         os._exit(0)  # as if killed: nothing is closed
     return seconds_and_error(lambda: mesh.link.receive(1, (4, 8), torch.float32, 0, HASH))
@@ -155,10 +154,10 @@ def dead_stage(folder: Path, rank: int) -> Seen:
 def silent_stage(folder: Path, rank: int) -> Seen:
     mesh = _mesh(folder, rank, 2, 1)
     if rank == 0:
-        _meet(folder, rank)
+        _stay_for_the_other(folder, rank)
         return []
     seen = seconds_and_error(lambda: mesh.link.receive(1, (4, 8), torch.float32, 0, HASH))
-    _meet(folder, rank)
+    _stay_for_the_other(folder, rank)
     return seen
 
 
@@ -166,7 +165,7 @@ def deaf_stage(folder: Path, rank: int) -> Seen:
     """The next stage takes nothing: the sender stops at the microbatches that may be under way."""
     mesh = _mesh(folder, rank, 2, 1)
     if rank == 1:
-        _meet(folder, rank)
+        _stay_for_the_other(folder, rank)
         return []
 
     def send_all() -> None:
@@ -174,13 +173,12 @@ def deaf_stage(folder: Path, rank: int) -> Seen:
             mesh.link.send((torch.ones(4, 2**20),), step, HASH)
 
     seen = seconds_and_error(send_all)
-    _meet(folder, rank)
+    _stay_for_the_other(folder, rank)
     return seen
 
 
 def dead_tensor_rank(folder: Path, rank: int) -> Seen:
     mesh = _mesh(folder, rank, 1, 2, "torch")
-    _meet(folder, rank)  # both have joined
     if rank == 0:
         os._exit(0)  # as if killed: nothing is closed
     return seconds_and_error(lambda: mesh.collectives.all_reduce_(torch.ones(4)))
@@ -189,10 +187,10 @@ def dead_tensor_rank(folder: Path, rank: int) -> Seen:
 def silent_tensor_rank(folder: Path, rank: int) -> Seen:
     mesh = _mesh(folder, rank, 1, 2, "torch")
     if rank == 0:
-        _meet(folder, rank)
+        _stay_for_the_other(folder, rank)
         return []
     seen = seconds_and_error(lambda: mesh.collectives.all_gather_columns(torch.ones(4, 1), (1, 1)))
-    _meet(folder, rank)
+    _stay_for_the_other(folder, rank)
     return seen
 
 
@@ -208,11 +206,11 @@ def _mesh(folder: Path, rank: int, pp_size: int, tp_size: int, all_reduce: str =
     return mesh
 
 
-def _meet(folder: Path, rank: int) -> None:
-    """Goes on when both ranks have come here: so they leave together, as one that ends takes its connections along."""
-    (folder / f"here{rank}").touch()
+def _stay_for_the_other(folder: Path, rank: int) -> None:
+    """Both leave together: a process that ends takes its connections along."""
+    (folder / f"done{rank}").touch()
     deadline = time.monotonic() + scaled(PROGRAM_S)
-    while not (folder / f"here{1 - rank}").exists() and time.monotonic() < deadline:
+    while not (folder / f"done{1 - rank}").exists() and time.monotonic() < deadline:
         time.sleep(0.01)
 
 
