@@ -146,6 +146,7 @@ def mismatch(folder: Path, rank: int) -> Seen:
 
 def dead_stage(folder: Path, rank: int) -> Seen:
     mesh = _mesh(folder, rank, 2, 1)
+    _joined(folder, rank)
     if rank == 0:
         os._exit(0)  # as if killed: nothing is closed
     return seconds_and_error(lambda: mesh.link.receive(1, (4, 8), torch.float32, 0, HASH))
@@ -179,6 +180,7 @@ def deaf_stage(folder: Path, rank: int) -> Seen:
 
 def dead_tensor_rank(folder: Path, rank: int) -> Seen:
     mesh = _mesh(folder, rank, 1, 2, "torch")
+    _joined(folder, rank)
     if rank == 0:
         os._exit(0)  # as if killed: nothing is closed
     return seconds_and_error(lambda: mesh.collectives.all_reduce_(torch.ones(4)))
@@ -211,6 +213,15 @@ def _stay_for_the_other(folder: Path, rank: int) -> None:
     (folder / f"done{rank}").touch()
     deadline = time.monotonic() + scaled(PROGRAM_S)
     while not (folder / f"done{1 - rank}").exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+
+
+def _joined(folder: Path, rank: int) -> None:
+    """Rank 0 goes on when rank 1 has joined: one that dies earlier is another failure."""
+    if rank == 1:
+        (folder / "joined").touch()
+    deadline = time.monotonic() + scaled(PROGRAM_S)
+    while not (folder / "joined").exists() and time.monotonic() < deadline:
         time.sleep(0.01)
 
 
