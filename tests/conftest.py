@@ -45,3 +45,9 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
 def full(request: pytest.FixtureRequest) -> bool:
     """Whether the proofs are to be whole."""
     return bool(request.config.getoption("--full"))
+
+
+@pytest.fixture(autouse=True)
+def _own_random_numbers() -> None:
+    """A test draws the same numbers whichever tests ran before it."""
+    torch.manual_seed(0)

@@ -31,11 +31,14 @@ def ends() -> Iterator[tuple[Engine, "zmq.Socket[bytes]"]]:
 
 
 def publish_until_full(engine: Engine) -> int:
-    """Publishes one output a turn until one stays; returns how many there were."""
+    """Publishes one output a turn until one stays for good; returns how many there were.
+
+    The sending thread may still move messages on to the front's buffers: only then is there no room.
+    """
     for number in range(MOST_MESSAGES):
         engine._outputs.append(StepOutputs(["0"], [number]))
         engine._publish()
-        if engine._outputs:
+        if engine._outputs and not engine._front.poll(500, zmq.POLLOUT):
             return number + 1
     raise AssertionError("the socket took everything")
 

@@ -90,9 +90,10 @@ def test_extreme_decays(device: torch.device, log_decay: float) -> None:
 def test_equal_keys_that_never_fade(device: torch.device, dtype: torch.dtype) -> None:
     """The triangular system at its worst: each token overwrites what the one before has stored.
 
-    An output is then the sum of all 64 corrections, each rounded to bf16: 8 times 2^-9, and as much for the state.
+    An output is then the sum of all 64 corrections, each rounded to bf16: 8 times 2^-9, and as much for the state;
+    three times that where the interpreter cuts off (``TOLERANCE``).
     """
-    bound = {torch.float32: 1e-5, torch.bfloat16: 3e-2}[dtype]
+    bound = {torch.float32: 1e-5, torch.bfloat16: 6 * TOLERANCE[torch.bfloat16]}[dtype]
     rows = example(device, dtype, 64, 1, 1)
     rows = rows._replace(
         k=rows.k[:1].sign().expand(64, 1, DIM) * DIM**-0.5,  # of length 1 in any dtype
