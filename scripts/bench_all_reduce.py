@@ -24,7 +24,7 @@ from flag_latency import FlagProbe, compile_probe
 from splitrank.comm.mesh import Mesh, mesh_position
 from splitrank.comm.quick_collectives import QuickCollectives
 from splitrank.comm.selection import AllReduceOptions
-from splitrank.serving.config import child_environment
+from splitrank.serving.options.config import child_environment
 
 SIZES = [2**power for power in range(12, 25)]  # bytes
 LOGITS = [(1, 8192), (8, 8192), (32, 8192), (8, 248_320)]  # rows, vocabulary

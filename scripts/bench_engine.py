@@ -28,10 +28,10 @@ from bench_profile import expert_floor, profile_decode, read_bandwidth
 from bench_shapes import SHAPES, random_model, write_text_checkpoint
 
 from splitrank.serving.bench import GREEDY, Job, measure, random_jobs
-from splitrank.serving.config import EngineConfig
-from splitrank.serving.engine_client import EngineClient
-from splitrank.serving.resolve import resolve_launch
-from splitrank.serving.sampling_params import SamplingParams
+from splitrank.serving.launch.engine_client import EngineClient
+from splitrank.serving.launch.resolve import resolve_launch
+from splitrank.serving.options.config import EngineConfig
+from splitrank.serving.protocol.sampling_params import SamplingParams
 
 NUM_RUNNING = 8
 SAMPLED = SamplingParams(temperature=0.6, top_k=20, top_p=0.95)

@@ -18,8 +18,8 @@ import msgspec
 import torch
 import zmq
 
-from splitrank.serving.batching import make_batch
-from splitrank.serving.messages import (
+from splitrank.serving.engine.scheduler import Scheduler
+from splitrank.serving.protocol.messages import (
     AddRequest,
     LaunchSpec,
     RequestOutputs,
@@ -27,10 +27,8 @@ from splitrank.serving.messages import (
     StepResult,
     plan_hash,
 )
-from splitrank.serving.request_table import RequestTable
-from splitrank.serving.sampling_params import SamplingParams
-from splitrank.serving.scheduler import Scheduler
-from splitrank.serving.wire import (
+from splitrank.serving.protocol.sampling_params import SamplingParams
+from splitrank.serving.protocol.wire import (
     bind_ranks,
     connect_rank,
     decode_engine_to_rank,
@@ -39,6 +37,8 @@ from splitrank.serving.wire import (
     rank_identity,
     receive_all,
 )
+from splitrank.serving.rank.batch_builder import make_batch
+from splitrank.serving.rank.request_table import RequestTable
 
 PAGE_SIZE, VOCAB_SIZE = 64, 248_320
 CASES = [(1, 2048), (8, 2048), (64, 2048), (256, 2048), (256, 32_000)]

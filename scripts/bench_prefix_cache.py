@@ -21,12 +21,12 @@ import torch
 from bench_shapes import SHAPES, random_model, write_text_checkpoint
 
 from splitrank.serving.bench import Job, random_jobs
-from splitrank.serving.config import EngineConfig
-from splitrank.serving.messages import AddRequest, RequestOutput
-from splitrank.serving.resolve import resolve_launch
-from splitrank.serving.sampling_params import SamplingParams
-from splitrank.serving.scheduler import Scheduler
-from splitrank.serving.worker import Worker
+from splitrank.serving.engine.scheduler import Scheduler
+from splitrank.serving.launch.resolve import resolve_launch
+from splitrank.serving.options.config import EngineConfig
+from splitrank.serving.protocol.messages import AddRequest, RequestOutput
+from splitrank.serving.protocol.sampling_params import SamplingParams
+from splitrank.serving.rank.worker import Worker
 
 ONE_SHOT = [(128, 1), (500, 1), (128, 32)]  # tokens of each prompt and answer
 NUM_TURNS, QUESTION, ANSWER, THOUGHTS = 10, 80, 60, 60

@@ -10,11 +10,11 @@ import torch
 
 from splitrank.models.config import read_config
 from splitrank.models.ops.operations import Operations
-from splitrank.serving.config import EngineConfig
-from splitrank.serving.messages import AdmittedRequest, ChunkPlan, NewPages, StepPlan
-from splitrank.serving.resolve import resolve_launch
-from splitrank.serving.sampling_params import SamplingParams
-from splitrank.serving.worker import Worker
+from splitrank.serving.launch.resolve import resolve_launch
+from splitrank.serving.options.config import EngineConfig
+from splitrank.serving.protocol.messages import AdmittedRequest, ChunkPlan, NewPages, StepPlan
+from splitrank.serving.protocol.sampling_params import SamplingParams
+from splitrank.serving.rank.worker import Worker
 
 _VERBS = ("embed", "add_norm_project", "mix_delta", "norm_gate_project", "mix_attention", "project", "experts", "head")
 

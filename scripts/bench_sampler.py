@@ -17,9 +17,9 @@ from typing import Any
 import torch
 
 from splitrank.models.ops import reference
-from splitrank.serving.sampler import sample
-from splitrank.serving.sampling_params import SamplingParams
-from splitrank.serving.sampling_state import SamplingState
+from splitrank.serving.protocol.sampling_params import SamplingParams
+from splitrank.serving.rank.sampler import sample
+from splitrank.serving.rank.sampling_state import SamplingState
 
 KINDS: dict[str, dict[str, Any]] = {
     "greedy": {"temperature": 0.0},

@@ -19,11 +19,11 @@ from contextlib import AsyncExitStack, contextmanager
 from pathlib import Path
 from unittest import mock
 
-from splitrank.serving import processes
 from splitrank.serving.bench import Job, measure, random_jobs
-from splitrank.serving.config import EngineConfig, child_environment
-from splitrank.serving.engine_client import EngineClient
-from splitrank.serving.resolve import resolve_launch
+from splitrank.serving.launch import processes
+from splitrank.serving.launch.engine_client import EngineClient
+from splitrank.serving.launch.resolve import resolve_launch
+from splitrank.serving.options.config import EngineConfig, child_environment
 
 LIBGOMPS_DEFAULT = "300000"
 WAYS: dict[str, dict[str, str]] = {  # environment of the ranks

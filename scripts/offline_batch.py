@@ -11,7 +11,7 @@ import argparse
 from pathlib import Path
 
 from splitrank import LLM
-from splitrank.serving.sampling_params import SamplingParams
+from splitrank.serving.protocol.sampling_params import SamplingParams
 
 EXAMPLES = ["What is 2 plus 2?", "Tom has 3 apples and buys 4 more. How many has he now?"]
 

@@ -24,8 +24,8 @@ from splitrank.comm.mesh import Mesh, mesh_position
 from splitrank.comm.quick_collectives import QuickCollectives
 from splitrank.comm.quick_reduce import QuickAllReduce
 from splitrank.comm.selection import AllReduceOptions
-from splitrank.serving.config import child_environment
-from splitrank.serving.progress import progress
+from splitrank.serving.options.config import child_environment
+from splitrank.serving.options.progress import progress
 
 CALLS_A_SIZE, SMALLEST_ROWS = 60, 100
 STALL_S = 0.005  # at most

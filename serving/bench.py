@@ -14,11 +14,11 @@ from dataclasses import asdict, dataclass
 
 import msgspec
 
-from splitrank.serving.config import COUNT, MIB, EngineConfig, option
-from splitrank.serving.engine_client import EngineClient
-from splitrank.serving.messages import LaunchSpec
-from splitrank.serving.resolve import resolve_launch
-from splitrank.serving.sampling_params import SamplingParams
+from splitrank.serving.launch.engine_client import EngineClient
+from splitrank.serving.launch.resolve import resolve_launch
+from splitrank.serving.options.config import COUNT, MIB, EngineConfig, option
+from splitrank.serving.protocol.messages import LaunchSpec
+from splitrank.serving.protocol.sampling_params import SamplingParams
 
 GREEDY = SamplingParams(temperature=0.0)
 

@@ -11,9 +11,9 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from splitrank import __version__
-from splitrank.serving.config import ServeConfig
-from splitrank.serving.console import be_lenient_with_streams, leave
-from splitrank.serving.options import load_config
+from splitrank.serving.options.config import ServeConfig
+from splitrank.serving.options.console import be_lenient_with_streams, leave
+from splitrank.serving.options.options import load_config
 
 Config = TypeVar("Config")
 Arguments = Sequence[str]
@@ -139,6 +139,6 @@ def _users_errors() -> tuple[type[Exception], ...]:
 
     Asked only once an exception is on its way, so that the command line starts without the engine's libraries.
     """
-    from splitrank.serving.engine_client import EngineDeadError, EngineStartError
+    from splitrank.serving.launch.engine_client import EngineDeadError, EngineStartError
 
     return (ValueError, OSError, EngineStartError, EngineDeadError)

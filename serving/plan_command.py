@@ -11,10 +11,10 @@ from splitrank.models.memory import GIB, RankMemory, plan_all_ranks, rank_memory
 from splitrank.models.sharding import check_partition, check_tensor_parallel
 from splitrank.models.tensor_names import fused_expert_name
 from splitrank.models.tied_head import describe_head, settle_head
-from splitrank.serving.checked import Bounds
-from splitrank.serving.config import LayoutConfig, Options, option
-from splitrank.serving.model_files import model_folder
-from splitrank.serving.resolve import choose_partition, computing_dtype, wanted_length
+from splitrank.serving.launch.model_files import model_folder
+from splitrank.serving.launch.resolve import choose_partition, computing_dtype, wanted_length
+from splitrank.serving.options.checked import Bounds
+from splitrank.serving.options.config import LayoutConfig, Options, option
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,1 +1,1 @@
-"""Tests. A package, so that ``from tests.checkpoints import ...`` means this folder and no other."""
+"""Tests. A package, so that ``from tests.support.checkpoints import ...`` means this folder and no other."""

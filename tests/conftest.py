@@ -5,7 +5,7 @@ import os
 from collections.abc import Generator
 from pathlib import Path
 
-# Engine and rank processes do not look into the current folder; those of the tests need ``tests.fake_rank``.
+# Engine and rank processes do not look into the current folder; those of the tests need ``tests.support.fake_rank``.
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH"))))
 
 import pytest
@@ -17,7 +17,7 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
 
-from tests.limits import scaled
+from tests.support.limits import scaled
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3_5MoeForConditionalGeneration
 
-from tests.checkpoints import (
+from tests.support.checkpoints import (
     make_reference,
     random_text_config,
     round_to_bfloat16,

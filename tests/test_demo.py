@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from splitrank.serving.cli import main
-from tests.limits import PROGRAM_S, scaled
+from tests.support.limits import PROGRAM_S, scaled
 
 ROOT = Path(__file__).parents[1]
 

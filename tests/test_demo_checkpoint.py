@@ -7,7 +7,7 @@ import torch
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer, GenerationConfig, Qwen3_5MoeForCausalLM
 
-from splitrank.serving.demo_checkpoint import demo_checkpoint_path
+from splitrank.serving.launch.demo_checkpoint import demo_checkpoint_path
 
 SIZE_LIMIT_BYTES = 32_000_000  # it lives in git
 

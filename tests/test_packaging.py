@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.limits import BUILD_S, PROGRAM_S, scaled
+from tests.support.limits import BUILD_S, PROGRAM_S, scaled
 
 ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.timeout(BUILD_S)  # the first test compiles

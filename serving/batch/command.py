@@ -24,12 +24,12 @@ from splitrank.serving.batch.manifest import (
     write_manifest,
 )
 from splitrank.serving.batch.result_file import ResultWriter, keep_only, read_former_results
-from splitrank.serving.engine_client import EngineDeadError
-from splitrank.serving.fan_out import fan_out
+from splitrank.serving.launch.engine_client import EngineDeadError
 from splitrank.serving.openai.errors import ApiError
 from splitrank.serving.openai.service import OpenAIService
-from splitrank.serving.progress import progress
-from splitrank.serving.text_engine import PreparedModel, TextEngine, prepare_model, start_prepared
+from splitrank.serving.options.progress import progress
+from splitrank.serving.text.fan_out import fan_out
+from splitrank.serving.text.text_engine import PreparedModel, TextEngine, prepare_model, start_prepared
 
 
 @dataclass

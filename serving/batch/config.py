@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from splitrank.serving.config import COUNT, ServedModelConfig, option
+from splitrank.serving.options.config import COUNT, ServedModelConfig, option
 
 
 @dataclass(frozen=True, kw_only=True)

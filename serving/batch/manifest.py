@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from splitrank.serving.answer_settings import answer_settings
-from splitrank.serving.messages import LaunchSpec
+from splitrank.serving.launch.answer_settings import answer_settings
+from splitrank.serving.protocol.messages import LaunchSpec
 
 # Enough of each weight file to tell two finetunes of one shape apart without reading gigabytes.
 _SAMPLE_BYTES = 64 * 2**10

@@ -8,15 +8,15 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from splitrank.serving.engine_client import EngineStartError
 from splitrank.serving.gsm8k.config import Gsm8kConfig, Layout, engine_configs
 from splitrank.serving.gsm8k.data import Question, load_data
 from splitrank.serving.gsm8k.prompt import build_prompt, greedy_params
 from splitrank.serving.gsm8k.report import check_report_path, table, warning_lines, write_json
 from splitrank.serving.gsm8k.run import LayoutRun, ask_all, lost_run
 from splitrank.serving.gsm8k.summary import Summary, summarise
-from splitrank.serving.machine import usable_cores
-from splitrank.serving.text_engine import PreparedModel, prepare_model, start_prepared
+from splitrank.serving.launch.engine_client import EngineStartError
+from splitrank.serving.launch.machine import usable_cores
+from splitrank.serving.text.text_engine import PreparedModel, prepare_model, start_prepared
 
 
 @dataclass(frozen=True)

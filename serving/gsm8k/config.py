@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, fields, replace
 
-from splitrank.serving.config import COUNT, COUNT_OR_ZERO, EngineConfig, option
+from splitrank.serving.options.config import COUNT, COUNT_OR_ZERO, EngineConfig, option
 
 
 @dataclass(frozen=True, kw_only=True)

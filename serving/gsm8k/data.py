@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from splitrank.serving.demo_checkpoint import demo_checkpoint_path
 from splitrank.serving.gsm8k.config import Gsm8kConfig
 from splitrank.serving.gsm8k.extract import reference_answer
+from splitrank.serving.launch.demo_checkpoint import demo_checkpoint_path
 
 HUB_DATASET = "openai/gsm8k"
 _LONE_SURROGATE = re.compile("[\\ud800-\\udfff]")

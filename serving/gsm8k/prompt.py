@@ -1,7 +1,7 @@
 """The prompt of lm-eval's ``gsm8k`` task: solved examples, then the question."""
 
 from splitrank.serving.gsm8k.data import Question
-from splitrank.serving.sampling_params import SamplingParams
+from splitrank.serving.protocol.sampling_params import SamplingParams
 
 STOP_STRINGS = ("Question:", "</s>", "<|im_end|>")
 

@@ -6,12 +6,12 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Protocol
 
-from splitrank.serving.fan_out import fan_out
 from splitrank.serving.gsm8k.config import Layout
 from splitrank.serving.openai.formats import Collected
-from splitrank.serving.progress import progress
-from splitrank.serving.sampling_params import SamplingParams
-from splitrank.serving.text_engine import TextOutput
+from splitrank.serving.options.progress import progress
+from splitrank.serving.protocol.sampling_params import SamplingParams
+from splitrank.serving.text.fan_out import fan_out
+from splitrank.serving.text.text_engine import TextOutput
 
 
 class AnswerSource(Protocol):

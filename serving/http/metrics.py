@@ -9,11 +9,11 @@ from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamil
 from prometheus_client.registry import Collector
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from splitrank.serving.messages import EngineStats
-from splitrank.serving.model_info import ModelInfo
-from splitrank.serving.sampling_params import SamplingParams
-from splitrank.serving.text_engine import TextOutput, TextSource
-from splitrank.serving.tokenizer import Tokenizer
+from splitrank.serving.protocol.messages import EngineStats
+from splitrank.serving.protocol.sampling_params import SamplingParams
+from splitrank.serving.text.model_info import ModelInfo
+from splitrank.serving.text.text_engine import TextOutput, TextSource
+from splitrank.serving.text.tokenizer import Tokenizer
 
 LATENCY_BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
 TOKEN_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.25, 0.5, 1.0, 2.5)

@@ -15,13 +15,13 @@ from typing import Any
 
 import msgspec
 
-from splitrank.serving.console import be_lenient_with_streams
-from splitrank.serving.model_info import ModelInfo
+from splitrank.serving.launch.processes import exit_with_parent
 from splitrank.serving.openai.errors import ApiError
 from splitrank.serving.openai.parser import ParsedRequest, RequestParser
-from splitrank.serving.processes import exit_with_parent
-from splitrank.serving.tokenizer import Tokenizer
-from splitrank.serving.tokenizer_files import TokenizerFiles
+from splitrank.serving.options.console import be_lenient_with_streams
+from splitrank.serving.text.model_info import ModelInfo
+from splitrank.serving.text.tokenizer import Tokenizer
+from splitrank.serving.text.tokenizer_files import TokenizerFiles
 
 LENGTH = struct.Struct("<Q")
 

@@ -11,8 +11,8 @@ import msgspec
 from starlette.responses import Response
 from starlette.types import Receive, Send
 
-from splitrank.serving.engine_client import EngineDeadError
 from splitrank.serving.http.state import ServerState
+from splitrank.serving.launch.engine_client import EngineDeadError
 from splitrank.serving.openai.errors import ApiError, unavailable
 from splitrank.serving.openai.service import DONE
 

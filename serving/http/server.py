@@ -13,7 +13,6 @@ from typing import Any
 import uvicorn
 from starlette.types import ASGIApp
 
-from splitrank.serving.config import ServeConfig, environment_api_key
 from splitrank.serving.http.app import create_app
 from splitrank.serving.http.metrics import MeteredEngine, Metrics
 from splitrank.serving.http.parsing import Parsing
@@ -21,7 +20,8 @@ from splitrank.serving.http.protocol import HeadTimeoutProtocol
 from splitrank.serving.http.responses import KEEP_ALIVE_S
 from splitrank.serving.http.state import ServerState
 from splitrank.serving.openai.service import OpenAIService
-from splitrank.serving.text_engine import TextEngine, start_text_engine
+from splitrank.serving.options.config import ServeConfig, environment_api_key
+from splitrank.serving.text.text_engine import TextEngine, start_text_engine
 
 StartEngine = Callable[[ServeConfig, str], Awaitable[TextEngine]]
 

@@ -5,10 +5,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Literal
 
-from splitrank.serving.messages import EngineStats
 from splitrank.serving.openai.errors import ApiError, unavailable
 from splitrank.serving.openai.service import OpenAIService
-from splitrank.serving.text_engine import Client
+from splitrank.serving.protocol.messages import EngineStats
+from splitrank.serving.text.text_engine import Client
 
 Phase = Literal["loading", "ready", "draining", "dead"]
 RETRY_AFTER_S = {"loading": 5, "draining": 1, "dead": 1}

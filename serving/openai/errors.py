@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from splitrank.serving.request_errors import RequestEndedError
+from splitrank.serving.text.request_errors import RequestEndedError
 
 
 class ApiError(Exception):

@@ -3,11 +3,11 @@
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from splitrank.serving.messages import TokenLogprobs
 from splitrank.serving.openai.logprobs import CompletionLogprobs, JoinedLists, chat_logprobs
 from splitrank.serving.openai.parser import Generation, ParsedRequest, Prompt
-from splitrank.serving.text_engine import TextOutput
-from splitrank.serving.tokenizer import Tokenizer
+from splitrank.serving.protocol.messages import TokenLogprobs
+from splitrank.serving.text.text_engine import TextOutput
+from splitrank.serving.text.tokenizer import Tokenizer
 
 
 @dataclass

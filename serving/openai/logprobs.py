@@ -5,8 +5,8 @@ from typing import Any
 
 import msgspec
 
-from splitrank.serving.messages import TokenLogprobs
-from splitrank.serving.tokenizer import Tokenizer
+from splitrank.serving.protocol.messages import TokenLogprobs
+from splitrank.serving.text.tokenizer import Tokenizer
 
 
 def token_name(token: bytes) -> str:

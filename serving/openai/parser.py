@@ -8,16 +8,16 @@ from typing import Any, Literal, TypeVar
 
 import msgspec
 
-from splitrank.serving.model_info import ModelInfo
 from splitrank.serving.openai.errors import ApiError, bad_request, context_length_exceeded
 from splitrank.serving.openai.sampling import check_token_ids, choice_params, sampling_params
 from splitrank.serving.openai.strict_json import parse_object
 from splitrank.serving.openai.types import ChatBody, CompletionBody
 from splitrank.serving.openai.unsupported import refuse_unsupported
-from splitrank.serving.prompt_length import PromptTooLongError
-from splitrank.serving.sampling_params import SamplingParams
-from splitrank.serving.seeds import with_seed
-from splitrank.serving.tokenizer import Tokenizer
+from splitrank.serving.protocol.sampling_params import SamplingParams
+from splitrank.serving.protocol.seeds import with_seed
+from splitrank.serving.text.model_info import ModelInfo
+from splitrank.serving.text.prompt_length import PromptTooLongError
+from splitrank.serving.text.tokenizer import Tokenizer
 
 CHAT_URL = "/v1/chat/completions"
 COMPLETIONS_URL = "/v1/completions"

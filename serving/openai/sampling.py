@@ -5,11 +5,11 @@ from typing import Any
 
 import msgspec
 
-from splitrank.serving.model_info import ModelInfo
 from splitrank.serving.openai.errors import ApiError, bad_request, context_length_exceeded
 from splitrank.serving.openai.types import ChatBody, CommonBody, CompletionBody
-from splitrank.serving.sampling_params import SamplingParams
-from splitrank.serving.seeds import derive_seed
+from splitrank.serving.protocol.sampling_params import SamplingParams
+from splitrank.serving.protocol.seeds import derive_seed
+from splitrank.serving.text.model_info import ModelInfo
 
 MAX_STOP_STRINGS = 4
 DEFAULT_COMPLETION_TOKENS = 16

@@ -10,13 +10,13 @@ from typing import Any
 
 import msgspec
 
-from splitrank.serving.model_info import ModelInfo
 from splitrank.serving.openai.errors import engine_errors_as_api_errors
 from splitrank.serving.openai.formats import ChoiceFormat, Collected, choice_format
 from splitrank.serving.openai.merge import merge
 from splitrank.serving.openai.parser import Generation, ParsedRequest, RequestParser
-from splitrank.serving.text_engine import TextOutput, TextSource
-from splitrank.serving.tokenizer import Tokenizer
+from splitrank.serving.text.model_info import ModelInfo
+from splitrank.serving.text.text_engine import TextOutput, TextSource
+from splitrank.serving.text.tokenizer import Tokenizer
 
 DONE = b"data: [DONE]\n\n"
 _OBJECTS = {  # kind: prefix of the id, object of a body, object of a stream's chunk

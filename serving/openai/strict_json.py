@@ -3,7 +3,7 @@
 from typing import Any
 
 from splitrank.serving.openai.errors import bad_request
-from splitrank.serving.strict_json import StrictJSONError, parse_json
+from splitrank.serving.text.strict_json import StrictJSONError, parse_json
 
 
 def parse_object(body: bytes) -> dict[str, Any]:

@@ -8,10 +8,10 @@ from safetensors.torch import load_file
 
 from splitrank.comm.collectives import SingleRank
 from splitrank.comm.quick_reduce import QuickAllReduce
-from tests.collectives_rank import BACKENDS, DTYPES, WIDTHS, Case, cases, columns, largest
-from tests.forked import RankProcess
-from tests.limits import PROGRAM_S, scaled
-from tests.quick_reduce_spec import error_bound, expected_sum
+from tests.support.collectives_rank import BACKENDS, DTYPES, WIDTHS, Case, cases, columns, largest
+from tests.support.forked import RankProcess
+from tests.support.limits import PROGRAM_S, scaled
+from tests.support.quick_reduce_spec import error_bound, expected_sum
 
 WORLD_SIZES = (2, 4, 8)
 EXACT = [backend for backend in BACKENDS if backend != "torch"]
@@ -36,7 +36,7 @@ def run_ranks(module: str, *arguments: object, world_size: int) -> None:
 @pytest.fixture(scope="module", params=WORLD_SIZES)
 def outcome(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Outcome:
     folder = tmp_path_factory.mktemp(f"ranks{request.param}")
-    run_ranks("tests.collectives_rank", folder, world_size=request.param)
+    run_ranks("tests.support.collectives_rank", folder, world_size=request.param)
     return [load_file(folder / f"rank{rank}.safetensors") for rank in range(request.param)]
 
 

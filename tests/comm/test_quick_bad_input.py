@@ -13,14 +13,16 @@ import pytest
 import torch
 
 from splitrank.comm.quick_reduce import QuickAllReduce
-from tests.forked import RankProcess
-from tests.limits import PROGRAM_S, SLACK_S, scaled
-from tests.quick_rank import TIMEOUT_S
+from tests.support.forked import RankProcess
+from tests.support.limits import PROGRAM_S, SLACK_S, scaled
+from tests.support.quick_rank import TIMEOUT_S
 
 
 @contextmanager
 def ranks(scenario: str, folder: Path, world_size: int = 2) -> Iterator[list[RankProcess]]:
-    processes = [RankProcess("tests.quick_rank", scenario, folder, rank, world_size) for rank in range(world_size)]
+    processes = [
+        RankProcess("tests.support.quick_rank", scenario, folder, rank, world_size) for rank in range(world_size)
+    ]
     shared = set(os.listdir("/dev/shm"))
     try:
         yield processes

@@ -6,14 +6,14 @@ from typing import Any
 
 import pytest
 
-from tests.comm_rank import HASH, MISMATCHES, OTHER_HASH, TIMEOUT_S
-from tests.forked import RankProcess
-from tests.limits import PROGRAM_S, SLACK_S, scaled
+from tests.support.comm_rank import HASH, MISMATCHES, OTHER_HASH, TIMEOUT_S
+from tests.support.forked import RankProcess
+from tests.support.limits import PROGRAM_S, SLACK_S, scaled
 
 
 def run(scenario: str, folder: Path, world_size: int) -> list[Any]:
     """What each rank printed; None for one that left without a word."""
-    ranks = [RankProcess("tests.comm_rank", scenario, folder, rank) for rank in range(world_size)]
+    ranks = [RankProcess("tests.support.comm_rank", scenario, folder, rank) for rank in range(world_size)]
     try:
         outputs = [rank.communicate(timeout=scaled(PROGRAM_S)) for rank in ranks]
     finally:

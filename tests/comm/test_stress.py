@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.limits import PROGRAM_S, scaled
+from tests.support.limits import PROGRAM_S, scaled
 
 PROGRAM = Path(__file__).parents[2] / "scripts" / "stress_all_reduce.py"
 

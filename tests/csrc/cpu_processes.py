@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from tests.limits import PROGRAM_S, scaled
+from tests.support.limits import PROGRAM_S, scaled
 
 ROOT = Path(__file__).parents[2]
 

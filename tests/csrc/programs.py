@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.limits import BUILD_S, PROOF_S, scaled
+from tests.support.limits import BUILD_S, PROOF_S, scaled
 
 FOLDER = Path(__file__).parent
 CSRC = FOLDER.parents[1] / "csrc"

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.csrc.programs import PROOF
-from tests.limits import PROGRAM_S, PROOF_S, scaled
+from tests.support.limits import PROGRAM_S, PROOF_S, scaled
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "scripts/check_amd_isa.py"

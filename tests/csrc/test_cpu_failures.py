@@ -22,7 +22,7 @@ from tests.csrc.cpu_world import (
     on_threads,
     reduce_on,
 )
-from tests.limits import PROGRAM_S, SLACK_S, scaled
+from tests.support.limits import PROGRAM_S, SLACK_S, scaled
 
 SHORT_S = 0.1
 ENDLESS_S = 25.0  # longer than any of these tests: a call that ends under it was ended by somebody

@@ -20,8 +20,8 @@ from tests.csrc.cpu_world import (
     on_threads,
     reduce_on,
 )
-from tests.limits import BUILD_S, PROGRAM_S, scaled
-from tests.quick_reduce_spec import expected_sum
+from tests.support.limits import BUILD_S, PROGRAM_S, scaled
+from tests.support.quick_reduce_spec import expected_sum
 
 CSRC = Path(__file__).parents[2] / "csrc"
 WAYS = [("none", ONE_SHOT), *((codec, TWO_SHOT) for codec in CODECS)]

@@ -10,7 +10,7 @@ import pytest
 from splitrank._quick_reduce_cpu import Communicator
 from tests.csrc.cpu_processes import Processes, RankProcess
 from tests.csrc.cpu_world import NUM_SLOTS, SEGMENT_BYTES
-from tests.limits import SLACK_S, scaled
+from tests.support.limits import SLACK_S, scaled
 
 LIMIT_S = 1.0
 

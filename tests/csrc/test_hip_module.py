@@ -14,7 +14,7 @@ import pytest
 
 from tests.csrc.programs import PROOF
 from tests.csrc.test_amd_isa import DTYPES, check, check_report, kernel_names
-from tests.limits import PROGRAM_S, PROOF_S, scaled
+from tests.support.limits import PROGRAM_S, PROOF_S, scaled
 
 ROOT = Path(__file__).parents[2]
 CSRC = ROOT / "csrc"

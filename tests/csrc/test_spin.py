@@ -11,7 +11,7 @@ from typing import Literal
 import pytest
 
 from tests.csrc.programs import PROOF
-from tests.limits import BUILD_S, PROOF_S, scaled
+from tests.support.limits import BUILD_S, PROOF_S, scaled
 
 pytestmark = PROOF
 MODEL = Path(__file__).parent / "spin" / "handshake.pml"

@@ -14,9 +14,9 @@ import torch
 
 from splitrank.models.loader import load_weights
 from splitrank.models.weight_plan import LocalParameter, WeightPlan
-from splitrank.serving import rank, worker
-from splitrank.serving.messages import LaunchSpec, NewPages
-from splitrank.serving.request_table import RequestTable
+from splitrank.serving.protocol.messages import LaunchSpec, NewPages
+from splitrank.serving.rank import rank, worker
+from splitrank.serving.rank.request_table import RequestTable
 
 FAULT = "SPLITRANK_TEST_FAULT"
 

@@ -1,10 +1,10 @@
 """The ``splitrank`` command with ranks of ``faulty_rank``: ``python -m tests.e2e.faulty_splitrank gsm8k ...``."""
 
-from splitrank.serving import engine_client
 from splitrank.serving.cli import console
-from splitrank.serving.launcher import spawn_all
-from splitrank.serving.messages import LaunchSpec
-from splitrank.serving.processes import Children
+from splitrank.serving.launch import engine_client
+from splitrank.serving.launch.launcher import spawn_all
+from splitrank.serving.launch.processes import Children
+from splitrank.serving.protocol.messages import LaunchSpec
 
 
 def spawn_faulty(spec: LaunchSpec, rank_module: str, children: Children) -> None:

@@ -16,7 +16,7 @@ import httpx
 import openai
 import psutil
 
-from tests.limits import PROGRAM_S, START_S, scaled
+from tests.support.limits import PROGRAM_S, START_S, scaled
 
 ROOT = Path(__file__).parents[2]
 DEMO = ROOT / "configs" / "demo"

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from splitrank import LLM
-from splitrank.serving.llm import Generation
-from splitrank.serving.sampling_params import SamplingParams
+from splitrank.serving.offline.llm import Generation
+from splitrank.serving.protocol.sampling_params import SamplingParams
 from tests.e2e.checkpoints import change_json, copy_demo
 from tests.e2e.faulty_rank import FAULT
 from tests.e2e.servers import Server, run_command

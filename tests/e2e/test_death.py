@@ -94,7 +94,7 @@ def test_a_stopped_tensor_rank() -> None:
 
 def test_a_killed_engine() -> None:
     with Server("--pp", 2) as server:
-        (engine,) = [p for p in processes_of(server.temporary) if "splitrank.serving.engine_main" in p.cmdline()]
+        (engine,) = [p for p in processes_of(server.temporary) if "splitrank.serving.engine.engine_main" in p.cmdline()]
         check_death(server, engine, signal.SIGKILL, "engine was killed by signal 9")
 
 

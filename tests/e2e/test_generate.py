@@ -15,7 +15,7 @@ from tests.e2e.servers import (
     splitrank_command,
     wait_until,
 )
-from tests.limits import scaled
+from tests.support.limits import scaled
 
 FLAGS = ("--pp", 2, "--dtype", "float32", "--threads-per-rank", 1, "--max-model-len", 2048)
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.e2e.servers import processes_of, run_command, run_dirs
-from tests.limits import COMPARISON_S
+from tests.support.limits import COMPARISON_S
 
 EIGHT = ("--limit", 8, "--max-tokens", 96)
 

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from splitrank import LLM
-from splitrank.serving.llm import Generation
-from splitrank.serving.messages import EngineStats
-from splitrank.serving.sampling_params import SamplingParams
+from splitrank.serving.offline.llm import Generation
+from splitrank.serving.protocol.messages import EngineStats
+from splitrank.serving.protocol.sampling_params import SamplingParams
 from tests.e2e.servers import wait_until
 
 OPTIONS: dict[str, Any] = {"dtype": "float32", "threads_per_rank": 1, "max_model_len": 1024}

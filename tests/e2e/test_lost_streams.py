@@ -9,8 +9,8 @@ import httpx
 import pytest
 
 from tests.e2e.servers import EXIT_S, ROOT, environment, processes_of, run_dirs, splitrank_command
-from tests.limits import PROGRAM_S, START_S, scaled
-from tests.serving.front_fakes import free_port
+from tests.support.front_fakes import free_port
+from tests.support.limits import PROGRAM_S, START_S, scaled
 
 REQUEST = {"prompt": "Once", "max_tokens": 150, "ignore_eos": True, "stream": True}
 

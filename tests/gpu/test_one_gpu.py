@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.gpu.one_gpu import Call, OneGpu, make_call
-from tests.quick_reduce_spec import expected_sum
+from tests.support.quick_reduce_spec import expected_sum
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(500)]
 

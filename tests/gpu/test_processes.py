@@ -10,7 +10,7 @@ import torch
 from splitrank.comm.errors import CommunicationError
 from splitrank.comm.quick_reduce import QuickAllReduce, RegionShape
 from tests.gpu.ranks import Rank, run_ranks
-from tests.quick_reduce_spec import expected_sum
+from tests.support.quick_reduce_spec import expected_sum
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(300)]  # ranks share a GPU if there is but one
 

@@ -10,8 +10,8 @@ import pytest
 from splitrank.models.checkpoint import open_checkpoint
 from splitrank.models.config import ConfigError, read_config
 from splitrank.models.safetensors_header import CheckpointError
-from tests.checkpoints import make_reference, random_text_config, write_checkpoint
-from tests.raw_safetensors import add_tensor, edit_header, read_raw, write_raw
+from tests.support.checkpoints import make_reference, random_text_config, write_checkpoint
+from tests.support.raw_safetensors import add_tensor, edit_header, read_raw, write_raw
 
 P = "model.language_model."
 NORM = P + "layers.1.input_layernorm.weight"

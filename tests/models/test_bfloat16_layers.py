@@ -23,9 +23,9 @@ from splitrank.comm.collectives import SingleRank
 from splitrank.models.batch import Batch
 from splitrank.models.hidden_states import HiddenStates
 from splitrank.models.ops.cpu.norm import rms_norm
-from splitrank.serving.batching import make_batch
-from tests.checkpoints import make_reference, random_text_config, round_to_bfloat16, write_checkpoint
-from tests.stage_runner import StageRunner, make_table, random_tokens, relative_error
+from splitrank.serving.rank.batch_builder import make_batch
+from tests.support.checkpoints import make_reference, random_text_config, round_to_bfloat16, write_checkpoint
+from tests.support.stage_runner import StageRunner, make_table, random_tokens, relative_error
 
 ROUNDING = 2.0**-8
 LENGTH = 64

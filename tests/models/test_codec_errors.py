@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from splitrank.serving.demo_checkpoint import demo_checkpoint_path
-from tests.codec_errors import codec_error, partial_sums
+from splitrank.serving.launch.demo_checkpoint import demo_checkpoint_path
+from tests.support.codec_errors import codec_error, partial_sums
 
 # Rounding to one of 2Q + 1 steps that span a block's largest element, twice; of a normal distribution the largest of 32
 # is about 2 standard deviations: 2 / Q / sqrt(12) a round trip, and sqrt(2) for two of them.

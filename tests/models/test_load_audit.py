@@ -15,7 +15,7 @@ from splitrank.models.memory import plan_all_ranks
 from splitrank.models.ops.cpu.operations import CpuOperations
 from splitrank.models.qwen3_5 import Stage
 from splitrank.models.weight_plan import AuditError, WeightPlan
-from tests.checkpoints import make_reference, random_text_config, write_checkpoint
+from tests.support.checkpoints import make_reference, random_text_config, write_checkpoint
 
 Blocks = list[Any]
 PARTITION, TP = (2, 3), 2

@@ -17,9 +17,9 @@ from splitrank.models.ops.cpu.operations import CpuOperations
 from splitrank.models.qwen3_5 import Stage
 from splitrank.models.safetensors_header import CheckpointError
 from splitrank.models.weight_plan import Piece, WeightPlan
-from tests.checkpoints import make_reference, random_text_config, round_to_bfloat16, write_checkpoint
-from tests.expected_shards import expected_parameters
-from tests.raw_safetensors import bytes_read_by, read_raw
+from tests.support.checkpoints import make_reference, random_text_config, round_to_bfloat16, write_checkpoint
+from tests.support.expected_shards import expected_parameters
+from tests.support.raw_safetensors import bytes_read_by, read_raw
 
 LAYOUTS = [((5,), 1), ((5,), 2), ((5,), 4), ((2, 3), 1), ((1, 2, 2), 2)]  # partition, tp
 Parameters = dict[str, torch.Tensor]

@@ -13,9 +13,9 @@ import pytest
 
 from splitrank.models.config import parse_config
 from splitrank.models.tensor_names import dense_shapes, expert_name, expert_shapes, fused_expert_name
-from tests.checkpoints import hub_config, random_text_config
-from tests.limits import PROGRAM_S, scaled
-from tests.raw_safetensors import write_raw
+from tests.support.checkpoints import hub_config, random_text_config
+from tests.support.limits import PROGRAM_S, scaled
+from tests.support.raw_safetensors import write_raw
 
 MIB = 2**20
 LARGE: dict[str, Any] = {
@@ -68,7 +68,7 @@ def test_loading_takes_the_rank_s_bytes_and_64_mib_at_most(
 ) -> None:
     total = write_sparse_checkpoint(tmp_path, fused, vocab_size)
     assert total >= 10**9
-    command = [sys.executable, "-m", "tests.load_one_rank", str(tmp_path), str(pp), str(tp), str(rank)]
+    command = [sys.executable, "-m", "tests.support.load_one_rank", str(tmp_path), str(pp), str(tp), str(rank)]
     root = Path(__file__).parents[2]
     finished = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=scaled(PROGRAM_S))
     assert finished.returncode == 0, finished.stderr

@@ -7,7 +7,7 @@ import pytest
 
 from splitrank.models.config import ModelConfig, parse_config
 from splitrank.models.memory import RankMemory, balanced_partition, plan_all_ranks, rank_memory
-from tests.checkpoints import hub_config, random_text_config
+from tests.support.checkpoints import hub_config, random_text_config
 
 SHAPES: list[dict[str, Any]] = [
     {"num_hidden_layers": 5},

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from splitrank.models.cache import KVPages, RecurrentSlots
-from tests.checkpoints import make_reference, random_text_config, write_checkpoint
-from tests.stage_runner import StageRunner, random_tokens, relative_error
+from tests.support.checkpoints import make_reference, random_text_config, write_checkpoint
+from tests.support.stage_runner import StageRunner, random_tokens, relative_error
 
 # Another batch composition is another GEMM shape: float rounding, as between a prefill and steps.
 BOUND = 5e-5

@@ -11,8 +11,8 @@ import pytest
 import torch
 from transformers import DynamicCache, Qwen3_5MoeForCausalLM
 
-from tests.checkpoints import make_reference, random_text_config, write_checkpoint
-from tests.stage_runner import CHUNK, StageRunner, random_tokens, relative_error, worst_row_error
+from tests.support.checkpoints import make_reference, random_text_config, write_checkpoint
+from tests.support.stage_runner import CHUNK, StageRunner, random_tokens, relative_error, worst_row_error
 
 SAME_CHUNKS, OTHERWISE = 1e-5, 5e-5
 LINEAR, FULL = "linear_attention", "full_attention"

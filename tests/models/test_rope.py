@@ -11,9 +11,9 @@ from transformers.models.qwen3_5_moe.modeling_qwen3_5_moe import Qwen3_5MoeTextR
 
 from splitrank.models.config import ConfigError, ModelConfig, parse_config
 from splitrank.models.layers.rotary import RotaryEmbedding, inverse_frequencies
-from tests.checkpoints import make_reference, random_text_config, write_checkpoint
-from tests.large_shapes import LARGE_SHAPES
-from tests.stage_runner import StageRunner, random_tokens, relative_error, worst_row_error
+from tests.support.checkpoints import make_reference, random_text_config, write_checkpoint
+from tests.support.large_shapes import LARGE_SHAPES
+from tests.support.stage_runner import StageRunner, random_tokens, relative_error, worst_row_error
 
 # As the model card describes it for 1,010,000 tokens.
 CARD = {

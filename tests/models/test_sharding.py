@@ -13,7 +13,7 @@ from splitrank.models.sharding import (
     equal_partition,
     stage_slice,
 )
-from tests.checkpoints import hub_config, random_text_config
+from tests.support.checkpoints import hub_config, random_text_config
 
 
 @pytest.fixture

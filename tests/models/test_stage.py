@@ -11,7 +11,7 @@ from splitrank.models.ops.cpu.operations import CpuOperations
 from splitrank.models.qwen3_5 import Stage
 from splitrank.models.sharding import TensorShard, stage_slice
 from splitrank.models.stage import PPMissingLayer, make_layers
-from tests.checkpoints import hub_config, random_text_config
+from tests.support.checkpoints import hub_config, random_text_config
 
 
 class Recorder:

@@ -19,8 +19,8 @@ from splitrank.models.qwen3_5 import Stage
 from splitrank.models.safetensors_header import CheckpointError
 from splitrank.models.tied_head import settle_head
 from splitrank.models.weight_plan import audit_plan, audit_union
-from tests.checkpoints import make_reference, random_text_config, write_checkpoint
-from tests.raw_safetensors import bytes_read_by
+from tests.support.checkpoints import make_reference, random_text_config, write_checkpoint
+from tests.support.raw_safetensors import bytes_read_by
 
 EMBEDDING, HEAD = "model.language_model.embed_tokens.weight", "lm_head.weight"
 FLAGS = (None, False, True)  # None: not in the file

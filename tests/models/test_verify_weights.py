@@ -18,7 +18,7 @@ from splitrank.models.qwen3_5 import Stage
 from splitrank.models.safetensors_header import TensorEntry
 from splitrank.models.verify_weights import verify_weights
 from splitrank.models.weight_plan import AuditError, Runs, WeightPlan
-from tests.checkpoints import make_reference, random_text_config, write_checkpoint
+from tests.support.checkpoints import make_reference, random_text_config, write_checkpoint
 
 LAYOUTS = [((5,), 1), ((5,), 2), ((5,), 4), ((2, 3), 1), ((1, 2, 2), 2)]  # partition, tp
 

@@ -14,7 +14,7 @@ from splitrank.models.memory import plan_all_ranks
 from splitrank.models.ops.cpu.operations import CpuOperations
 from splitrank.models.qwen3_5 import Stage
 from splitrank.models.weight_plan import AuditError, LocalParameter, Piece, WeightPlan, audit_plan, audit_union
-from tests.checkpoints import make_reference, random_text_config, write_checkpoint
+from tests.support.checkpoints import make_reference, random_text_config, write_checkpoint
 
 LAYOUTS = [((5,), 1), ((5,), 4), ((2, 3), 1), ((1, 2, 2), 2), ((1, 1, 1, 2), 4)]  # partition, tp
 

@@ -18,9 +18,9 @@ from gsm8k_vary import vary
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
-from splitrank.serving.demo_checkpoint import demo_checkpoint_path
 from splitrank.serving.gsm8k.data import Question
 from splitrank.serving.gsm8k.prompt import build_prompt
+from splitrank.serving.launch.demo_checkpoint import demo_checkpoint_path
 
 SOLVED = [Solved(f"What is {n} + 1?", f"{n} + 1 = {n + 1}\n#### {n + 1}", f"<<{n}+1={n + 1}>>") for n in range(20)]
 

@@ -25,8 +25,8 @@ from train import Options, Run
 from transformers import Qwen3_5MoeForCausalLM
 from transformers.models.qwen3_5_moe.modeling_qwen3_5_moe import torch_chunk_gated_delta_rule
 
-from splitrank.serving.demo_checkpoint import demo_checkpoint_path
-from tests.limits import PROGRAM_S, scaled
+from splitrank.serving.launch.demo_checkpoint import demo_checkpoint_path
+from tests.support.limits import PROGRAM_S, scaled
 
 TOKENIZER_FILE = str(demo_checkpoint_path() / "tokenizer.json")
 

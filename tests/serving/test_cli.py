@@ -7,9 +7,9 @@ import pytest
 
 from splitrank import __version__
 from splitrank.serving import cli
-from splitrank.serving.config import EngineConfig
-from splitrank.serving.engine_client import EngineDeadError, EngineStartError
-from tests.limits import PROGRAM_S, scaled
+from splitrank.serving.launch.engine_client import EngineDeadError, EngineStartError
+from splitrank.serving.options.config import EngineConfig
+from tests.support.limits import PROGRAM_S, scaled
 
 
 def run_with(error: BaseException | None, *argv: str) -> int:

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from splitrank.serving.plan_command import InspectConfig, PlanConfig, run_inspect, run_plan
-from tests.checkpoints import make_reference, random_text_config, write_checkpoint
-from tests.large_shapes import LARGE_SHAPES
-from tests.limits import PROGRAM_S, scaled
+from tests.support.checkpoints import make_reference, random_text_config, write_checkpoint
+from tests.support.large_shapes import LARGE_SHAPES
+from tests.support.limits import PROGRAM_S, scaled
 
 ROOT = Path(__file__).parents[2]
 # Parameters of the text models, by hand. A layer: 2 H + (E + 1) H of router and gate + 3 H I (E + 1) of experts; a

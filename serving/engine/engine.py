@@ -1,0 +1,249 @@
+"""The engine process: one loop between the front's requests and the ranks' results. Owns the scheduler; no torch."""
+
+import logging
+import time
+from collections import deque
+from dataclasses import dataclass
+
+import zmq
+
+from splitrank.serving.engine.rank_watch import RankWatch
+from splitrank.serving.engine.scheduler import Scheduler
+from splitrank.serving.protocol.messages import (
+    AbortRequest,
+    AddRequest,
+    EngineFailed,
+    EngineReady,
+    EngineToFront,
+    FrontToEngine,
+    LaunchSpec,
+    RequestOutput,
+    RequestOutputs,
+    Shutdown,
+    StepOutputs,
+    StepResult,
+    plan_hash,
+)
+from splitrank.serving.protocol.wire import (
+    bind_ranks,
+    connect_front,
+    decode_front_to_engine,
+    decode_rank_to_engine,
+    encode,
+    rank_identity,
+    rank_name,
+    receive_all,
+    request_id_of,
+)
+
+STATS_S = 1.0
+FRONT_STALL_S = 60.0  # a front that takes no message for so long has stopped; a busy one comes back before
+MAX_WAIT_MS = 250  # how late a deadline may be noticed
+
+logger = logging.getLogger("splitrank.engine")
+
+
+class EngineFailure(RuntimeError):
+    """The engine cannot go on: a rank failed, fell silent, or contradicts the plan."""
+
+
+@dataclass(frozen=True)
+class SentStep:
+    step: int
+    digest: str
+    sent_at: float
+
+
+class Engine:
+    """``run`` returns after the front's ``Shutdown``, or after it has told the front why it cannot go on."""
+
+    def __init__(self, spec: LaunchSpec) -> None:
+        self._spec = spec
+        self._scheduler = Scheduler(spec, spec.pp_size, plans_ahead=True)
+        self._watch = RankWatch(spec, time.monotonic())
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._front = connect_front(self._context, spec)
+        self._ranks = bind_ranks(self._context, spec)
+        self._poller = zmq.Poller()
+        self._poller.register(self._front, zmq.POLLIN)
+        self._poller.register(self._ranks, zmq.POLLIN)
+        self._sent: deque[SentStep] = deque()
+        self._results: deque[StepResult] = deque()
+        self._outputs: list[StepOutputs] = []
+        self._last_hash = ""
+        self._last_commit_at = 0.0
+        self._last_stats_at = 0.0
+        self._front_full_since: float | None = None
+        self._was_idle = True
+        self._ready = False
+        self._stopping = False
+
+    def run(self) -> str | None:
+        """The failure that ended it, or None."""
+        failure = None
+        try:
+            while not self._stopping:
+                self._turn()
+        except Exception as error:
+            # A failure explains itself; anything else is a bug of ours, and the front must hear of it all the same.
+            known = isinstance(error, EngineFailure)
+            failure = str(error) if known else f"engine: {type(error).__name__}: {' '.join(str(error).split())}"
+            logger.error("%s", failure, exc_info=not known)
+        self._leave(failure)
+        return failure
+
+    def _turn(self) -> None:
+        self._receive()
+        self._become_ready()
+        self._commit()
+        self._dispatch()
+        self._publish()
+        self._check_deadlines()
+        self._wait()
+
+    # ------------------------------------------------------------ the steps of a turn
+
+    def _receive(self) -> None:
+        for [data] in receive_all(self._front):
+            try:
+                message = decode_front_to_engine(data)
+            except ValueError as error:
+                self._refuse_unreadable(data, error)
+            else:
+                self._hear_front(message)
+        now = time.monotonic()
+        for _, data in receive_all(self._ranks):
+            report = decode_rank_to_engine(data)
+            if isinstance(report, StepResult):
+                self._results.append(report)
+            else:
+                self._watch.hear(report, now)
+
+    def _refuse_unreadable(self, data: bytes, error: ValueError) -> None:
+        """Ends one request, or none if it is unknown which; the others have nothing to do with it."""
+        logger.error("a message of the front cannot be read: %s", error)
+        request_id = request_id_of(data)
+        if request_id is not None:
+            reason = f"the engine cannot read this request: {error}"
+            refusal = RequestOutput(request_id, [], finish_reason="error", error=reason, error_code="invalid_request")
+            self._outputs.append(StepOutputs(others=[refusal]))
+
+    def _hear_front(self, message: FrontToEngine) -> None:
+        output = None
+        if isinstance(message, AddRequest):
+            output = self._scheduler.add(message)
+        elif isinstance(message, AbortRequest):
+            output = self._scheduler.abort(message.request_id)
+        else:
+            self._stopping = True
+        if output is not None:
+            self._outputs.append(StepOutputs(others=[output]))
+
+    def _become_ready(self) -> None:
+        if not self._ready and self._watch.all_ready:
+            self._ready = True
+            self._send_front(EngineReady(self._watch.reports))
+
+    def _commit(self) -> None:
+        while self._results:
+            result = self._results.popleft()
+            self._check_result(result)
+            self._sent.popleft()
+            outputs = self._scheduler.commit(result)
+            if outputs.request_ids or outputs.others:
+                self._outputs.append(outputs)
+            self._last_commit_at = time.monotonic()
+
+    def _check_result(self, result: StepResult) -> None:
+        due = self._sent[0] if self._sent else None
+        if due is None or (result.step, result.plan_hash) != (due.step, due.digest):
+            awaited = f"step {due.step} with hash {due.digest}" if due else "none"
+            raise EngineFailure(
+                f"the last stage answers step {result.step} with hash {result.plan_hash}, the engine awaits {awaited}"
+            )
+
+    def _dispatch(self) -> None:
+        if not self._ready or self._stopping:
+            return
+        while (plan := self._scheduler.schedule(self._last_hash)) is not None:
+            data = encode(plan)
+            self._last_hash = plan_hash(data)
+            for rank in range(self._spec.world_size):
+                self._send_rank(rank, data)
+            self._sent.append(SentStep(plan.step, self._last_hash, time.monotonic()))
+
+    def _send_rank(self, rank: int, data: bytes) -> None:
+        try:
+            self._ranks.send_multipart([rank_identity(rank), data], zmq.NOBLOCK)
+        except zmq.ZMQError as error:
+            self._receive()  # it may have left with a reason, which lies unread
+            reason = self._watch.confession or f"{rank_name(self._spec, rank)} cannot be reached: {error}"
+            raise EngineFailure(reason) from error
+
+    def _publish(self) -> None:
+        """Outputs that the front does not take now wait, joined, for its next turn: they are bounded by what the open
+        requests may still generate."""
+        if self._outputs and self._send_front(RequestOutputs(self._outputs)):
+            self._outputs = []
+        self._publish_stats()
+
+    def _publish_stats(self) -> None:
+        """Once a second, which is also the engine's sign of life, and when the last open request has ended."""
+        now, idle = time.monotonic(), self._scheduler.is_idle
+        became_idle = idle and not self._was_idle
+        self._was_idle = idle
+        if became_idle:
+            self._scheduler.check()
+        if became_idle or now - self._last_stats_at >= STATS_S:
+            self._last_stats_at = now
+            self._send_front(self._scheduler.stats())
+
+    def _send_front(self, message: EngineToFront) -> bool:
+        """Whether it was sent; else the front is behind by ``FRONT_BACKLOG`` messages."""
+        was_full = self._front_full_since is not None
+        if was_full and not self._front.poll(0, zmq.POLLOUT):
+            return self._front_is_full()  # without encoding what cannot be sent
+        try:
+            self._front.send(encode(message), zmq.NOBLOCK)
+        except zmq.Again:
+            return self._front_is_full()
+        self._front_full_since = None
+        return True
+
+    def _front_is_full(self) -> bool:
+        """False, for as long as a front may be busy."""
+        now = time.monotonic()
+        self._front_full_since = self._front_full_since or now
+        if now - self._front_full_since > FRONT_STALL_S:
+            raise EngineFailure(f"the front has taken no message for {FRONT_STALL_S:g} s")
+        return False
+
+    def _check_deadlines(self) -> None:
+        oldest = self._sent[0] if self._sent else None
+        since = max(oldest.sent_at, self._last_commit_at) if oldest else 0.0
+        failure = self._watch.find_failure(time.monotonic(), oldest.step if oldest else None, since)
+        if failure is not None:
+            raise EngineFailure(failure)
+
+    def _wait(self) -> None:
+        if not self._stopping:
+            self._poller.poll(MAX_WAIT_MS)
+
+    # ------------------------------------------------------------ leaving
+
+    def _leave(self, failure: str | None) -> None:
+        """Last words to the front, ``Shutdown`` to the ranks that are there; a second at most to deliver them."""
+        if failure is not None:
+            self._try_send(self._front, [encode(EngineFailed(failure))])
+        for rank in range(self._spec.world_size):
+            self._try_send(self._ranks, [rank_identity(rank), encode(Shutdown())])
+        self._front.close()
+        self._ranks.close()
+        self._context.term()
+
+    @staticmethod
+    def _try_send(socket: zmq.Socket[bytes], parts: list[bytes]) -> None:
+        try:
+            socket.send_multipart(parts, zmq.NOBLOCK)
+        except zmq.ZMQError as error:
+            logger.debug("nobody to tell: %s", error)

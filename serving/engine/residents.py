@@ -1,0 +1,134 @@
+"""Which requests own KV pages and a slot, which wait in host memory, and who makes room for whom.
+
+Age decides, and the request number is the age. When a running request lacks pages, the youngest ones are swapped out,
+as many as it takes. So every running request is older than every swapped one. If one of these youngest is in a step in
+flight, it cannot be swapped out now: the older request and all behind it wait until that step is back.
+"""
+
+import numpy as np
+
+from splitrank.serving.engine.id_allocator import IdAllocator
+from splitrank.serving.engine.request import Request, Status
+from splitrank.serving.engine.request_columns import Places, RequestColumns
+from splitrank.serving.engine.step_builder import StepBuilder
+from splitrank.serving.protocol.messages import LaunchSpec, NewPages, SwapPlan
+from splitrank.serving.protocol.pages import pages_needed
+
+
+class Residents:
+    """Hands pages and slots to requests and takes them back."""
+
+    def __init__(self, spec: LaunchSpec, columns: RequestColumns) -> None:
+        self._page_size = spec.page_size
+        self.pages = IdAllocator(spec.num_pages)
+        self.slots = IdAllocator(spec.max_running_requests)
+        self.running: dict[int, Request] = {}
+        self.swapped: dict[int, Request] = {}
+        self.num_preemptions = 0
+        self._columns = columns
+        self._places: Places | None = None
+
+    @property
+    def places(self) -> Places:
+        """Of the running requests, oldest first."""
+        if self._places is None:
+            self._places = np.array([self.running[number].place for number in sorted(self.running)], dtype=np.int64)
+        return self._places
+
+    def by_age(self) -> list[Request]:
+        """The running ones, oldest first."""
+        return self._columns.at(self.places)
+
+    def has_room(self, num_tokens: int) -> bool:
+        """A slot, and pages for ``num_tokens`` beside those that the running requests will soon need: the rest of each
+        prompt, and one page each.
+
+        Without that reserve a request would be swapped out soon after it came. With nothing running it is 0, so a
+        request that fits alone is never kept out for ever.
+        """
+        if not self.slots.num_free:
+            return False
+        places = self.places
+        rest = -(-self._columns.prompt_length[places] // self._page_size) - self._columns.num_pages[places]
+        reserve = len(places) + int(rest.clip(0).sum())
+        return self.pages.num_free - reserve >= pages_needed(num_tokens, self._page_size)
+
+    def start(self, request: Request) -> None:
+        """It gets a slot; its pages come with its shares."""
+        [request.slot] = self.slots.allocate(1)
+        request.status = Status.RUNNING
+        self.running[request.number] = request
+        self._places = None
+
+    def swap_in(self, builder: StepBuilder, request: Request) -> None:
+        del self.swapped[request.number]
+        self.start(request)
+        builder.swap_in.append(SwapPlan(request.number, request.slot))
+        self.add_pages(builder, request, pages_needed(request.num_scheduled, self._page_size))
+
+    def grow(self, builder: StepBuilder, request: Request, num_tokens: int) -> bool:
+        """Give it pages for ``num_tokens`` tokens, if need be by swapping out younger requests; False: not now."""
+        missing = pages_needed(num_tokens, self._page_size) - request.num_pages
+        if missing > self.pages.num_free and not self._make_room(builder, request, missing):
+            return False
+        if missing > 0:
+            self.add_pages(builder, request, missing)
+        return True
+
+    def add_pages(self, builder: StepBuilder, request: Request, count: int) -> None:
+        pages = self.pages.allocate(count)
+        request.add_pages(pages)
+        builder.pages.append(NewPages(request.slot, pages))
+
+    def _make_room(self, builder: StepBuilder, request: Request, missing: int) -> bool:
+        builder.is_short_of_pages = True
+        victims: list[Request] = []
+        num_free = self.pages.num_free
+        for victim in reversed(self.by_age()):
+            if victim.number <= request.number or num_free >= missing:
+                break
+            victims.append(victim)
+            num_free += victim.num_pages
+        if num_free < missing:  # older requests hold the rest, and they keep it
+            return False
+        if any(victim.num_in_flight for victim in victims):
+            builder.is_draining = True
+            return False
+        for victim in victims:
+            self._swap_out(builder, victim)
+        return True
+
+    def _swap_out(self, builder: StepBuilder, victim: Request) -> None:
+        # All its pages hold computed tokens: pages come with the share that fills them, and none is in flight.
+        builder.swap_out.append(SwapPlan(victim.number, victim.slot))
+        self._give_back(victim)
+        victim.status = Status.SWAPPED
+        self.swapped[victim.number] = victim
+        self.num_preemptions += 1
+
+    def release(self, request: Request) -> None:
+        """It has ended, running or swapped out: everything it owns goes back, exactly once."""
+        if request.status is Status.RUNNING:
+            self._give_back(request)
+        else:
+            del self.swapped[request.number]
+
+    def _give_back(self, request: Request) -> None:
+        self.pages.free(request.take_pages())
+        self.slots.free([request.slot])
+        request.slot = -1
+        del self.running[request.number]
+        self._places = None
+
+    def check(self) -> None:
+        """Integrity: every page and slot is free or has one owner; the swapped ones own nothing and are the younger."""
+        running = list(self.running.values())
+        self.pages.check([page for request in running for page in request.pages])
+        self.slots.check([request.slot for request in running])
+        for request in running:
+            held = pages_needed(request.num_scheduled, self._page_size)
+            assert request.num_pages == held, f"request {request.number} holds {request.num_pages} pages, not {held}"
+        assert self.places.tolist() == [request.place for request in self.by_age()]
+        assert self._columns.num_pages[self.places].tolist() == [request.num_pages for request in self.by_age()]
+        assert all(one.slot < 0 and not one.pages and not one.num_in_flight for one in self.swapped.values())
+        assert max(self.running, default=-1) < min(self.swapped, default=2**63), "an older request has been passed over"

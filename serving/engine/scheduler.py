@@ -1,0 +1,385 @@
+"""Decides what every step computes. Pure Python: no torch, no sockets, no clock; equal calls give equal plans.
+
+A step is filled in this order:
+1. running requests, oldest first: one token for each that decodes, the next chunk for each in its prompt. Decodes are
+   shared out evenly over the steps in flight; chunks together have at most ``max_prefill_tokens`` tokens;
+2. swapped-out requests, oldest first;
+3. new requests, in order of arrival.
+2 and 3 are left out when a running request found no KV pages; then the youngest running ones are swapped out for it
+(``residents.py``). So the order of age is never broken: running requests are older than swapped ones, those older than
+waiting ones, and no request gets a page that an older one was refused and could have had.
+"""
+
+from collections import deque
+
+import numpy as np
+
+from splitrank.serving.engine.admission import error_output, refuse
+from splitrank.serving.engine.request import Request, Status
+from splitrank.serving.engine.request_columns import Flags, Places, RequestColumns
+from splitrank.serving.engine.residents import Residents
+from splitrank.serving.engine.snapshots import Snapshots
+from splitrank.serving.engine.step_builder import Counters, StepBuilder, StepInFlight
+from splitrank.serving.protocol.messages import (
+    AddRequest,
+    AdmittedRequest,
+    ChunkPlan,
+    EngineStats,
+    LaunchSpec,
+    RequestOutput,
+    StepOutputs,
+    StepPlan,
+    StepResult,
+)
+from splitrank.serving.protocol.pages import pages_needed
+
+
+class Scheduler:
+    """Running requests are shared out over ``num_microbatches``, one a pipeline stage.
+
+    The simple loop plans the next step of a request when its token is known; so many steps are in flight. It specifies
+    what the other computes. With ``plans_ahead``, one more is in flight, and a decode is planned while its token is
+    being sampled. Then a request that stops has a row too many in flight: its token is dropped, and what the request
+    owns goes back when that step is committed.
+    """
+
+    def __init__(self, spec: LaunchSpec, num_microbatches: int, plans_ahead: bool = False) -> None:
+        self._spec = spec
+        self._num_microbatches, self._plans_ahead = num_microbatches, plans_ahead
+        self._max_in_flight = num_microbatches + plans_ahead
+        self._columns = RequestColumns()
+        self._residents = Residents(spec, self._columns)
+        self._snapshots = Snapshots(spec)
+        self._requests: dict[str, Request] = {}  # every open one
+        self._waiting: deque[Request] = deque()
+        self._in_flight: deque[StepInFlight] = deque()
+        self._released: list[int] = []
+        self._num_ended = 0  # of the open ones: their last output is out, a step in flight still holds them
+        self._next_number = 0
+        self._next_step = 0
+        self._counters = Counters()
+
+    # ------------------------------------------------------------ requests come and go
+
+    def add(self, message: AddRequest) -> RequestOutput | None:
+        """Queue a request. An output is a refusal."""
+        assert message.request_id not in self._requests, f"request id {message.request_id!r} is already open"
+        refusal = refuse(self._spec, message, len(self._requests) - self._num_ended)
+        if refusal is not None:
+            return refusal
+        prompt = message.prompt_token_ids
+        max_new_tokens = min(message.params.max_tokens, self._spec.max_model_len - len(prompt))
+        request = Request(self._next_number, message.request_id, prompt, message.params, max_new_tokens, self._columns)
+        self._next_number += 1
+        self._requests[request.request_id] = request
+        self._waiting.append(request)
+        return None
+
+    def abort(self, request_id: str) -> RequestOutput | None:
+        """End a request in any phase. None: it is already over, or ends with the commit of its steps in flight."""
+        request = self._requests.get(request_id)
+        if request is None or request.is_over:
+            return None
+        request.abort()
+        self._counters.aborts += 1
+        return None if request.num_in_flight else self._finish_aborted(request)
+
+    @property
+    def is_idle(self) -> bool:
+        return not self._requests
+
+    def _finish_aborted(self, request: Request) -> RequestOutput:
+        self._finish(request)
+        return RequestOutput(request_id=request.request_id, token_ids=[], finish_reason="abort")
+
+    def _finish(self, request: Request) -> None:
+        """Everything it owns goes back, exactly once; ranks that know it hear of it with the next plan."""
+        assert request.num_in_flight == 0, "a request in flight cannot be finished"
+        self._num_ended -= request.ended
+        if request.was_regular:
+            self._snapshots.keep_answer(request, self._next_step)
+        if request.status is Status.WAITING:
+            self._waiting.remove(request)
+        else:
+            self._released.append(request.number)
+            self._residents.release(request)
+        self._snapshots.forget(request)
+        del self._requests[request.request_id]
+        self._columns.remove(request.place)
+        request.status = Status.FINISHED
+
+    # ------------------------------------------------------------ plan a step
+
+    def schedule(self, previous_hash: str) -> StepPlan | None:
+        """Plan the next step, chained to the plan before it; None (and no change) if nothing can be planned now.
+
+        When the last request has ended, one more plan, without rows, tells the ranks to let go of it.
+        """
+        if len(self._in_flight) >= self._max_in_flight:
+            return None
+        builder = StepBuilder()
+        self._plan_running(builder)
+        if not builder.is_short_of_pages:
+            self._swap_in(builder)
+            if not self._residents.swapped:
+                self._admit(builder)
+        return self._seal(builder, previous_hash) if builder.num_rows or (self.is_idle and self._released) else None
+
+    def _plan_running(self, builder: StepBuilder) -> None:
+        columns = self._columns
+        places = self._residents.places
+        ready = places[columns.is_ready(places, self._plans_ahead)]
+        is_decoding = columns.is_decoding(ready)
+        limit = self._decode_limit()
+        due, later = self._due(ready[is_decoding], limit)
+        prefilling = columns.at(ready[~is_decoding])
+        if self._pages_suffice(due, prefilling):
+            self._place_decodes(builder, due)
+            for request in prefilling:
+                if self._chunk_fits(builder, request):
+                    self._place(builder, request)
+        else:
+            self._plan_by_age(builder, columns.at(ready), set(due.tolist()), later, limit)
+
+    def _due(self, decoding: Places, limit: int) -> tuple[Places, Places]:
+        """The ``limit`` that have waited longest, by age, since nobody is passed over twice; and the others."""
+        if len(decoding) <= limit:
+            return decoding, decoding[:0]
+        by_wait = np.argsort(self._columns.last_step[decoding], kind="stable")
+        return decoding[np.sort(by_wait[:limit])], decoding[by_wait[limit:]]
+
+    def _pages_suffice(self, due: Places, prefilling: list[Request]) -> bool:
+        page_size, chunk_size = self._spec.page_size, self._spec.chunked_prefill_size
+        missing = int(self._columns.lacks_page(due, page_size).sum())
+        missing += sum(pages_needed(one.next_end(chunk_size), page_size) - one.num_pages for one in prefilling)
+        return missing <= self._residents.pages.num_free
+
+    def _place_decodes(self, builder: StepBuilder, due: Places) -> None:
+        """All of them, when pages suffice: only those that begin a page are looked at one by one."""
+        columns = self._columns
+        for request in columns.at(due[columns.lacks_page(due, self._spec.page_size)]):
+            self._residents.add_pages(builder, request, 1)
+        columns.place_decodes(due, self._next_step)
+        builder.decoding += due.tolist()
+
+    def _plan_by_age(
+        self, builder: StepBuilder, ready: list[Request], due: set[int], later: Places, limit: int
+    ) -> None:
+        """One by one, oldest first, when somebody has to make room."""
+        for request in ready:
+            if self._chunk_fits(builder, request) if request.is_prefilling else request.place in due:
+                self._place(builder, request)
+        for request in self._columns.at(later):  # in place of those that found no pages
+            if len(builder.decoding) < limit:
+                self._place(builder, request)
+
+    def _decode_limit(self) -> int:
+        """An even share of all decoding requests."""
+        decoding = int(self._columns.is_decoding(self._residents.places).sum())
+        return -(-decoding // self._num_microbatches)
+
+    def _chunk_fits(self, builder: StepBuilder, request: Request) -> bool:
+        num_tokens = request.next_end(self._spec.chunked_prefill_size) - request.num_scheduled
+        return builder.num_prefill_tokens + num_tokens <= self._spec.max_prefill_tokens
+
+    def _swap_in(self, builder: StepBuilder) -> None:
+        """Oldest first, and only when its next share, and the rest of its prompt, have room too."""
+        for number in sorted(self._residents.swapped):
+            request = self._residents.swapped[number]
+            end = max(request.next_end(self._spec.chunked_prefill_size), len(request.prompt_token_ids))
+            if not self._residents.has_room(end):
+                return
+            self._residents.swap_in(builder, request)
+            # Its first share may go along in the very step that brings it back.
+            if (
+                self._chunk_fits(builder, request)
+                if request.is_prefilling
+                else len(builder.decoding) < self._decode_limit()
+            ):
+                self._place(builder, request)
+
+    def _admit(self, builder: StepBuilder) -> None:
+        # An even share, as of the decodes: short prompts that all went into one step would leave the other stages idle.
+        limit = -(-(len(self._requests) - self._num_ended) // self._num_microbatches)
+        while self._waiting and builder.num_rows < limit:
+            request = self._waiting[0]
+            if not self._residents.has_room(len(request.prompt_token_ids)):
+                return
+            request.num_scheduled = self._snapshots.cached_tokens(request, self._next_step)
+            if not self._chunk_fits(builder, request):
+                return
+            self._waiting.popleft()
+            self._residents.start(request)
+            request.num_cached = request.num_scheduled
+            builder.admitted.append(
+                AdmittedRequest(
+                    request.slot, request.number, request.prompt_token_ids, request.params, request.num_cached
+                )
+            )
+            self._counters.cached_tokens += request.num_cached
+            self._snapshots.admit(request)
+            self._place(builder, request)
+
+    def _place(self, builder: StepBuilder, request: Request) -> None:
+        """Give the request its next share of this step, if its pages can be had."""
+        if builder.is_draining or request.status is not Status.RUNNING:  # preempted a moment ago, for an older one
+            return
+        end, is_chunk = request.next_end(self._spec.chunked_prefill_size), request.is_prefilling
+        if not self._residents.grow(builder, request, end):
+            return
+        num_tokens = end - request.num_scheduled
+        request.note_placed(end, self._next_step)
+        if not is_chunk:
+            builder.decoding.append(request.place)
+            return
+        builder.prefilling.append(request)
+        builder.chunks.append(ChunkPlan(request.slot, num_tokens, sample=not request.is_prefilling))
+        builder.num_prefill_tokens += num_tokens
+        self._snapshots.placed(request, self._next_step)
+
+    def _seal(self, builder: StepBuilder, previous_hash: str) -> StepPlan:
+        chunks = list(zip(builder.prefilling, builder.chunks, strict=True))
+        sampled = [request for request, chunk in chunks if chunk.sample]
+        unsampled = [request for request, chunk in chunks if not chunk.sample]
+        decoding = np.array(builder.decoding, dtype=np.int64)
+        self._in_flight.append(StepInFlight(self._next_step, decoding, sampled, unsampled))
+        snapshots = self._snapshots.take_news()
+        plan = StepPlan(
+            step=self._next_step,
+            previous_hash=previous_hash,
+            decodes=self._columns.slot[decoding].tolist(),
+            chunks=builder.chunks,
+            pages=builder.pages,
+            admitted=builder.admitted,
+            released=self._released,
+            swap_out=builder.swap_out,
+            swap_in=builder.swap_in,
+            kept=snapshots.kept,
+            restored=snapshots.restored,
+            saved=snapshots.saved,
+            dropped=snapshots.dropped,
+        )
+        self._released = []
+        self._next_step += 1
+        self._counters.steps += 1
+        self._counters.prompt_tokens += builder.num_prefill_tokens
+        return plan
+
+    # ------------------------------------------------------------ take a result
+
+    def commit(self, result: StepResult) -> StepOutputs:
+        """Take the tokens of the oldest step in flight; returns what its requests hear."""
+        step = self._in_flight.popleft()
+        assert result.step == step.step, f"result of step {result.step}, but step {step.step} is due"
+        num_decodes, expected = len(step.decoding), len(step.decoding) + len(step.sampled)
+        assert len(result.token_ids) == expected, (
+            f"step {step.step} samples {expected} tokens, its result has {len(result.token_ids)}"
+        )
+        self._columns.in_flight[step.decoding] -= 1
+        is_special = self._is_special(step.decoding, result)
+        ids, tokens = self._commit_plain(step.decoding, result.token_ids[:num_decodes], is_special)
+        special = is_special.nonzero()[0].tolist()
+        rows: list[tuple[Request, int | None]] = list(
+            zip(self._columns.at(step.decoding[is_special]), special, strict=True)
+        )
+        chunks: list[tuple[Request, int | None]] = [*zip(step.sampled, range(num_decodes, expected), strict=True)]
+        chunks += [(request, None) for request in step.unsampled]
+        for request, _ in chunks:
+            request.num_in_flight -= 1
+        outputs = [self._commit_row(request, row, result) for request, row in rows + chunks]
+        return StepOutputs(ids, tokens, [output for output in outputs if output is not None])
+
+    def _is_special(self, places: Places, result: StepResult) -> Flags:
+        """Rows of decodes that may be more than one token of a request that goes on."""
+        columns, tokens = self._columns, np.array(result.token_ids[: len(places)], dtype=np.int64)
+        is_special = columns.over[places] | columns.has_stops[places] | columns.is_last_by_length(places)
+        for stop in self._spec.eos_token_ids:
+            is_special |= tokens == stop
+        for row in (*result.logprobs, *result.failures):
+            if row < len(places):
+                is_special[row] = True
+        return is_special
+
+    def _commit_plain(self, places: Places, tokens: list[int], is_special: Flags) -> tuple[list[str], list[int]]:
+        """Request ids and tokens of all rows that are not special."""
+        if is_special.any():
+            places = places[~is_special]
+            tokens = [token for token, special in zip(tokens, is_special.tolist(), strict=True) if not special]
+        self._columns.num_output[places] += 1
+        self._counters.generated_tokens += len(tokens)
+        requests = self._columns.at(places)
+        for request, token in zip(requests, tokens, strict=True):
+            request.output_token_ids.append(token)
+        return [request.request_id for request in requests], tokens
+
+    def _commit_row(self, request: Request, row: int | None, result: StepResult) -> RequestOutput | None:
+        """``row`` of the result; None in the middle of a prompt."""
+        if request.aborted:
+            return None if request.num_in_flight else self._finish_aborted(request)
+        if row is None:
+            return None
+        token, logprobs, failure = result.token_ids[row], result.logprobs.get(row), result.failures.get(row)
+        if request.ended:  # the row too many
+            request.was_regular &= failure is None  # numbers that are none are not kept
+            self._finish(request)
+            return None
+        if failure is not None:
+            self._end(request, is_regular=False)
+            return error_output(request.request_id, failure.code, failure.reason)
+        self._counters.generated_tokens += 1
+        reason = request.accept(token, self._spec.eos_token_ids)
+        if reason is not None:
+            self._end(request, is_regular=True)
+        return RequestOutput(
+            request_id=request.request_id,
+            token_ids=[token],
+            logprobs=None if logprobs is None else [logprobs],
+            finish_reason=reason,
+            stop_token_id=token if reason == "stop" else None,
+            num_cached_tokens=request.num_cached,
+        )
+
+    def _end(self, request: Request, is_regular: bool) -> None:
+        """Its last output goes out now; what it owns goes back when no step in flight holds it."""
+        request.end(is_regular)
+        self._num_ended += 1
+        if not request.num_in_flight:
+            self._finish(request)
+
+    # ------------------------------------------------------------ looking in
+
+    def stats(self) -> EngineStats:
+        counters, residents = self._counters, self._residents
+        return EngineStats(
+            num_running=len(residents.running),
+            num_waiting=len(self._waiting),
+            num_preempted=len(residents.swapped),
+            free_pages=residents.pages.num_free,
+            num_pages=residents.pages.size,
+            free_slots=residents.slots.num_free,
+            num_slots=residents.slots.size,
+            steps=counters.steps,
+            prompt_tokens=counters.prompt_tokens,
+            cached_tokens=counters.cached_tokens,
+            generated_tokens=counters.generated_tokens,
+            preemptions=residents.num_preemptions,
+            aborts=counters.aborts,
+        )
+
+    def check(self) -> None:
+        """Integrity: every request is in exactly one place, in the order of age, and owns what it should."""
+        residents = self._residents
+        places = [*residents.running.values(), *residents.swapped.values(), *self._waiting]
+        assert sorted(id(one) for one in places) == sorted(id(one) for one in self._requests.values())
+        waiting = [request.number for request in self._waiting]
+        assert waiting == sorted(waiting)
+        admitted = max([*residents.running, *residents.swapped], default=-1)
+        assert not waiting or admitted < waiting[0], "an older request has been passed over"
+        residents.check()
+        self._snapshots.check({request.number for request in self._requests.values()})
+        for request in residents.running.values():
+            in_flight = sum(
+                request.place in step.decoding or request in step.sampled or request in step.unsampled
+                for step in self._in_flight
+            )
+            assert request.num_in_flight == in_flight, f"request {request.number} miscounts its steps in flight"

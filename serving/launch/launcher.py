@@ -1,0 +1,55 @@
+"""Starts the engine process and one process a rank, on this host. The run folder holds all that they share."""
+
+import os
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+import msgspec
+
+from splitrank.serving.launch.processes import Children
+from splitrank.serving.protocol.messages import LaunchSpec
+from splitrank.serving.protocol.wire import rank_name
+
+SPEC_FILE = "launch.msgpack"
+MAX_SOCKET_PATH_BYTES = 107  # of sockaddr_un
+LONGEST_SOCKET_NAME = "/front"
+
+
+def make_run_dir(spec: LaunchSpec) -> LaunchSpec:
+    """The spec with a fresh 0700 run folder, written into it, and this process as the front.
+
+    Raises ``ValueError`` if the temporary folder's path is too long for a socket.
+    """
+    assert not spec.run_dir, "the launcher makes the run folder"
+    run_dir = tempfile.mkdtemp(prefix="splitrank-")
+    try:
+        length = len(os.fsencode(run_dir + LONGEST_SOCKET_NAME))
+        if length > MAX_SOCKET_PATH_BYTES:
+            raise ValueError(f"socket path {run_dir}{LONGEST_SOCKET_NAME} has {length} bytes, the limit is "
+                             f"{MAX_SOCKET_PATH_BYTES}: set TMPDIR to a shorter path")  # fmt: skip
+        spec = msgspec.structs.replace(spec, run_dir=run_dir, front_pid=os.getpid())
+        Path(run_dir, SPEC_FILE).write_bytes(msgspec.msgpack.encode(spec))
+    except BaseException:
+        remove_run_dir(run_dir)
+        raise
+    return spec
+
+
+def load_spec(run_dir: str) -> LaunchSpec:
+    return msgspec.msgpack.decode(Path(run_dir, SPEC_FILE).read_bytes(), type=LaunchSpec)
+
+
+def spawn_all(spec: LaunchSpec, rank_module: str, children: Children) -> None:
+    """Start every process of a written spec. On an error, those already started are in ``children``."""
+    # -P: the current folder is no place for modules; a random.py there would replace the one of Python.
+    run = [sys.executable, "-P", "-m"]
+    folder = ["--run-dir", spec.run_dir]
+    children.spawn("engine", [*run, "splitrank.serving.engine.engine_main", *folder])
+    for rank in range(spec.world_size):
+        children.spawn(rank_name(spec, rank), [*run, rank_module, *folder, "--rank", str(rank)])
+
+
+def remove_run_dir(run_dir: str) -> None:
+    shutil.rmtree(run_dir, ignore_errors=True)

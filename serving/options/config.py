@@ -1,0 +1,195 @@
+"""The options of every command: one frozen dataclass each, the only place an option is stated.
+
+Flags, TOML keys and ``--help`` are generated from the fields (``options.py``). This module is the only reader of the
+environment. Values are the user's; what follows from them and from the checkpoint is a ``LaunchSpec``.
+"""
+
+import os
+from dataclasses import dataclass, field, fields
+from typing import Any, get_type_hints
+
+from splitrank.comm.selection import BACKENDS, CODECS, AllReduceOptions
+from splitrank.serving.options.checked import INT64_MAX, Bounds, as_type, shown
+
+DTYPES = ("auto", "bfloat16", "float32")
+LEAST_BODY_BYTES = 64  # fewer than any request has
+LOG_LEVELS = ("debug", "info", "warning", "error")
+
+
+# Limits of numbers: finite, so that nothing that is computed from them overflows on its way.
+COUNT = Bounds(1, 2**31 - 1)
+COUNT_OR_ZERO = Bounds(0, 2**31 - 1)
+SECONDS = Bounds(0, 10**6, above=True)
+MIB = Bounds(0, 2**24)
+
+
+def option(default: Any, help: str, **metadata: Any) -> Any:
+    """A config field: its default, its help line, ``bounds`` of a number or of each one in a list, and ``choices``,
+    ``metavar`` or ``aliases`` of the flag."""
+    return field(default=default, metadata={"help": help, **metadata})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Base of every command's options: checks what the fields declare. ``ValueError`` names the option."""
+
+    def __post_init__(self) -> None:
+        kinds = get_type_hints(type(self))
+        for declared in fields(self):
+            name, value = declared.name, getattr(self, declared.name)
+            value = as_type(name, os.fspath(value) if isinstance(value, os.PathLike) else value, kinds[name])
+            object.__setattr__(self, name, value)
+            if "choices" in declared.metadata and value not in declared.metadata["choices"]:
+                raise ValueError(f"{name} must be one of {', '.join(declared.metadata['choices'])}, not {shown(value)}")
+            if "bounds" in declared.metadata:
+                for number in value if isinstance(value, tuple) else (value,):
+                    declared.metadata["bounds"].check(name, number)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayoutConfig(Options):
+    """The model, its split, and what it is sized for: all that decides the bytes of a rank."""
+
+    model: str = option(
+        "", "checkpoint folder, or a hub id when online; the demo checkpoint if not given", aliases=("model-path",)
+    )
+    dtype: str = option("auto", "computing type; auto takes the checkpoint's", choices=DTYPES)
+    tp: int = option(
+        1, "tensor-parallel ranks a stage", bounds=Bounds(1, 1024), aliases=("tp-size", "tensor-parallel-size")
+    )
+    pp: int = option(1, "pipeline stages", bounds=Bounds(1, 1024), aliases=("pp-size", "pipeline-parallel-size"))
+    pp_partition: tuple[int, ...] = option(
+        (), "layers of each stage, e.g. 20,20; balanced by bytes if not given", bounds=COUNT_OR_ZERO
+    )
+    max_model_len: int = option(
+        0, "longest prompt plus output in tokens; 0: the model's, at most 32768 and what fits", bounds=COUNT_OR_ZERO
+    )
+    max_running_requests: int = option(
+        32, "requests computed at once (one recurrent-state slot each)", bounds=Bounds(1, 2**20)
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.max_model_len == 1:
+            raise ValueError("max_model_len 1 leaves no room for a prompt and an answer; give at least 2")
+        if self.pp_partition and len(self.pp_partition) != self.pp:
+            raise ValueError(f"pp_partition names {len(self.pp_partition)} stages, but pp is {self.pp}")
+        if self.pp_partition and min(self.pp_partition) < 1:
+            raise ValueError(f"pp_partition {list(self.pp_partition)} leaves a stage without layers")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineConfig(LayoutConfig):
+    """What every command that runs the model shares. ``0`` means: derive it from the model and the machine."""
+
+    threads_per_rank: int = option(
+        0, "torch threads of a rank; 0: cores divided by ranks, at least 1", bounds=Bounds(0, 1024)
+    )
+    max_queued_requests: int = option(4096, "requests waiting beyond those; more are refused with 503", bounds=COUNT)
+    page_size: int = option(64, "tokens of one KV page", bounds=Bounds(1, 2**20))
+    num_pages: int = option(
+        0, "KV pages; 0: what the memory fraction holds, at most what all requests can use", bounds=COUNT_OR_ZERO
+    )
+    mem_fraction_static: float = option(
+        0.6, "share of the memory for weights, KV pages and states of all ranks", bounds=Bounds(0, 1, above=True)
+    )
+    chunked_prefill_size: int = option(
+        512, "prefill chunk in tokens; chunks end at absolute multiples of it", bounds=Bounds(64, 2**20)
+    )
+    max_prefill_tokens: int = option(
+        0, "prompt tokens of one step, of several requests; 0: as many as a chunk has", bounds=Bounds(0, 2**24)
+    )
+    prefix_cache_mib: int = option(
+        512,
+        "host memory of a rank for states of prompt prefixes that requests share; 0: compute every prompt whole",
+        bounds=MIB,
+    )
+    seed: int = option(
+        0, "for answers without a seed of their own; serve gives each a random one", bounds=Bounds(0, INT64_MAX)
+    )
+    verify_weights: bool = option(
+        False, "before serving, compare every loaded weight with the checkpoint, read again in a slow, simple way"
+    )
+    load_timeout_s: float = option(1800.0, "limit for loading the weights", bounds=SECONDS)
+    step_timeout_s: float = option(300.0, "limit for one step of all ranks", bounds=SECONDS)
+    heartbeat_timeout_s: float = option(15.0, "a rank silent for longer is taken for dead", bounds=SECONDS)
+    all_reduce: str = option(
+        "auto", "sums over tensor ranks; auto takes what was measured to be fastest, by message size", choices=BACKENDS
+    )
+    all_reduce_codec: str = option(
+        "none", "integers that large messages of the quick all-reduce travel as; changes answers", choices=CODECS
+    )
+    log_level: str = option("info", "log level", choices=LOG_LEVELS)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        AllReduceOptions(self.all_reduce, self.all_reduce_codec)
+        # The delta rule works in blocks of 64 tokens: a chunk that ends inside a block would change its bits.
+        if self.chunked_prefill_size % 64:
+            raise ValueError(f"chunked_prefill_size must be a multiple of 64, not {self.chunked_prefill_size}")
+        if 0 < self.max_prefill_tokens < self.chunked_prefill_size:
+            raise ValueError(
+                f"max_prefill_tokens {self.max_prefill_tokens} is less than a chunk: give at least "
+                f"chunked_prefill_size = {self.chunked_prefill_size}, or 0"
+            )
+
+    def check_concurrency(self, *concurrency: int) -> None:
+        """For commands that keep so many requests open: the engine must take them all."""
+        room = self.max_running_requests + self.max_queued_requests
+        if max(concurrency, default=0) > room:
+            raise ValueError(
+                f"concurrency must be at most max_running_requests + max_queued_requests = {room}, "
+                f"not {max(concurrency)}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServedModelConfig(EngineConfig):
+    """What the commands share whose requests may name the model."""
+
+    served_model_name: str = option("", "the model's name in requests; the checkpoint folder's name if not given")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServeConfig(ServedModelConfig):
+    """``splitrank serve``."""
+
+    host: str = option("127.0.0.1", "address to listen on")
+    port: int = option(8000, "port to listen on; 0: any free one, printed at start", bounds=Bounds(0, 65535))
+    api_key: str = option("", "clients must send it as a bearer token; also from SPLITRANK_API_KEY")
+    max_body_bytes: int = option(
+        0,
+        "larger request bodies are refused with 413; 0: 32 bytes a token of the context, at least 4 MiB",
+        bounds=Bounds(0, 2**40),
+    )
+    body_timeout_s: float = option(30.0, "a body that takes longer to arrive is refused with 408", bounds=SECONDS)
+    keep_alive_timeout_s: float = option(
+        75.0,
+        "idle connections are closed after it; choose it longer than a proxy or client pool keeps them",
+        bounds=SECONDS,
+    )
+    drain_timeout_s: float = option(20.0, "on SIGTERM, open requests get this long to finish", bounds=Bounds(0, 10**6))
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if 0 < self.max_body_bytes < LEAST_BODY_BYTES:
+            raise ValueError(f"max_body_bytes must be at least {LEAST_BODY_BYTES}, or 0, not {self.max_body_bytes}")
+
+
+def environment_api_key() -> str:
+    """API key for ``serve`` when no flag gives one: kept out of the process list."""
+    return os.environ.get("SPLITRANK_API_KEY", "")
+
+
+def child_environment() -> dict[str, str]:
+    """Environment of engine and rank processes: loopback for gloo, unbuffered output, a malloc that keeps pages, and
+    threads that wait awake for 0.1 ms only. What the user has set for malloc and the threads stays.
+
+    A step allocates and frees the same megabytes over and over. malloc's defaults map and unmap them each time: a
+    prefill of 512 tokens took 0.35 s instead of 0.30. The threads of an operation wait for each other thousands of
+    times a step; libgomp's 300,000 spins last longer than the time slice of whatever took the core of one of them.
+    """
+    loopback = {"GLOO_SOCKET_IFNAME": "lo", "TP_SOCKET_IFNAME": "lo"}
+    waiting = {} if "OMP_WAIT_POLICY" in os.environ else {"GOMP_SPINCOUNT": "3000"}
+    malloc = {"MALLOC_MMAP_THRESHOLD_": str(32 * 2**20), "MALLOC_TRIM_THRESHOLD_": str(512 * 2**20)}
+    return {**malloc, **waiting, **os.environ, **loopback, "PYTHONUNBUFFERED": "1", "TOKENIZERS_PARALLELISM": "false"}

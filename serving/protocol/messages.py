@@ -1,0 +1,274 @@
+"""Every message that crosses a process boundary, as one msgspec struct each. msgpack on the wire, never pickle.
+
+front (HTTP, LLM)  --AddRequest, AbortRequest-->  engine  --StepPlan, Shutdown-->  every rank
+front  <--EngineReady, RequestOutputs, EngineStats, EngineFailed--  engine
+engine  <--RankReady, StepResult, Heartbeat, RankFailed--  every rank
+"""
+
+import hashlib
+
+import msgspec
+
+from splitrank.serving.protocol.sampling_params import SamplingParams
+
+# ---------------------------------------------------------------- start-up
+
+
+class LaunchSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """What the launcher resolved from the config and the checkpoint's headers; the same file for engine and ranks."""
+
+    run_dir: str  # 0700 folder: sockets, this spec, the rendezvous file
+    model_dir: str
+    dtype: str  # "bfloat16" or "float32"
+    tp_size: int
+    pp_size: int
+    partition: tuple[int, ...]  # layers a stage
+    tie_word_embeddings: bool  # as served: config.json's, unless a head that differs is stored
+    threads_per_rank: int
+    all_reduce: str = "auto"  # "auto", "quick" or "torch"
+    all_reduce_codec: str = "none"  # "none", "int8", "int6" or "int4"
+    max_model_len: int  # tokens, prompt + output
+    max_running_requests: int  # recurrent-state slots
+    page_size: int  # tokens a KV page
+    num_pages: int
+    chunked_prefill_size: int  # chunks end at absolute multiples of it
+    max_prefill_tokens: int  # of all chunks of a step; at least a chunk
+    max_queued_requests: int
+    prefix_cache_bytes: int = 0  # of a rank's host memory, for snapshots of prompt prefixes; 0: none are kept
+    prefix_block_size: int = 64  # tokens: prefixes are whole blocks of them
+    state_bytes: int = 0  # of one request on the fullest rank, and of one KV page there
+    kv_page_bytes: int = 0
+    vocab_size: int
+    eos_token_ids: tuple[int, ...]
+    seed: int
+    load_timeout_s: float
+    step_timeout_s: float
+    heartbeat_timeout_s: float
+    verify_weights: bool  # compare loaded weights with the files, read again
+    log_level: str
+    show_progress: bool
+    front_pid: int = 0  # set by the launcher, like run_dir: children leave when this process is gone
+
+    @property
+    def world_size(self) -> int:
+        return self.tp_size * self.pp_size
+
+    @property
+    def max_in_flight(self) -> int:
+        """Steps that are planned before the result of the first is back: one a stage, and one so that none waits."""
+        return self.pp_size + 1
+
+
+class RankReady(msgspec.Struct, frozen=True, tag=True):
+    rank: int
+    pid: int
+    report: str  # one printable line: stage, layers, weight bytes planned = allocated, KV and state bytes
+    stage_report: str = ""  # from tensor rank 0 of several: how the stage sums over them
+
+
+class RankFailed(msgspec.Struct, frozen=True, tag=True):
+    rank: int
+    phase: str  # "load", "warm-up", "step 17", ...
+    error: str  # one line
+
+
+class Heartbeat(msgspec.Struct, frozen=True, tag=True):
+    """Says that the process lives and where it is; sent by a thread, so that a long step is not taken for death."""
+
+    rank: int
+    phase: str
+    last_step: int
+
+
+class EngineReady(msgspec.Struct, frozen=True, tag=True):
+    reports: list[str]  # one line a rank, in rank order, then one a stage of several tensor ranks
+
+
+class EngineFailed(msgspec.Struct, frozen=True, tag=True):
+    """The engine cannot go on; every open request has ended with this error."""
+
+    error: str
+
+
+# ---------------------------------------------------------------- requests
+
+
+class AddRequest(msgspec.Struct, frozen=True, tag=True):
+    """``params`` of a sampled request have a seed: the front gives one to those that came without (``seeds``)."""
+
+    request_id: str
+    prompt_token_ids: list[int]
+    params: SamplingParams
+
+
+class AbortRequest(msgspec.Struct, frozen=True, tag=True):
+    request_id: str
+
+
+class TokenLogprobs(msgspec.Struct, frozen=True):
+    logprob: float  # of the chosen token
+    top_ids: list[int]  # best alternatives, best first
+    top_logprobs: list[float]
+
+
+class RequestOutput(msgspec.Struct, frozen=True, tag=True):
+    """New tokens of one request, as the front's streams give them. ``finish_reason`` ends it: "stop", "length", "abort"
+    or "error" (``error`` says why).
+
+    A token that stopped the request (end of sequence or a stop token id) is in ``token_ids`` and in ``stop_token_id``.
+    """
+
+    request_id: str
+    token_ids: list[int]
+    logprobs: list[TokenLogprobs] | None = None
+    finish_reason: str | None = None
+    stop_token_id: int | None = None
+    error: str | None = None
+    # "queue_full", "invalid_request", or a RowFailure's
+    error_code: str | None = None
+    num_cached_tokens: int = 0  # of its prompt: taken from a snapshot, not computed
+
+
+class StepOutputs(msgspec.Struct, frozen=True, array_like=True):
+    """What one step has for its requests, each of which is in it once: a token and nothing else for most, by row."""
+
+    request_ids: list[str] = []
+    token_ids: list[int] = []
+    others: list[RequestOutput] = []
+
+    def all(self) -> list[RequestOutput]:
+        """Each as an output, without ``num_cached_tokens`` for those that have a token only."""
+        plain = zip(self.request_ids, self.token_ids, strict=True)
+        return [RequestOutput(request_id, [token]) for request_id, token in plain] + self.others
+
+
+class RequestOutputs(msgspec.Struct, frozen=True, tag=True):
+    """What the engine has for the front, in order: one message a turn, not one a request."""
+
+    steps: list[StepOutputs]
+
+
+class EngineStats(msgspec.Struct, frozen=True, tag=True):
+    """Counters since start and gauges of now; sent about once a second and on change of the open requests to zero."""
+
+    num_running: int
+    num_waiting: int
+    num_preempted: int  # now swapped out
+    free_pages: int
+    num_pages: int
+    free_slots: int
+    num_slots: int
+    steps: int
+    prompt_tokens: int  # computed
+    generated_tokens: int
+    preemptions: int
+    aborts: int
+    cached_tokens: int = 0  # of prompts: taken from snapshots
+
+
+# ---------------------------------------------------------------- steps
+
+
+class AdmittedRequest(msgspec.Struct, frozen=True, array_like=True):
+    """A new row of the ranks' table: all that they need to know of the request until it is released."""
+
+    slot: int  # row of the table, and recurrent-state slot
+    request: int  # the engine's number of the request, never reused
+    prompt_token_ids: list[int]
+    params: SamplingParams
+    start: int  # tokens of the prompt that a snapshot restores
+
+
+class NewPages(msgspec.Struct, frozen=True, array_like=True):
+    """KV pages that a row gets behind those it has."""
+
+    slot: int
+    pages: list[int]
+
+
+class ChunkPlan(msgspec.Struct, frozen=True, array_like=True):
+    """The next ``num_tokens`` tokens of a row's prompt."""
+
+    slot: int
+    num_tokens: int
+    sample: bool  # sample a token after the last one: the prompt ends here
+
+
+class SwapPlan(msgspec.Struct, frozen=True, array_like=True):
+    """A row, with its state and pages, goes to host memory, or comes back into (another) slot and new pages."""
+
+    request: int
+    slot: int
+
+
+class SnapshotPlan(msgspec.Struct, frozen=True, array_like=True):
+    """State and pages of a row's first ``num_tokens`` tokens are copied into host memory, or from there."""
+
+    snapshot: int  # the engine's number of it, never reused
+    num_tokens: int
+    slot: int
+
+
+class StepPlan(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
+    """What changes on the ranks with one step, and which rows it computes. Executed by every rank in step order:
+
+    keep finished rows, release, swap out, admit and swap in, add pages, restore snapshots, compute decodes and chunks,
+    save snapshots of them, drop snapshots.
+
+    A decode feeds a row's last sampled token and samples the next one. Without decodes and chunks, a plan only tells
+    idle ranks what to release and keep.
+    """
+
+    step: int  # 0, 1, 2, … without gaps
+    previous_hash: str  # hash of the plan before it ("" for step 0): chains all plans together
+    decodes: list[int] = []  # slots
+    chunks: list[ChunkPlan] = []
+    pages: list[NewPages] = []
+    admitted: list[AdmittedRequest] = []
+    released: list[int] = []  # requests
+    swap_out: list[SwapPlan] = []
+    swap_in: list[SwapPlan] = []
+    kept: list[SnapshotPlan] = []  # of finished requests, whose slots and pages this plan may hand out again
+    restored: list[SnapshotPlan] = []
+    saved: list[SnapshotPlan] = []  # of running prompts: anywhere in the chunk that this step computes
+    dropped: list[int] = []  # snapshots to forget
+
+    @property
+    def has_rows(self) -> bool:
+        return bool(self.decodes or self.chunks)
+
+
+def plan_hash(plan_bytes: bytes) -> str:
+    """Chained hash of an encoded plan: it covers the previous hash, which is part of the bytes."""
+    return hashlib.blake2b(plan_bytes, digest_size=8).hexdigest()
+
+
+class RowFailure(msgspec.Struct, frozen=True, array_like=True):
+    """Why a row has no token. ``code``: "invalid_numbers" (of the model), or "sampling_failed" (an error of ours)."""
+
+    code: str
+    reason: str  # one line
+
+
+class StepResult(msgspec.Struct, frozen=True, tag=True):
+    """From tensor rank 0 of the last stage: one token for each decode and each chunk with ``sample``, in that order.
+
+    ``logprobs``, by row, of those that asked. ``failures``, by row: that request ends with an error, and its token
+    means nothing.
+    """
+
+    step: int
+    plan_hash: str
+    token_ids: list[int]
+    logprobs: dict[int, TokenLogprobs] = {}
+    failures: dict[int, RowFailure] = {}
+
+
+class Shutdown(msgspec.Struct, frozen=True, tag=True):
+    """Leave in an orderly way."""
+
+
+FrontToEngine = AddRequest | AbortRequest | Shutdown
+EngineToFront = EngineReady | EngineFailed | RequestOutputs | EngineStats
+EngineToRank = StepPlan | Shutdown
+RankToEngine = RankReady | RankFailed | Heartbeat | StepResult

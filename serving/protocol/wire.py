@@ -1,0 +1,90 @@
+"""Sockets and bytes between the processes: ZeroMQ over ipc in the run folder, msgpack by msgspec, never pickle."""
+
+from collections.abc import Iterator
+
+import msgspec
+import zmq
+
+from splitrank.serving.protocol.messages import EngineToFront, EngineToRank, FrontToEngine, LaunchSpec, RankToEngine
+
+encode = msgspec.msgpack.encode
+decode_front_to_engine = msgspec.msgpack.Decoder(FrontToEngine).decode
+decode_engine_to_front = msgspec.msgpack.Decoder(EngineToFront).decode
+decode_engine_to_rank = msgspec.msgpack.Decoder(EngineToRank).decode
+decode_rank_to_engine = msgspec.msgpack.Decoder(RankToEngine).decode
+
+FRONT_BACKLOG = 1000
+
+
+class _Addressed(msgspec.Struct):
+    """What is left to know of a request whose message cannot be read as a whole."""
+
+    request_id: str
+
+
+def request_id_of(data: bytes) -> str | None:
+    """The request that an unreadable message is about, if that much can be read."""
+    try:
+        return msgspec.msgpack.decode(data, type=_Addressed).request_id
+    except ValueError:
+        return None
+
+
+LINGER_MS = 1000  # how long a closing socket may still deliver its last words
+
+
+def front_address(run_dir: str) -> str:
+    return f"ipc://{run_dir}/front"
+
+
+def ranks_address(run_dir: str) -> str:
+    return f"ipc://{run_dir}/ranks"
+
+
+def rank_identity(rank: int) -> bytes:
+    return f"rank-{rank}".encode()
+
+
+def rank_name(spec: LaunchSpec, rank: int) -> str:
+    """How messages call a rank."""
+    return f"rank {rank} (stage {rank // spec.tp_size}, tp {rank % spec.tp_size})"
+
+
+def bind_ranks(context: zmq.Context[zmq.Socket[bytes]], spec: LaunchSpec) -> zmq.Socket[bytes]:
+    """The engine's end: a message for a rank that is not connected is an error, not a silent loss."""
+    socket = context.socket(zmq.ROUTER)
+    socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
+    socket.setsockopt(zmq.LINGER, LINGER_MS)
+    socket.bind(ranks_address(spec.run_dir))
+    return socket
+
+
+def connect_rank(context: zmq.Context[zmq.Socket[bytes]], spec: LaunchSpec, identity: bytes) -> zmq.Socket[bytes]:
+    """A rank's end. Not thread safe, as no ZeroMQ socket is."""
+    socket = context.socket(zmq.DEALER)
+    socket.setsockopt(zmq.IDENTITY, identity)
+    socket.setsockopt(zmq.LINGER, LINGER_MS)
+    socket.connect(ranks_address(spec.run_dir))
+    return socket
+
+
+def connect_front(context: zmq.Context[zmq.Socket[bytes]], spec: LaunchSpec) -> zmq.Socket[bytes]:
+    """The engine's end. The front binds before it starts the engine, so nothing said early is lost.
+
+    Beyond ``FRONT_BACKLOG`` unread messages the engine keeps and joins what comes: it is a bound of memory, and no
+    verdict about the front, which reads nothing while it is busy.
+    """
+    socket = context.socket(zmq.PAIR)
+    socket.setsockopt(zmq.LINGER, LINGER_MS)
+    socket.setsockopt(zmq.SNDHWM, FRONT_BACKLOG)
+    socket.connect(front_address(spec.run_dir))
+    return socket
+
+
+def receive_all(socket: zmq.Socket[bytes]) -> Iterator[list[bytes]]:
+    """Every message that is there now, without waiting."""
+    while True:
+        try:
+            yield socket.recv_multipart(zmq.NOBLOCK)
+        except zmq.Again:
+            return

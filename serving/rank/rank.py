@@ -1,0 +1,88 @@
+"""A rank process: ``python -m splitrank.serving.rank.rank --run-dir DIR --rank R``. Started by the launcher."""
+
+import argparse
+import logging
+import sys
+
+import torch
+
+from splitrank.comm.errors import CommunicationError
+from splitrank.models.weight_plan import AuditError
+from splitrank.serving.options.console import be_lenient_with_streams
+from splitrank.serving.options.progress import progress
+from splitrank.serving.protocol.messages import LaunchSpec
+from splitrank.serving.rank.rank_link import RankLink, StepOrderError, load_spec
+from splitrank.serving.rank.worker import Worker
+
+# What can go wrong on a rank through files, peers or memory, and weights that are not those of the files: told to the
+# engine in one line. Anything else is a bug of ours, and is told with its type.
+_EXPECTED = (ValueError, OSError, CommunicationError, StepOrderError, MemoryError, AuditError)
+
+
+def main(argv: list[str] | None = None) -> int:
+    be_lenient_with_streams()
+    parser = argparse.ArgumentParser(prog="splitrank.serving.rank.rank")
+    parser.add_argument("--run-dir", required=True)
+    parser.add_argument("--rank", type=int, required=True)
+    args = parser.parse_args(argv)
+    spec = load_spec(args.run_dir)
+    logging.basicConfig(level=spec.log_level.upper(), format=f"rank {args.rank}: %(message)s")
+    torch.set_num_threads(spec.threads_per_rank)
+    with RankLink(spec, args.rank) as link:
+        return _run(spec, args.rank, link)
+
+
+def _run(spec: LaunchSpec, rank: int, link: RankLink) -> int:
+    phase = _Phase(link)
+    worker = None
+    try:
+        phase.enter("join")
+        worker = Worker(spec, rank)
+        phase.enter("load")
+        link.ready(_load(worker), worker.stage_report)
+        _serve(worker, link, phase)
+    except _EXPECTED as error:
+        link.fail(phase.name, str(error) or type(error).__name__)
+        return 1
+    except Exception as error:
+        logging.exception("unexpected error in phase %s", phase.name)
+        link.fail(phase.name, f"{type(error).__name__}: {error}")
+        return 1
+    finally:
+        if worker is not None:
+            worker.close()
+    return 0
+
+
+class _Phase:
+    """What this rank is doing: told in heartbeats, and in its last words."""
+
+    def __init__(self, link: RankLink) -> None:
+        self._link, self.name = link, "start"
+
+    def enter(self, name: str) -> None:
+        self.name = name
+        self._link.set_phase(name)
+
+
+def _load(worker: Worker) -> str:
+    """Loads; rank 0 shows its own progress, which stands for all since the ranks load side by side."""
+    total = worker.plan.num_bytes
+    show = worker.spec.show_progress and worker.position.rank == 0
+    with progress(total, f"loading rank 0 of {worker.spec.world_size}", unit="B", show=show) as bar:
+        return worker.load(bar.update)
+
+
+def _serve(worker: Worker, link: RankLink, phase: _Phase) -> None:
+    """The loop of a rank: plan in, step, result out."""
+    while (received := link.receive()) is not None:
+        plan, plan_hash = received
+        phase.enter(f"step {plan.step}")
+        result = worker.execute(plan, plan_hash)
+        link.finish(plan.step)
+        if result is not None:
+            link.send_result(result)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

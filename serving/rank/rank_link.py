@@ -1,0 +1,116 @@
+"""A rank's connection to the engine: plans in, results and heartbeats out."""
+
+import os
+import threading
+from types import TracebackType
+
+import zmq
+
+from splitrank.serving.launch.launcher import load_spec as load_spec
+from splitrank.serving.launch.processes import exit_with_parent
+from splitrank.serving.protocol.messages import (
+    Heartbeat,
+    LaunchSpec,
+    RankFailed,
+    RankReady,
+    RankToEngine,
+    StepPlan,
+    StepResult,
+    plan_hash,
+)
+from splitrank.serving.protocol.wire import connect_rank, decode_engine_to_rank, encode, rank_identity, rank_name
+
+HEARTBEAT_S = 0.5
+
+
+class StepOrderError(RuntimeError):
+    """A plan that does not follow the one before it: a step or a hash differs between engine and rank."""
+
+
+class RankLink:
+    """Use from one thread. Heartbeats go out by a thread of their own, so that a long step is not taken for death;
+    if the front dies, this process dies too.
+
+    Raises ``StepOrderError`` from ``receive``. Close it (or leave the ``with``) to get the last message delivered.
+    """
+
+    def __init__(self, spec: LaunchSpec, rank: int) -> None:
+        if spec.front_pid:  # 0 in tests that have no front
+            exit_with_parent(spec.front_pid, spec.run_dir)
+        self._spec = spec
+        self._rank = rank
+        self._phase = "start"
+        self._received_step = -1
+        self._received_hash = ""
+        self._finished_step = -1
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._socket = connect_rank(self._context, spec, rank_identity(rank))
+        self._closing = threading.Event()
+        self._beating = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
+        self._beating.start()
+
+    def set_phase(self, phase: str) -> None:
+        """What heartbeats say this rank is doing: "load", "warm-up", "serve"."""
+        self._phase = phase
+
+    def ready(self, report: str, stage_report: str = "") -> None:
+        """``report``: one printable line about what this rank holds; ``stage_report``: one for its whole stage."""
+        self._phase = "serve"
+        self._send(RankReady(rank=self._rank, pid=os.getpid(), report=report, stage_report=stage_report))
+
+    def receive(self) -> tuple[StepPlan, str] | None:
+        """The next plan and its hash; None to shut down. An idle engine may leave this waiting for long: the front's
+        death ends the process, and the engine's death makes the front end it."""
+        data = self._socket.recv()
+        message = decode_engine_to_rank(data)
+        if not isinstance(message, StepPlan):
+            return None
+        self._check_order(message)
+        self._received_step, self._received_hash = message.step, plan_hash(data)
+        return message, self._received_hash
+
+    def finish(self, step: int) -> None:
+        """This rank is through with ``step``."""
+        self._finished_step = step
+
+    def send_result(self, result: StepResult) -> None:
+        self._send(result)
+
+    def fail(self, phase: str, error: str) -> None:
+        """The last words of this rank; delivered before it returns (or lost after a second), so it may exit next."""
+        self._send(RankFailed(rank=self._rank, phase=phase, error=" ".join(error.split())))
+        self.close()
+
+    def close(self) -> None:
+        if self._closing.is_set():
+            return
+        self._closing.set()
+        self._beating.join()
+        self._socket.close()
+        self._context.term()
+
+    def __enter__(self) -> "RankLink":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def _check_order(self, plan: StepPlan) -> None:
+        if plan.step == self._received_step + 1 and plan.previous_hash == self._received_hash:
+            return
+        here = rank_name(self._spec, self._rank)
+        raise StepOrderError(
+            f"engine sent step {plan.step} after hash {plan.previous_hash!r}, but {here} expects "
+            f"step {self._received_step + 1} after hash {self._received_hash!r}"
+        )
+
+    def _send(self, message: RankToEngine) -> None:
+        self._socket.send(encode(message))
+
+    def _beat(self) -> None:
+        socket = connect_rank(self._context, self._spec, rank_identity(self._rank) + b"-heartbeat")
+        while True:
+            socket.send(encode(Heartbeat(rank=self._rank, phase=self._phase, last_step=self._finished_step)))
+            if self._closing.wait(HEARTBEAT_S):
+                break
+        socket.close()

@@ -1,0 +1,110 @@
+"""Samples a step's rows together, and ends a row that cannot be sampled alone.
+
+The draw of a request depends on its seed and on how many tokens it has, on nothing else: not on its neighbours in the
+batch, nor on the layout. Order of the steps as in ``transformers``' and vLLM's: bias and bans, penalties
+(``sampling_state``), temperature, top-k, top-p, min-p (``models.ops.sampling``).
+"""
+
+import logging
+import math
+from dataclasses import dataclass
+
+import torch
+
+from splitrank.models.ops import sampling
+from splitrank.models.ops.philox import uniform
+from splitrank.models.ops.sampling import SamplingRows
+from splitrank.serving.protocol.messages import RowFailure, TokenLogprobs
+from splitrank.serving.rank.sampling_state import SamplingState
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class SampledRow:
+    """A token, and its logprobs if they were asked for; or why there is none."""
+
+    token: int
+    logprobs: TokenLogprobs | None = None
+    failure: RowFailure | None = None
+
+
+def sample(logits: torch.Tensor, states: list[SamplingState]) -> list[SampledRow]:
+    """logits [S, vocab] in float32, one state a row; states with a token advance.
+
+    A row fails alone: with numbers that are none (NaN, +inf, nothing but -inf), or with an error of our own. An error
+    in the batch is found by sampling its rows one by one.
+    """
+    try:
+        rows = _sample(logits, states)
+    except Exception as error:
+        _log.warning("%d rows cannot be sampled together (%s); one by one now", len(states), _one_line(error))
+        rows = [_sample_alone(logits[row : row + 1], state) for row, state in enumerate(states)]
+    for row, state in zip(rows, states, strict=True):
+        if row.failure is None:
+            state.append(row.token)
+    return rows
+
+
+def _sample_alone(logits: torch.Tensor, state: SamplingState) -> SampledRow:
+    try:
+        return _sample(logits, [state])[0]
+    except Exception as error:
+        _log.exception("a row cannot be sampled")
+        return SampledRow(-1, failure=RowFailure("sampling_failed", f"sampling failed: {_one_line(error)}"))
+
+
+def _one_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+
+
+def _sample(logits: torch.Tensor, states: list[SamplingState]) -> list[SampledRow]:
+    tokens, best = sampling.sample(_adjusted(logits, states), _sampling_rows(states, logits.shape[1]))
+    return [
+        SampledRow(token, _logprobs(row, token, state.params.logprobs))
+        if math.isfinite(largest)
+        else SampledRow(-1, failure=_bad_numbers(largest, state))
+        for row, token, largest, state in zip(logits, tokens.tolist(), best.tolist(), states, strict=True)
+    ]
+
+
+def _adjusted(logits: torch.Tensor, states: list[SamplingState]) -> torch.Tensor:
+    """A copy, if bias, penalties or bans change a row; logprobs are of the model's own."""
+    if any(state.changes_logits for state in states):
+        logits = logits.clone()
+        for row, state in zip(logits, states, strict=True):
+            if state.changes_logits:
+                state.adjust_(row)
+    return logits
+
+
+def _sampling_rows(states: list[SamplingState], vocab_size: int) -> SamplingRows:
+    params = [state.params for state in states]
+    if all(state.is_greedy for state in states):
+        draws = torch.zeros(len(states), dtype=torch.float64)
+    else:
+        seeds, positions = [state.seed for state in states], [state.num_output for state in states]
+        draws = uniform(torch.tensor(seeds), torch.tensor(positions))
+    return SamplingRows(
+        torch.tensor([one.temperature for one in params], dtype=torch.float32),
+        torch.tensor([min(one.top_k, vocab_size) for one in params]),  # users write 2^63 for "all"
+        torch.tensor([one.top_p for one in params], dtype=torch.float64),
+        torch.tensor([one.min_p for one in params], dtype=torch.float32),
+        draws,
+    )
+
+
+def _bad_numbers(largest: float, state: SamplingState) -> RowFailure:
+    what = "hold NaN" if math.isnan(largest) else "hold infinity" if largest > 0 else "are all minus infinity"
+    reason = f"the model's logits for output token {state.num_output} {what}"
+    _log.warning("a request fails: %s", reason)
+    return RowFailure("invalid_numbers", reason)
+
+
+def _logprobs(logits: torch.Tensor, token: int, num_top: int | None) -> TokenLogprobs | None:
+    """logits [vocab]."""
+    if num_top is None:
+        return None
+    log_total = logits.logsumexp(dim=-1)
+    values, ids = sampling.top_k(logits, num_top) if num_top else (logits[:0], logits[:0])
+    return TokenLogprobs(float(logits[token] - log_total), ids.tolist(), (values - log_total).tolist())

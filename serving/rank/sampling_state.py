@@ -1,0 +1,119 @@
+"""What the sampling rank remembers of a request: its parameters, and what changes its logits, as tensors.
+
+The tensors are made at the first token, so that whatever is wrong with a request shows when its own row is sampled.
+"""
+
+import math
+from collections.abc import Iterable
+from functools import cached_property
+
+import torch
+
+from splitrank.serving.protocol.sampling_params import SamplingParams
+
+
+class TokenCounts:
+    """Distinct tokens and how often each was added; a token more changes one element in place."""
+
+    def __init__(self, tokens: Iterable[int] = ()) -> None:
+        self._places = {token: place for place, token in enumerate(dict.fromkeys(tokens))}
+        self._ids = torch.tensor(list(self._places), dtype=torch.int64)
+        self._counts = torch.ones(len(self._ids))
+
+    def add(self, token: int) -> None:
+        place = self._places.setdefault(token, len(self._places))
+        if place == len(self._ids):  # full: twice the room
+            room = max(16, place)
+            self._ids = torch.cat((self._ids, torch.zeros(room, dtype=torch.int64)))
+            self._counts = torch.cat((self._counts, torch.zeros(room)))
+        self._ids[place] = token
+        self._counts[place] += 1
+
+    @property
+    def ids(self) -> torch.Tensor:
+        """[n] int64."""
+        return self._ids[: len(self._places)]
+
+    @property
+    def counts(self) -> torch.Tensor:
+        """[n] float32."""
+        return self._counts[: len(self._places)]
+
+
+class SamplingState:
+    """``seed`` and ``num_output`` decide the next draw. Keeps no prompt unless a penalty asks for it."""
+
+    def __init__(self, prompt: list[int], params: SamplingParams, eos_token_ids: tuple[int, ...]) -> None:
+        self.params = params
+        self.num_output = 0
+        self._has_repetition = params.repetition_penalty != 1.0
+        self._has_counts = params.presence_penalty != 0.0 or params.frequency_penalty != 0.0
+        self._prompt = prompt if self._has_repetition else []
+        # min_tokens bans whatever would end the request too early.
+        self._stop_ids = (*params.stop_token_ids, *(() if params.ignore_eos else eos_token_ids))
+
+    @property
+    def is_greedy(self) -> bool:
+        return self.params.temperature == 0.0
+
+    @property
+    def seed(self) -> int:
+        seed = self.params.seed
+        assert seed is not None or self.is_greedy, "the front gives every sampled request a seed"
+        return seed or 0
+
+    @property
+    def changes_logits(self) -> bool:
+        return bool(self.params.logit_bias) or self._has_repetition or self._has_counts or self._bans_stops
+
+    def append(self, token: int) -> None:
+        self.num_output += 1
+        if self._has_repetition:
+            self._seen.add(token)
+        if self._has_counts:
+            self._output.add(token)
+
+    def adjust_(self, logits: torch.Tensor) -> None:
+        """Bias, the three penalties, the ban of stop tokens before ``min_tokens``; logits [vocab], in place.
+
+        Logits that are not all numbers are left alone: that would hide what is wrong with them.
+        """
+        if not math.isfinite(logits.amax()):
+            return
+        params = self.params
+        if params.logit_bias:
+            logits.index_add_(0, *self._bias)
+        if self._has_repetition:  # over prompt and output (Keskar et al., "CTRL", 2019)
+            self._penalize_repetition(logits)
+        if self._has_counts:  # over the output (OpenAI's)
+            penalty = params.presence_penalty + params.frequency_penalty * self._output.counts
+            logits.index_add_(0, self._output.ids, penalty, alpha=-1)
+        if self._bans_stops:
+            logits[list(self._stop_ids)] = -torch.inf
+        # Finite, also when every token is banned or a tiny repetition penalty overflows: the best is subtracted later.
+        limits = torch.finfo(logits.dtype)
+        logits.clamp_(limits.min, limits.max)
+
+    def _penalize_repetition(self, logits: torch.Tensor) -> None:
+        values, penalty = logits.index_select(0, self._seen.ids), self.params.repetition_penalty
+        changed = torch.where(values > 0, values / penalty, values * penalty)
+        logits.index_copy_(0, self._seen.ids, changed)
+
+    @property
+    def _bans_stops(self) -> bool:
+        return self.num_output < self.params.min_tokens and bool(self._stop_ids)
+
+    @cached_property
+    def _bias(self) -> tuple[torch.Tensor, torch.Tensor]:
+        bias = self.params.logit_bias
+        return torch.tensor(list(bias), dtype=torch.int64), torch.tensor(list(bias.values()), dtype=torch.float32)
+
+    @cached_property
+    def _seen(self) -> TokenCounts:
+        seen = TokenCounts(self._prompt)
+        self._prompt = []
+        return seen
+
+    @cached_property
+    def _output(self) -> TokenCounts:
+        return TokenCounts()

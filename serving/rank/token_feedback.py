@@ -1,0 +1,79 @@
+"""How a sampled token reaches the rank that embeds it, without passing the engine.
+
+With one stage it is written into the table of each tensor rank. With more, the last stage sends the tokens of every
+step to the first, which takes them when a row needs its token, or leaves the slot.
+"""
+
+from collections import deque
+from dataclasses import dataclass
+
+import torch
+
+from splitrank.comm.mesh import Mesh
+from splitrank.serving.protocol.messages import StepPlan
+from splitrank.serving.rank.request_table import RequestTable
+
+
+@dataclass(frozen=True)
+class _Outstanding:
+    step: int
+    plan_hash: str
+    slots: list[int]
+
+
+class TokenFeedback:
+    """Of one rank. ``max_in_flight`` steps may be planned ahead of their results."""
+
+    def __init__(self, table: RequestTable, mesh: Mesh, max_in_flight: int) -> None:
+        self._table, self._mesh, self._max_in_flight = table, mesh, max_in_flight
+        position = mesh.position
+        self._is_first = position.pp_rank == 0
+        self._is_last = position.pp_rank == position.pp_size - 1
+        self._outstanding: deque[_Outstanding] = deque()
+        self._awaited: dict[int, int] = {}  # step of a slot's last token, if that has not come yet
+
+    def spread(self, tokens: list[int] | None, slots: list[int], step: int, plan_hash: str) -> None:
+        """After sampling of ``slots``, on every rank; ``tokens`` are the sampling rank's. A row without a token has a
+        negative one, and feeds token 0 until it ends."""
+        if not slots:
+            return
+        if self._is_last:
+            shared = self._share(tokens, len(slots)).clamp_min_(0)
+            if self._is_first:
+                self._table.put_tokens(slots, shared)
+            else:
+                self._mesh.feedback.send((shared,), step, plan_hash)
+        elif self._is_first:
+            self._outstanding.append(_Outstanding(step, plan_hash, slots))
+            self._awaited.update(dict.fromkeys(slots, step))
+
+    def _share(self, tokens: list[int] | None, count: int) -> torch.Tensor:
+        """The same tokens [S] on every tensor rank of this stage. They cross as float32, which every backend takes and
+        which holds every id (``check_tensor_parallel``); gathered columns never travel with a codec."""
+        device, size = self._table.device, self._mesh.position.tp_size
+        if size == 1:
+            return torch.tensor(tokens, dtype=torch.int64, device=device)
+        own = torch.tensor([tokens or []], dtype=torch.float32, device=device)
+        widths = (count, *[0] * (size - 1))
+        return self._mesh.collectives.all_gather_columns(own, widths)[0].to(torch.int64)
+
+    def take(self, plan: StepPlan) -> None:
+        """Before ``plan`` changes the table: waits for the tokens of the rows that it computes, moves or releases.
+
+        Tokens of steps whose results the engine has seen are taken too, so that nothing piles up.
+        """
+        if not self._outstanding:
+            return
+        moved = [swap.slot for swap in plan.swap_out]
+        released = [slot for request in plan.released if (slot := self._table.slot_of(request)) is not None]
+        needed = (self._awaited.get(slot, -1) for slot in (*plan.decodes, *moved, *released))
+        last = max(plan.step - self._max_in_flight, *needed, -1)
+        while self._outstanding and self._outstanding[0].step <= last:
+            self._receive(self._outstanding.popleft())
+
+    def _receive(self, due: _Outstanding) -> None:
+        [tokens] = self._mesh.feedback.receive(1, (len(due.slots),), torch.int64, due.step, due.plan_hash)
+        self._table.put_tokens(due.slots, tokens.to(self._table.device))
+        for slot in due.slots:
+            if self._awaited[slot] == due.step:
+                del self._awaited[slot]

@@ -1,0 +1,194 @@
+"""One rank's work: build the stage, load its weights, execute step plans. Knows no sockets: tests drive it directly."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+
+import torch
+
+from splitrank.comm.mesh import Mesh, mesh_position
+from splitrank.comm.selection import AllReduceOptions
+from splitrank.models.cache import StageCache
+from splitrank.models.checkpoint import Checkpoint, open_checkpoint
+from splitrank.models.config import read_config
+from splitrank.models.hidden_states import HiddenStates
+from splitrank.models.layers.parameter import prepare
+from splitrank.models.loader import load_weights
+from splitrank.models.memory import GIB, rank_memory
+from splitrank.models.ops.cpu.operations import CpuOperations
+from splitrank.models.ops.operations import Operations
+from splitrank.models.qwen3_5 import Stage
+from splitrank.models.sharding import TensorShard, stage_slice
+from splitrank.models.verify_weights import verify_weights
+from splitrank.models.weight_plan import WeightPlan, audit_plan, plan_weights
+from splitrank.serving.protocol.messages import LaunchSpec, StepPlan, StepResult
+from splitrank.serving.protocol.pages import pages_needed
+from splitrank.serving.rank.batch_builder import PlannedBatch, make_batch
+from splitrank.serving.rank.request_table import MovedRow, RequestTable
+from splitrank.serving.rank.sampler import sample
+from splitrank.serving.rank.sampling_state import SamplingState
+from splitrank.serving.rank.token_feedback import TokenFeedback
+
+# Joining is collective, and a rank joins only when it has started: on a loaded machine that takes a while.
+JOIN_TIMEOUT_S = 120.0
+
+
+class Worker:
+    """Construction joins the mesh (collective over all ranks); then ``load``; then ``execute`` plan by plan."""
+
+    def __init__(self, spec: LaunchSpec, rank: int) -> None:
+        self.spec = spec
+        self.position = mesh_position(rank, spec.pp_size, spec.tp_size)
+        self.config = replace(read_config(Path(spec.model_dir)), tie_word_embeddings=spec.tie_word_embeddings)
+        self.stage_slice = stage_slice(self.position.pp_rank, spec.pp_size, spec.partition)
+        self.shard = TensorShard(self.position.tp_rank, spec.tp_size)
+        self.dtype: torch.dtype = getattr(torch, spec.dtype)
+        self.ops: Operations = CpuOperations()
+        timeout_s = max(spec.step_timeout_s, JOIN_TIMEOUT_S)
+        options = AllReduceOptions(spec.all_reduce, spec.all_reduce_codec)
+        self.mesh = Mesh(self.position, Path(spec.run_dir) / "rendezvous", timeout_s, options)
+        max_pages = pages_needed(spec.max_model_len, spec.page_size)
+        self.table = RequestTable(spec.max_running_requests, max_pages, spec.page_size, self.ops.device)
+        self._feedback = TokenFeedback(self.table, self.mesh, spec.max_in_flight)
+        self._swapped: dict[int, tuple[MovedRow, list[torch.Tensor]]] = {}  # by request
+        self._snapshots: dict[int, list[torch.Tensor]] = {}
+
+    @property
+    def is_sampling_rank(self) -> bool:
+        return self.stage_slice.is_last and self.position.tp_rank == 0
+
+    @property
+    def stage_report(self) -> str:
+        """How the stage sums over its tensor ranks, from the first of them; empty if there is but one."""
+        return self.mesh.report if self.position.tp_rank == 0 else ""
+
+    @cached_property
+    def checkpoint(self) -> Checkpoint:
+        """The headers, read once."""
+        return open_checkpoint(Path(self.spec.model_dir), self.config)
+
+    @cached_property
+    def plan(self) -> WeightPlan:
+        """This rank's weight plan, audited, from the checkpoint's headers."""
+        plan = plan_weights(self.config, self.stage_slice, self.shard, self.spec.dtype, self.checkpoint)
+        audit_plan(plan)
+        return plan
+
+    def load(self, on_progress: Callable[[int], object] = lambda num_bytes: None) -> str:
+        """Builds the stage, loads it, allocates its state; returns the report line of this rank."""
+        self.model = Stage(self.config, self.stage_slice, self.spec.partition, self.shard, self.dtype, self.ops)
+        bytes_written = load_weights(self.model, self.plan, self.checkpoint, on_progress)
+        if self.spec.verify_weights:
+            verify_weights(self.model, self.config, self.shard, self.checkpoint, self.plan.where)
+        self.cache = StageCache(
+            self.config,
+            self.stage_slice,
+            self.shard,
+            self.dtype,
+            self.spec.num_pages,
+            self.spec.page_size,
+            self.spec.max_running_requests,
+            self.ops,
+        )
+        report = self._report(bytes_written)
+        prepare(self.model, self.ops)
+        return report
+
+    def _report(self, bytes_written: int) -> str:
+        """One line of the start-up table; the bytes that the loader wrote are those of the plan."""
+        assert bytes_written == self.plan.num_bytes, (bytes_written, self.plan.num_bytes)
+        expected = rank_memory(self.config, self.plan, self.spec.dtype)
+        tokens = self.spec.num_pages * self.spec.page_size
+        planned = expected.total(tokens, self.spec.max_running_requests) - expected.weight_bytes
+        assert self.cache.num_bytes == planned, (self.cache.num_bytes, planned)
+        layers = self.stage_slice
+        verified = ", verified" if self.spec.verify_weights else ""
+        weights = f"weights {bytes_written:,} B = planned{verified} ({bytes_written / GIB:.2f} GiB)"
+        return (
+            f"{self.position}  layers {layers.start}-{layers.stop - 1}  {weights}  "
+            f"KV {tokens * expected.kv_bytes_per_token / GIB:.2f} GiB  "
+            f"states {self.spec.max_running_requests * expected.state_bytes_per_request / GIB:.2f} GiB"
+        )
+
+    @torch.inference_mode()
+    def execute(self, plan: StepPlan, plan_hash: str) -> StepResult | None:
+        """Runs one step; the sampling rank returns its result."""
+        self._feedback.take(plan)
+        self._move_rows(plan)
+        self._restore_snapshots(plan)
+        batch = make_batch(self.table, plan.decodes, plan.chunks, plan.saved)
+        logits = self._forward(batch, plan.step, plan_hash) if plan.has_rows else None
+        self.table.advance(batch.batch, batch.host_slots)
+        self._save_snapshots(plan, batch)
+        result = self._sample(batch, logits, plan.step, plan_hash) if self.is_sampling_rank else None
+        self._feedback.spread(result.token_ids if result else None, batch.sampled, plan.step, plan_hash)
+        return result
+
+    def _sample(self, batch: PlannedBatch, logits: torch.Tensor | None, step: int, plan_hash: str) -> StepResult:
+        states = [row.sampling for slot in batch.sampled if (row := self.table.rows[slot]).sampling is not None]
+        rows = sample(logits, states) if logits is not None and states else []
+        self.mesh.collectives.check()  # the tokens are on the host: nothing of this step is still running
+        failures = {number: row.failure for number, row in enumerate(rows) if row.failure is not None}
+        logprobs = {number: row.logprobs for number, row in enumerate(rows) if row.logprobs is not None}
+        return StepResult(step, plan_hash, [row.token for row in rows], logprobs, failures)
+
+    def _forward(self, planned: PlannedBatch, step: int, plan_hash: str) -> torch.Tensor | None:
+        """Receives from the stage before, runs this stage, sends to the next; logits on the last stage."""
+        batch, link = planned.batch, self.mesh.link
+        states = None
+        if not self.stage_slice.is_first:
+            shape = (batch.num_tokens, self.config.hidden_size)
+            states = HiddenStates(*link.receive(2, shape, self.dtype, step, plan_hash))
+        output = self.model(batch, states, self.cache, self.mesh.collectives)
+        if isinstance(output, HiddenStates):
+            self.mesh.collectives.check()
+            link.send(tuple(output), step, plan_hash)
+            return None
+        logits: torch.Tensor = output
+        return logits
+
+    def _move_rows(self, plan: StepPlan) -> None:
+        """Rows leave before others come in and get their slots and pages."""
+        for kept in plan.kept:
+            self._snapshots[kept.snapshot] = self.cache.save(self.table.pages_of(kept.slot, kept.num_tokens), kept.slot)
+        for request in plan.released:
+            self._release(request)
+        for out in plan.swap_out:
+            pages = self.table.pages_of(out.slot, int(self.table.host_lengths[out.slot]))
+            saved = self.cache.save(pages, out.slot)
+            self._swapped[out.request] = (self.table.take(out.slot), saved)
+        for new in plan.admitted:
+            sampling = SamplingState(new.prompt_token_ids, new.params, self.spec.eos_token_ids)
+            self.table.admit(new, sampling if self.is_sampling_rank else None)
+        back = [(one.slot, *self._swapped.pop(one.request)) for one in plan.swap_in]
+        for slot, moved, _ in back:
+            self.table.put(slot, moved)
+        for pages_of_row in plan.pages:
+            self.table.add_pages(pages_of_row)
+        for slot, moved, saved in back:
+            self.cache.restore(saved, self.table.pages_of(slot, moved.length), slot)
+
+    def _release(self, request: int) -> None:
+        """Running or swapped out. One that was aborted before any plan knew it is neither."""
+        slot = self.table.slot_of(request)
+        if slot is not None:
+            self.table.take(slot)
+        self._swapped.pop(request, None)
+
+    def _restore_snapshots(self, plan: StepPlan) -> None:
+        for one in plan.restored:
+            self.cache.restore(self._snapshots[one.snapshot], self.table.pages_of(one.slot, one.num_tokens), one.slot)
+
+    def _save_snapshots(self, plan: StepPlan, batch: PlannedBatch) -> None:
+        """Inside a chunk the layers have copied the state; at its end, the state lies in the slot."""
+        for saved in plan.saved:
+            pages, copy = self.table.pages_of(saved.slot, saved.num_tokens), batch.copies.get(saved.snapshot)
+            self._snapshots[saved.snapshot] = (
+                self.cache.save_inside(pages, copy.tensors) if copy else self.cache.save(pages, saved.slot)
+            )
+        for snapshot in plan.dropped:  # with little room, also one that was saved a moment ago
+            del self._snapshots[snapshot]
+
+    def close(self) -> None:
+        self.mesh.close()

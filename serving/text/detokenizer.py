@@ -1,0 +1,117 @@
+"""Token ids to text, one request at a time: whole characters only, and nothing of a stop string.
+
+``push`` of every token and one ``finish`` give, joined, the decode of all ids up to the stop, however they are split.
+"""
+
+import tokenizers
+from tokenizers.decoders import DecodeStream
+
+from splitrank.serving.protocol.sampling_params import SamplingParams
+from splitrank.serving.text.tokenizer import Tokenizer
+
+# A character has at most 4 bytes, so at most 4 tokens wait for their end. More waiting ids are undecodable, and
+# DecodeStream decodes all of them again at each step.
+MAX_PENDING = 8
+
+
+class IncrementalDecoder:
+    """``DecodeStream`` with guards: it ends a cut last character, bounds what waits, and survives its own errors."""
+
+    def __init__(self, backend: tokenizers.Tokenizer) -> None:
+        self._backend = backend
+        self._stream = DecodeStream(skip_special_tokens=True)
+        self._pending: list[int] = []
+
+    def push(self, token_id: int) -> str:
+        """Text that this token completes; often empty."""
+        self._pending.append(token_id)
+        try:
+            text = self._stream.step(self._backend, token_id)
+        except Exception:  # "Invalid prefix": a bare Exception, and the stream is of no use after it
+            return self.finish()
+        if text is not None:
+            self._pending.clear()
+            return text
+        return self._release_undecodable() if len(self._pending) >= MAX_PENDING else ""
+
+    def finish(self) -> str:
+        """Text of the ids that still wait; a cut character shows as U+FFFD, as in the decode of all."""
+        text = self._decode(self._pending)
+        self._restart([])
+        return text
+
+    def _release_undecodable(self) -> str:
+        pending, whole = self._pending, self._decode(self._pending)
+        for keep in range(1, 5):
+            text = self._decode(pending[:-keep])
+            # Joined and apart agree only where no character crosses the cut.
+            if text + self._decode(pending[-keep:]) == whole:
+                self._restart(pending[-keep:])
+                return text
+        return self.finish()
+
+    def _restart(self, token_ids: list[int]) -> None:
+        self._stream = DecodeStream(skip_special_tokens=True)
+        self._pending = list(token_ids)
+        for token_id in token_ids:
+            text = self._stream.step(self._backend, token_id)
+            assert text is None, "an id that waited for its end had text of its own"
+
+    def _decode(self, token_ids: list[int]) -> str:
+        return self._backend.decode(token_ids, skip_special_tokens=True)
+
+
+class StopStringFinder:
+    """Cuts text at the first stop string to be completed, and holds back what may become one."""
+
+    def __init__(self, stop: tuple[str, ...], include_match: bool = False) -> None:
+        self._stop = stop
+        self._include_match = include_match
+        self._held = ""
+
+    def push(self, text: str) -> tuple[str, str | None]:
+        """Text that may be shown, and the stop string that ended it."""
+        text = self._held + text
+        matches = [(start + len(stop), start, stop) for stop in self._stop if (start := text.find(stop)) >= 0]
+        if matches:
+            # The earliest end, not the earliest start: so the answer does not depend on how the text arrives.
+            end, start, stop = min(matches)
+            return text[: end if self._include_match else start], stop
+        shown = len(text) - self._num_held(text)
+        self._held = text[shown:]
+        return text[:shown], None
+
+    def finish(self) -> str:
+        """What was held back, once no more text comes."""
+        held, self._held = self._held, ""
+        return held
+
+    def _num_held(self, text: str) -> int:
+        """Length of the longest end of ``text`` that a stop string starts with."""
+        longest = max((len(stop) for stop in self._stop), default=0) - 1
+        for length in range(min(longest, len(text)), 0, -1):
+            if any(stop.startswith(text[-length:]) for stop in self._stop):
+                return length
+        return 0
+
+
+class Detokenizer:
+    """Decoder and stop strings of one request. Stop strings count in text after the first ``min_tokens`` tokens."""
+
+    def __init__(self, tokenizer: Tokenizer, params: SamplingParams) -> None:
+        self._decoder = IncrementalDecoder(tokenizer.backend)
+        self._finder = StopStringFinder(params.stop, params.include_stop_str_in_output)
+        self._num_unchecked = params.min_tokens
+
+    def push(self, token_id: int) -> tuple[str, str | None]:
+        """Text to show, and the stop string that was found (then push no more)."""
+        text = self._decoder.push(token_id)
+        if self._num_unchecked > 0:
+            self._num_unchecked -= 1
+            return text, None
+        return self._finder.push(text)
+
+    def finish(self) -> tuple[str, str | None]:
+        """The rest, when the engine ended the request; a stop string may still complete in it."""
+        text, stop = self._finder.push(self._decoder.finish())
+        return (text, stop) if stop is not None else (text + self._finder.finish(), None)

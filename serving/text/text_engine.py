@@ -1,0 +1,172 @@
+"""The engine with text on top: stop strings, detokenising, and what clients may know of the model."""
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Protocol
+
+from splitrank.models.config import read_config
+from splitrank.models.tied_head import describe_head
+from splitrank.serving.launch.abandonable import in_daemon_thread
+from splitrank.serving.launch.engine_client import EngineClient
+from splitrank.serving.launch.resolve import resolve_launch
+from splitrank.serving.launch.stop_tokens import describe_stop_tokens, stop_tokens
+from splitrank.serving.options.config import EngineConfig
+from splitrank.serving.protocol.messages import EngineStats, LaunchSpec, RequestOutput, TokenLogprobs
+from splitrank.serving.protocol.sampling_params import SamplingParams
+from splitrank.serving.text.detokenizer import Detokenizer
+from splitrank.serving.text.model_info import ModelInfo as ModelInfo  # for those who hold a TextEngine
+from splitrank.serving.text.model_info import model_info
+from splitrank.serving.text.request_errors import RequestEndedError
+from splitrank.serving.text.tokenizer import Tokenizer, check_vocabulary
+
+
+@dataclass(frozen=True)
+class TextOutput:
+    """New text and tokens of one request. Text may lag behind the tokens: it shows whole characters only."""
+
+    text: str
+    token_ids: list[int]
+    logprobs: list[TokenLogprobs] | None = None  # one for each of token_ids
+    finish_reason: str | None = None  # "stop" or "length": the last output
+    stop_reason: str | int | None = None  # the stop string or stop token id, if one of those ended it
+    num_cached_tokens: int = 0  # of the prompt
+
+
+class Client(Protocol):
+    """What is used of ``EngineClient``."""
+
+    reports: list[str]
+    stats: EngineStats | None
+    death: str | None
+    died: asyncio.Event
+
+    def stream(self, prompt_token_ids: list[int], params: SamplingParams) -> AsyncIterator[RequestOutput]: ...
+
+    async def close(self) -> None: ...
+
+
+class TextSource(Protocol):
+    """What the API needs of an engine."""
+
+    @property
+    def tokenizer(self) -> Tokenizer: ...
+
+    @property
+    def info(self) -> ModelInfo: ...
+
+    def stream(self, prompt_token_ids: list[int], params: SamplingParams) -> AsyncGenerator[TextOutput, None]: ...
+
+
+class TextEngine:
+    """A running engine and its tokenizer."""
+
+    def __init__(self, client: Client, tokenizer: Tokenizer, info: ModelInfo) -> None:
+        self.client = client
+        self.tokenizer = tokenizer
+        self.info = info
+
+    async def stream(self, prompt_token_ids: list[int], params: SamplingParams) -> AsyncGenerator[TextOutput, None]:
+        """Outputs as the engine sends them, the last one with a ``finish_reason``.
+
+        Closing or cancelling it aborts the request. Raises ``RequestEndedError`` if the engine refuses or
+        ends the request, and ``EngineDeadError`` if it dies.
+        """
+        detokenizer = Detokenizer(self.tokenizer, params)
+        async with aclosing(_as_generator(self.client.stream(prompt_token_ids, params))) as outputs:
+            async for output in outputs:
+                if output.finish_reason in ("error", "abort"):
+                    message = output.error or "the request was aborted by the engine"
+                    raise RequestEndedError(message, output.error_code or "aborted")
+                text_output = _to_text(output, detokenizer, params)
+                yield text_output
+                if text_output.finish_reason is not None:
+                    return  # at a stop string, closing ``outputs`` aborts the request in the engine
+
+    async def close(self) -> None:
+        await self.client.close()
+
+
+def _to_text(output: RequestOutput, detokenizer: Detokenizer, params: SamplingParams) -> TextOutput:
+    num_shown = len(output.token_ids)
+    if output.stop_token_id is not None and not params.include_stop_str_in_output:
+        num_shown -= 1
+    pieces: list[str] = []
+    for index, token_id in enumerate(output.token_ids[:num_shown]):
+        text, stop = detokenizer.push(token_id)
+        pieces.append(text)
+        if stop is not None:
+            logprobs = output.logprobs[: index + 1] if output.logprobs is not None else None
+            shown = output.token_ids[: index + 1]
+            return TextOutput("".join(pieces), shown, logprobs, "stop", stop, output.num_cached_tokens)
+    stop = None
+    if output.finish_reason is not None:
+        text, stop = detokenizer.finish()
+        pieces.append(text)
+    reason, stop_reason = (output.finish_reason, _stop_token(output, params)) if stop is None else ("stop", stop)
+    text = "".join(pieces)
+    return TextOutput(text, output.token_ids, output.logprobs, reason, stop_reason, output.num_cached_tokens)
+
+
+def _stop_token(output: RequestOutput, params: SamplingParams) -> int | None:
+    """The id that the request asked to stop at; the end of sequence alone is no reason worth telling."""
+    return output.stop_token_id if output.stop_token_id in params.stop_token_ids else None
+
+
+async def _as_generator(outputs: AsyncIterator[RequestOutput]) -> AsyncGenerator[RequestOutput, None]:
+    """Makes any iterator closable; closes it when itself is closed."""
+    try:
+        async for output in outputs:
+            yield output
+    finally:
+        if (close := getattr(outputs, "aclose", None)) is not None:
+            await close()
+
+
+# ------------------------------------------------------------------ start
+
+
+@dataclass(frozen=True)
+class PreparedModel:
+    """Known before any process starts: enough to check requests (``RequestParser(tokenizer, info)``)."""
+
+    spec: LaunchSpec
+    tokenizer: Tokenizer
+    info: ModelInfo
+    notes: list[str]  # for people: lines for the report at start
+
+
+def prepare_model(config: EngineConfig, served_model_name: str = "") -> PreparedModel:
+    """Reads headers, configs and tokenizer. Raises ``ValueError``, one line for the user."""
+    spec = resolve_launch(config)
+    tokenizer = Tokenizer.from_folder(spec.model_dir)
+    check_vocabulary(tokenizer, spec.vocab_size)
+    info = model_info(spec, config.model, served_model_name)
+    return PreparedModel(spec, tokenizer, info, _notes(spec, tokenizer))
+
+
+async def start_prepared(prepared: PreparedModel) -> TextEngine:
+    """Starts the processes. Raises ``EngineStartError`` and leaves none of them behind."""
+    client = await EngineClient.start(prepared.spec)
+    client.reports += prepared.notes
+    return TextEngine(client, prepared.tokenizer, prepared.info)
+
+
+def _notes(spec: LaunchSpec, tokenizer: Tokenizer) -> list[str]:
+    """What was made of the checkpoint's settings: which tokens end a text, and a head that config.json ties."""
+    folder = Path(spec.model_dir)
+    found = stop_tokens(folder, spec.vocab_size)
+    lines = [describe_stop_tokens(found, lambda token: tokenizer.token_bytes(token).decode(errors="replace"))]
+    declared = read_config(folder)
+    if declared.tie_word_embeddings:
+        lines.append(f"head: {describe_head(declared, spec.tie_word_embeddings)}")
+    return lines
+
+
+async def start_text_engine(config: EngineConfig, served_model_name: str = "") -> TextEngine:
+    """``prepare_model``, in a thread that a cancelled start abandons, and ``start_prepared``."""
+    prepared = in_daemon_thread(partial(prepare_model, config, served_model_name))
+    return await start_prepared(await asyncio.wrap_future(prepared))

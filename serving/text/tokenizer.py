@@ -1,0 +1,124 @@
+"""The checkpoint's tokenizer: text to ids, ids to text, and chat messages to a prompt.
+
+The library lets go of Python's lock for batches only, so a text is encoded, and ids are decoded, as a batch of one:
+whoever does it in a thread holds up no other. (``encode`` of 1 MiB stops all threads for a second.)
+"""
+
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+
+from splitrank.serving.text.chat_template import ChatTemplate, ChatTemplateError
+from splitrank.serving.text.prompt_length import PromptLength, component_state
+from splitrank.serving.text.strict_json import find_surrogate
+from splitrank.serving.text.tokenizer_files import TokenizerFiles, read_tokenizer_files
+
+
+class Tokenizer:
+    """Made of a checkpoint's ``files``. Raises ``ValueError`` with one line that names the file."""
+
+    def __init__(self, files: TokenizerFiles) -> None:
+        self.files = files
+        try:
+            self.backend = tokenizers.Tokenizer.from_buffer(files.tokenizer_json)
+        except Exception as error:  # the library raises bare Exception
+            raise ValueError(f"{files.tokenizer_file} is not a readable tokenizer: {error}") from None
+        self.backend.no_truncation()  # tokenizer.json may say how training cut and padded its texts
+        self.backend.no_padding()
+        self._template = _compile(files)
+        self._length = PromptLength(self.backend)
+
+    @classmethod
+    def from_folder(cls, folder: str | Path) -> "Tokenizer":
+        return cls(read_tokenizer_files(Path(folder)))
+
+    @property
+    def vocab_size(self) -> int:
+        """One more than the largest token id."""
+        return max(self.backend.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+
+    def encode(self, text: str, max_tokens: int | None = None) -> list[int]:
+        """Ids of a plain prompt, with the special tokens that the tokenizer adds on its own (Qwen's adds none).
+
+        Raises ``ValueError`` for a lone surrogate, and ``PromptTooLongError`` for a text that certainly has more than
+        ``max_tokens`` tokens, before it is tokenized whole.
+        """
+        return self._encode(text, max_tokens, add_special_tokens=True)
+
+    def decode(self, token_ids: list[int]) -> str:
+        """Text of all ids at once; special tokens show nothing, ids without an entry neither."""
+        return self.backend.decode_batch([token_ids], skip_special_tokens=True)[0]
+
+    def render_chat(self, messages: list[dict[str, Any]], variables: dict[str, Any] | None = None) -> str:
+        """The prompt's text. Raises ``ChatTemplateError`` with what the template refused."""
+        if self._template is None:
+            raise ChatTemplateError("this checkpoint has no chat template; use plain completions")
+        return self._template.render(messages, variables or {})
+
+    def encode_chat(
+        self, messages: list[dict[str, Any]], variables: dict[str, Any] | None = None, max_tokens: int | None = None
+    ) -> list[int]:
+        """Ids of the rendered chat: the template wrote every special token itself. Raises as both of them do."""
+        return self._encode(self.render_chat(messages, variables), max_tokens, add_special_tokens=False)
+
+    def _encode(self, text: str, max_tokens: int | None, add_special_tokens: bool) -> list[int]:
+        if found := find_surrogate(text):
+            raise ValueError(f"the text holds the lone surrogate {found}")
+        if max_tokens is not None:
+            self._length.check(text, max_tokens)
+        return self.backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0].ids
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """The bytes that one token stands for, also when they are no whole character."""
+        entry = self.backend.id_to_token(token_id)
+        if entry is None:
+            return b""
+        if self._is_byte_level and token_id not in self._added_tokens:
+            return b"".join(_bytes_of(character) for character in entry)
+        return entry.encode() if token_id in self._added_tokens else self.decode([token_id]).encode()
+
+    def is_special(self, token_id: int) -> bool:
+        """Whether the token shows no text in outputs."""
+        return self._added_tokens.get(token_id, False)
+
+    @cached_property
+    def _added_tokens(self) -> dict[int, bool]:
+        """Id of each added token: whether it is special."""
+        return {index: token.special for index, token in self.backend.get_added_tokens_decoder().items()}
+
+    @cached_property
+    def _is_byte_level(self) -> bool:
+        return '"ByteLevel"' in component_state(self.backend.decoder)
+
+
+def _compile(files: TokenizerFiles) -> ChatTemplate | None:
+    if files.template is None:
+        return None
+    try:
+        return ChatTemplate(files.template, files.special_tokens)
+    except ValueError as error:
+        raise ValueError(f"{files.template_file}: {error}") from None
+
+
+def check_vocabulary(tokenizer: Tokenizer, vocab_size: int) -> None:
+    """The embedding has ``vocab_size`` rows; a tokenizer that can name a row beyond raises ``ValueError``."""
+    if tokenizer.vocab_size > vocab_size:
+        held = f"tokenizer.json has {tokenizer.vocab_size} token ids"
+        raise ValueError(f"{held}, but the embedding of config.json only {vocab_size} rows")
+
+
+def _byte_alphabet() -> dict[str, int]:
+    """Byte-level BPE writes each byte as one printable character: itself, or one from 256 upwards."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(256 + index): byte for index, byte in enumerate(others)}
+
+
+BYTE_OF_CHARACTER = _byte_alphabet()
+
+
+def _bytes_of(character: str) -> bytes:
+    byte = BYTE_OF_CHARACTER.get(character)
+    return character.encode() if byte is None else bytes([byte])

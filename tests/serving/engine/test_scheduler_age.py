@@ -1,0 +1,171 @@
+"""The order of age: who waits for pages, who gives them up, and that an older request is never passed over."""
+
+import random
+from itertools import pairwise
+
+import pytest
+
+from splitrank.serving.protocol.messages import LaunchSpec
+from tests.support.fake_model import expected_tokens, small_spec
+from tests.support.scheduler_loop import Loop
+
+SEEDS = [17, 34, 60, 71, 101, 135, 147]
+
+
+def steps_of(loop: Loop, last: str) -> dict[int, list[int]]:
+    """Runs until ``last`` has ended: the steps that computed each request."""
+    steps: dict[int, list[int]] = {}
+    while last not in loop.ended:
+        plan = loop.plan()
+        if plan is None:
+            loop.commit()
+            continue
+        for span in loop.spans[plan.step]:
+            steps.setdefault(span.request, []).append(plan.step)
+    return steps
+
+
+def longest_gap(steps: list[int]) -> int:
+    return max((after - before for before, after in pairwise(steps)), default=0)
+
+
+def spec_with_prefixes(**changes: object) -> LaunchSpec:
+    return small_spec(prefix_block_size=4, state_bytes=1, kv_page_bytes=1, prefix_cache_bytes=1000, **changes)
+
+
+OLD_REST = [(7 * index) % 50 for index in range(64)]
+YOUNG = [7] * 4
+
+
+def begun_from_a_snapshot(others: tuple[str, ...] = (), **changes: object) -> Loop:
+    """Of "old", a snapshot covers 12 tokens, so its short first chunk [12, 16) leaves room in the step for "young".
+
+    ``others`` are older than both. Requests 0 and 1 are over.
+    """
+    loop = Loop(spec_with_prefixes(max_model_len=96, **changes))
+    for name in ("warm", "warmer"):  # they part after 12 tokens
+        loop.add(name, [*range(12), *range(len(name), len(name) + 12)], max_tokens=1)
+        loop.run()
+    for name in others:
+        loop.add(name, [9] * 4, max_tokens=60)
+        loop.plan()
+        loop.commit()
+    loop.add("old", [*range(12), *OLD_REST], max_tokens=1)
+    loop.add("young", YOUNG, max_tokens=70)
+    return loop
+
+
+def test_a_prompt_does_not_wait_for_the_pages_of_a_younger_request() -> None:
+    """Its last chunks need pages that the younger one takes while it decodes, if it may come in at all."""
+    loop = begun_from_a_snapshot(page_size=8, num_pages=11)
+    steps = steps_of(loop, "old")
+    assert longest_gap(steps[2]) == 1
+    loop.run()
+    assert loop.tokens["young"] == expected_tokens(YOUNG, 70, 50)
+
+
+def test_a_prompt_does_not_wait_for_a_younger_request_when_an_older_one_took_its_pages() -> None:
+    loop = begun_from_a_snapshot(others=("oldest",), page_size=2, num_pages=47)
+    steps = steps_of(loop, "old")
+    assert loop.scheduler.stats().preemptions == 1
+    assert longest_gap(steps[3]) == 1
+
+
+def test_who_comes_in_leaves_every_running_prompt_its_pages() -> None:
+    loop = begun_from_a_snapshot(page_size=8, num_pages=11)  # 10 for the old prompt
+    loop.run()
+    assert loop.scheduler.stats().preemptions == 0
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3])
+def test_an_older_decode_gets_the_page_before_a_younger_prompt(depth: int) -> None:
+    loop = Loop(small_spec(page_size=4, num_pages=12, chunked_prefill_size=4), depth)
+    loop.add("old", [1] * 4, max_tokens=30)
+    loop.add("young", [2] * 30, max_tokens=16)
+    steps = steps_of(loop, "old")
+    assert loop.scheduler.stats().preemptions > 0
+    # At most a round of the pipeline more than usual, until a younger one in flight can give its pages up.
+    assert longest_gap(steps[0]) <= 2 * depth
+
+
+def random_loop(seed: int, max_tokens: int) -> tuple[Loop, int]:
+    """Eight requests at once, few pages, 2 to 4 steps in flight."""
+    rng = random.Random(seed)
+    depth = rng.choice([2, 3, 4])
+    page_size = rng.choice([2, 3, 4])
+    sizes = {"page_size": page_size, "num_pages": -(-rng.choice([64, 80]) // page_size)}
+    more = {"max_running_requests": rng.choice([3, 4, 6, 8]), "chunked_prefill_size": rng.choice([4, 8, 16])}
+    loop = Loop(small_spec(**sizes, **more), depth)
+    for index in range(8):
+        loop.add(str(index), [index] * rng.randint(1, 14), max_tokens=rng.randint(8, max_tokens))
+    return loop, depth
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_no_request_goes_on_while_an_older_one_is_swapped_out(seed: int) -> None:
+    """Not even one that was in flight, and could not give up its pages, when the older one had to."""
+    loop, _ = random_loop(seed, max_tokens=18)
+    swapped: set[int] = set()
+    while not loop.scheduler.is_idle:
+        plan = loop.plan()
+        if plan is None:
+            loop.commit()
+            continue
+        swapped |= {swap.request for swap in plan.swap_out}
+        swapped -= {swap.request for swap in plan.swap_in}
+        assert all(span.request < min(swapped, default=8) for span in loop.spans[plan.step])
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_the_oldest_waits_no_longer_than_the_steps_in_flight(seed: int) -> None:
+    """Its own step, or that of the youngest one whose pages it needs."""
+    loop, depth = random_loop(seed, max_tokens=48)
+    oldest, since = 0, 0
+    while not loop.scheduler.is_idle:
+        plan = loop.plan()
+        if plan is None:
+            loop.commit()
+            continue
+        if str(oldest) in loop.ended:
+            oldest, since = min(number for number in range(8) if str(number) not in loop.ended), plan.step
+        if any(span.request == oldest for span in loop.spans[plan.step]):
+            since = plan.step
+        assert plan.step - since <= depth
+    assert loop.scheduler.stats().preemptions > 0
+
+
+def test_a_prompt_that_was_swapped_out_comes_back_when_its_rest_has_room() -> None:
+    """Not when its next chunk alone has: it would soon be swapped out again."""
+    loop = Loop(small_spec(page_size=1, num_pages=50, chunked_prefill_size=4))
+    for number, max_tokens in enumerate((6, 30, 30)):
+        loop.add(str(number), [number] * 4, max_tokens=max_tokens)
+        loop.plan()
+        loop.commit()
+    loop.add("prompt", [9] * 30, max_tokens=4)
+    swaps = []
+    while not loop.scheduler.is_idle:
+        plan = loop.plan()
+        assert plan is not None
+        swaps += [("out", swap.request) for swap in plan.swap_out] + [("in", swap.request) for swap in plan.swap_in]
+        loop.commit()
+    assert swaps == [("out", 3), ("out", 2), ("in", 2), ("in", 3)]
+
+
+def test_the_ranks_are_told_when_the_last_request_has_ended() -> None:
+    loop = Loop(small_spec(max_running_requests=2))
+    loop.add("done", [1, 2, 3], max_tokens=2)
+    loop.add("aborted", [4, 5], max_tokens=20)
+    for _ in range(3):
+        loop.plan()
+        loop.commit()
+    loop.abort("aborted")
+    assert loop.scheduler.is_idle
+    plan = loop.plan()
+    assert plan is not None
+    assert (plan.released, plan.has_rows) == ([1], False)
+    loop.commit()
+    assert (loop.model.history, loop.model.host) == ({}, {})
+    assert loop.plan() is None  # once
+    loop.add("never admitted", [1], max_tokens=1)
+    loop.abort("never admitted")
+    assert loop.plan() is None

@@ -1,0 +1,202 @@
+"""The whole comparison, with a scripted model in place of the processes."""
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from splitrank.serving.gsm8k import command
+from splitrank.serving.gsm8k.config import Gsm8kConfig
+from splitrank.serving.launch.engine_client import EngineDeadError, EngineStartError
+from splitrank.serving.options.config import EngineConfig
+from splitrank.serving.text.text_engine import PreparedModel, TextEngine
+from tests.support.offline_fakes import Script, ScriptedClient, prepared_model
+
+NUM_QUESTIONS = 40
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    rows = [{"question": f"What is {n} plus 0?", "answer": f"It is {n}.\n#### {n}"} for n in range(100, 200)]
+    (tmp_path / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[:NUM_QUESTIONS]))
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[NUM_QUESTIONS:]))
+    return tmp_path / "test.jsonl"
+
+
+class Layouts:
+    """Stands for ``prepare_model`` and ``start_prepared``: a script a layout."""
+
+    def __init__(self, folder: Path, scripts: list[Script | EngineStartError], **spec: object) -> None:
+        self.folder, self.scripts, self.spec = folder, scripts, spec
+        self.configs: list[EngineConfig] = []
+        self.clients: list[ScriptedClient] = []
+
+    def prepare(self, config: EngineConfig) -> PreparedModel:
+        self.configs.append(config)
+        return prepared_model(self.folder, tp_size=config.tp, pp_size=config.pp, **self.spec)
+
+    async def start(self, prepared: PreparedModel) -> TextEngine:
+        script = self.scripts.pop(0)
+        if isinstance(script, EngineStartError):
+            raise script
+        self.clients.append(ScriptedClient(prepared.tokenizer, script))
+        return TextEngine(self.clients[-1], prepared.tokenizer, prepared.info)
+
+
+def number(prompt: str) -> int:
+    return int(prompt.rpartition("What is ")[2].partition(" ")[0])
+
+
+def right(prompt: str) -> str:
+    return f" It is {number(prompt)}.\n#### {number(prompt)}\n\nQuestion: and now?"
+
+
+def wrong_if(test: Callable[[int], bool]) -> Script:
+    return lambda prompt: " Hm.\n#### 7" if test(number(prompt)) else right(prompt)
+
+
+def compare(
+    monkeypatch: pytest.MonkeyPatch,
+    data: Path,
+    scripts: list[Script | EngineStartError],
+    spec: dict[str, object] | None = None,
+    **options: object,
+) -> tuple[int, Layouts]:
+    layouts = Layouts(data.parent / "model", scripts, **spec or {})
+    monkeypatch.setattr(command, "prepare_model", layouts.prepare)
+    monkeypatch.setattr(command, "start_prepared", layouts.start)
+    values = {"data": str(data), "report": str(data.parent / "report.json"), **options}
+    return command.run(Gsm8kConfig(**values)), layouts  # type: ignore[arg-type]
+
+
+def read_report(data: Path) -> dict:  # type: ignore[type-arg]
+    return json.loads((data.parent / "report.json").read_text())  # type: ignore[no-any-return]
+
+
+def test_equal_layouts_agree(monkeypatch: pytest.MonkeyPatch, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    script = wrong_if(lambda n: n % 10 == 0)
+    code, layouts = compare(monkeypatch, data, [script, script])
+    assert code == 0
+    assert [(config.tp, config.pp) for config in layouts.configs] == [(1, 1), (1, 2)]
+    assert all(client.num_closed == 1 and client.num_open == 0 for client in layouts.clients)
+    report = read_report(data)
+    first, pair = report["layouts"][0], report["pairs"][0]
+    assert first["strict"]["value"] == 0.9
+    assert first["strict"]["standard_error"] == pytest.approx(math.sqrt(0.09 / 39))
+    assert (first["lost"], first["cut_off"], first["answers"]) == (0, 0, NUM_QUESTIONS)
+    assert (pair["byte_identical"], pair["questions"], pair["strict"]["mcnemar_p"]) == (40, 40, 1.0)
+    output = capsys.readouterr().out
+    assert "90.00% ± 4.80" in output
+    assert "40 of 40" in output
+    assert "no disagreement" in output
+
+
+def test_each_question_is_asked_once_and_answers_end_at_the_next_question(
+    monkeypatch: pytest.MonkeyPatch, data: Path
+) -> None:
+    _, layouts = compare(monkeypatch, data, [right], layouts=("pp=1",), shots=2, concurrency=3)
+    prompts = layouts.clients[0].prompts
+    assert sorted(map(number, prompts)) == list(range(100, 140))
+    assert all(prompt.count("Question:") == 3 and prompt.endswith("Answer:") for prompt in prompts)
+    assert layouts.clients[0].most_open == 3
+    report = read_report(data)
+    assert report["pairs"] == []
+    answer = report["questions"][5]["answers"]["pp=1"]
+    assert answer["text"] == " It is 105.\n#### 105\n\n"
+    assert answer["strict"] == {"number": "105", "right": True}
+
+
+def test_layouts_that_differ_by_more_than_luck_are_an_error(
+    monkeypatch: pytest.MonkeyPatch, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, _ = compare(monkeypatch, data, [right, wrong_if(lambda n: n < 110)])
+    assert code == 1
+    pair = read_report(data)["pairs"][0]
+    assert (pair["strict"]["only_first_right"], pair["strict"]["only_second_right"]) == (10, 0)
+    assert pair["strict"]["mcnemar_p"] == 2 / 2**10
+    assert pair["strict"]["difference"] == -0.25
+    assert pair["byte_identical"] == 30
+    assert "DISAGREE: pp=1 and pp=2 (strict)" in capsys.readouterr().out
+
+
+def test_the_limit_is_divided_by_the_number_of_pairs(monkeypatch: pytest.MonkeyPatch, data: Path) -> None:
+    worse = wrong_if(lambda n: n < 108)  # p = 2 / 2**8 = 0.0078: below 0.01, above 0.01 / 3
+    assert compare(monkeypatch, data, [right, worse])[0] == 1
+    assert compare(monkeypatch, data, [right, right, worse], layouts=("pp=1", "pp=2", "pp=3"))[0] == 0
+
+
+def test_numbers_that_only_the_flexible_extraction_finds_are_compared_too(
+    monkeypatch: pytest.MonkeyPatch, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def chatty(prompt: str) -> str:
+        return f" The answer is {number(prompt)}."
+
+    def chatty_and_worse(prompt: str) -> str:
+        return " The answer is 7." if number(prompt) < 120 else chatty(prompt)
+
+    assert compare(monkeypatch, data, [chatty, chatty_and_worse])[0] == 1
+    captured = capsys.readouterr()
+    assert "DISAGREE: pp=1 and pp=2 (flexible)" in captured.out
+    assert "UNINFORMATIVE: strict numbers of pp=1 cannot support a comparison: 40 of 40" in captured.err
+    assert "UNINFORMATIVE: flexible" not in captured.err
+
+
+def test_a_model_that_knows_nothing_is_no_agreement(
+    monkeypatch: pytest.MonkeyPatch, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, _ = compare(monkeypatch, data, [lambda _: "#### 7", lambda _: "#### 7"])
+    assert code == 0
+    captured = capsys.readouterr()
+    for text in (captured.out, captured.err):
+        assert "UNINFORMATIVE: strict numbers of pp=1 cannot support a comparison: only 0 of 40" in text
+        assert "UNINFORMATIVE: flexible numbers of pp=2" in text
+    assert "no disagreement" not in captured.out
+
+
+def test_cut_off_and_token_counts(monkeypatch: pytest.MonkeyPatch, data: Path) -> None:
+    compare(monkeypatch, data, [lambda prompt: "word " * number(prompt)], layouts=("pp=1",), max_tokens=5)
+    layout = read_report(data)["layouts"][0]
+    assert (layout["cut_off"], layout["tokens"], layout["mean_answer_tokens"]) == (40, 200, 5.0)
+    assert layout["strict"]["unparsable"] == 40
+
+
+def test_a_lost_request_fails_the_run_and_is_not_compared(
+    monkeypatch: pytest.MonkeyPatch, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def losing(prompt: str) -> str | Exception:
+        return EngineDeadError("rank 1 was killed") if number(prompt) == 103 else right(prompt)
+
+    code, layouts = compare(monkeypatch, data, [right, losing])
+    assert code == 1
+    assert layouts.clients[1].num_closed == 1
+    report = read_report(data)
+    assert report["layouts"][1]["lost"] == 1
+    assert report["layouts"][1]["strict"]["num_answers"] == 39
+    assert (report["pairs"][0]["questions"], report["pairs"][0]["byte_identical"]) == (39, 39)
+    assert report["questions"][3]["answers"]["pp=2"]["error"] == "rank 1 was killed"
+    assert "LOST: 1 requests of pp=2; the first: rank 1 was killed" in capsys.readouterr().out
+
+
+def test_a_layout_that_does_not_start_loses_all_its_questions_only(
+    monkeypatch: pytest.MonkeyPatch, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, _ = compare(monkeypatch, data, [right, EngineStartError("rank 0: load: no memory")])
+    assert code == 1
+    report = read_report(data)
+    assert [layout["lost"] for layout in report["layouts"]] == [0, 40]
+    assert "pp=2 did not start: rank 0: load: no memory" in capsys.readouterr().err
+
+
+def test_prompts_too_long_are_refused_before_any_start(monkeypatch: pytest.MonkeyPatch, data: Path) -> None:
+    with pytest.raises(ValueError, match=r"question \d+ has \d+ prompt tokens with 5 shots.*300 tokens.*--shots"):
+        compare(monkeypatch, data, [], spec={"max_model_len": 300})
+
+
+@pytest.mark.parametrize("name", ["", "missing/report.json"])
+def test_a_report_that_cannot_be_written_is_refused_first(
+    monkeypatch: pytest.MonkeyPatch, data: Path, name: str
+) -> None:
+    with pytest.raises(ValueError, match="--report"):
+        compare(monkeypatch, data, [], report=str(data.parent / name))

@@ -1,0 +1,121 @@
+"""From config, checkpoint and machine to the launch spec; and refusals before any process starts."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from splitrank.models.config import read_config
+from splitrank.models.memory import RankMemory, plan_all_ranks, rank_memory
+from splitrank.serving.launch.resolve import Capacity, resolve_launch, size_cache
+from splitrank.serving.options.config import EngineConfig
+from tests.support.checkpoints import make_reference, random_text_config, write_checkpoint, write_tokenizer
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("resolve")
+    config = random_text_config(num_hidden_layers=5)
+    return write_tokenizer(write_checkpoint(make_reference(config), path, shards=2), config.vocab_size)
+
+
+@pytest.fixture(scope="module")
+def ranks(folder: Path) -> list[RankMemory]:
+    """pp = 2: the first stage has no full attention."""
+    config = read_config(folder)
+    return [rank_memory(config, plan, "bfloat16") for plan in plan_all_ranks(config, 1, (3, 2), "bfloat16")]
+
+
+def options(folder: Path, **changes: Any) -> EngineConfig:
+    return EngineConfig(model=str(folder), **changes)
+
+
+def test_the_spec_says_what_follows(folder: Path) -> None:
+    spec = resolve_launch(options(folder, pp=2, tp=2, seed=9, page_size=16, max_running_requests=3))
+    assert (spec.pp_size, spec.tp_size, spec.world_size) == (2, 2, 4)
+    assert sum(spec.partition) == 5
+    assert spec.dtype == "bfloat16"
+    assert spec.max_model_len == 1024
+    assert spec.num_pages == 3 * 1024 // 16  # no more than all requests can use
+    assert spec.vocab_size == 384
+    assert set(spec.eos_token_ids) == {379, 381}
+    assert spec.seed == 9
+    assert spec.threads_per_rank >= 1
+    assert Path(spec.model_dir).is_absolute()
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"dtype": "float32"}, {"dtype": "float32"}),
+        ({"pp": 3, "pp_partition": (1, 1, 3)}, {"partition": (1, 1, 3)}),
+        ({"max_model_len": 100, "page_size": 64}, {"max_model_len": 100, "num_pages": 2 * 32}),
+        ({"num_pages": 40}, {"num_pages": 40, "max_model_len": 1024}),
+        ({"num_pages": 10, "page_size": 8}, {"num_pages": 10, "max_model_len": 80}),
+        ({"threads_per_rank": 3}, {"threads_per_rank": 3}),
+        ({"chunked_prefill_size": 128}, {"chunked_prefill_size": 128, "max_prefill_tokens": 128}),
+        ({"max_prefill_tokens": 2048}, {"chunked_prefill_size": 512, "max_prefill_tokens": 2048}),
+        ({"tp": 2}, {"all_reduce": "auto", "all_reduce_codec": "none"}),
+        (
+            {"tp": 2, "all_reduce": "quick", "all_reduce_codec": "int8"},
+            {"all_reduce": "quick", "all_reduce_codec": "int8"},
+        ),
+    ],
+    ids=str,
+)
+def test_what_the_user_says_holds(folder: Path, changes: dict[str, Any], expected: dict[str, Any]) -> None:
+    spec = resolve_launch(options(folder, **changes))
+    assert {name: getattr(spec, name) for name in expected} == expected
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"tp": 3}, "tp 3 does not divide num_attention_heads 4"),
+        ({"tp": 8}, "tp 8 does not divide num_attention_heads 4"),
+        ({"all_reduce_codec": "int8"}, "all_reduce_codec int8: with tp 1 nothing is reduced"),
+        ({"pp": 6}, "pp 6 exceeds the model's 5 layers"),
+        ({"pp": 2, "pp_partition": (2, 2)}, r"\[2, 2\] sums to 4, but the model has 5 layers"),
+        ({"max_model_len": 2000}, "max_model_len 2000 exceeds the model's 1024 positions"),
+        ({"max_model_len": 1000, "num_pages": 3}, "3 KV pages of 64 tokens cannot hold one request of 1000 tokens"),
+        (
+            {"num_pages": 2**31 - 1},
+            r"2147483647 KV pages of 64 tokens need [\d.]+ GiB with weights and states of all 1 ",
+        ),
+        ({"num_pages": 1, "page_size": 1}, "1 KV pages of 1 tokens hold no prompt and answer"),
+    ],
+    ids=str,
+)
+def test_layouts_and_lengths_that_cannot_be(folder: Path, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        resolve_launch(options(folder, **changes))
+
+
+def test_no_such_model() -> None:
+    with pytest.raises(ValueError, match="no/such/folder: no such checkpoint folder"):
+        resolve_launch(options(Path("no/such/folder")))
+
+
+def test_memory_is_what_the_fullest_rank_has(ranks: list[RankMemory]) -> None:
+    """Half the memory for two ranks: a quarter each, beside weights and four states."""
+    config = EngineConfig(page_size=16, max_running_requests=4, mem_fraction_static=0.5)
+    assert ranks[0].kv_bytes_per_token == 0
+    budget = ranks[1].total(tokens=16 * 100 + 5, requests=4)
+    assert size_cache(config, ranks, 800, memory_bytes=4 * budget) == Capacity(100, 800)
+    plenty = 4 * ranks[1].total(tokens=10**6, requests=4)
+    assert size_cache(config, ranks, 800, memory_bytes=plenty) == Capacity(4 * 50, 800)
+
+
+def test_too_little_memory_shortens_an_automatic_length_only(ranks: list[RankMemory]) -> None:
+    config = EngineConfig(page_size=16, max_running_requests=4, mem_fraction_static=0.5)
+    memory, last = 2 * ranks[1].total(tokens=16 * 10, requests=4), ranks[1:]
+    assert size_cache(config, last, 800, memory_bytes=memory) == Capacity(10, 160)
+    with pytest.raises(ValueError, match="10 KV pages of 16 tokens cannot hold one request of 800 tokens"):
+        size_cache(replace(config, max_model_len=800), last, 800, memory_bytes=memory)
+
+
+def test_weights_that_do_not_fit_are_refused_with_the_numbers(ranks: list[RankMemory]) -> None:
+    config = EngineConfig(max_running_requests=4, mem_fraction_static=0.5)
+    with pytest.raises(ValueError, match=r"rank 0 \(stage 0, tp 0\) needs .* GiB for weights and 4 recurrent states"):
+        size_cache(config, ranks, 800, memory_bytes=1024)
