@@ -79,6 +79,10 @@ class RequestColumns:
             is_known |= (scheduled < prompt + self.max_new[places] - 1) & (self.in_flight[places] < 2)
         return is_known & ~self.over[places]
 
+    def is_in_flight_since(self, places: Places, step: int) -> Flags:
+        """Whether ``step`` or a later one computes it now."""
+        return (self.last_step[places] >= step) & (self.in_flight[places] > 0)
+
     def lacks_page(self, places: Places, page_size: int) -> Flags:
         """Whether the next token has no page yet."""
         return self.scheduled[places] >= self.num_pages[places] * page_size

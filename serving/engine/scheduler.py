@@ -123,15 +123,22 @@ class Scheduler:
             self._swap_in(builder)
             if not self._residents.swapped:
                 self._admit(builder)
+            if not builder.num_rows:
+                self._plan_running(builder, overlapping=True)
         return self._seal(builder, previous_hash) if builder.num_rows or (self.is_idle and self._released) else None
 
-    def _plan_running(self, builder: StepBuilder) -> None:
+    def _plan_running(self, builder: StepBuilder, overlapping: bool = False) -> None:
+        """A row whose token one of the ``pp - 1`` steps before is to sample is left out, unless ``overlapping``: the
+        first stage would wait for it until the last stage has ended, and the stages would compute in turns."""
         columns = self._columns
         places = self._residents.places
         ready = places[columns.is_ready(places, self._plans_ahead)]
         is_decoding = columns.is_decoding(ready)
         limit = self._decode_limit()
-        due, later = self._due(ready[is_decoding], limit)
+        decoding = ready[is_decoding]
+        if not overlapping:
+            decoding = decoding[~columns.is_in_flight_since(decoding, self._next_step - self._num_microbatches + 1)]
+        due, later = self._due(decoding, limit)
         prefilling = columns.at(ready[~is_decoding])
         if self._pages_suffice(due, prefilling):
             self._place_decodes(builder, due)

@@ -122,6 +122,34 @@ def test_each_running_request_keeps_a_page_in_reserve() -> None:
     assert loop.scheduler.stats().preemptions == 0
 
 
+@pytest.mark.parametrize(("num_requests", "depth"), [(3, 2), (15, 2), (16, 2), (8, 3), (7, 4)])
+def test_a_step_planned_ahead_waits_for_no_step_that_overlaps_it(num_requests: int, depth: int) -> None:
+    """At any time of arrival: rows of ``depth`` steps in a row are different ones, or the stages compute in turns."""
+    spec = small_spec(num_pages=200, max_running_requests=num_requests, max_model_len=100)
+    loop = Loop(spec, num_microbatches=depth, plans_ahead=True)
+    decodes: list[set[int]] = []
+    for index in range(num_requests):
+        loop.add(str(index), [index], max_tokens=90)
+        plan = loop.plan()
+        assert plan is not None
+        if len(loop.results) > depth:
+            loop.commit()
+    for _ in range(40):
+        while (plan := loop.plan()) is not None:
+            decodes.append(set(plan.decodes))
+        loop.commit()
+    for number in range(2 * num_requests, len(decodes) - depth):
+        overlapping = decodes[number : number + depth]
+        assert len(set.union(*overlapping)) == sum(map(len, overlapping)), overlapping
+        assert max(map(len, overlapping)) - min(map(len, overlapping)) <= 1, overlapping
+
+
+def test_one_request_is_planned_ahead_in_every_pipeline() -> None:
+    loop = Loop(small_spec(), num_microbatches=2, plans_ahead=True)
+    loop.add("alone", [1], max_tokens=9)
+    assert [loop.plan() is not None for _ in range(3)] == [True, True, False]
+
+
 def test_no_decode_is_passed_over_twice() -> None:
     loop = Loop(small_spec(), num_microbatches=2)
     for index in range(3):
