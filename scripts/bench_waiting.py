@@ -1,22 +1,21 @@
 """How torch's threads should wait for each other: step times on cores of their own and beside a busy neighbour.
 
-    python scripts/bench_waiting.py [--model DIR] [--dtype float32] [--rounds 3] [--threads 2] [--realtime]
+    python scripts/bench_waiting.py [--model DIR] [--dtype float32] [--rounds 3] [--threads 2]
 
 JSON lines on stdout. One engine for each way of waiting (the environment of its ranks) stays up; they take turns, alone
 and beside a process that does nothing but use a core. ``ratio`` is to one thread in the same surroundings, of medians.
-``--realtime`` (root): in the turns alone nothing else can take a core from engine and ranks, as on a quiet machine.
+Each turn begins with two seconds that do not count, in which ranks notice their surroundings (``thread_wait.py``).
 """
 
 import argparse
 import asyncio
 import json
-import os
 import statistics
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import AsyncExitStack, contextmanager
-from pathlib import Path
 from unittest import mock
 
 from splitrank.serving.bench import Job, measure, random_jobs
@@ -25,17 +24,14 @@ from splitrank.serving.launch.engine_client import EngineClient
 from splitrank.serving.launch.resolve import resolve_launch
 from splitrank.serving.options.config import EngineConfig, child_environment
 
-LIBGOMPS_DEFAULT = "300000"
 WAYS: dict[str, dict[str, str]] = {  # environment of the ranks
     "one thread": {},
-    "libgomp's default": {"GOMP_SPINCOUNT": LIBGOMPS_DEFAULT},
-    "10,000 spins": {"GOMP_SPINCOUNT": "10000"},
-    "3,000 spins": {"GOMP_SPINCOUNT": "3000"},
-    "1,000 spins": {"GOMP_SPINCOUNT": "1000"},
-    "passive": {"GOMP_SPINCOUNT": "0"},
+    "default": {},
+    "asleep at once": {"GOMP_SPINCOUNT": "0"},
 }
 ALONE, BESIDE = "alone", "beside a busy process"
-NUM_TOKENS = 5
+NUM_TOKENS = 16
+SETTLE_S = 2.0
 
 
 def main() -> None:
@@ -45,7 +41,6 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=list(WAYS))
-    parser.add_argument("--realtime", action="store_true")
     asyncio.run(bench(parser.parse_args()))
 
 
@@ -73,10 +68,9 @@ async def compare(args: argparse.Namespace, clients: dict[str, EngineClient], wo
     times: dict[tuple[str, str], list[float]] = {}
     for _ in range(args.rounds):
         for surroundings in (ALONE, BESIDE):
-            with neighbour(surroundings == BESIDE), on_own_cores(args.realtime and surroundings == ALONE, clients):
+            with neighbour(surroundings == BESIDE):
                 for way, client in clients.items():
-                    result = await measure(client, jobs)
-                    seconds = result.between_tokens_s or result.first_token_s
+                    seconds = await settled_seconds(client, jobs)
                     times.setdefault((way, surroundings), []).append(seconds)
     for (way, surroundings), all_seconds in sorted(times.items(), key=lambda entry: entry[0][1]):
         line: dict[str, object] = {"workload": workload, "surroundings": surroundings, "way": way}
@@ -86,25 +80,12 @@ async def compare(args: argparse.Namespace, clients: dict[str, EngineClient], wo
         print(json.dumps(line | {"ratio": round(statistics.median(all_seconds) / one_thread, 2)}), flush=True)
 
 
-@contextmanager
-def on_own_cores(wanted: bool, clients: dict[str, EngineClient]) -> Iterator[None]:
-    """Engines and this process above the ranks, which otherwise would not let them go on."""
-    if wanted:
-        schedule(clients, os.SCHED_FIFO, 2, 1)
-    try:
-        yield
-    finally:
-        if wanted:
-            schedule(clients, os.SCHED_OTHER, 0, 0)
-
-
-def schedule(clients: dict[str, EngineClient], policy: int, priority: int, priority_of_ranks: int) -> None:
-    priorities = {os.getpid(): priority}
-    for client in clients.values():
-        priorities |= {pid: priority if name == "engine" else priority_of_ranks for name, pid in client.pids.items()}
-    for pid, own in priorities.items():
-        for task in Path(f"/proc/{pid}/task").iterdir():
-            os.sched_setscheduler(int(task.name), policy, os.sched_param(own))
+async def settled_seconds(client: EngineClient, jobs: list[Job]) -> float:
+    ends = time.monotonic() + SETTLE_S
+    while time.monotonic() < ends:
+        await measure(client, jobs)
+    result = await measure(client, jobs)
+    return result.between_tokens_s or result.first_token_s
 
 
 @contextmanager

@@ -183,13 +183,14 @@ def environment_api_key() -> str:
 
 def child_environment() -> dict[str, str]:
     """Environment of engine and rank processes: loopback for gloo, unbuffered output, a malloc that keeps pages, and
-    threads that wait awake for 0.1 ms only. What the user has set for malloc and the threads stays.
+    threads that wait awake for 1 ms at most. What the user has set for malloc and the threads stays.
 
     A step allocates and frees the same megabytes over and over. malloc's defaults map and unmap them each time: a
     prefill of 512 tokens took 0.35 s instead of 0.30. The threads of an operation wait for each other thousands of
-    times a step; libgomp's 300,000 spins last longer than the time slice of whatever took the core of one of them.
+    times a step: libgomp's 300,000 spins (10 ms) outlast the time slice of whatever took a core from one of them, and
+    hold that core between steps. 30,000 lose nothing; ``rank/thread_wait.py`` makes them fewer on shared cores.
     """
     loopback = {"GLOO_SOCKET_IFNAME": "lo", "TP_SOCKET_IFNAME": "lo"}
-    waiting = {} if "OMP_WAIT_POLICY" in os.environ else {"GOMP_SPINCOUNT": "3000"}
+    waiting = {} if "OMP_WAIT_POLICY" in os.environ else {"GOMP_SPINCOUNT": "30000"}
     malloc = {"MALLOC_MMAP_THRESHOLD_": str(32 * 2**20), "MALLOC_TRIM_THRESHOLD_": str(512 * 2**20)}
     return {**malloc, **waiting, **os.environ, **loopback, "PYTHONUNBUFFERED": "1", "TOKENIZERS_PARALLELISM": "false"}

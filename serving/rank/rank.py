@@ -12,6 +12,7 @@ from splitrank.serving.options.console import be_lenient_with_streams
 from splitrank.serving.options.progress import progress
 from splitrank.serving.protocol.messages import LaunchSpec
 from splitrank.serving.rank.rank_link import RankLink, StepOrderError, load_spec
+from splitrank.serving.rank.thread_wait import ThreadWait
 from splitrank.serving.rank.worker import Worker
 
 # What can go wrong on a rank through files, peers or memory, and weights that are not those of the files: told to the
@@ -75,6 +76,7 @@ def _load(worker: Worker) -> str:
 
 def _serve(worker: Worker, link: RankLink, phase: _Phase) -> None:
     """The loop of a rank: plan in, step, result out."""
+    thread_wait = ThreadWait(worker.spec.threads_per_rank)
     while (received := link.receive()) is not None:
         plan, plan_hash = received
         phase.enter(f"step {plan.step}")
@@ -82,6 +84,7 @@ def _serve(worker: Worker, link: RankLink, phase: _Phase) -> None:
         link.finish(plan.step)
         if result is not None:
             link.send_result(result)
+        thread_wait.look()
 
 
 if __name__ == "__main__":

@@ -126,7 +126,7 @@ def test_python_may_give_paths_lists_and_numpys_numbers() -> None:
 def test_the_users_environment_beats_ours_where_nothing_depends_on_it(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
         monkeypatch.delenv(name, raising=False)
-    assert child_environment()["GOMP_SPINCOUNT"] == "3000"
+    assert child_environment()["GOMP_SPINCOUNT"] == "30000"
     monkeypatch.setenv("GOMP_SPINCOUNT", "7")
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "eth0")
     environment = child_environment()
