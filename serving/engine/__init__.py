@@ -1,0 +1,1 @@
+"""The engine process: who is computed when. No torch."""

@@ -1,0 +1,1 @@
+"""``LLM``: prompts in, answers out, from Python."""

@@ -1,0 +1,1 @@
+"""Options, their bounds and sources; what people give in Python; the console."""
