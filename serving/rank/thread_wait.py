@@ -24,7 +24,7 @@ ENOUGH_S = 0.05
 # to 0.45, and 0.25 to 0.3 when they sleep.
 SHARED_ABOVE = 0.18
 ALONE_BELOW = 0.1
-ALONE_FOR_S = 1.0
+ALONE_FOR_S = 0.25  # a moment of others at the start of a request is not paid for long
 
 
 class CoreTime(NamedTuple):
