@@ -9,8 +9,7 @@ from safetensors.torch import load_file
 from splitrank.comm.collectives import SingleRank
 from splitrank.comm.quick_reduce import QuickAllReduce
 from tests.support.collectives_rank import BACKENDS, DTYPES, WIDTHS, Case, cases, columns, largest
-from tests.support.forked import RankProcess
-from tests.support.limits import PROGRAM_S, scaled
+from tests.support.forked import RankProcess, finish_all
 from tests.support.quick_reduce_spec import error_bound, expected_sum
 
 WORLD_SIZES = (2, 4, 8)
@@ -20,24 +19,13 @@ CODECS = {backend: backend.partition(" ")[2] or "none" for backend in BACKENDS}
 Outcome = list[dict[str, torch.Tensor]]  # by rank
 
 
-def run_ranks(module: str, *arguments: object, world_size: int) -> None:
-    """All ranks side by side; one that fails takes the others along."""
-    ranks = [RankProcess(module, *arguments, rank, world_size) for rank in range(world_size)]
-    try:
-        for number, rank in enumerate(ranks):
-            _, errors = rank.communicate(timeout=scaled(PROGRAM_S))
-            assert rank.returncode == 0, f"rank {number}: {errors}"
-    finally:
-        for rank in ranks:
-            rank.kill()
-            rank.communicate()
-
-
 @pytest.fixture(scope="module", params=WORLD_SIZES)
 def outcome(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Outcome:
-    folder = tmp_path_factory.mktemp(f"ranks{request.param}")
-    run_ranks("tests.support.collectives_rank", folder, world_size=request.param)
-    return [load_file(folder / f"rank{rank}.safetensors") for rank in range(request.param)]
+    world_size = request.param
+    folder = tmp_path_factory.mktemp(f"ranks{world_size}")
+    module = "tests.support.collectives_rank"
+    finish_all([RankProcess(module, folder, rank, world_size) for rank in range(world_size)])
+    return [load_file(folder / f"rank{rank}.safetensors") for rank in range(world_size)]
 
 
 def inputs(case: Case, outcome: Outcome) -> list[torch.Tensor]:

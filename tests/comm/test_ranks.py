@@ -7,22 +7,14 @@ from typing import Any
 import pytest
 
 from tests.support.comm_rank import HASH, MISMATCHES, OTHER_HASH, TIMEOUT_S
-from tests.support.forked import RankProcess
-from tests.support.limits import PROGRAM_S, SLACK_S, scaled
+from tests.support.forked import RankProcess, finish_all
+from tests.support.limits import SLACK_S, scaled
 
 
 def run(scenario: str, folder: Path, world_size: int) -> list[Any]:
     """What each rank printed; None for one that left without a word."""
     ranks = [RankProcess("tests.support.comm_rank", scenario, folder, rank) for rank in range(world_size)]
-    try:
-        outputs = [rank.communicate(timeout=scaled(PROGRAM_S)) for rank in ranks]
-    finally:
-        for rank in ranks:
-            rank.kill()
-            rank.communicate()
-    for rank, (_, errors) in zip(ranks, outputs, strict=True):
-        assert rank.returncode == 0, errors
-    return [json.loads(text) if text else None for text, _ in outputs]
+    return [json.loads(text) if text else None for text in finish_all(ranks)]
 
 
 def test_sums_and_columns_of_unequal_width(tmp_path: Path) -> None:

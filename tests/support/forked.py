@@ -11,12 +11,13 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TextIO
 
 from splitrank.serving.options.config import child_environment
+from tests.support.limits import PROGRAM_S, scaled
 
 ROOT = Path(__file__).parents[2]
 _context = multiprocessing.get_context("forkserver")
@@ -64,6 +65,21 @@ class RankProcess:
 
     def kill(self) -> None:
         self._process.kill()
+
+
+def finish_all(ranks: Sequence[RankProcess]) -> list[str]:
+    """What each of these ranks, which run side by side, has printed; one that fails takes the others along."""
+    outputs = []
+    try:
+        for number, rank in enumerate(ranks):
+            output, errors = rank.communicate(timeout=scaled(PROGRAM_S))
+            assert rank.returncode == 0, f"rank {number}: {errors}"
+            outputs.append(output)
+    finally:
+        for rank in ranks:
+            rank.kill()
+            rank.communicate()
+    return outputs
 
 
 def _text(reader: Connection) -> TextIO:

@@ -16,8 +16,7 @@ from safetensors.torch import load_file
 from splitrank.models.sharding import equal_partition
 from splitrank.serving.protocol.messages import ChunkPlan, NewPages, StepPlan
 from tests.support.checkpoints import make_reference, random_text_config, write_checkpoint
-from tests.support.forked import RankProcess
-from tests.support.limits import PROGRAM_S, scaled
+from tests.support.forked import RankProcess, finish_all
 from tests.support.stage_rank import Run
 from tests.support.stage_runner import CHUNK, admitted, launch_spec, random_tokens, relative_error
 
@@ -85,7 +84,7 @@ class Layouts:
         runs = {dtype: self._prepare(pp, tp, dtype) for dtype in DTYPES}
         job = self._folder / f"pp{pp}-tp{tp}.job"
         job.write_bytes(msgspec.msgpack.encode(list(runs.values())))
-        run_ranks(job, pp * tp)
+        finish_all([RankProcess("tests.support.stage_rank", job, rank) for rank in range(pp * tp)])
         return {dtype: load_file(run.output) for dtype, run in runs.items()}
 
     def _prepare(self, pp: int, tp: int, dtype: str) -> Run:
@@ -94,19 +93,6 @@ class Layouts:
         layout: dict[str, Any] = {"pp_size": pp, "tp_size": tp, "partition": equal_partition(NUM_LAYERS, pp)}
         spec = launch_spec(self._folder / "model", run_dir, dtype=dtype, **layout)
         return Run(spec, plans(), str(run_dir / "outcome.safetensors"))
-
-
-def run_ranks(job: Path, world_size: int) -> None:
-    """All ranks side by side; one that fails takes the others along."""
-    ranks = [RankProcess("tests.support.stage_rank", job, rank) for rank in range(world_size)]
-    try:
-        for number, rank in enumerate(ranks):
-            _, errors = rank.communicate(timeout=scaled(PROGRAM_S))
-            assert rank.returncode == 0, f"rank {number}: {errors}"
-    finally:
-        for rank in ranks:
-            rank.kill()
-            rank.communicate()
 
 
 @pytest.fixture(scope="module")
