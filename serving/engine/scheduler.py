@@ -123,7 +123,7 @@ class Scheduler:
             self._swap_in(builder)
             if not self._residents.swapped:
                 self._admit(builder)
-            if not builder.num_rows:
+            if not builder.num_rows and self._num_microbatches > 1:
                 self._plan_running(builder, overlapping=True)
         return self._seal(builder, previous_hash) if builder.num_rows or (self.is_idle and self._released) else None
 
