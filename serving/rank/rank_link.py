@@ -58,6 +58,10 @@ class RankLink:
         self._phase = "serve"
         self._send(RankReady(rank=self._rank, pid=os.getpid(), report=report, stage_report=stage_report))
 
+    def has_plan(self, timeout_s: float) -> bool:
+        """Whether a message is there, or comes within ``timeout_s``."""
+        return bool(self._socket.poll(int(timeout_s * 1000)))
+
     def receive(self) -> tuple[StepPlan, str] | None:
         """The next plan and its hash; None to shut down. An idle engine may leave this waiting for long: the front's
         death ends the process, and the engine's death makes the front end it."""

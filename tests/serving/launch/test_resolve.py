@@ -1,14 +1,11 @@
 """From config, checkpoint and machine to the launch spec; and refusals before any process starts."""
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from splitrank.models.config import read_config
-from splitrank.models.memory import RankMemory, plan_all_ranks, rank_memory
-from splitrank.serving.launch.resolve import Capacity, resolve_launch, size_cache
+from splitrank.serving.launch.resolve import resolve_launch
 from splitrank.serving.options.config import EngineConfig
 from tests.support.checkpoints import make_reference, random_text_config, write_checkpoint, write_tokenizer
 
@@ -18,13 +15,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("resolve")
     config = random_text_config(num_hidden_layers=5)
     return write_tokenizer(write_checkpoint(make_reference(config), path, shards=2), config.vocab_size)
-
-
-@pytest.fixture(scope="module")
-def ranks(folder: Path) -> list[RankMemory]:
-    """pp = 2: the first stage has no full attention."""
-    config = read_config(folder)
-    return [rank_memory(config, plan, "bfloat16") for plan in plan_all_ranks(config, 1, (3, 2), "bfloat16")]
 
 
 def options(folder: Path, **changes: Any) -> EngineConfig:
@@ -95,27 +85,3 @@ def test_layouts_and_lengths_that_cannot_be(folder: Path, changes: dict[str, Any
 def test_no_such_model() -> None:
     with pytest.raises(ValueError, match="no/such/folder: no such checkpoint folder"):
         resolve_launch(options(Path("no/such/folder")))
-
-
-def test_memory_is_what_the_fullest_rank_has(ranks: list[RankMemory]) -> None:
-    """Half the memory for two ranks: a quarter each, beside weights and four states."""
-    config = EngineConfig(page_size=16, max_running_requests=4, mem_fraction_static=0.5)
-    assert ranks[0].kv_bytes_per_token == 0
-    budget = ranks[1].total(tokens=16 * 100 + 5, requests=4)
-    assert size_cache(config, ranks, 800, memory_bytes=4 * budget) == Capacity(100, 800)
-    plenty = 4 * ranks[1].total(tokens=10**6, requests=4)
-    assert size_cache(config, ranks, 800, memory_bytes=plenty) == Capacity(4 * 50, 800)
-
-
-def test_too_little_memory_shortens_an_automatic_length_only(ranks: list[RankMemory]) -> None:
-    config = EngineConfig(page_size=16, max_running_requests=4, mem_fraction_static=0.5)
-    memory, last = 2 * ranks[1].total(tokens=16 * 10, requests=4), ranks[1:]
-    assert size_cache(config, last, 800, memory_bytes=memory) == Capacity(10, 160)
-    with pytest.raises(ValueError, match="10 KV pages of 16 tokens cannot hold one request of 800 tokens"):
-        size_cache(replace(config, max_model_len=800), last, 800, memory_bytes=memory)
-
-
-def test_weights_that_do_not_fit_are_refused_with_the_numbers(ranks: list[RankMemory]) -> None:
-    config = EngineConfig(max_running_requests=4, mem_fraction_static=0.5)
-    with pytest.raises(ValueError, match=r"rank 0 \(stage 0, tp 0\) needs .* GiB for weights and 4 recurrent states"):
-        size_cache(config, ranks, 800, memory_bytes=1024)
