@@ -1,6 +1,6 @@
 """What crosses from one pipeline stage to the next, and from the last to the first: a header and a payload a step.
 
-The header carries the step, the plan's hash, and the shape and dtype of the payload; the receiver compares each with
+The header carries the step, the plan's hash, and the size and dtype of the payload; the receiver compares each with
 what it expects, and stops with an error that names both sides instead of computing on something else.
 """
 
@@ -13,9 +13,8 @@ import torch
 from splitrank.comm.errors import CommunicationError
 from splitrank.comm.stage_socket import Outbox, receive_into
 
-_HEADER = struct.Struct("<8sq16sqqq")  # magic, step, plan hash, tensors, elements a tensor, dtype code
+_HEADER = struct.Struct("<8sq16sqq16s")  # magic, step, plan hash, tensors, elements a tensor, dtype
 _MAGIC = b"splitrk1"
-_DTYPE_CODES = {torch.bfloat16: 1, torch.float32: 2, torch.float16: 3, torch.int64: 4}
 
 
 class PipelineLink:
@@ -37,10 +36,9 @@ class PipelineLink:
         """Starts sending tensors of equal shape and dtype to the next stage, in step order; they now belong to it."""
         assert self._outbox is not None
         tensors = tuple(tensor.contiguous() for tensor in tensors)
-        fields = (_MAGIC, step, plan_hash.encode(), len(tensors), tensors[0].numel(), _DTYPE_CODES[tensors[0].dtype])
-        header = memoryview(_HEADER.pack(*fields))
+        header = _header(step, plan_hash, len(tensors), tensors[0].numel(), tensors[0].dtype)
         try:
-            self._outbox.put([header, *map(_bytes_of, tensors)])
+            self._outbox.put([memoryview(header), *map(_bytes_of, tensors)])
         except CommunicationError as error:
             waited = f"stage {self._pp_rank} waited for stage {self._target} to take a microbatch"
             raise CommunicationError(f"{waited}: {error}") from error
@@ -49,12 +47,12 @@ class PipelineLink:
         self, num_tensors: int, shape: tuple[int, ...], dtype: torch.dtype, step: int, plan_hash: str
     ) -> tuple[torch.Tensor, ...]:
         """Receives ``num_tensors`` of ``shape`` from the previous stage, each in its own 64-byte-aligned storage."""
-        seen = _HEADER.unpack(self._receive(bytearray(_HEADER.size), step))
-        expected = (_MAGIC, step, plan_hash.encode(), num_tensors, prod(shape), _DTYPE_CODES[dtype])
+        seen = bytes(self._receive(bytearray(_HEADER.size), step))
+        expected = _header(step, plan_hash, num_tensors, prod(shape), dtype)
         if seen != expected:
             raise CommunicationError(
-                f"stage {self._pp_rank} expected {expected[1:]} (step, hash, tensors, elements, dtype) "
-                f"from stage {self._source}, which sent {seen[1:]}"
+                f"stage {self._pp_rank} expected {_fields(expected)} (step, hash, tensors, elements, dtype) "
+                f"from stage {self._source}, which sent {_fields(seen)}"
             )
         tensors = tuple(torch.empty(shape, dtype=dtype) for _ in range(num_tensors))
         for tensor in tensors:
@@ -75,6 +73,18 @@ class PipelineLink:
         for stream in (self._previous, self._next):
             if stream is not None:
                 stream.close()
+
+
+def _header(step: int, plan_hash: str, num_tensors: int, num_elements: int, dtype: torch.dtype) -> bytes:
+    name = str(dtype).removeprefix("torch.")
+    return _HEADER.pack(_MAGIC, step, plan_hash.encode(), num_tensors, num_elements, name.encode())
+
+
+def _fields(header: bytes) -> tuple[int, str, int, int, str]:
+    """A header for people. The names are decoded leniently: whatever came is shown."""
+    _, step, plan_hash, num_tensors, num_elements, dtype = _HEADER.unpack(header)
+    names = [name.rstrip(b"\0").decode(errors="replace") for name in (plan_hash, dtype)]
+    return step, names[0], num_tensors, num_elements, names[1]
 
 
 def _bytes_of(tensor: torch.Tensor) -> memoryview:

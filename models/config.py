@@ -4,18 +4,20 @@ Source: ``transformers.models.qwen3_5_moe.configuration_qwen3_5_moe``. Sizes are
 holds of them is called ``local_…`` and lives in the layer.
 """
 
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from splitrank.models.dtypes import DTYPES
+from splitrank.models.errors import CheckpointError
+from splitrank.models.json_file import read_json_object
+
 LINEAR, FULL = "linear_attention", "full_attention"
 MODEL_TYPES = ("qwen3_5_moe", "qwen3_5_moe_text")
-TORCH_DTYPES = ("bfloat16", "float32", "float16")
 
 
-class ConfigError(ValueError):
+class ConfigError(CheckpointError):
     """A ``config.json`` that splitrank cannot serve; the message names the file, the key and the value."""
 
 
@@ -83,12 +85,9 @@ class ModelConfig:
 def read_config(path: Path) -> ModelConfig:
     """Reads a checkpoint folder's ``config.json``, or a bare config file (multimodal or text-only form)."""
     file = path / "config.json" if path.is_dir() else path
-    try:
-        raw = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"{file}: no such file; a checkpoint folder holds a config.json") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise ConfigError(f"{file}: not readable as JSON: {error}") from None
+    if not file.exists():
+        raise ConfigError(f"{file}: no such file; a checkpoint folder holds a config.json")
+    raw = read_json_object(file)
     try:
         return parse_config(raw)
     except ConfigError as error:
@@ -247,8 +246,8 @@ def _dtype(raw: dict[str, Any], text: dict[str, Any]) -> str:
     for holder in (text, raw):
         for key in ("dtype", "torch_dtype"):
             if holder.get(key) is not None:
-                if holder[key] not in TORCH_DTYPES:
-                    raise ConfigError(f"{key} is {holder[key]!r}; known are {', '.join(TORCH_DTYPES)}")
+                if holder[key] not in DTYPES:
+                    raise ConfigError(f"{key} is {holder[key]!r}; known are {', '.join(DTYPES)}")
                 return str(holder[key])
     return "bfloat16"
 

@@ -12,15 +12,16 @@ from pathlib import Path
 import torch
 
 from splitrank.models.checkpoint import Checkpoint
+from splitrank.models.errors import CheckpointError
 from splitrank.models.load_audit import Copied, audit_copies
-from splitrank.models.safetensors_header import CheckpointError, TensorEntry
+from splitrank.models.safetensors_header import TensorEntry
+from splitrank.models.torch_dtype import torch_dtype
 from splitrank.models.weight_plan import AuditError, LocalParameter, Runs, WeightPlan, runs_of
 
 BLOCK_BYTES = 8 * 2**20
 # Of a column slice, the runs are read one by one if what lies between two of them is at least this long; otherwise
 # together with it. A read of its own costs as much as copying 4 to 6 KiB from the page cache (measured, tp 2 to 8).
 GAP_BYTES = 6 * 2**10
-TORCH_DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
 
 
 def load_weights(
@@ -47,7 +48,7 @@ def load_weights(
                 num_bytes = (copied.stop - copied.start) * parameter.element_size()
                 bytes_written += num_bytes
                 on_progress(num_bytes)
-            audit_copies(plan.where, planned, copies, checkpoint)
+            audit_copies(str(plan.position), planned, copies, checkpoint)
     return bytes_written
 
 
@@ -133,7 +134,7 @@ class _Files:
             for run in range(runs.count):
                 start = run * step * size
                 self._fill(entry, runs.first + run * runs.stride, self._view[start : start + step * size])
-        values = self._buffer.view(TORCH_DTYPES[entry.dtype])
+        values = self._buffer.view(torch_dtype(entry.torch_name))
         return values.as_strided((runs.count, runs.length), (step, 1))
 
     def _fill(self, entry: TensorEntry, element: int, buffer: memoryview) -> None:

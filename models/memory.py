@@ -5,11 +5,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from math import prod
 
+from splitrank.comm.position import MeshPosition
 from splitrank.models.checkpoint import Checkpoint
 from splitrank.models.config import FULL, ModelConfig
+from splitrank.models.dtypes import DTYPES
 from splitrank.models.layer_shapes import LayerShapes
 from splitrank.models.sharding import StageSlice, TensorShard, check_partition, check_tensor_parallel, stage_slice
-from splitrank.models.weight_plan import DTYPE_BYTES, WeightPlan, plan_weights
+from splitrank.models.weight_plan import WeightPlan, plan_weights
 
 GIB = 2**30
 
@@ -19,7 +21,7 @@ class RankMemory:
     """What one rank holds, in bytes."""
 
     stage: StageSlice
-    tp_rank: int
+    position: MeshPosition
     weight_bytes: int
     kv_bytes_per_token: int
     state_bytes_per_request: int
@@ -38,13 +40,13 @@ class RankMemory:
 
 def kv_bytes_per_token(config: ModelConfig, shard: TensorShard, dtype: str) -> int:
     """Keys and values of one token in one full-attention layer of one tensor rank."""
-    return 2 * LayerShapes.of(config, shard).num_kv_heads * config.head_dim * DTYPE_BYTES[dtype]
+    return 2 * LayerShapes.of(config, shard).num_kv_heads * config.head_dim * DTYPES[dtype].num_bytes
 
 
 def state_bytes_per_request(config: ModelConfig, shard: TensorShard, dtype: str) -> int:
     """Convolution inputs (model dtype) and delta state (float32) of one request in one DeltaNet layer."""
     shapes = LayerShapes.of(config, shard)
-    return prod(shapes.conv_state) * DTYPE_BYTES[dtype] + prod(shapes.delta_state) * DTYPE_BYTES["float32"]
+    return prod(shapes.conv_state) * DTYPES[dtype].num_bytes + prod(shapes.delta_state) * DTYPES["float32"].num_bytes
 
 
 def rank_memory(config: ModelConfig, plan: WeightPlan, dtype: str) -> RankMemory:
@@ -53,7 +55,7 @@ def rank_memory(config: ModelConfig, plan: WeightPlan, dtype: str) -> RankMemory
     num_linear = len(plan.stage.layers) - num_full
     return RankMemory(
         plan.stage,
-        plan.shard.rank,
+        plan.position,
         plan.num_bytes,
         num_full * kv_bytes_per_token(config, plan.shard, dtype),
         num_linear * state_bytes_per_request(config, plan.shard, dtype),

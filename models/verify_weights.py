@@ -11,10 +11,10 @@ import torch
 
 from splitrank.models.checkpoint import Checkpoint
 from splitrank.models.config import ModelConfig
-from splitrank.models.loader import TORCH_DTYPES
-from splitrank.models.safetensors_header import CheckpointError
+from splitrank.models.errors import CheckpointError
 from splitrank.models.sharding import TensorShard
 from splitrank.models.tensor_names import EMBEDDING, HEAD
+from splitrank.models.torch_dtype import torch_dtype
 from splitrank.models.weight_plan import AuditError
 
 _INTEGERS = {2: torch.int16, 4: torch.int32}
@@ -151,4 +151,4 @@ class _Reference:
             count = file.readinto(data)
         if count < num_bytes:
             raise CheckpointError(f"{entry.file}: tensor {entry.name!r} ends early: the file was cut while loading")
-        return torch.frombuffer(data, dtype=TORCH_DTYPES[entry.dtype]).view(shape)
+        return torch.frombuffer(data, dtype=torch_dtype(entry.torch_name)).view(shape)

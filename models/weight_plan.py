@@ -9,8 +9,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from math import prod
 
+from splitrank.comm.position import MeshPosition
 from splitrank.models.checkpoint import Checkpoint
 from splitrank.models.config import FULL, ModelConfig
+from splitrank.models.dtypes import DTYPES
 from splitrank.models.layer_shapes import LayerShapes, length
 from splitrank.models.sharding import Range, StageSlice, TensorShard
 from splitrank.models.tensor_names import (
@@ -23,7 +25,6 @@ from splitrank.models.tensor_names import (
 )
 
 Box = tuple[Range, ...]
-DTYPE_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ class LocalParameter:
 
     @property
     def num_bytes(self) -> int:
-        return prod(self.shape) * DTYPE_BYTES[self.dtype]
+        return prod(self.shape) * DTYPES[self.dtype].num_bytes
 
 
 @dataclass(frozen=True)
@@ -78,9 +79,9 @@ class WeightPlan:
         return sum(parameter.num_bytes for parameter in self.parameters)
 
     @property
-    def where(self) -> str:
-        """The rank, for messages."""
-        return f"stage {self.stage.pp_rank}, tensor rank {self.shard.rank}"
+    def position(self) -> MeshPosition:
+        """The rank that the plan is for."""
+        return MeshPosition(self.stage.pp_rank, self.stage.pp_size, self.shard.rank, self.shard.size)
 
 
 def box_size(box: Box) -> int:
@@ -280,11 +281,11 @@ def audit_plan(plan: WeightPlan) -> None:
     """Every local parameter is filled exactly once: its pieces are disjoint and add up to its size."""
     for parameter in plan.parameters:
         if _disjoint_volume([piece.target for piece in parameter.pieces], parameter.shape) != prod(parameter.shape):
-            raise AuditError(f"{plan.where}: parameter {parameter.name} is not filled exactly once")
+            raise AuditError(f"{plan.position}: parameter {parameter.name} is not filled exactly once")
         for piece in parameter.pieces:
             if box_size(piece.source) != box_size(piece.target):
                 raise AuditError(
-                    f"{plan.where}: parameter {parameter.name}: tensor …{piece.tensor} gives too little or too much"
+                    f"{plan.position}: parameter {parameter.name}: tensor …{piece.tensor} gives too little or too much"
                 )
 
 

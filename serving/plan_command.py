@@ -71,10 +71,10 @@ def plan_lines(
         else "partition by hand"
     )
     yield "rank stage tp  layers     weight bytes     GiB KV B/token state B/request"
-    for number, rank in enumerate(ranks):
-        stage = rank.stage
+    for rank in ranks:
+        stage, position = rank.stage, rank.position
         yield (
-            f"{number:>4} {stage.pp_rank:>5} {rank.tp_rank:>2} {f'{stage.start}-{stage.stop - 1}':>7} "
+            f"{position.rank:>4} {position.pp_rank:>5} {position.tp_rank:>2} {f'{stage.start}-{stage.stop - 1}':>7} "
             f"{rank.weight_bytes:>16,} {rank.weight_bytes / GIB:>7.2f} {rank.kv_bytes_per_token:>10,} "
             f"{rank.state_bytes_per_request:>15,}"
         )
@@ -90,11 +90,11 @@ def plan_lines(
 
 def _capacity_lines(config: PlanConfig, model: ModelConfig, ranks: list[RankMemory], length: int) -> Iterator[str]:
     budget = int(config.memory_gib * GIB)
-    for number, rank in enumerate(ranks):
-        if rank.tokens_that_fit(budget, 1) == -1 or (rank.tokens_that_fit(budget, 1) or 0) < 0:
+    for rank in ranks:
+        if (rank.tokens_that_fit(budget, 1) or 0) < 0:
             raise ValueError(
-                f"rank {number} (stage {rank.stage.pp_rank}, tp {rank.tp_rank}) needs {rank.total(0, 1) / GIB:.2f} GiB "
-                f"for weights and one request's state, --memory-gib is {config.memory_gib:g}"
+                f"{rank.position} needs {rank.total(0, 1) / GIB:.2f} GiB for weights and one request's state, "
+                f"--memory-gib is {config.memory_gib:g}"
             )
     context, by_context = min((_largest_context(rank, budget, model), n) for n, rank in enumerate(ranks))
     requests, by_requests = min((_largest_concurrency(rank, budget, length), n) for n, rank in enumerate(ranks))

@@ -1,7 +1,7 @@
 """Which requests are refused when they come: what can never be computed here, and more than may wait."""
 
+from splitrank.models.rounding import pages_needed
 from splitrank.serving.protocol.messages import AddRequest, LaunchSpec, RequestOutput
-from splitrank.serving.protocol.pages import pages_needed
 
 
 def refuse(spec: LaunchSpec, message: AddRequest, num_open: int) -> RequestOutput | None:

@@ -13,10 +13,6 @@ class IdAllocator:
     def num_free(self) -> int:
         return len(self._free)
 
-    @property
-    def taken(self) -> frozenset[int]:
-        return frozenset(self._taken)
-
     def allocate(self, count: int) -> list[int]:
         """``count`` ids; the caller has checked ``num_free``."""
         assert 0 <= count <= self.num_free, f"{count} ids asked for, {self.num_free} of {self.size} are free"

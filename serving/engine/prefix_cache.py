@@ -13,8 +13,8 @@ from enum import Enum
 
 import msgspec
 
+from splitrank.models.rounding import pages_needed
 from splitrank.serving.protocol.messages import LaunchSpec
-from splitrank.serving.protocol.pages import pages_needed
 
 Digest = bytes
 

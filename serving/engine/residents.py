@@ -7,12 +7,12 @@ flight, it cannot be swapped out now: the older request and all behind it wait u
 
 import numpy as np
 
+from splitrank.models.rounding import pages_needed
 from splitrank.serving.engine.id_allocator import IdAllocator
 from splitrank.serving.engine.request import Request, Status
 from splitrank.serving.engine.request_columns import Places, RequestColumns
 from splitrank.serving.engine.step_builder import StepBuilder
 from splitrank.serving.protocol.messages import LaunchSpec, NewPages, SwapPlan
-from splitrank.serving.protocol.pages import pages_needed
 
 
 class Residents:
@@ -49,7 +49,7 @@ class Residents:
         if not self.slots.num_free:
             return False
         places = self.places
-        rest = -(-self._columns.prompt_length[places] // self._page_size) - self._columns.num_pages[places]
+        rest = pages_needed(self._columns.prompt_length[places], self._page_size) - self._columns.num_pages[places]
         reserve = len(places) + int(rest.clip(0).sum())
         return self.pages.num_free - reserve >= pages_needed(num_tokens, self._page_size)
 

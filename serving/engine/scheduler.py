@@ -14,6 +14,7 @@ from collections import deque
 
 import numpy as np
 
+from splitrank.models.rounding import ceil_div, pages_needed
 from splitrank.serving.engine.admission import error_output, refuse
 from splitrank.serving.engine.request import Request, Status
 from splitrank.serving.engine.request_columns import Flags, Places, RequestColumns
@@ -31,7 +32,6 @@ from splitrank.serving.protocol.messages import (
     StepPlan,
     StepResult,
 )
-from splitrank.serving.protocol.pages import pages_needed
 
 
 class Scheduler:
@@ -183,7 +183,7 @@ class Scheduler:
     def _decode_limit(self) -> int:
         """An even share of all decoding requests."""
         decoding = int(self._columns.is_decoding(self._residents.places).sum())
-        return -(-decoding // self._num_microbatches)
+        return ceil_div(decoding, self._num_microbatches)
 
     def _chunk_fits(self, builder: StepBuilder, request: Request) -> bool:
         num_tokens = request.next_end(self._spec.chunked_prefill_size) - request.num_scheduled
@@ -207,7 +207,7 @@ class Scheduler:
 
     def _admit(self, builder: StepBuilder) -> None:
         # An even share, as of the decodes: short prompts that all went into one step would leave the other stages idle.
-        limit = -(-(len(self._requests) - self._num_ended) // self._num_microbatches)
+        limit = ceil_div(len(self._requests) - self._num_ended, self._num_microbatches)
         while self._waiting and builder.num_rows < limit:
             request = self._waiting[0]
             if not self._residents.has_room(len(request.prompt_token_ids)):

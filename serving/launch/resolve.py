@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from splitrank.comm.selection import AllReduceOptions
 from splitrank.models.checkpoint import Checkpoint
 from splitrank.models.config import ModelConfig, read_config
+from splitrank.models.dtypes import COMPUTED_DTYPES
 from splitrank.models.memory import GIB, RankMemory, balanced_partition, plan_all_ranks, rank_memory
+from splitrank.models.rounding import pages_needed
 from splitrank.models.sharding import check_partition, check_tensor_parallel
 from splitrank.models.tied_head import settle_head
 from splitrank.models.weight_plan import WeightPlan, audit_plan, audit_union
@@ -71,11 +73,12 @@ def resolve_launch(config: EngineConfig) -> LaunchSpec:
 
 
 def computing_dtype(dtype: str, model: ModelConfig) -> str:
-    """``auto`` is the checkpoint's dtype, but not float16: its range is too small for the recurrent layers."""
+    """``auto`` is the checkpoint's dtype, if a rank can compute in it."""
     if dtype != "auto":
         return dtype
-    if model.dtype == "float16":
-        raise ValueError("the checkpoint is float16, which is not computed in; give --dtype bfloat16 or float32")
+    if model.dtype not in COMPUTED_DTYPES:
+        allowed = " or ".join(COMPUTED_DTYPES)
+        raise ValueError(f"the checkpoint is {model.dtype}, which is not computed in; give --dtype {allowed}")
     return model.dtype
 
 
@@ -115,7 +118,7 @@ class Capacity:
 def size_cache(config: EngineConfig, ranks: list[RankMemory], length: int, memory_bytes: int = 0) -> Capacity:
     """Pages that fit the fullest rank; raises ``ValueError`` with the numbers if not even one request fits."""
     memory_bytes = memory_bytes or usable_memory_bytes()
-    per_request = -(-length // config.page_size)
+    per_request = pages_needed(length, config.page_size)
     useful = per_request * config.max_running_requests
     if config.num_pages:
         _check_pages(config, ranks, memory_bytes)
@@ -145,14 +148,14 @@ def _check_pages(config: EngineConfig, ranks: list[RankMemory], memory_bytes: in
 def _pages_that_fit(config: EngineConfig, ranks: list[RankMemory], memory_bytes: int, useful: int) -> int:
     budget = int(memory_bytes * config.mem_fraction_static) // len(ranks)
     pages = useful
-    for rank, memory in enumerate(ranks):
+    for memory in ranks:
         tokens = memory.tokens_that_fit(budget, config.max_running_requests)
         if tokens is None:
             continue
         if tokens < 0:
             need = memory.total(0, config.max_running_requests) / GIB
             raise ValueError(
-                f"rank {rank} (stage {memory.stage.pp_rank}, tp {memory.tp_rank}) needs {need:.2f} GiB for weights and "
+                f"{memory.position} needs {need:.2f} GiB for weights and "
                 f"{config.max_running_requests} recurrent states, but has {budget / GIB:.2f} GiB "
                 f"(mem_fraction_static {config.mem_fraction_static:g} of the memory, shared by {len(ranks)} ranks)"
             )

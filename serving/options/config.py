@@ -9,9 +9,9 @@ from dataclasses import dataclass, field, fields
 from typing import Any, get_type_hints
 
 from splitrank.comm.selection import BACKENDS, CODECS, AllReduceOptions
+from splitrank.models.dtypes import COMPUTED_DTYPES
 from splitrank.serving.options.checked import INT64_MAX, Bounds, as_type, shown
 
-DTYPES = ("auto", "bfloat16", "float32")
 LEAST_BODY_BYTES = 64  # fewer than any request has
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
@@ -53,7 +53,7 @@ class LayoutConfig(Options):
     model: str = option(
         "", "checkpoint folder, or a hub id when online; the demo checkpoint if not given", aliases=("model-path",)
     )
-    dtype: str = option("auto", "computing type; auto takes the checkpoint's", choices=DTYPES)
+    dtype: str = option("auto", "computing type; auto takes the checkpoint's", choices=("auto", *COMPUTED_DTYPES))
     tp: int = option(
         1, "tensor-parallel ranks a stage", bounds=Bounds(1, 1024), aliases=("tp-size", "tensor-parallel-size")
     )

@@ -61,7 +61,6 @@ class LaunchSpec(msgspec.Struct, frozen=True, kw_only=True):
 
 class RankReady(msgspec.Struct, frozen=True, tag=True):
     rank: int
-    pid: int
     report: str  # one printable line: stage, layers, weight bytes planned = allocated, KV and state bytes
     stage_report: str = ""  # from tensor rank 0 of several: how the stage sums over them
 

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import msgspec
 import zmq
 
+from splitrank.comm.position import mesh_position
 from splitrank.serving.protocol.messages import EngineToFront, EngineToRank, FrontToEngine, LaunchSpec, RankToEngine
 
 encode = msgspec.msgpack.encode
@@ -47,7 +48,7 @@ def rank_identity(rank: int) -> bytes:
 
 def rank_name(spec: LaunchSpec, rank: int) -> str:
     """How messages call a rank."""
-    return f"rank {rank} (stage {rank // spec.tp_size}, tp {rank % spec.tp_size})"
+    return str(mesh_position(rank, spec.pp_size, spec.tp_size))
 
 
 def bind_ranks(context: zmq.Context[zmq.Socket[bytes]], spec: LaunchSpec) -> zmq.Socket[bytes]:

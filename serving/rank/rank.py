@@ -8,10 +8,11 @@ import torch
 
 from splitrank.comm.errors import CommunicationError
 from splitrank.models.weight_plan import AuditError
+from splitrank.serving.launch.launcher import load_spec
 from splitrank.serving.options.console import be_lenient_with_streams
 from splitrank.serving.options.progress import progress
 from splitrank.serving.protocol.messages import LaunchSpec
-from splitrank.serving.rank.rank_link import RankLink, StepOrderError, load_spec
+from splitrank.serving.rank.rank_link import RankLink, StepOrderError
 from splitrank.serving.rank.thread_wait import ThreadWait
 from splitrank.serving.rank.worker import Worker
 

@@ -1,12 +1,10 @@
 """A rank's connection to the engine: plans in, results and heartbeats out."""
 
-import os
 import threading
 from types import TracebackType
 
 import zmq
 
-from splitrank.serving.launch.launcher import load_spec as load_spec
 from splitrank.serving.launch.processes import exit_with_parent
 from splitrank.serving.protocol.messages import (
     Heartbeat,
@@ -56,7 +54,7 @@ class RankLink:
     def ready(self, report: str, stage_report: str = "") -> None:
         """``report``: one printable line about what this rank holds; ``stage_report``: one for its whole stage."""
         self._phase = "serve"
-        self._send(RankReady(rank=self._rank, pid=os.getpid(), report=report, stage_report=stage_report))
+        self._send(RankReady(rank=self._rank, report=report, stage_report=stage_report))
 
     def receive(self) -> tuple[StepPlan, str] | None:
         """The next plan and its hash; None to shut down. An idle engine may leave this waiting for long: the front's

@@ -11,8 +11,8 @@ import numpy.typing as npt
 import torch
 
 from splitrank.models.batch import Batch
+from splitrank.models.rounding import pages_needed
 from splitrank.serving.protocol.messages import AdmittedRequest, NewPages
-from splitrank.serving.protocol.pages import pages_needed
 from splitrank.serving.rank.sampling_state import SamplingState
 
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import torch
 
-from splitrank.comm.mesh import Mesh, mesh_position
+from splitrank.comm.mesh import Mesh
+from splitrank.comm.position import mesh_position
 from splitrank.comm.selection import AllReduceOptions
 from splitrank.models.cache import StageCache
 from splitrank.models.checkpoint import Checkpoint, open_checkpoint
@@ -19,11 +20,12 @@ from splitrank.models.memory import GIB, rank_memory
 from splitrank.models.ops.cpu.operations import CpuOperations
 from splitrank.models.ops.operations import Operations
 from splitrank.models.qwen3_5 import Stage
+from splitrank.models.rounding import pages_needed
 from splitrank.models.sharding import TensorShard, stage_slice
+from splitrank.models.torch_dtype import torch_dtype
 from splitrank.models.verify_weights import verify_weights
 from splitrank.models.weight_plan import WeightPlan, audit_plan, plan_weights
 from splitrank.serving.protocol.messages import LaunchSpec, StepPlan, StepResult
-from splitrank.serving.protocol.pages import pages_needed
 from splitrank.serving.rank.batch_builder import PlannedBatch, make_batch
 from splitrank.serving.rank.request_table import MovedRow, RequestTable
 from splitrank.serving.rank.sampler import sample
@@ -43,7 +45,7 @@ class Worker:
         self.config = replace(read_config(Path(spec.model_dir)), tie_word_embeddings=spec.tie_word_embeddings)
         self.stage_slice = stage_slice(self.position.pp_rank, spec.pp_size, spec.partition)
         self.shard = TensorShard(self.position.tp_rank, spec.tp_size)
-        self.dtype: torch.dtype = getattr(torch, spec.dtype)
+        self.dtype = torch_dtype(spec.dtype)
         self.ops: Operations = CpuOperations()
         timeout_s = max(spec.step_timeout_s, JOIN_TIMEOUT_S)
         options = AllReduceOptions(spec.all_reduce, spec.all_reduce_codec)
@@ -80,7 +82,7 @@ class Worker:
         self.model = Stage(self.config, self.stage_slice, self.spec.partition, self.shard, self.dtype, self.ops)
         bytes_written = load_weights(self.model, self.plan, self.checkpoint, on_progress)
         if self.spec.verify_weights:
-            verify_weights(self.model, self.config, self.shard, self.checkpoint, self.plan.where)
+            verify_weights(self.model, self.config, self.shard, self.checkpoint, str(self.position))
         self.cache = StageCache(
             self.config,
             self.stage_slice,

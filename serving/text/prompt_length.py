@@ -5,6 +5,8 @@ from typing import Any
 
 import tokenizers
 
+from splitrank.models.rounding import ceil_div
+
 # Up to so many characters a token of the limit, a text is tokenized whole at once: prompts of that length may well fit.
 USUAL_CHARS_PER_TOKEN = 8
 PIECE_CHARS = 64 * 2**10
@@ -41,7 +43,7 @@ class PromptLength:
         """Tokens that the bytes of ``text`` need if each is as long as the longest one; 0 if nothing can be said."""
         if self._max_token_bytes is None:
             return 0
-        return -(-len(unicodedata.normalize("NFC", text).encode()) // self._max_token_bytes)
+        return ceil_div(len(unicodedata.normalize("NFC", text).encode()), self._max_token_bytes)
 
     def _pieces_exceed(self, text: str, num_tokens: int) -> bool:
         for start in range(0, len(text), PIECE_CHARS):

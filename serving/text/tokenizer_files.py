@@ -1,10 +1,11 @@
 """The files of a checkpoint that make its tokenizer, as one value: another process makes the same one of it."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import msgspec
+
+from splitrank.models.json_file import read_json_object
 
 
 class TokenizerFiles(msgspec.Struct, frozen=True):
@@ -24,7 +25,7 @@ def read_tokenizer_files(folder: Path) -> TokenizerFiles:
     if not file.is_file():
         raise ValueError(f"no tokenizer: {folder} has no file tokenizer.json")
     config_file, template_file = folder / "tokenizer_config.json", folder / "chat_template.jinja"
-    config = read_json_object(config_file)
+    config = read_json_object(config_file, optional=True)
     special = {name: _token_text(value) for name, value in config.items() if name.endswith("_token")}
     if template_file.is_file():
         template: str | None = _read_text(template_file)
@@ -37,19 +38,6 @@ def read_tokenizer_files(folder: Path) -> TokenizerFiles:
         template=template,
         special_tokens={name: text for name, text in special.items() if text is not None},
     )
-
-
-def read_json_object(path: Path) -> dict[str, Any]:
-    """A checkpoint's side file: empty if it is missing, ``ValueError`` naming it if it is no JSON object."""
-    if not path.is_file():
-        return {}
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise ValueError(f"{path} does not hold a JSON object")
-    return value
 
 
 def _read_text(file: Path) -> str:

@@ -6,6 +6,7 @@ known without an engine (``expected_tokens``), and any slip in paging, swapping,
 
 from dataclasses import dataclass, field
 
+from splitrank.models.rounding import pages_needed
 from splitrank.serving.protocol.messages import (
     ChunkPlan,
     LaunchSpec,
@@ -15,7 +16,6 @@ from splitrank.serving.protocol.messages import (
     StepResult,
     SwapPlan,
 )
-from splitrank.serving.protocol.pages import pages_needed
 
 FAILURE = RowFailure("invalid_numbers", "the model's logits are made of cheese")
 

@@ -12,6 +12,8 @@ from itertools import accumulate
 
 import torch
 
+from splitrank.models.rounding import ceil_div
+
 BLOCK = 64
 TILE = 128
 
@@ -59,7 +61,7 @@ def place(
     blocks = [(n, row) for n in range(len(lengths)) for row in range(firsts[n], firsts[n + 1], BLOCK)]
     tiles = [(n, row) for n in range(len(lengths)) for row in range(firsts[n], firsts[n + 1], TILE)]
     tiles.sort(key=lambda tile: firsts[tile[0]] - starts[tile[0]] - tile[1])
-    counts = [-(-length // BLOCK) for length in lengths]
+    counts = [ceil_div(length, BLOCK) for length in lengths]
     width = max(len(table) for table in pages)
     parts = {
         "cu_seqlens": (firsts, (len(firsts),)),

@@ -11,14 +11,14 @@ def watch_with(beats: dict[int, int], now: float = 0.0, ready: bool = True) -> R
     for rank, step in beats.items():
         watch.hear(Heartbeat(rank, "serve", step), now)
         if ready:
-            watch.hear(RankReady(rank, 1000 + rank, f"report {rank}"), now)
+            watch.hear(RankReady(rank, f"report {rank}"), now)
     return watch
 
 
 def test_ready_when_every_rank_is_and_reports_are_in_rank_order() -> None:
     watch = watch_with({3: -1, 1: -1, 0: -1})
     assert not watch.all_ready
-    watch.hear(RankReady(2, 1002, "report 2", "stage 1"), 1.0)
+    watch.hear(RankReady(2, "report 2", "stage 1"), 1.0)
     assert watch.all_ready
     assert watch.reports == ["report 0", "report 1", "report 2", "report 3", "stage 1"]
 
@@ -35,15 +35,15 @@ def test_a_silent_rank_is_named_with_what_it_did_last() -> None:
 
 def test_a_rank_that_falls_silent_before_its_first_heartbeat_is_noticed() -> None:
     watch = RankWatch(SPEC, 0.0)
-    watch.hear(RankReady(1, 1001, ""), 1.0)
+    watch.hear(RankReady(1, ""), 1.0)
     failure = watch.find_failure(6.1, None, 0.0)
     assert failure == "rank 1 (stage 0, tp 1) has been silent for more than 5 s; no heartbeat yet"
 
 
 def test_a_late_start_names_those_that_are_not_ready() -> None:
     watch = RankWatch(SPEC, 0.0)
-    watch.hear(RankReady(0, 1000, ""), 99.0)
-    watch.hear(RankReady(3, 1003, ""), 99.0)
+    watch.hear(RankReady(0, ""), 99.0)
+    watch.hear(RankReady(3, ""), 99.0)
     watch.hear(Heartbeat(1, "load", -1), 99.0)
     assert watch.find_failure(100.0, None, 0.0) is None
     assert watch.find_failure(100.1, None, 0.0) == (

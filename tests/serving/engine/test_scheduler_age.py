@@ -5,6 +5,7 @@ from itertools import pairwise
 
 import pytest
 
+from splitrank.models.rounding import pages_needed
 from splitrank.serving.protocol.messages import LaunchSpec
 from tests.support.fake_model import expected_tokens, small_spec
 from tests.support.scheduler_loop import Loop
@@ -93,7 +94,7 @@ def random_loop(seed: int, max_tokens: int) -> tuple[Loop, int]:
     rng = random.Random(seed)
     depth = rng.choice([2, 3, 4])
     page_size = rng.choice([2, 3, 4])
-    sizes = {"page_size": page_size, "num_pages": -(-rng.choice([64, 80]) // page_size)}
+    sizes = {"page_size": page_size, "num_pages": pages_needed(rng.choice([64, 80]), page_size)}
     more = {"max_running_requests": rng.choice([3, 4, 6, 8]), "chunked_prefill_size": rng.choice([4, 8, 16])}
     loop = Loop(small_spec(**sizes, **more), depth)
     for index in range(8):
