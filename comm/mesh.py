@@ -62,7 +62,8 @@ class Mesh:
     def _link_stages(
         self, listener: StageListener | None, folder: Path, timeout_s: float
     ) -> tuple[PipelineLink, PipelineLink]:
-        """To and from the next stage; and from the last stage to the first. All ranks have joined, so all listen."""
+        """The links between neighbouring stages, and from the last stage to the first. All ranks have joined, so all
+        listen."""
         position, previous, following = self.position, None, None
         try:
             if listener is not None:
@@ -82,7 +83,7 @@ class Mesh:
         )
 
     def _make_collectives(self, group: dist.ProcessGroup, timeout_s: float) -> tuple[Collectives, str]:
-        """What the options and the measured table choose for this stage, and the line that says so."""
+        """The backend that options and measured table choose for this stage, and the line at start about it."""
         rank, size, options = self.position.tp_rank, self.position.tp_size, self._options
         torch_ = TorchCollectives(group, rank, size, timeout_s)
         target = "hip" if self._device.type == "cuda" and torch.version.hip else self._device.type

@@ -1,7 +1,7 @@
-"""What crosses from one pipeline stage to the next, and from the last to the first: a header and a payload a step.
+"""Sends tensors from one pipeline stage to the next, and from the last to the first: a header and a payload per step.
 
-The header carries the step, the plan's hash, and the size and dtype of the payload; the receiver compares each with
-what it expects, and stops with an error that names both sides instead of computing on something else.
+The header holds the step, the plan's hash, and the size and dtype of the payload. The receiver compares it with what it
+expects. If they differ, it raises an error that shows both, instead of computing with the payload.
 """
 
 import struct
@@ -18,10 +18,10 @@ _MAGIC = b"splitrk1"
 
 
 class PipelineLink:
-    """From stage ``pp_rank - 1`` (stream ``previous``) and to stage ``pp_rank + 1`` (stream ``next``), at equal tensor
-    ranks. A stage runs ahead of the next by ``max_ahead`` messages at most. Waits ``timeout_s`` at most.
+    """Receives from stage ``pp_rank - 1`` (stream ``previous``), sends to stage ``pp_rank + 1`` (stream ``next``), at
+    equal tensor ranks. A stage is ahead of the next by ``max_ahead`` messages at most. Waits ``timeout_s`` at most.
 
-    Stages are counted round: behind the last comes the first, which gets the sampled tokens from it.
+    After the last stage comes the first, which gets the sampled tokens from it.
     """
 
     def __init__(
@@ -33,7 +33,7 @@ class PipelineLink:
         self._outbox = Outbox(next, max_ahead, timeout_s) if next is not None else None
 
     def send(self, tensors: tuple[torch.Tensor, ...], step: int, plan_hash: str) -> None:
-        """Starts sending tensors of equal shape and dtype to the next stage, in step order; they now belong to it."""
+        """Starts sending tensors of equal shape and dtype to the next stage, in step order. Do not change them."""
         assert self._outbox is not None
         tensors = tuple(tensor.contiguous() for tensor in tensors)
         header = _header(step, plan_hash, len(tensors), tensors[0].numel(), tensors[0].dtype)
@@ -69,7 +69,7 @@ class PipelineLink:
         return buffer
 
     def close(self) -> None:
-        """What was not sent yet is dropped."""
+        """Closes the streams; what was not sent yet is dropped."""
         for stream in (self._previous, self._next):
             if stream is not None:
                 stream.close()
@@ -81,7 +81,7 @@ def _header(step: int, plan_hash: str, num_tensors: int, num_elements: int, dtyp
 
 
 def _fields(header: bytes) -> tuple[int, str, int, int, str]:
-    """A header for people. The names are decoded leniently: whatever came is shown."""
+    """The fields of a header for an error message. Names of other bytes than text are shown, too."""
     _, step, plan_hash, num_tensors, num_elements, dtype = _HEADER.unpack(header)
     names = [name.rstrip(b"\0").decode(errors="replace") for name in (plan_hash, dtype)]
     return step, names[0], num_tensors, num_elements, names[1]

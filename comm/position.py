@@ -1,11 +1,11 @@
-"""Where a rank stands in the mesh, and its name in messages. No torch: the front and the engine name ranks, too."""
+"""A rank's position in the mesh, and its name in messages. No torch, since the engine names ranks, too."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class MeshPosition:
-    """Axes: pipeline (stages) x tensor (ranks of a stage). As text it is the rank's name."""
+    """Axes: pipeline (stages) x tensor (ranks of a stage). ``str`` of it is the rank's name."""
 
     pp_rank: int
     pp_size: int

@@ -1,4 +1,4 @@
-"""What a checkpoint folder holds, from its headers alone, checked against the config. No tensor data, no torch."""
+"""Reads what a checkpoint folder holds from its headers, and checks it against the config. No data, no torch."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -42,7 +42,7 @@ class Checkpoint:
 def open_checkpoint(folder: Path, config: ModelConfig) -> Checkpoint:
     """Reads all headers of ``folder`` and checks that they hold exactly the model of ``config``.
 
-    With a tied config a stored head is ignored, or stands for a missing embedding; ``settle_head`` compares the two.
+    With a tied config a stored head is ignored, or replaces a missing embedding; ``settle_head`` compares the two.
     """
     headers = {file: read_header(file) for file in weight_files(folder)}
     _check_index(folder, headers)
@@ -96,7 +96,7 @@ def _weight_map(folder: Path) -> dict[str, str]:
 
 
 def _check_index(folder: Path, headers: dict[Path, Header]) -> None:
-    """The index and the shards must name the same tensors in the same files, but for those that are never read."""
+    """The index and the shards must name the same tensors in the same files, except for tensors that are ignored."""
     if not (folder / INDEX).exists():
         return
     indexed = {(tensor, folder / name) for tensor, name in _weight_map(folder).items()}
@@ -147,7 +147,7 @@ def _check_against_config(checkpoint: Checkpoint, config: ModelConfig) -> None:
 def _expected_experts(
     checkpoint: Checkpoint, config: ModelConfig, layer: int, projection: str
 ) -> dict[str, tuple[int, ...]]:
-    """Fused or per expert, decided tensor by tensor; both at once is a duplicate."""
+    """Names and shapes of one layer's projection as it is stored: fused or per expert. Both at once is a duplicate."""
     shapes = expert_shapes(config)
     fused = fused_expert_name(layer, projection)
     single = {
@@ -156,7 +156,7 @@ def _expected_experts(
         for part in per_expert_projections(projection)
     }
     if fused not in checkpoint.tensors:
-        # Neither form there at all: name the fused tensor, rather than 2 x 256 single ones.
+        # If both forms are missing, the error names the fused tensor, not 2 x 256 single ones.
         return single if any(name in checkpoint.tensors for name in single) else {fused: shapes[projection]}
     twice = next((name for name in single if name in checkpoint.tensors), None)
     if twice is not None:

@@ -1,4 +1,4 @@
-"""The dtypes of weights, one row each: what a name means in ``config.json``, in safetensors and in bytes. No torch."""
+"""The one table of weight dtypes: their names in ``config.json`` and in safetensors, and their bytes. No torch."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""What a checkpoint that cannot be served raises."""
+"""The error of a checkpoint that cannot be served."""
 
 
 class CheckpointError(ValueError):

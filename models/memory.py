@@ -1,4 +1,4 @@
-"""Bytes of each rank from the config alone: weights, KV a token, recurrent state a request; and what fits. No torch."""
+"""Bytes of each rank from its plan: weights, KV per token, recurrent state per request; and what fits. No torch."""
 
 import operator
 from collections.abc import Callable
@@ -80,10 +80,11 @@ def plan_all_ranks(
 def balanced_partition(
     config: ModelConfig, tp_size: int, pp_size: int, dtype: str, tokens: int, requests: int
 ) -> tuple[int, ...]:
-    """Layers a stage such that the fullest stage holds the fewest bytes, at ``tokens`` of KV and ``requests`` slots.
+    """The layers of each stage such that the fullest stage holds the fewest bytes, with ``tokens`` of KV and
+    ``requests`` slots.
 
-    Bytes, not counts: the 3:1 pattern, the embedding and the head make equal counts unequal. Among partitions with
-    the same maximum, the one nearest to equal counts.
+    Bytes are balanced, not counts, since layer types, the embedding and the head differ in size. Among partitions with
+    the same maximum, the one nearest to equal counts is taken.
     """
     check_tensor_parallel(config, tp_size)
     check_partition(config.num_hidden_layers, pp_size, None)
@@ -108,7 +109,7 @@ def balanced_partition(
 def _bytes_of_parts(
     config: ModelConfig, tp_size: int, dtype: str, tokens: int, requests: int
 ) -> tuple[list[int], int, int]:
-    """Bytes of each layer with its state, and of what the first and the last stage hold besides (tensor rank 0)."""
+    """Bytes of each layer with its cache, of the embedding, and of head and norm (of tensor rank 0)."""
     shard, num_layers = TensorShard(0, tp_size), config.num_hidden_layers
     whole = plan_weights(config, StageSlice(0, 2, 0, num_layers), shard, dtype)  # with the embedding, without the head
     layers = [0] * num_layers
@@ -130,7 +131,7 @@ def _cheapest_split(
     cost: Callable[[int, int, int], float],
     combine: Callable[[float, float], float],
 ) -> tuple[float, tuple[int, ...]]:
-    """Dynamic programme over stages: the contiguous split with the least combined ``cost(stage, start, stop)``."""
+    """The contiguous split with the least combined ``cost(stage, start, stop)``, by dynamic programming over stages."""
     best: dict[int, tuple[float, tuple[int, ...]]] = {
         stop: (cost(0, 0, stop), (stop,)) for stop in range(1, num_layers - pp_size + 2)
     }

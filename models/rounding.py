@@ -1,4 +1,4 @@
-"""Division that rounds up, and the KV pages of a sequence, which are counted with it. No torch, no numpy."""
+"""Division that rounds up, and the number of KV pages of a sequence. No torch, no numpy."""
 
 from typing import TYPE_CHECKING, TypeVar
 

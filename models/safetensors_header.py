@@ -1,7 +1,7 @@
 """Reads and checks the header of a safetensors file: names, shapes, dtypes and byte ranges. No tensor data, no torch.
 
-Format: 8 bytes little-endian header length, a JSON object, then the data. The library checks most of this too, but
-neither duplicate names nor (with a plain read of byte ranges) that the file is as long as its header says.
+Format: 8 bytes of header length (little-endian), a JSON object, then the data. The safetensors library does not refuse
+duplicate names. Its check of the file's length does not help here either, since byte ranges are read without it.
 """
 
 import json
@@ -53,7 +53,7 @@ def read_header(file: Path) -> Header:
     """Header of ``file``; raises ``CheckpointError`` for anything truncated, overlapping, duplicate or malformed."""
     try:
         size = file.stat().st_size
-        with file.open("rb", buffering=0) as stream:  # a buffer would read data that no rank asked for
+        with file.open("rb", buffering=0) as stream:  # a buffered read would read tensor data as well
             prefix = stream.read(8)
             if len(prefix) < 8:
                 raise CheckpointError(f"{file}: {size} bytes are too few for a safetensors header (empty or truncated)")

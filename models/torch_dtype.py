@@ -1,4 +1,4 @@
-"""From the table of dtypes to torch's."""
+"""torch's dtype of a row in the table of dtypes."""
 
 import torch
 
@@ -6,6 +6,6 @@ from splitrank.models.dtypes import DTYPES
 
 
 def torch_dtype(name: str) -> torch.dtype:
-    """torch's dtype of a name in ``DTYPES``."""
+    """The dtype of a name in ``DTYPES``."""
     dtype: torch.dtype = getattr(torch, DTYPES[name].name)
     return dtype

@@ -38,13 +38,13 @@ class InspectConfig(Options):
 
 
 def run_plan(config: PlanConfig) -> int:
-    """Prints the plan; exit code 0. Raises ``ValueError`` for a layout that cannot be."""
+    """Prints the plan; exit code 0. Raises ``ValueError`` for a layout that the model does not allow."""
     path = Path(config.model) if config.model.endswith(".json") else model_folder(config.model)
     model = read_config(path)
     check_tensor_parallel(model, config.tp)
     check_partition(model.num_hidden_layers, config.pp, config.pp_partition or None)
     dtype, length = computing_dtype(config.dtype, model), wanted_length(config, model)
-    # A bare config.json, or a folder without weights: planned from the shapes alone.
+    # A bare config.json, or a folder without weights, is planned from the shapes alone.
     checkpoint = None
     if any(path.glob("*.safetensors*")):
         model, checkpoint = settle_head(path, model)

@@ -1,4 +1,4 @@
-"""The tokens that end a text, from every file of a checkpoint that names some, and a line that says which."""
+"""The tokens that end a text: all that the files of a checkpoint name, and a line that says which and where."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -12,8 +12,8 @@ StopTokens = dict[int, list[str]]  # id -> the files that name it
 def stop_tokens(folder: Path, vocab_size: int) -> StopTokens:
     """The union of what generation_config.json, config.json and the tokenizer's files name.
 
-    A finetune often keeps one of them only, or one that names ``<|endoftext|>`` alone, while its chats end with the
-    tokenizer's ``<|im_end|>``. Raises ``ValueError`` that names the file for an id or a text that cannot be.
+    A finetune often keeps only one of these files, or one that names ``<|endoftext|>`` alone, while its chats end with
+    the tokenizer's ``<|im_end|>``. Raises ``ValueError`` that names the file for an id or a text of a wrong type.
     """
     found: StopTokens = {}
     for name in ("generation_config.json", "config.json"):

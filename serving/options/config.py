@@ -12,11 +12,11 @@ from splitrank.comm.selection import BACKENDS, CODECS, AllReduceOptions
 from splitrank.models.dtypes import COMPUTED_DTYPES
 from splitrank.serving.options.checked import INT64_MAX, Bounds, as_type, shown
 
-LEAST_BODY_BYTES = 64  # fewer than any request has
+LEAST_BODY_BYTES = 64  # shorter than any request
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
 
-# Limits of numbers: finite, so that nothing that is computed from them overflows on its way.
+# Every number has a finite limit, so that nothing that is computed from it overflows.
 COUNT = Bounds(1, 2**31 - 1)
 COUNT_OR_ZERO = Bounds(0, 2**31 - 1)
 SECONDS = Bounds(0, 10**6, above=True)
@@ -48,7 +48,7 @@ class Options:
 
 @dataclass(frozen=True, kw_only=True)
 class LayoutConfig(Options):
-    """The model, its split, and what it is sized for: all that decides the bytes of a rank."""
+    """The model, its split, and the load it is sized for: all that determines the bytes of a rank."""
 
     model: str = option(
         "", "checkpoint folder, or a hub id when online; the demo checkpoint if not given", aliases=("model-path",)
@@ -80,7 +80,7 @@ class LayoutConfig(Options):
 
 @dataclass(frozen=True, kw_only=True)
 class EngineConfig(LayoutConfig):
-    """What every command that runs the model shares. ``0`` means: derive it from the model and the machine."""
+    """Options of every command that runs the model. ``0`` means: derived from the model and the machine."""
 
     threads_per_rank: int = option(
         0, "torch threads of a rank; 0: cores divided by ranks, at least 1", bounds=Bounds(0, 1024)
@@ -91,7 +91,7 @@ class EngineConfig(LayoutConfig):
         0, "KV pages; 0: what the memory fraction holds, at most what all requests can use", bounds=COUNT_OR_ZERO
     )
     mem_fraction_static: float = option(
-        0.6, "share of the memory for weights, KV pages and states of all ranks", bounds=Bounds(0, 1, above=True)
+        0.6, "part of the memory for weights, KV pages and states of all ranks", bounds=Bounds(0, 1, above=True)
     )
     chunked_prefill_size: int = option(
         512, "prefill chunk in tokens; chunks end at absolute multiples of it", bounds=Bounds(64, 2**20)
@@ -112,12 +112,12 @@ class EngineConfig(LayoutConfig):
     )
     load_timeout_s: float = option(1800.0, "limit for loading the weights", bounds=SECONDS)
     step_timeout_s: float = option(300.0, "limit for one step of all ranks", bounds=SECONDS)
-    heartbeat_timeout_s: float = option(15.0, "a rank silent for longer is taken for dead", bounds=SECONDS)
+    heartbeat_timeout_s: float = option(15.0, "a rank that is silent for longer counts as dead", bounds=SECONDS)
     all_reduce: str = option(
         "auto", "sums over tensor ranks; auto takes what was measured to be fastest, by message size", choices=BACKENDS
     )
     all_reduce_codec: str = option(
-        "none", "integers that large messages of the quick all-reduce travel as; changes answers", choices=CODECS
+        "none", "integers as which large messages of the quick all-reduce are sent; changes answers", choices=CODECS
     )
     log_level: str = option("info", "log level", choices=LOG_LEVELS)
 
@@ -134,7 +134,7 @@ class EngineConfig(LayoutConfig):
             )
 
     def check_concurrency(self, *concurrency: int) -> None:
-        """For commands that keep so many requests open: the engine must take them all."""
+        """For commands that keep ``concurrency`` requests open: ``ValueError`` if the engine would refuse some."""
         room = self.max_running_requests + self.max_queued_requests
         if max(concurrency, default=0) > room:
             raise ValueError(
@@ -145,7 +145,7 @@ class EngineConfig(LayoutConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class ServedModelConfig(EngineConfig):
-    """What the commands share whose requests may name the model."""
+    """Options of the commands whose requests name the model."""
 
     served_model_name: str = option("", "the model's name in requests; the checkpoint folder's name if not given")
 
@@ -177,18 +177,19 @@ class ServeConfig(ServedModelConfig):
 
 
 def environment_api_key() -> str:
-    """API key for ``serve`` when no flag gives one: kept out of the process list."""
+    """API key for ``serve`` if no flag gives one. In the environment, other users do not see it in the process list."""
     return os.environ.get("SPLITRANK_API_KEY", "")
 
 
 def child_environment() -> dict[str, str]:
     """Environment of engine and rank processes: loopback for gloo, unbuffered output, a malloc that keeps pages, and
-    threads that wait awake for 1 ms at most. What the user has set for malloc and the threads stays.
+    threads that spin for 1 ms at most. The user's own settings for malloc and the threads stay.
 
-    A step allocates and frees the same megabytes over and over. malloc's defaults map and unmap them each time: a
+    A step allocates and frees the same megabytes again and again. By default malloc maps and unmaps them each time: a
     prefill of 512 tokens took 0.35 s instead of 0.30. The threads of an operation wait for each other thousands of
-    times a step: libgomp's 300,000 spins (10 ms) outlast the time slice of whatever took a core from one of them, and
-    hold that core between steps. 30,000 lose nothing; ``rank/thread_wait.py`` makes them fewer on shared cores.
+    times a step. libgomp's default of 300,000 spins (10 ms) is longer than the time slice of a process that has taken
+    one of their cores, and keeps a core busy between steps. 30,000 spins are as fast; ``rank/thread_wait.py`` reduces
+    them on shared cores.
     """
     loopback = {"GLOO_SOCKET_IFNAME": "lo", "TP_SOCKET_IFNAME": "lo"}
     waiting = {} if "OMP_WAIT_POLICY" in os.environ else {"GOMP_SPINCOUNT": "30000"}

@@ -16,8 +16,8 @@ from splitrank.serving.rank.rank_link import RankLink, StepOrderError
 from splitrank.serving.rank.thread_wait import ThreadWait
 from splitrank.serving.rank.worker import Worker
 
-# What can go wrong on a rank through files, peers or memory, and weights that are not those of the files: told to the
-# engine in one line. Anything else is a bug of ours, and is told with its type.
+# Errors of files, peers and memory, and weights that differ from the files: the engine gets their text. Any other error
+# is a bug of ours: the engine gets its type, too, and the log the trace.
 _EXPECTED = (ValueError, OSError, CommunicationError, StepOrderError, MemoryError, AuditError)
 
 
@@ -57,7 +57,7 @@ def _run(spec: LaunchSpec, rank: int, link: RankLink) -> int:
 
 
 class _Phase:
-    """What this rank is doing: told in heartbeats, and in its last words."""
+    """What this rank is doing now, for heartbeats and for the message of a failure."""
 
     def __init__(self, link: RankLink) -> None:
         self._link, self.name = link, "start"
@@ -68,7 +68,7 @@ class _Phase:
 
 
 def _load(worker: Worker) -> str:
-    """Loads; rank 0 shows its own progress, which stands for all since the ranks load side by side."""
+    """Loads the weights. Rank 0 shows its progress, which stands for all: the ranks load at the same time."""
     total = worker.plan.num_bytes
     show = worker.spec.show_progress and worker.position.rank == 0
     with progress(total, f"loading rank 0 of {worker.spec.world_size}", unit="B", show=show) as bar:
@@ -76,7 +76,7 @@ def _load(worker: Worker) -> str:
 
 
 def _serve(worker: Worker, link: RankLink, phase: _Phase) -> None:
-    """The loop of a rank: plan in, step, result out."""
+    """The loop of a rank: receive a plan, execute it, send the result."""
     thread_wait = ThreadWait(worker.spec.threads_per_rank)
     while (received := link.receive()) is not None:
         plan, plan_hash = received

@@ -159,11 +159,11 @@ class Worker:
         for out in plan.swap_out:
             pages = self.table.pages_of(out.slot, int(self.table.host_lengths[out.slot]))
             saved = self.cache.save(pages, out.slot)
-            self._swapped[out.request] = (self.table.take(out.slot), saved)
+            self._swapped[out.request_number] = (self.table.take(out.slot), saved)
         for new in plan.admitted:
             sampling = SamplingState(new.prompt_token_ids, new.params, self.spec.eos_token_ids)
             self.table.admit(new, sampling if self.is_sampling_rank else None)
-        back = [(one.slot, *self._swapped.pop(one.request)) for one in plan.swap_in]
+        back = [(one.slot, *self._swapped.pop(one.request_number)) for one in plan.swap_in]
         for slot, moved, _ in back:
             self.table.put(slot, moved)
         for pages_of_row in plan.pages:

@@ -1,4 +1,4 @@
-"""What is known of the model before and while it runs: what requests are checked against."""
+"""What requests are checked against, and what the API says of the model."""
 
 import hashlib
 from dataclasses import dataclass
@@ -46,7 +46,7 @@ def model_info(spec: LaunchSpec, model: str, served_model_name: str = "") -> Mod
 def read_defaults(model_dir: Path) -> dict[str, float]:
     """Sampling defaults of generation_config.json; ``do_sample: false`` means temperature 0.
 
-    Raises ``ValueError`` that names the file if a value is none that a request could have.
+    Raises ``ValueError`` that names the file for a value that a request could not have.
     """
     path = model_dir / "generation_config.json"
     config = read_json_object(path, optional=True)

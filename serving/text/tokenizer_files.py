@@ -1,4 +1,4 @@
-"""The files of a checkpoint that make its tokenizer, as one value: another process makes the same one of it."""
+"""The contents of a tokenizer's files as one value, of which another process can make the same tokenizer."""
 
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ from splitrank.models.json_file import read_json_object
 
 
 class TokenizerFiles(msgspec.Struct, frozen=True):
-    """Contents, and for messages where they were read."""
+    """The contents, and the names of the files for messages."""
 
     tokenizer_file: str
     tokenizer_json: bytes
@@ -51,7 +51,7 @@ def _config_template(config: dict[str, Any], file: Path) -> str | None:
     template = config.get("chat_template")
     if template is None or isinstance(template, str):
         return template
-    # Named templates: the one for plain chats is called default.
+    # Named templates; the one named "default" is for plain chats.
     named = template if isinstance(template, list) else [template]
     for index, entry in enumerate(named):
         fields = entry if isinstance(entry, dict) else {}

@@ -19,7 +19,7 @@ def test_misuse_is_an_assertion() -> None:
     with pytest.raises(AssertionError, match="2 ids asked for, 1 of 2 are free"):
         ids.allocate(2)
     ids.free([page])
-    with pytest.raises(AssertionError, match="not out"):
+    with pytest.raises(AssertionError, match="not taken"):
         ids.free([page])
 
 

@@ -87,16 +87,16 @@ def test_the_youngest_is_swapped_out_and_comes_back_before_anyone_new() -> None:
         assert plan is not None
         swapped_out = swapped_out if swapped_out is not None or not plan.swap_out else plan
         swapped_in = swapped_in if swapped_in is not None or not plan.swap_in else plan
-        if any(admitted.request == 2 for admitted in plan.admitted):
+        if any(admitted.request_number == 2 for admitted in plan.admitted):
             assert swapped_in is not None
         loop.commit()
     assert swapped_out is not None
     assert swapped_in is not None
-    assert [swap.request for swap in swapped_out.swap_out] == [1]
+    assert [swap.request_number for swap in swapped_out.swap_out] == [1]
     assert [span.request for span in loop.spans[swapped_out.step]] == [
         0
     ]  # the pages it gave up are used by the same step
-    assert [swap.request for swap in swapped_in.swap_in] == [1]
+    assert [swap.request_number for swap in swapped_in.swap_in] == [1]
     assert loop.tokens["young"] == expected_tokens([2] * 5, 12, 50)
     assert loop.scheduler.stats().preemptions == 1
 

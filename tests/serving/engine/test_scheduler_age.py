@@ -112,8 +112,8 @@ def test_no_request_goes_on_while_an_older_one_is_swapped_out(seed: int) -> None
         if plan is None:
             loop.commit()
             continue
-        swapped |= {swap.request for swap in plan.swap_out}
-        swapped -= {swap.request for swap in plan.swap_in}
+        swapped |= {swap.request_number for swap in plan.swap_out}
+        swapped -= {swap.request_number for swap in plan.swap_in}
         assert all(span.request < min(swapped, default=8) for span in loop.spans[plan.step])
 
 
@@ -147,7 +147,9 @@ def test_a_prompt_that_was_swapped_out_comes_back_when_its_rest_has_room() -> No
     while not loop.scheduler.is_idle:
         plan = loop.plan()
         assert plan is not None
-        swaps += [("out", swap.request) for swap in plan.swap_out] + [("in", swap.request) for swap in plan.swap_in]
+        swaps += [("out", swap.request_number) for swap in plan.swap_out] + [
+            ("in", swap.request_number) for swap in plan.swap_in
+        ]
         loop.commit()
     assert swaps == [("out", 3), ("out", 2), ("in", 2), ("in", 3)]
 
