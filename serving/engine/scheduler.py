@@ -14,13 +14,13 @@ from collections import deque
 
 import numpy as np
 
-from splitrank.models.rounding import ceil_div, pages_needed
+from splitrank.models.rounding import pages_needed
 from splitrank.serving.engine.admission import error_output, refuse
 from splitrank.serving.engine.request import Request, Status
 from splitrank.serving.engine.request_columns import Flags, Places, RequestColumns
 from splitrank.serving.engine.residents import Residents
 from splitrank.serving.engine.snapshots import Snapshots
-from splitrank.serving.engine.step_builder import Counters, StepBuilder, StepInFlight
+from splitrank.serving.engine.step_builder import Counters, StepBuilder, StepInFlight, rows_of_step
 from splitrank.serving.protocol.messages import (
     AddRequest,
     AdmittedRequest,
@@ -182,9 +182,8 @@ class Scheduler:
                 self._plan_request(builder, request)
 
     def _decode_limit(self) -> int:
-        """An even share of all decoding requests."""
         decoding = int(self._columns.is_decoding(self._residents.places).sum())
-        return ceil_div(decoding, self._num_microbatches)
+        return rows_of_step(decoding, self._num_microbatches, self._next_step)
 
     def _chunk_fits(self, builder: StepBuilder, request: Request) -> bool:
         num_tokens = request.next_end(self._spec.chunked_prefill_size) - request.num_scheduled
@@ -207,8 +206,8 @@ class Scheduler:
                 self._plan_request(builder, request)
 
     def _admit(self, builder: StepBuilder) -> None:
-        # One step admits an even part, as with decodes. If all short prompts went into one step, stages would idle.
-        limit = ceil_div(len(self._requests) - self._num_ended, self._num_microbatches)
+        # Short prompts are spread like decodes. If all went into one step, the other stages would idle.
+        limit = rows_of_step(len(self._requests) - self._num_ended, self._num_microbatches, self._next_step)
         while self._waiting and builder.num_rows < limit:
             request = self._waiting[0]
             if not self._residents.has_room(len(request.prompt_token_ids)):

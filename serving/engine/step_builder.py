@@ -2,9 +2,16 @@
 
 from dataclasses import dataclass, field
 
+from splitrank.models.rounding import ceil_div
 from splitrank.serving.engine.request import Request
 from splitrank.serving.engine.request_columns import Places
 from splitrank.serving.protocol.messages import AdmittedRequest, ChunkPlan, NewPages, SwapPlan
+
+
+def rows_of_step(num_requests: int, num_microbatches: int, step: int) -> int:
+    """How many of ``num_requests`` a step computes, at least 1: 6 over 4 stages as 2, 2, 1, 1, and so on. With 2, 2, 2
+    one of the four stages would idle."""
+    return max(1, ceil_div(num_requests - step % num_microbatches, num_microbatches))
 
 
 @dataclass(slots=True)
