@@ -1,6 +1,7 @@
-"""A vote of all ranks of a stage: each says that it could do its part, or why not, and all hear all.
+"""A vote of all ranks of a stage: each says that it has done its part, or why not, and gets the votes of all.
 
-Whether a shared resource exists is then one decision. A record of fixed size travels: no pickle, and no size first.
+So all ranks make the same decision about a shared resource. A vote is a record of fixed size: no pickle, and no size
+must be sent first.
 """
 
 import struct
@@ -19,14 +20,14 @@ _RECORD = struct.Struct(f"<H{_TEXT_BYTES}sH{_PAYLOAD_BYTES}s")
 
 @dataclass(frozen=True)
 class Vote:
-    """One rank's: ``refusal`` is empty if it could; ``payload`` is for the others."""
+    """One rank's vote: ``refusal`` is empty if it has done its part; ``payload`` is for the others."""
 
     refusal: str = ""
     payload: bytes = b""
 
 
 class Ballot:
-    """The voters: ranks of ``group``. Calls are made by all ranks in the same order."""
+    """The ranks of ``group`` vote. All ranks make the calls in the same order."""
 
     def __init__(self, group: dist.ProcessGroup, rank: int, size: int, timeout_s: float) -> None:
         self._group, self._rank, self._size, self._timeout_s = group, rank, size, timeout_s

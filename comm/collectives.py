@@ -14,7 +14,7 @@ from splitrank.comm.waiting import wait
 
 
 class Collectives(Protocol):
-    """Sum and gather over the tensor ranks of one stage. Calls are made by all ranks in the same order."""
+    """Sum and gather over the tensor ranks of one stage. All ranks make the calls in the same order."""
 
     rank: int
     size: int
@@ -28,11 +28,11 @@ class Collectives(Protocol):
         ...
 
     def check(self) -> None:
-        """Raises ``CommunicationError`` if a call failed on the device. Before a step's result leaves the rank."""
+        """Raises ``CommunicationError`` if a call failed on the device. Called before a step's result is sent."""
         ...
 
     def close(self) -> None:
-        """Gives back what the backend holds. By all ranks at about the same time; safe when peers are gone."""
+        """Frees what the backend holds. All ranks call it at about the same time; safe when peers are gone."""
         ...
 
 
@@ -62,22 +62,22 @@ class TorchCollectives:
         self._group, self._timeout = group, timedelta(seconds=timeout_s)
 
     def all_reduce_(self, tensor: torch.Tensor) -> torch.Tensor:
-        summed = tensor.contiguous()  # of a view with gaps, gloo sums what lies between as well
+        summed = tensor.contiguous()  # gloo would sum the gaps of a view as well
         self._wait(dist.all_reduce(summed, group=self._group, async_op=True), "all-reduce")
         return tensor if summed is tensor else tensor.copy_(summed)
 
     def all_gather_columns(self, tensor: torch.Tensor, widths: tuple[int, ...]) -> torch.Tensor:
-        # gloo gathers equal shapes only, so the narrower shards travel padded.
+        # gloo gathers equal shapes only, so the narrower shards are padded.
         padded = torch.nn.functional.pad(tensor, (0, max(widths) - tensor.shape[-1])).contiguous()
         shards = [torch.empty_like(padded) for _ in widths]
         self._wait(dist.all_gather(shards, padded, group=self._group, async_op=True), "all-gather")
         return torch.cat([shard[..., :width] for shard, width in zip(shards, widths, strict=True)], dim=-1)
 
     def check(self) -> None:
-        """Every call has waited for its end."""
+        """Nothing to do: every call has waited for its end."""
 
     def close(self) -> None:
-        """The mesh owns the group."""
+        """Nothing to do: the mesh owns the group."""
 
     def _wait(self, work: dist.Work | None, name: str) -> None:
         wait(work, self._timeout, f"tensor rank {self.rank} of {self.size}: {name} failed")

@@ -2,4 +2,4 @@
 
 
 class CommunicationError(RuntimeError):
-    """A peer died, was silent past its limit, or sent something else than agreed; one line that says who and what."""
+    """A peer died, was silent for too long, or sent another message than agreed; one line that says who and what."""

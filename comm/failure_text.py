@@ -1,10 +1,10 @@
-"""A failure record of the quick all-reduce in one line: who, where, and what was expected and seen."""
+"""A failure record of the quick all-reduce in one line: rank, slot, phase, peer, expected and seen values."""
 
 from splitrank.comm.native import Failure
 
 
 def describe(failure: Failure | None, rank: int, timeout_s: float) -> str:
-    """For people. ``rank``: whose record it is."""
+    """The record of ``rank`` as text."""
     if failure is None:
         return "it was aborted before the call began"
     place = f"in phase {failure['phase']} of slot {failure['slot']}"

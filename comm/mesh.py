@@ -3,7 +3,6 @@
 Axes: pipeline (stages) x tensor (ranks of a stage); global rank = pp_rank * tp_size + tp_rank.
 """
 
-from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from socket import socket
@@ -15,36 +14,11 @@ from torch._C._distributed_c10d import FileStore
 from splitrank.comm.collectives import Collectives, SingleRank, TorchCollectives
 from splitrank.comm.errors import CommunicationError
 from splitrank.comm.pipeline_link import PipelineLink
+from splitrank.comm.position import MeshPosition
 from splitrank.comm.quick_collectives import QuickCollectives
 from splitrank.comm.quick_reduce import QuickAllReduce
 from splitrank.comm.selection import AllReduceOptions, describe, select
 from splitrank.comm.stage_socket import StageListener, connect
-
-
-@dataclass(frozen=True)
-class MeshPosition:
-    """Where a rank stands."""
-
-    pp_rank: int
-    pp_size: int
-    tp_rank: int
-    tp_size: int
-
-    @property
-    def rank(self) -> int:
-        return self.pp_rank * self.tp_size + self.tp_rank
-
-    @property
-    def world_size(self) -> int:
-        return self.pp_size * self.tp_size
-
-    def __str__(self) -> str:
-        return f"rank {self.rank} (stage {self.pp_rank}, tp {self.tp_rank})"
-
-
-def mesh_position(rank: int, pp_size: int, tp_size: int) -> MeshPosition:
-    """Position of a global rank."""
-    return MeshPosition(rank // tp_size, pp_size, rank % tp_size, tp_size)
 
 
 def _link_name(rank: int) -> str:
@@ -88,7 +62,8 @@ class Mesh:
     def _link_stages(
         self, listener: StageListener | None, folder: Path, timeout_s: float
     ) -> tuple[PipelineLink, PipelineLink]:
-        """To and from the next stage; and from the last stage to the first. All ranks have joined, so all listen."""
+        """The links between neighbouring stages, and from the last stage to the first. All ranks have joined, so all
+        listen."""
         position, previous, following = self.position, None, None
         try:
             if listener is not None:
@@ -108,7 +83,7 @@ class Mesh:
         )
 
     def _make_collectives(self, group: dist.ProcessGroup, timeout_s: float) -> tuple[Collectives, str]:
-        """What the options and the measured table choose for this stage, and the line that says so."""
+        """The backend that options and measured table choose for this stage, and the line at start about it."""
         rank, size, options = self.position.tp_rank, self.position.tp_size, self._options
         torch_ = TorchCollectives(group, rank, size, timeout_s)
         target = "hip" if self._device.type == "cuda" and torch.version.hip else self._device.type

@@ -1,4 +1,4 @@
-"""The compiled quick all-reduce, as Python sees it: one class in two modules, for the host and for an accelerator."""
+"""Types of the compiled quick all-reduce: one class in two modules, for the host and for an accelerator."""
 
 from importlib import import_module
 from typing import Protocol, TypedDict, cast
@@ -21,7 +21,7 @@ class Failure(TypedDict):
 
 
 class Communicator(Protocol):
-    """One rank's end. ``open`` comes after all ranks have exchanged their handles."""
+    """One rank's communicator. ``open`` is called after all ranks have exchanged their handles."""
 
     num_bytes: int
 
@@ -47,7 +47,7 @@ class Communicator(Protocol):
 
 
 class Module(Protocol):
-    """What both modules hold."""
+    """The contents of both modules."""
 
     TARGET: str  # "cpu", "cuda" or "hip"
     PROTOCOL: int
@@ -60,7 +60,7 @@ class Module(Protocol):
 
 
 def load_module(device_type: str) -> Module:
-    """The module for tensors of this device type. ``ValueError`` if there is none, with the cure."""
+    """The module for tensors of this device type. ``ValueError`` if there is none; it says how to build it."""
     name = DEVICE_MODULES.get(device_type)
     if name is None:
         raise ValueError(f"the quick all-reduce knows the devices {', '.join(DEVICE_MODULES)}, not {device_type!r}")

@@ -1,7 +1,7 @@
-"""What crosses from one pipeline stage to the next, and from the last to the first: a header and a payload a step.
+"""Sends tensors from one pipeline stage to the next, and from the last to the first: a header and a payload per step.
 
-The header carries the step, the plan's hash, and the shape and dtype of the payload; the receiver compares each with
-what it expects, and stops with an error that names both sides instead of computing on something else.
+The header holds the step, the plan's hash, and the size and dtype of the payload. The receiver compares it with what it
+expects. If they differ, it raises an error that shows both, instead of computing with the payload.
 """
 
 import struct
@@ -13,16 +13,15 @@ import torch
 from splitrank.comm.errors import CommunicationError
 from splitrank.comm.stage_socket import Outbox, receive_into
 
-_HEADER = struct.Struct("<8sq16sqqq")  # magic, step, plan hash, tensors, elements a tensor, dtype code
+_HEADER = struct.Struct("<8sq16sqq16s")  # magic, step, plan hash, tensors, elements a tensor, dtype
 _MAGIC = b"splitrk1"
-_DTYPE_CODES = {torch.bfloat16: 1, torch.float32: 2, torch.float16: 3, torch.int64: 4}
 
 
 class PipelineLink:
-    """From stage ``pp_rank - 1`` (stream ``previous``) and to stage ``pp_rank + 1`` (stream ``next``), at equal tensor
-    ranks. A stage runs ahead of the next by ``max_ahead`` messages at most. Waits ``timeout_s`` at most.
+    """Receives from stage ``pp_rank - 1`` (stream ``previous``), sends to stage ``pp_rank + 1`` (stream ``next``), at
+    equal tensor ranks. A stage is ahead of the next by ``max_ahead`` messages at most. Waits ``timeout_s`` at most.
 
-    Stages are counted round: behind the last comes the first, which gets the sampled tokens from it.
+    After the last stage comes the first, which gets the sampled tokens from it.
     """
 
     def __init__(
@@ -34,13 +33,12 @@ class PipelineLink:
         self._outbox = Outbox(next, max_ahead, timeout_s) if next is not None else None
 
     def send(self, tensors: tuple[torch.Tensor, ...], step: int, plan_hash: str) -> None:
-        """Starts sending tensors of equal shape and dtype to the next stage, in step order; they now belong to it."""
+        """Starts sending tensors of equal shape and dtype to the next stage, in step order. Do not change them."""
         assert self._outbox is not None
         tensors = tuple(tensor.contiguous() for tensor in tensors)
-        fields = (_MAGIC, step, plan_hash.encode(), len(tensors), tensors[0].numel(), _DTYPE_CODES[tensors[0].dtype])
-        header = memoryview(_HEADER.pack(*fields))
+        header = _header(step, plan_hash, len(tensors), tensors[0].numel(), tensors[0].dtype)
         try:
-            self._outbox.put([header, *map(_bytes_of, tensors)])
+            self._outbox.put([memoryview(header), *map(_bytes_of, tensors)])
         except CommunicationError as error:
             waited = f"stage {self._pp_rank} waited for stage {self._target} to take a microbatch"
             raise CommunicationError(f"{waited}: {error}") from error
@@ -49,12 +47,12 @@ class PipelineLink:
         self, num_tensors: int, shape: tuple[int, ...], dtype: torch.dtype, step: int, plan_hash: str
     ) -> tuple[torch.Tensor, ...]:
         """Receives ``num_tensors`` of ``shape`` from the previous stage, each in its own 64-byte-aligned storage."""
-        seen = _HEADER.unpack(self._receive(bytearray(_HEADER.size), step))
-        expected = (_MAGIC, step, plan_hash.encode(), num_tensors, prod(shape), _DTYPE_CODES[dtype])
+        seen = bytes(self._receive(bytearray(_HEADER.size), step))
+        expected = _header(step, plan_hash, num_tensors, prod(shape), dtype)
         if seen != expected:
             raise CommunicationError(
-                f"stage {self._pp_rank} expected {expected[1:]} (step, hash, tensors, elements, dtype) "
-                f"from stage {self._source}, which sent {seen[1:]}"
+                f"stage {self._pp_rank} expected {_fields(expected)} (step, hash, tensors, elements, dtype) "
+                f"from stage {self._source}, which sent {_fields(seen)}"
             )
         tensors = tuple(torch.empty(shape, dtype=dtype) for _ in range(num_tensors))
         for tensor in tensors:
@@ -71,10 +69,22 @@ class PipelineLink:
         return buffer
 
     def close(self) -> None:
-        """What was not sent yet is dropped."""
+        """Closes the streams; what was not sent yet is dropped."""
         for stream in (self._previous, self._next):
             if stream is not None:
                 stream.close()
+
+
+def _header(step: int, plan_hash: str, num_tensors: int, num_elements: int, dtype: torch.dtype) -> bytes:
+    name = str(dtype).removeprefix("torch.")
+    return _HEADER.pack(_MAGIC, step, plan_hash.encode(), num_tensors, num_elements, name.encode())
+
+
+def _fields(header: bytes) -> tuple[int, str, int, int, str]:
+    """The fields of a header for an error message. Names of other bytes than text are shown, too."""
+    _, step, plan_hash, num_tensors, num_elements, dtype = _HEADER.unpack(header)
+    names = [name.rstrip(b"\0").decode(errors="replace") for name in (plan_hash, dtype)]
+    return step, names[0], num_tensors, num_elements, names[1]
 
 
 def _bytes_of(tensor: torch.Tensor) -> memoryview:

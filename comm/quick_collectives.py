@@ -1,4 +1,4 @@
-"""The quick backend of ``Collectives``: each message goes tagged, one-shot, two-shot or to torch, as the table says."""
+"""The quick backend of ``Collectives``. A measured table says by size: tagged, one-shot, two-shot, or torch."""
 
 from dataclasses import replace
 from math import prod
@@ -11,7 +11,7 @@ from splitrank.comm.selection import Selection, Thresholds
 
 
 class QuickCollectives:
-    """``codec`` is for messages above the table's limit; small ones and gathered columns travel in full precision."""
+    """``codec`` is for messages above the table's limit; small ones and gathered columns have full precision."""
 
     def __init__(self, quick: QuickAllReduce, torch_: TorchCollectives, selection: Selection, codec: str) -> None:
         self.rank, self.size = quick.rank, quick.world_size
@@ -28,8 +28,8 @@ class QuickCollectives:
         limits = self._thresholds.get(tensor.dtype)
         if limits is not None and prod(shape) * tensor.itemsize > limits.two_shot_bytes:
             return self.torch.all_gather_columns(tensor, widths)
-        # A sum over columns that one rank fills: -0.0 + x is x for every x, so no bit changes (a signalling NaN would
-        # turn quiet).
+        # A sum of tensors that are -0.0 except for the rank's own columns: -0.0 + x is x for every x, so no bit changes
+        # (only a signalling NaN would become a quiet one).
         gathered = torch.full(shape, -0.0, dtype=tensor.dtype, device=tensor.device)
         start = sum(widths[: self.rank])
         gathered[..., start : start + widths[self.rank]] = tensor
@@ -50,7 +50,7 @@ class QuickCollectives:
         if num_bytes > limits.two_shot_bytes:
             return self.torch.all_reduce_(tensor)
         algorithm, codec = limits.way(num_bytes, codec, self.size)
-        # Views that the kernels cannot take are summed in a copy.
+        # The kernels do not take every view; a copy is summed instead.
         fit = tensor.is_contiguous() and tensor.data_ptr() % ALIGNMENT == 0
         summed = tensor if fit else tensor.clone(memory_format=torch.contiguous_format)
         self.quick.all_reduce(summed, None, algorithm, codec)
@@ -58,7 +58,7 @@ class QuickCollectives:
 
 
 def _within(quick: QuickAllReduce, dtype: torch.dtype, codec: str, limits: Thresholds) -> Thresholds:
-    """The table's limits, where this accelerator can follow: fewer multiprocessors take smaller tagged messages."""
+    """The table's limits, reduced for this accelerator: fewer multiprocessors take smaller tagged messages only."""
     tagged = min(limits.tagged_bytes, quick.tagged_bytes(dtype, "none"))
     coded = min(limits.coded_tagged_bytes, quick.tagged_bytes(dtype, codec))
     return replace(limits, tagged_bytes=tagged, coded_tagged_bytes=coded)

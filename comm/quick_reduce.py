@@ -1,8 +1,8 @@
-"""The quick all-reduce on tensors: made by a vote of all ranks, checked call by call, torn down together.
+"""The quick all-reduce on tensors. All ranks vote when it is made; every call is checked; all close it together.
 
 Sums are ``codec(sum of codec(x_r))`` (one-shot: ``sum of codec(x_r)``) in float32 along one fixed tree over the ranks,
-((0+1)+(2+3))+..., rounded once: the same bits on every rank, at any cut, on every target. Peers are awaited for
-``timeout_s`` at most.
+((0+1)+(2+3))+..., rounded once. So the bits are the same on every rank and target, however a message is cut. A wait for
+peers ends after ``timeout_s``.
 """
 
 from dataclasses import dataclass
@@ -16,27 +16,27 @@ from splitrank.comm.failure_text import describe
 from splitrank.comm.native import ALGORITHM_CODES, CODEC_CODES, Communicator, load_module
 from splitrank.comm.selection import WORLD_SIZES
 
-DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # csrc/quick_reduce/call.h
 ALIGNMENT = 16
 CLOSE_LIMIT_S = 5.0
 
 
 @dataclass(frozen=True)
 class RegionShape:
-    """A rank's exchange memory: ``num_slots`` x 3 places x peers x ``segment_bytes``, whatever the messages' sizes."""
+    """A rank's exchange memory: ``num_slots`` x 3 places x peers x ``segment_bytes``, for messages of any size."""
 
     num_slots: int
     segment_bytes: int
 
 
-# A host thread works its slots off in turn: few and large ones keep it busy. Accelerators' modules know their own.
+# One host thread handles all slots in turn, so few large ones are best. Accelerators' modules have shapes of their own.
 HOST_SHAPE = RegionShape(4, 128 * 2**10)
 
 
 class QuickAllReduce:
     """One stage's communicator on this rank. Construction and ``close`` are collective over ``group`` (gloo).
 
-    Raises ``CommunicationError`` on every rank if one rank could not do its part, and leaves nothing behind.
+    If one rank cannot do its part, every rank raises ``CommunicationError``, and nothing is left behind.
     """
 
     def __init__(
@@ -69,8 +69,8 @@ class QuickAllReduce:
     ) -> torch.Tensor:
         """Sums ``input`` over the ranks into ``output`` (or in place) and returns it; an empty tensor is its own sum.
 
-        On an accelerator this enqueues on the current stream; a failure shows in ``check``. ``ValueError`` for a tensor
-        or a name that is not one of those known; ``CommunicationError`` for peers that fail or make another call.
+        On an accelerator the call is enqueued on the current stream, and ``check`` raises its failure. Raises
+        ``ValueError`` for an unsupported tensor or name; ``CommunicationError`` if a peer fails or makes another call.
         """
         output = input if output is None else output
         address, out_address = input.data_ptr(), output.data_ptr()
@@ -102,23 +102,23 @@ class QuickAllReduce:
         return output
 
     def tagged_bytes(self, dtype: torch.dtype, codec: str) -> int:
-        """Bytes of the largest message that can go tagged; 0 on a host, which does not have it."""
+        """Bytes of the largest tagged message; 0 on a host, which has no tagged algorithm."""
         if self._native is None or not self._is_cuda:
             return 0
         return self._native.tagged_capacity(DTYPE_CODES[dtype], CODEC_CODES[codec]) * dtype.itemsize
 
     def check(self) -> None:
-        """Raises if any call so far failed. After an accelerator's step, and before its result is used."""
+        """Raises if any call so far failed. Called after an accelerator's step, before its result is used."""
         if self._native is not None and self._native.failure() is not None:
             self._fail("")
 
     def abort(self) -> None:
-        """This rank gives up: every rank's waits end, and every later call fails."""
+        """Ends the waits of all ranks; every later call fails."""
         if self._native is not None:
             self._native.abort()
 
     def close(self) -> None:
-        """Gives the memory back when all ranks have come here, or after a few seconds without the others."""
+        """Frees the memory when all ranks have called it, or after a few seconds without the others."""
         if self._native is None:
             return
         native, self._native = self._native, None
@@ -128,13 +128,13 @@ class QuickAllReduce:
         if self._is_cuda:
             native.leave()
             agreed = agreed and self._all_are_here()
-        # A host rank unmaps its own view only. A peer's kernel may still write into an accelerator's memory: without
-        # the peers' word that they have left, it stays until the process ends.
+        # A host rank unmaps its own view only. But a peer's kernel may still write into an accelerator's memory: unless
+        # all peers have said that they have left, it stays until the process ends.
         if agreed or not self._is_cuda:
             native.close()
 
     def _join(self, shape: RegionShape | None) -> Communicator:
-        """Makes the region, exchanges handles, maps the peers; all or nobody."""
+        """Makes the region, exchanges handles, maps the peers. Either all ranks succeed or all raise."""
         what = f"{self._where}: start"
         native, vote = self._make(shape)
         try:
@@ -149,7 +149,7 @@ class QuickAllReduce:
         return native
 
     def _make(self, shape: RegionShape | None) -> tuple[Communicator | None, Vote]:
-        """The own region, and what the others must know of it: what it was made by, its slots, its handle."""
+        """The own region, and its description for the peers: module, slots and handle."""
         try:
             module = load_module(self.device.type)
             if shape is None:
@@ -162,7 +162,7 @@ class QuickAllReduce:
             return None, Vote(_one_line(error))
 
     def _open(self, native: Communicator | None, heads: list[bytes], handles: list[bytes]) -> str:
-        """The reason why the peers cannot be mapped; empty if they are."""
+        """Maps the peers' regions. The reason why that failed; empty if it did not."""
         assert native is not None, "its refusal has ended the start"
         kinds = [head.decode().rpartition(" ") for head in heads]
         own = kinds[self.rank][0]
@@ -211,7 +211,7 @@ class QuickAllReduce:
         return f"{self._where} knows {', '.join(ALGORITHM_CODES)} and {', '.join(CODEC_CODES)}, not {names}"
 
     def _fail(self, call: str) -> None:
-        """The first failure poisons the communicator; later calls repeat it."""
+        """Keeps the first failure; later calls raise it again."""
         assert self._native is not None
         if self._poison is None:
             self._poison = describe(self._native.failure(), self.rank, self.timeout_s)

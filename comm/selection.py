@@ -1,8 +1,8 @@
-"""Which all-reduce a message gets: names of backends and codecs, and the measured tables. No torch: the front asks too.
+"""Selects the all-reduce of a message: backends, codecs and measured tables. No torch, since the front uses it, too.
 
-A table says for each world size and element size up to how many bytes one-shot is best, then two-shot; larger
-messages are better off with torch. NVIDIA's has ``tagged`` before them, and says what messages with a codec take.
-``scripts/bench_all_reduce.py --write-table`` writes that of the CPU.
+For each world size and element size, a table says up to how many bytes one-shot is fastest, and up to how many bytes
+two-shot; torch sums larger messages. NVIDIA's table has ``tagged`` before them, and limits for messages with a codec.
+``scripts/bench_all_reduce.py --write-table`` writes the table of the CPU.
 """
 
 import tomllib
@@ -31,7 +31,7 @@ class AllReduceOptions:
             raise ValueError(f"all_reduce_codec {self.codec}: torch has no codecs; give --all-reduce quick")
 
     def check_tensor_parallel(self, tp_size: int) -> None:
-        """``ValueError`` for what this many tensor ranks cannot do."""
+        """``ValueError`` if so many tensor ranks do not support the options."""
         if self.codec != "none" and tp_size == 1:
             raise ValueError(f"all_reduce_codec {self.codec}: with tp 1 nothing is reduced")
         if tp_size == 1 or tp_size in WORLD_SIZES:
@@ -50,10 +50,10 @@ def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
 
 @dataclass(frozen=True)
 class Thresholds:
-    """Message sizes in bytes, each the largest of its kind: tagged, one-shot, then two-shot, beyond it torch.
+    """The largest message in bytes of each algorithm: tagged, one-shot, two-shot; torch sums larger ones.
 
-    Messages above ``uncoded_bytes`` (default: above ``one_shot_bytes``) travel with the codec if there is one: between
-    two ranks tagged, then one-shot, and all others two-shot.
+    If there is a codec, messages above ``uncoded_bytes`` (default: ``one_shot_bytes``) are coded. Between two ranks
+    they go tagged or one-shot, by size; all others go two-shot.
     """
 
     one_shot_bytes: int
@@ -65,14 +65,14 @@ class Thresholds:
 
     @property
     def full_precision_bytes(self) -> int:
-        """Up to which size no message is coded."""
+        """Messages up to this size are not coded."""
         return self.one_shot_bytes if self.uncoded_bytes is None else self.uncoded_bytes
 
     def way(self, num_bytes: int, codec: str, world_size: int) -> tuple[str, str]:
-        """Algorithm and codec of a message that is not torch's."""
+        """Algorithm and codec of a message that torch does not sum."""
         if codec == "none" or num_bytes <= self.full_precision_bytes:
             return self._full_precision(num_bytes), "none"
-        # One-shot and tagged send each peer the whole message: between two ranks as much as two-shot, among more not.
+        # One-shot and tagged send the whole message to each peer. Between two ranks that is as much as two-shot sends.
         if world_size > 2:
             return "two-shot", codec
         if num_bytes <= self.coded_tagged_bytes:
@@ -100,7 +100,7 @@ class SelectionTable:
     thresholds: dict[tuple[int, int], Thresholds]
 
 
-# A target without a measured table still needs to know where one-shot ends, if told to be quick.
+# For ``quick`` on a target without a measured table.
 _UNMEASURED = Thresholds(16 * 2**10)
 
 
@@ -146,7 +146,7 @@ def _row(file: Path, row: dict[str, Any]) -> tuple[tuple[int, int], Thresholds]:
 
 @dataclass(frozen=True)
 class Selection:
-    """The decision for a stage, by bytes of an element; ``quick`` False: torch for everything."""
+    """The decision for a stage: thresholds by bytes of an element. Without ``quick`` torch sums everything."""
 
     quick: bool
     reason: str  # for the line at start
@@ -154,7 +154,7 @@ class Selection:
 
 
 def select(options: AllReduceOptions, world_size: int, target: str, folder: Path | None = None) -> Selection:
-    """What ``options`` mean on this target. ``quick`` never takes torch; ``auto`` takes what the table says."""
+    """Resolves ``options`` on a target. With ``quick`` torch sums nothing; with ``auto`` the table decides."""
     options.check_tensor_parallel(world_size)
     if options.backend == "torch":
         return Selection(False, "as asked", {})

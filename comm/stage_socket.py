@@ -1,8 +1,8 @@
-"""A byte stream between two ranks of one host: a Unix socket whose sender never waits for the receiver to look.
+"""A byte stream between two ranks of one host: a Unix socket whose sender does not wait for the receiver.
 
-gloo's point-to-point calls cost two scheduler ticks (8 ms of a 30 ms step) on a machine whose cores are all busy: its
-thread spins on a lock that the rank holds while it waits for that very core. A socket needs no thread for what fits
-into its buffer.
+gloo's point-to-point calls took two scheduler ticks (8 ms of a 30 ms step) on a machine whose cores are all busy: its
+thread spins on a lock whose holder waits for the same core. A socket needs no thread for messages that fit into its
+buffer.
 """
 
 import os
@@ -19,7 +19,7 @@ _BUFFER_BYTES = 4 * 2**20  # asked for; the kernel may give less
 
 
 class StageListener:
-    """Awaits the previous stage at ``folder``/``name``; made before the peer may connect."""
+    """Listens for the previous stage at ``folder``/``name``; made before the peer connects."""
 
     def __init__(self, folder: Path, name: str) -> None:
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -29,7 +29,7 @@ class StageListener:
         self._path = folder / name
 
     def accept(self, timeout_s: float) -> socket.socket:
-        """The previous stage's connection; nothing is left in the folder afterwards."""
+        """The previous stage's connection. Removes the socket's file from the folder."""
         self._socket.settimeout(timeout_s)
         try:
             return self._socket.accept()[0]
@@ -57,7 +57,7 @@ def connect(folder: Path, name: str) -> socket.socket:
 
 
 class _short_path:
-    """A socket's name has 107 bytes at most, a folder's path may be longer: it is named by an open descriptor."""
+    """A socket's path has 107 bytes at most, and the folder's may be longer: this path goes by an open descriptor."""
 
     def __init__(self, folder: Path, name: str) -> None:
         self._descriptor, self._name = os.open(folder, os.O_PATH | os.O_DIRECTORY), name
@@ -89,9 +89,9 @@ def receive_into(stream: socket.socket, buffer: memoryview, timeout_s: float) ->
 
 
 class Outbox:
-    """Sends messages in order. What the socket's buffer does not take at once waits here, for a thread to send.
+    """Sends messages in order. A thread sends what the socket's buffer does not take at once.
 
-    ``limit`` messages may wait; the next ``put`` then waits for room, for ``timeout_s`` at most.
+    ``limit`` messages may wait for the thread. The next ``put`` waits until one is sent, for ``timeout_s`` at most.
     """
 
     def __init__(self, stream: socket.socket, limit: int, timeout_s: float) -> None:
@@ -103,7 +103,7 @@ class Outbox:
         self._thread: threading.Thread | None = None
 
     def put(self, buffers: list[memoryview]) -> None:
-        """One message, of buffers that nobody changes until they are sent."""
+        """Sends one message. Its buffers must not be changed until they are sent."""
         with self._changed:
             if not self._changed.wait_for(self._has_room, self._timeout_s):
                 raise CommunicationError(f"nothing was taken for {self._timeout_s:g} s")
@@ -120,7 +120,7 @@ class Outbox:
         return self._failure is not None or len(self._waiting) < self._limit
 
     def _send_now(self, buffers: list[memoryview]) -> list[memoryview]:
-        """What is left after the socket's buffer has taken what it can."""
+        """Sends what the socket's buffer takes at once; returns the rest."""
         while buffers:
             try:
                 count = self._stream.sendmsg(buffers)

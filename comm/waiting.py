@@ -1,4 +1,4 @@
-"""The one way to wait for a peer: bounded, with an error that says who waited for whom."""
+"""Every wait for a peer: it has a limit, and an error that says who waited for whom."""
 
 from datetime import timedelta
 

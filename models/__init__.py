@@ -1,1 +1,1 @@
-"""Qwen3.5-MoE, written here: its config, its split over ranks, its layers, its state and its loading."""
+"""Qwen3.5-MoE: its config, its split over ranks, its layers, its caches and the loading of its weights."""

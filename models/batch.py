@@ -1,4 +1,4 @@
-"""One step's input as tensors: which tokens, where each sequence's state lies. Passed to every layer as an argument.
+"""The input of one step as tensors: tokens, positions, pages and slots. Every layer gets it as an argument.
 
 Rows are ordered: first all decode rows (one token of a sequence that has state), then the prefill chunks.
 Legend: T rows of the step, D decode rows, N prefill chunks, P pages of a table, S sampled rows.
@@ -13,7 +13,7 @@ import torch
 
 @dataclass(frozen=True)
 class StateCopy:
-    """Recurrent state inside a chunk. Each DeltaNet layer in turn appends copies of its conv and delta."""
+    """The recurrent state inside a chunk. Each DeltaNet layer in turn appends copies of its ``conv`` and ``delta``."""
 
     offset: int  # tokens of the chunk; in the engine's plans a multiple of 64, the block of the chunked delta rule
     tensors: list[torch.Tensor] = field(default_factory=list)
@@ -26,7 +26,7 @@ class Chunk(NamedTuple):
     length: int
     start: int
     slot: int
-    copies: tuple[StateCopy, ...] = ()  # wanted inside the chunk: offsets ascend, and are below length
+    copies: tuple[StateCopy, ...] = ()  # to be made inside the chunk: offsets ascend, and are below length
 
     @property
     def rows(self) -> slice:
@@ -35,11 +35,11 @@ class Chunk(NamedTuple):
 
 @dataclass(frozen=True)
 class PrefillRows:
-    """Runs of prompt tokens, one a sequence. The tensors say what ``chunks`` says: kernels read them on the device,
-    a host loop and the sizes of a launch need no copy back."""
+    """The prefill chunks, one for each sequence. The tensors hold the same as ``chunks``: kernels read the tensors on
+    the device; loops on the host and the sizes of launches use ``chunks``, without a copy from the device."""
 
     chunks: tuple[Chunk, ...]
-    cu_seqlens: torch.Tensor  # [N + 1] int32, first row of each chunk among the prefill rows, and their number
+    cu_seqlens: torch.Tensor  # [N + 1] int32, first row of each chunk among the prefill rows; last, their number
     starts: torch.Tensor  # [N] int32, tokens before the chunk
     slots: torch.Tensor  # [N] int64
     pages: torch.Tensor  # [N, P] int64, enough for start + length tokens; padded with page 0

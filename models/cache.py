@@ -1,7 +1,7 @@
-"""A rank's memory of its sequences: KV pages of full-attention layers, recurrent slots of DeltaNet layers.
+"""A rank's caches: KV pages of full-attention layers, recurrent slots of DeltaNet layers.
 
-Allocated once, from the numbers of the plan; only layers of this stage have any. Pages and slots are handed out by the
-scheduler; the rank only reads and writes where a step plan points.
+They are allocated once, with the sizes of the launch spec, for the layers of this stage. The scheduler assigns pages
+and slots to requests; a rank reads and writes those that a step plan names.
 """
 
 from dataclasses import dataclass
@@ -76,15 +76,15 @@ class StageCache:
         return [tensor[pages if isinstance(cache, KVPages) else slot].to("cpu") for cache, tensor in self._walk()]
 
     def save_inside(self, pages: torch.Tensor, states: list[torch.Tensor]) -> list[torch.Tensor]:
-        """What ``save`` would have returned inside the chunk just computed, where the layers copied ``states``.
+        """What ``save`` would have returned at the position in the last chunk at which the layers copied ``states``.
 
-        The last page may hold tokens from behind that place; whoever begins there writes over them before reading.
+        The last page may hold later tokens, too. A request that begins at the position overwrites them before it reads.
         """
         rest = iter(states)
         return [tensor[pages].clone() if isinstance(cache, KVPages) else next(rest) for cache, tensor in self._walk()]
 
     def restore(self, saved: list[torch.Tensor], pages: torch.Tensor, slot: int) -> None:
-        """Copies what ``save`` returned back, into other pages and another slot: the same bits."""
+        """Copies what ``save`` returned into other pages and another slot, bit for bit."""
         for (cache, tensor), copy in zip(self._walk(), saved, strict=True):
             tensor[pages if isinstance(cache, KVPages) else slot] = copy.to(tensor.device)
 

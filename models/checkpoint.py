@@ -1,13 +1,14 @@
-"""What a checkpoint folder holds, from its headers alone, checked against the config. No tensor data, no torch."""
+"""Reads what a checkpoint folder holds from its headers, and checks it against the config. No data, no torch."""
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 from splitrank.models.config import ModelConfig
-from splitrank.models.safetensors_header import ITEM_BYTES, CheckpointError, Header, TensorEntry, read_header
+from splitrank.models.dtypes import STORED_DTYPES
+from splitrank.models.errors import CheckpointError
+from splitrank.models.json_file import read_json_object
+from splitrank.models.safetensors_header import Header, TensorEntry, read_header
 from splitrank.models.tensor_names import (
     EMBEDDING,
     HEAD,
@@ -41,7 +42,7 @@ class Checkpoint:
 def open_checkpoint(folder: Path, config: ModelConfig) -> Checkpoint:
     """Reads all headers of ``folder`` and checks that they hold exactly the model of ``config``.
 
-    With a tied config a stored head is ignored, or stands for a missing embedding; ``settle_head`` compares the two.
+    With a tied config a stored head is ignored, or replaces a missing embedding; ``settle_head`` compares the two.
     """
     headers = {file: read_header(file) for file in weight_files(folder)}
     _check_index(folder, headers)
@@ -76,14 +77,12 @@ def weight_files(folder: Path) -> list[Path]:
 
 def _weight_map(folder: Path) -> dict[str, str]:
     file = folder / INDEX
-    try:
-        weight_map: Any = json.loads(file.read_text(encoding="utf-8"))["weight_map"]
-        items = list(weight_map.items())
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError, KeyError, TypeError, AttributeError):
-        raise CheckpointError(f"{file}: not a safetensors index (a JSON object with a weight_map)") from None
-    if not items:
+    weight_map = read_json_object(file).get("weight_map")
+    if not isinstance(weight_map, dict):
+        raise CheckpointError(f"{file}: not a safetensors index: its weight_map is no object")
+    if not weight_map:
         raise CheckpointError(f"{file}: the weight_map is empty")
-    for tensor, name in items:
+    for tensor, name in weight_map.items():
         if not isinstance(name, str) or not name:
             raise CheckpointError(f"{file}: tensor {tensor!r} names no file, but {name!r}")
         if (
@@ -93,11 +92,11 @@ def _weight_map(folder: Path) -> dict[str, str]:
             or "\\" in name
         ):
             raise CheckpointError(f"{file}: tensor {tensor!r} points to {name!r}, outside the checkpoint folder")
-    return dict(items)
+    return weight_map
 
 
 def _check_index(folder: Path, headers: dict[Path, Header]) -> None:
-    """The index and the shards must name the same tensors in the same files, but for those that are never read."""
+    """The index and the shards must name the same tensors in the same files, except for tensors that are ignored."""
     if not (folder / INDEX).exists():
         return
     indexed = {(tensor, folder / name) for tensor, name in _weight_map(folder).items()}
@@ -148,7 +147,7 @@ def _check_against_config(checkpoint: Checkpoint, config: ModelConfig) -> None:
 def _expected_experts(
     checkpoint: Checkpoint, config: ModelConfig, layer: int, projection: str
 ) -> dict[str, tuple[int, ...]]:
-    """Fused or per expert, decided tensor by tensor; both at once is a duplicate."""
+    """Names and shapes of one layer's projection as it is stored: fused or per expert. Both at once is a duplicate."""
     shapes = expert_shapes(config)
     fused = fused_expert_name(layer, projection)
     single = {
@@ -157,7 +156,7 @@ def _expected_experts(
         for part in per_expert_projections(projection)
     }
     if fused not in checkpoint.tensors:
-        # Neither form there at all: name the fused tensor, rather than 2 x 256 single ones.
+        # If both forms are missing, the error names the fused tensor, not 2 x 256 single ones.
         return single if any(name in checkpoint.tensors for name in single) else {fused: shapes[projection]}
     twice = next((name for name in single if name in checkpoint.tensors), None)
     if twice is not None:
@@ -175,9 +174,10 @@ def _check_entries(checkpoint: Checkpoint, expected: dict[str, tuple[int, ...]])
         raise CheckpointError(f"{file}: tensor '…{missing[0]}' is missing{_and_more(missing[1:])}")
     for name, shape in expected.items():
         entry = checkpoint.tensors[name]
-        if entry.dtype not in ITEM_BYTES:
+        if entry.dtype not in STORED_DTYPES:
+            known = ", ".join(STORED_DTYPES)
             raise CheckpointError(
-                f"{entry.file}: tensor {entry.name!r} has dtype {entry.dtype}; splitrank reads {', '.join(ITEM_BYTES)}"
+                f"{entry.file}: tensor {entry.name!r} has dtype {entry.dtype}; splitrank reads {known}"
             )
         if entry.shape != shape:
             raise CheckpointError(

@@ -1,31 +1,33 @@
 """The model's shape, read from a checkpoint's ``config.json`` and checked once. No torch here.
 
-Source: ``transformers.models.qwen3_5_moe.configuration_qwen3_5_moe``. Sizes are global for ever; what a tensor rank
-holds of them is called ``local_…`` and lives in the layer.
+Source: ``transformers.models.qwen3_5_moe.configuration_qwen3_5_moe``. Sizes are those of the whole model;
+``layer_shapes.py`` has the part of a tensor rank.
 """
 
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from splitrank.models.dtypes import DTYPES
+from splitrank.models.errors import CheckpointError
+from splitrank.models.json_file import read_json_object
+
 LINEAR, FULL = "linear_attention", "full_attention"
 MODEL_TYPES = ("qwen3_5_moe", "qwen3_5_moe_text")
-TORCH_DTYPES = ("bfloat16", "float32", "float16")
 
 
-class ConfigError(ValueError):
+class ConfigError(CheckpointError):
     """A ``config.json`` that splitrank cannot serve; the message names the file, the key and the value."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Yarn:
-    """YaRN's stretched rotary frequencies (Peng et al., 2023), for texts longer than those of the training.
+    """YaRN's rotary frequencies for texts longer than those of the training (Peng et al., 2023).
 
     ``attention_factor`` scales cos and sin. A pair of dims that turns more than ``beta_fast`` times over the original
-    length keeps its frequency, one that turns less than ``beta_slow`` times is slowed by ``factor``, those in between
-    get a mix; ``truncate`` rounds the two borders to whole dims.
+    length keeps its frequency. One that turns less than ``beta_slow`` times has its frequency divided by ``factor``.
+    Those in between are interpolated; ``truncate`` rounds the two borders to whole dims.
     """
 
     factor: float
@@ -66,7 +68,7 @@ class ModelConfig:
 
     @property
     def context_length(self) -> int:
-        """Longest text in tokens: what config.json says, or, if that is the original length, what YaRN makes of it."""
+        """Longest text in tokens: that of config.json, times YaRN's factor if config.json gives the original length."""
         if self.yarn is None or self.max_position_embeddings > self.yarn.original_max_position_embeddings:
             return self.max_position_embeddings
         return int(self.yarn.factor * self.yarn.original_max_position_embeddings)
@@ -83,12 +85,9 @@ class ModelConfig:
 def read_config(path: Path) -> ModelConfig:
     """Reads a checkpoint folder's ``config.json``, or a bare config file (multimodal or text-only form)."""
     file = path / "config.json" if path.is_dir() else path
-    try:
-        raw = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"{file}: no such file; a checkpoint folder holds a config.json") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise ConfigError(f"{file}: not readable as JSON: {error}") from None
+    if not file.exists():
+        raise ConfigError(f"{file}: no such file; a checkpoint folder holds a config.json")
+    raw = read_json_object(file)
     try:
         return parse_config(raw)
     except ConfigError as error:
@@ -118,7 +117,7 @@ def parse_config(raw: Any) -> ModelConfig:
     return config
 
 
-# Sizes, and the value of one that config.json does not give: those of transformers' configuration class.
+# Sizes, with the defaults of transformers' configuration class for those that config.json does not give.
 _INTEGERS = {
     "vocab_size": 248320,
     "hidden_size": 2048,
@@ -187,8 +186,8 @@ def _layer_types(text: dict[str, Any]) -> dict[str, Any]:
 def _rope(text: dict[str, Any]) -> dict[str, Any]:
     """Rotary settings of the current form (``rope_parameters``) and of the older ones (``rope_scaling``, flat keys).
 
-    ``mrope_section`` and ``mrope_interleaved`` are not read: they say which of three position axes (time, height,
-    width) turns a pair of dims, and text has the same position on all three, so plain rope is exact.
+    ``mrope_section`` and ``mrope_interleaved`` are not read. They assign pairs of dims to three position axes (time,
+    height, width). Text has the same position on all three axes, so plain rope is exact.
     """
     rope = _rope_parameters(text)
     kind = rope.get("rope_type", rope.get("type", "default"))
@@ -211,7 +210,7 @@ def _rope_parameters(text: dict[str, Any]) -> dict[str, Any]:
         if settings.keys() & {LINEAR, FULL}:
             raise ConfigError(f"{name} names layer types; one setting for all layers is supported")
     if scaling and rope and scaling != rope:
-        # transformers would take rope_scaling alone, with a default for a rope_theta that only the other one holds.
+        # transformers would use rope_scaling alone, and a default rope_theta if only rope_parameters holds that.
         raise ConfigError(
             "rope_scaling and rope_parameters are both set and differ; put all settings in rope_parameters"
         )
@@ -220,9 +219,9 @@ def _rope_parameters(text: dict[str, Any]) -> dict[str, Any]:
 
 def _yarn(text: dict[str, Any], rope: dict[str, Any]) -> Yarn:
     positions, given = _positive_int(text, "max_position_embeddings"), {k: v for k, v in rope.items() if v is not None}
-    holder = {"original_max_position_embeddings": positions, **given, **text}  # transformers' order, too
+    holder = {"original_max_position_embeddings": positions, **given, **text}  # the order of transformers
     original = _positive_int(holder, "original_max_position_embeddings")
-    is_ratio = "factor" in rope and "factor" not in given  # null: the ratio of the two lengths
+    is_ratio = "factor" in rope and "factor" not in given  # a factor of null means the ratio of the two lengths
     factor = positions / original if is_ratio else _number(given, "factor")
     if factor < 1:
         raise ConfigError(f"factor {factor:g} of rope_type 'yarn' must be at least 1")
@@ -247,8 +246,8 @@ def _dtype(raw: dict[str, Any], text: dict[str, Any]) -> str:
     for holder in (text, raw):
         for key in ("dtype", "torch_dtype"):
             if holder.get(key) is not None:
-                if holder[key] not in TORCH_DTYPES:
-                    raise ConfigError(f"{key} is {holder[key]!r}; known are {', '.join(TORCH_DTYPES)}")
+                if holder[key] not in DTYPES:
+                    raise ConfigError(f"{key} is {holder[key]!r}; known are {', '.join(DTYPES)}")
                 return str(holder[key])
     return "bfloat16"
 

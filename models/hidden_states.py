@@ -1,4 +1,4 @@
-"""What crosses from layer to layer, and from stage to stage."""
+"""The activations that go from layer to layer, and from stage to stage."""
 
 from typing import NamedTuple
 
@@ -8,7 +8,7 @@ import torch
 class HiddenStates(NamedTuple):
     """``hidden`` and ``residual``, both [tokens, hidden_size]; the next norm adds them.
 
-    A stage sends them separately, so that the next stage rounds their sum exactly as one stage would.
+    A stage sends them separately, not added, so that the next stage rounds their sum as a single stage would.
     """
 
     hidden: torch.Tensor

@@ -1,6 +1,6 @@
-"""Sizes of one tensor rank's part of a layer. Plan, layers, caches and memory all ask here. No torch.
+"""Sizes of one tensor rank's part of a layer, for the weight plan, layers, caches and memory. No torch.
 
-Ranges are of the whole model's heads, columns or rows; ``num_…`` and ``…_dim`` are this rank's counts.
+Ranges are among the whole model's heads, columns or rows; ``num_…`` and ``…_dim`` are this rank's counts.
 """
 
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ def length(range_: Range) -> int:
 
 @dataclass(frozen=True)
 class LayerShapes:
-    """Made by ``of``, for a tensor-parallel size that ``check_tensor_parallel`` has let pass."""
+    """Made by ``of``, for a tensor-parallel size that ``check_tensor_parallel`` accepts."""
 
     config: ModelConfig
     q_heads: Range

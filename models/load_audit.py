@@ -1,8 +1,8 @@
-"""The audit of a load: every element of a parameter written once, from the element of the file that the plan names.
+"""Audits a load: each element of a parameter was written once, from the element of the file that the plan names.
 
-It judges a record of the copies that were made, taken where they are made, and not the plan: a block that was skipped,
-written twice, written to another place or read from another place is found. What a read returned is not looked at; that
-is ``verify_weights``.
+The audit checks a record of the copies, written where the copies are made. So it finds a block that was skipped,
+written twice, written to a wrong place or read from a wrong place. It does not check the bytes that a read returned;
+``verify_weights`` does.
 """
 
 from bisect import bisect_right
@@ -26,7 +26,7 @@ class Copied:
 
 @dataclass(frozen=True)
 class _Part:
-    """A contiguous range of the parameter and what the plan has for it."""
+    """A contiguous range of the parameter, and its source in the plan."""
 
     target: Runs
     source: Runs
@@ -57,7 +57,7 @@ def audit_copies(where: str, parameter: LocalParameter, copies: list[Copied], ch
 
 
 def _parts(parameter: LocalParameter, checkpoint: Checkpoint) -> list[_Part]:
-    """In the order of the parameter's elements."""
+    """The planned parts, in the order of the parameter's elements."""
     parts = []
     for piece in parameter.contiguous_pieces():
         entry = checkpoint.tensors[piece.tensor]

@@ -1,7 +1,7 @@
-"""Fills a rank's parameters from the byte ranges that its weight plan names, and audits what it did.
+"""Fills a rank's parameters from the byte ranges that its weight plan names, and audits the copies.
 
-Plain ``pread`` through one bounded buffer: a memory map would count the file's pages as this process' memory, and a
-tensor at a time would double the peak for fused experts.
+Plain ``pread`` through one bounded buffer. With a memory map, the file's pages would count as memory of this process;
+to read whole tensors would double the peak of memory for fused experts.
 """
 
 import os
@@ -12,15 +12,16 @@ from pathlib import Path
 import torch
 
 from splitrank.models.checkpoint import Checkpoint
+from splitrank.models.errors import CheckpointError
 from splitrank.models.load_audit import Copied, audit_copies
-from splitrank.models.safetensors_header import CheckpointError, TensorEntry
+from splitrank.models.safetensors_header import TensorEntry
+from splitrank.models.torch_dtype import torch_dtype
 from splitrank.models.weight_plan import AuditError, LocalParameter, Runs, WeightPlan, runs_of
 
 BLOCK_BYTES = 8 * 2**20
-# Of a column slice, the runs are read one by one if what lies between two of them is at least this long; otherwise
-# together with it. A read of its own costs as much as copying 4 to 6 KiB from the page cache (measured, tp 2 to 8).
+# The runs of a column slice are read one by one if the gap between two runs is at least this long; else together with
+# the gaps. One more read costs as much as copying 4 to 6 KiB from the page cache (measured, tp 2 to 8).
 GAP_BYTES = 6 * 2**10
-TORCH_DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
 
 
 def load_weights(
@@ -47,12 +48,12 @@ def load_weights(
                 num_bytes = (copied.stop - copied.start) * parameter.element_size()
                 bytes_written += num_bytes
                 on_progress(num_bytes)
-            audit_copies(plan.where, planned, copies, checkpoint)
+            audit_copies(str(plan.position), planned, copies, checkpoint)
     return bytes_written
 
 
 def check_allocation(parameters: dict[str, torch.nn.Parameter], plan: WeightPlan) -> None:
-    """Planned = allocated: the same names, shapes and dtypes, hence the same bytes; and 64-byte-aligned storage."""
+    """Checks that parameters have the planned names, shapes and dtypes, and storage aligned to 64 bytes."""
     planned = {p.name: (p.shape, p.dtype) for p in plan.parameters}
     allocated = {name: (tuple(p.shape), str(p.dtype).removeprefix("torch.")) for name, p in parameters.items()}
     for name in sorted(planned.keys() | allocated.keys()):
@@ -72,7 +73,7 @@ def _copy_pieces(
     for piece in planned.contiguous_pieces():
         entry = checkpoint.tensors[piece.tensor]
         target = runs_of(planned.shape, piece.target)
-        assert target.count == 1, (planned.name, piece)  # whole rows: a contiguous range of the parameter
+        assert target.count == 1, (planned.name, piece)  # a contiguous range of the parameter
         for block in _blocks(runs_of(entry.shape, piece.source), target.first, entry.item_bytes):
             runs, size = block.source, block.source.count * block.source.length
             destination = flat[block.target : block.target + size]
@@ -83,32 +84,32 @@ def _copy_pieces(
 
 @dataclass(frozen=True)
 class _Block:
-    """What is read at once: some runs of a piece, or a part of a long one; and where they go in the parameter."""
+    """The part of a piece that is read at once (some runs, or a part of a long one), and its place in the parameter."""
 
     source: Runs
     target: int
 
 
 def _blocks(source: Runs, target: int, item_bytes: int) -> Iterator[_Block]:
-    """Cuts a piece into blocks that fit the buffer: several runs, or a part of one."""
+    """Cuts a piece into blocks that fit into the buffer: several runs, or a part of one run."""
     limit = max(1, BLOCK_BYTES // item_bytes)
     num_runs = max(1, limit // (source.stride if _read_together(source, item_bytes) else source.length))
     for run in range(0, source.count, num_runs):
         count, number = min(num_runs, source.count - run), run * source.length
-        for offset in range(0, source.length, limit):  # more than one only of a run that is longer than the buffer
+        for offset in range(0, source.length, limit):  # more than one offset only if a run is longer than the buffer
             length, first = min(limit, source.length - offset), source.at(number + offset)
             yield _Block(Runs(first, count, length, source.stride), target + number + offset)
 
 
 def _read_together(runs: Runs, item_bytes: int) -> bool:
-    """Whether the gap between two runs is too short to be worth a read of its own for each run."""
+    """Whether the gap between two runs is so short that one read for all is faster."""
     return (runs.stride - runs.length) * item_bytes < GAP_BYTES
 
 
 class _Files:
-    """Open file descriptors by path, closed together, and the one buffer that all reads go through.
+    """Open file descriptors by path, closed together, and one buffer that all reads use.
 
-    A buffer a block would leave holes in malloc's heap, as large together as the tensor.
+    A new buffer for each block would fragment malloc's heap: the holes would be as large as the tensor in all.
     """
 
     def __init__(self, pin_memory: bool) -> None:
@@ -134,11 +135,11 @@ class _Files:
             for run in range(runs.count):
                 start = run * step * size
                 self._fill(entry, runs.first + run * runs.stride, self._view[start : start + step * size])
-        values = self._buffer.view(TORCH_DTYPES[entry.dtype])
+        values = self._buffer.view(torch_dtype(entry.torch_name))
         return values.as_strided((runs.count, runs.length), (step, 1))
 
     def _fill(self, entry: TensorEntry, element: int, buffer: memoryview) -> None:
-        """Fills ``buffer`` from the tensor's element ``element`` on."""
+        """Fills ``buffer`` with the tensor's data from ``element`` on."""
         if entry.file not in self._descriptors:
             self._descriptors[entry.file] = os.open(entry.file, os.O_RDONLY | os.O_CLOEXEC)
         offset, done = entry.offset + element * entry.item_bytes, 0

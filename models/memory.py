@@ -1,15 +1,17 @@
-"""Bytes of each rank from the config alone: weights, KV a token, recurrent state a request; and what fits. No torch."""
+"""Bytes of each rank from its plan: weights, KV per token, recurrent state per request; and what fits. No torch."""
 
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import prod
 
+from splitrank.comm.position import MeshPosition
 from splitrank.models.checkpoint import Checkpoint
 from splitrank.models.config import FULL, ModelConfig
+from splitrank.models.dtypes import DTYPES
 from splitrank.models.layer_shapes import LayerShapes
 from splitrank.models.sharding import StageSlice, TensorShard, check_partition, check_tensor_parallel, stage_slice
-from splitrank.models.weight_plan import DTYPE_BYTES, WeightPlan, plan_weights
+from splitrank.models.weight_plan import WeightPlan, plan_weights
 
 GIB = 2**30
 
@@ -19,7 +21,7 @@ class RankMemory:
     """What one rank holds, in bytes."""
 
     stage: StageSlice
-    tp_rank: int
+    position: MeshPosition
     weight_bytes: int
     kv_bytes_per_token: int
     state_bytes_per_request: int
@@ -38,13 +40,16 @@ class RankMemory:
 
 def kv_bytes_per_token(config: ModelConfig, shard: TensorShard, dtype: str) -> int:
     """Keys and values of one token in one full-attention layer of one tensor rank."""
-    return 2 * LayerShapes.of(config, shard).num_kv_heads * config.head_dim * DTYPE_BYTES[dtype]
+    return 2 * LayerShapes.of(config, shard).num_kv_heads * config.head_dim * DTYPES[dtype].num_bytes
 
 
 def state_bytes_per_request(config: ModelConfig, shard: TensorShard, dtype: str, target: str = "cpu") -> int:
     """Convolution inputs (model dtype) and delta state (float32) of one request in one DeltaNet layer."""
     shapes = LayerShapes.of(config, shard)
-    return prod(shapes.conv_state(target)) * DTYPE_BYTES[dtype] + prod(shapes.delta_state) * DTYPE_BYTES["float32"]
+    return (
+        prod(shapes.conv_state(target)) * DTYPES[dtype].num_bytes
+        + prod(shapes.delta_state) * DTYPES["float32"].num_bytes
+    )
 
 
 def rank_memory(config: ModelConfig, plan: WeightPlan, dtype: str, target: str = "cpu") -> RankMemory:
@@ -53,7 +58,7 @@ def rank_memory(config: ModelConfig, plan: WeightPlan, dtype: str, target: str =
     num_linear = len(plan.stage.layers) - num_full
     return RankMemory(
         plan.stage,
-        plan.shard.rank,
+        plan.position,
         plan.num_bytes,
         num_full * kv_bytes_per_token(config, plan.shard, dtype),
         num_linear * state_bytes_per_request(config, plan.shard, dtype, target),
@@ -78,10 +83,11 @@ def plan_all_ranks(
 def balanced_partition(
     config: ModelConfig, tp_size: int, pp_size: int, dtype: str, tokens: int, requests: int
 ) -> tuple[int, ...]:
-    """Layers a stage such that the fullest stage holds the fewest bytes, at ``tokens`` of KV and ``requests`` slots.
+    """The layers of each stage such that the fullest stage holds the fewest bytes, with ``tokens`` of KV and
+    ``requests`` slots.
 
-    Bytes, not counts: the 3:1 pattern, the embedding and the head make equal counts unequal. Among partitions with
-    the same maximum, the one nearest to equal counts.
+    Bytes are balanced, not counts, since layer types, the embedding and the head differ in size. Among partitions with
+    the same maximum, the one nearest to equal counts is taken.
     """
     check_tensor_parallel(config, tp_size)
     check_partition(config.num_hidden_layers, pp_size, None)
@@ -106,7 +112,7 @@ def balanced_partition(
 def _bytes_of_parts(
     config: ModelConfig, tp_size: int, dtype: str, tokens: int, requests: int
 ) -> tuple[list[int], int, int]:
-    """Bytes of each layer with its state, and of what the first and the last stage hold besides (tensor rank 0)."""
+    """Bytes of each layer with its cache, of the embedding, and of head and norm (of tensor rank 0)."""
     shard, num_layers = TensorShard(0, tp_size), config.num_hidden_layers
     whole = plan_weights(config, StageSlice(0, 2, 0, num_layers), shard, dtype)  # with the embedding, without the head
     layers = [0] * num_layers
@@ -128,7 +134,7 @@ def _cheapest_split(
     cost: Callable[[int, int, int], float],
     combine: Callable[[float, float], float],
 ) -> tuple[float, tuple[int, ...]]:
-    """Dynamic programme over stages: the contiguous split with the least combined ``cost(stage, start, stop)``."""
+    """The contiguous split with the least combined ``cost(stage, start, stop)``, by dynamic programming over stages."""
     best: dict[int, tuple[float, tuple[int, ...]]] = {
         stop: (cost(0, 0, stop), (stop,)) for stop in range(1, num_layers - pp_size + 2)
     }

@@ -1,7 +1,7 @@
 """The model, as one pipeline stage and tensor rank holds it. Read this file first.
 
-``Stage.forward`` is the whole story: embed on the first stage, run this stage's layers, and on the last stage give the
-logits of the rows that are to be sampled. Reference: ``transformers.models.qwen3_5_moe.modeling_qwen3_5_moe``.
+``Stage.forward`` embeds the tokens on the first stage, runs the layers of its stage, and on the last stage returns the
+logits of the rows that are sampled. Reference: ``transformers.models.qwen3_5_moe.modeling_qwen3_5_moe``.
 """
 
 import torch
@@ -22,7 +22,7 @@ from splitrank.models.stage import make_layers
 
 
 class Stage(nn.Module):
-    """Layers of one stage, of one tensor rank; parameters are uninitialised until ``load_weights`` filled them."""
+    """The layers of one stage, on one tensor rank. ``load_weights`` fills the parameters."""
 
     def __init__(
         self,
@@ -84,7 +84,7 @@ class Stage(nn.Module):
         return states
 
     def logits(self, states: HiddenStates, batch: DeviceBatch, collectives: Collectives) -> torch.Tensor:
-        """Final norm and head, for the sampled rows only (none in the middle of a prompt: then no head at all)."""
+        """Final norm and head, for the sampled rows only. A step without any (of unfinished prompts) skips the head."""
         if batch.num_samples == 0:
             return torch.empty((0, self.config.vocab_size), dtype=self.dtype, device=self.ops.device)
         logits: torch.Tensor = self.lm_head(states, batch, self.norm, self.ops, collectives)

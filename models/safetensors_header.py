@@ -1,7 +1,7 @@
 """Reads and checks the header of a safetensors file: names, shapes, dtypes and byte ranges. No tensor data, no torch.
 
-Format: 8 bytes little-endian header length, a JSON object, then the data. The library checks most of this too, but
-neither duplicate names nor (with a plain read of byte ranges) that the file is as long as its header says.
+Format: 8 bytes of header length (little-endian), a JSON object, then the data. The safetensors library does not refuse
+duplicate names. Its check of the file's length does not help here either, since byte ranges are read without it.
 """
 
 import json
@@ -11,12 +11,10 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-ITEM_BYTES = {"BF16": 2, "F16": 2, "F32": 4}
+from splitrank.models.dtypes import STORED_DTYPES
+from splitrank.models.errors import CheckpointError
+
 _MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors library
-
-
-class CheckpointError(ValueError):
-    """A checkpoint that cannot be served; one line that names the file and, where there is one, the tensor."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +29,12 @@ class TensorEntry:
 
     @property
     def item_bytes(self) -> int:
-        return ITEM_BYTES[self.dtype]
+        return STORED_DTYPES[self.dtype].num_bytes
+
+    @property
+    def torch_name(self) -> str:
+        """Name of the dtype in torch."""
+        return STORED_DTYPES[self.dtype].name
 
     @property
     def num_bytes(self) -> int:
@@ -50,7 +53,7 @@ def read_header(file: Path) -> Header:
     """Header of ``file``; raises ``CheckpointError`` for anything truncated, overlapping, duplicate or malformed."""
     try:
         size = file.stat().st_size
-        with file.open("rb", buffering=0) as stream:  # a buffer would read data that no rank asked for
+        with file.open("rb", buffering=0) as stream:  # a buffered read would read tensor data as well
             prefix = stream.read(8)
             if len(prefix) < 8:
                 raise CheckpointError(f"{file}: {size} bytes are too few for a safetensors header (empty or truncated)")
@@ -94,7 +97,7 @@ def _entry(file: Path, name: str, info: Any, data_start: int) -> TensorEntry:
     if not isinstance(dtype, str) or not all(isinstance(n, int) and n >= 0 for n in sizes) or end < begin:
         raise CheckpointError(f"{file}: tensor {name!r} has a malformed header entry")
     entry = TensorEntry(name, file, data_start + begin, shape, dtype)
-    if dtype in ITEM_BYTES and entry.num_bytes != end - begin:
+    if dtype in STORED_DTYPES and entry.num_bytes != end - begin:
         raise CheckpointError(
             f"{file}: tensor {name!r} of {dtype} {list(shape)} needs {entry.num_bytes} bytes, "
             f"the header gives {end - begin}"
@@ -104,7 +107,7 @@ def _entry(file: Path, name: str, info: Any, data_start: int) -> TensorEntry:
 
 def _check_layout(file: Path, entries: list[TensorEntry], data_start: int, size: int) -> None:
     position = data_start
-    for entry in sorted((e for e in entries if e.dtype in ITEM_BYTES), key=lambda e: e.offset):
+    for entry in sorted((e for e in entries if e.dtype in STORED_DTYPES), key=lambda e: e.offset):
         if entry.offset < position:
             raise CheckpointError(f"{file}: tensor {entry.name!r} overlaps the one before it")
         position = entry.offset + entry.num_bytes

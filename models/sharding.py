@@ -1,4 +1,4 @@
-"""Which part of the model a rank holds: a stage's layers, a tensor rank's heads, columns, vocabulary. No torch."""
+"""The part of the model that a rank holds: its stage's layers, its heads, columns and vocabulary rows. No torch."""
 
 from dataclasses import dataclass
 
@@ -21,7 +21,7 @@ class TensorShard:
         return self.rank * local, (self.rank + 1) * local
 
     def groups(self, num_groups: int) -> Range:
-        """Range of key (or kv) heads: split while there are enough, else one head shared by several ranks."""
+        """Range of key (or kv) heads. With fewer heads than ranks, several ranks hold the same head."""
         if num_groups >= self.size:
             return self.even(num_groups)
         first = self.rank * num_groups // self.size
@@ -65,7 +65,7 @@ def stage_slice(pp_rank: int, pp_size: int, partition: tuple[int, ...]) -> Stage
 
 
 def equal_partition(num_layers: int, pp_size: int) -> tuple[int, ...]:
-    """Equal counts; the remainder goes to the first stages, since the head already burdens the last."""
+    """Equal counts; the remainder goes to the first stages, since the last one holds the head, too."""
     check_partition(num_layers, pp_size, None)
     share, extra = divmod(num_layers, pp_size)
     return tuple(share + (rank < extra) for rank in range(pp_size))
@@ -85,11 +85,11 @@ def check_partition(num_layers: int, pp_size: int, partition: tuple[int, ...] | 
         raise ValueError(f"partition {list(partition)} sums to {sum(partition)}, but the model has {num_layers} layers")
 
 
-MAX_SUMMED_ID = 2**24  # float32 is the only type that every all-reduce takes and that holds integers so large
+MAX_SUMMED_ID = 2**24  # the largest range of integers that float32 holds; every all-reduce takes float32
 
 
 def check_tensor_parallel(config: ModelConfig, tp_size: int) -> None:
-    """Refuses a tensor-parallel size that does not divide what it must divide; the message holds the numbers."""
+    """Refuses a tensor-parallel size that does not divide the heads and inner widths; the message has the numbers."""
     for name in (
         "num_attention_heads",
         "linear_num_value_heads",

@@ -9,7 +9,7 @@ from splitrank.models.sharding import check_partition, equal_partition, stage_sl
 
 
 class PPMissingLayer(nn.Module):
-    """Stands for a layer of another stage: keeps the list's global indices, holds no parameters, refuses to run."""
+    """The placeholder of another stage's layer: it keeps indices global, has no parameters, and raises if it is run."""
 
     def __init__(self, layer: int, pp_rank: int) -> None:
         super().__init__()
@@ -31,7 +31,7 @@ def make_layers(
     Args:
         num_layers: layers of the whole model; the returned list has this length, so indices (and names) are global.
         layer_fn: builds the layer of a global index; called for this stage's layers and no others.
-        pp_rank, pp_size: no defaults on purpose: "all layers" as a default is how a well-known engine came to load
+        pp_rank, pp_size: without defaults on purpose. With a default of "all layers", a well-known engine loaded
             66 GB on each of two GPUs.
         partition: layers a stage; None means equal counts.
 

@@ -1,7 +1,7 @@
-"""The tensors of a Qwen3.5-MoE checkpoint: names, shapes, and which are left alone by a written rule. No torch here.
+"""The tensors of a Qwen3.5-MoE checkpoint: names, shapes, and the rules by which some are ignored. No torch here.
 
-One canonical name serves both namings on the hub (``model.language_model.layers.0…`` of the multimodal export and
-``model.layers.0…`` of the text-only one): the name without that prefix.
+Two namings are on the hub: ``model.language_model.layers.0…`` (multimodal) and ``model.layers.0…`` (text only). The
+canonical name is the name without that prefix.
 """
 
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ _IGNORED = {
 
 
 def ignored_rule(name: str) -> str | None:
-    """Why a checkpoint tensor is deliberately not loaded, or None if it belongs to the text model."""
+    """The rule by which a tensor is not loaded; None if it belongs to the text model."""
     if name.endswith((".rotary_emb.inv_freq", ".rotary_emb.original_inv_freq")):  # older versions stored the buffers
         return "rotary frequencies, computed from config.json"
     return next((reason for prefix, reason in _IGNORED.items() if name.startswith(prefix)), None)
@@ -49,7 +49,7 @@ def per_expert_projections(projection: str) -> tuple[str, ...]:
 
 
 def dense_shapes(config: ModelConfig) -> Iterator[tuple[str, Shape]]:
-    """Canonical name and shape of every tensor of the text model but the routed experts."""
+    """Canonical names and shapes of all tensors of the text model, except the routed experts."""
     yield EMBEDDING, (config.vocab_size, config.hidden_size)
     yield FINAL_NORM, (config.hidden_size,)
     if not config.tie_word_embeddings:

@@ -1,7 +1,7 @@
-"""Whether the head is the embedding, decided as ``transformers`` does: by what is stored, where both tensors are.
+"""Decides whether the head is the embedding, as ``transformers`` does (``PreTrainedModel.tie_weights``).
 
-``tie_word_embeddings`` says what stands for a tensor that is not stored. Finetunes keep the flag and store a head of
-their own: if both are stored and differ, both are used (``PreTrainedModel.tie_weights``).
+``tie_word_embeddings`` means that the embedding is used where no head is stored, and the other way round. Some
+finetunes keep the flag and store a head of their own. If both tensors are stored and differ, both are used.
 """
 
 from dataclasses import replace
@@ -18,7 +18,7 @@ _BLOCK_BYTES = 8 * 2**20
 def settle_head(folder: Path, config: ModelConfig) -> tuple[ModelConfig, Checkpoint]:
     """The checkpoint, and ``config`` with ``tie_word_embeddings`` as it is served.
 
-    Reads headers; only if the config ties a head that is stored, the two tensors as well, up to where they differ.
+    Reads headers. If the config ties a head that is stored, it reads the two tensors, too, until they differ.
     """
     checkpoint = open_checkpoint(folder, config)
     if TIED_HEAD not in checkpoint.ignored.values():
@@ -31,7 +31,7 @@ def settle_head(folder: Path, config: ModelConfig) -> tuple[ModelConfig, Checkpo
 
 
 def describe_head(config: ModelConfig, tied: bool) -> str:
-    """What was decided, for people. ``config`` is as it was read."""
+    """The decision in words; ``config`` as it was read."""
     if tied:
         return "tied to the embedding"
     if config.tie_word_embeddings:

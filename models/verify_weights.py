@@ -1,7 +1,7 @@
-"""The slow check of loaded weights (``--verify-weights``): each parameter against the files, read again another way.
+"""The slow check of loaded weights (``--verify-weights``): compares each parameter with the files, read in another way.
 
-Nothing of the weight plan and of the loader is used: tensors are read whole by name (of fused experts one expert), and
-cut by heads, halves and columns as the sharding rule says. Takes one tensor of memory beside the weights.
+It uses neither the weight plan nor the loader. It reads whole tensors by name (one expert of fused ones), and splits
+them by heads, halves and columns as the sharding rule says. It needs the memory of one tensor beside the weights.
 """
 
 from collections.abc import Iterator
@@ -11,10 +11,10 @@ import torch
 
 from splitrank.models.checkpoint import Checkpoint
 from splitrank.models.config import ModelConfig
-from splitrank.models.loader import TORCH_DTYPES
-from splitrank.models.safetensors_header import CheckpointError
+from splitrank.models.errors import CheckpointError
 from splitrank.models.sharding import TensorShard
 from splitrank.models.tensor_names import EMBEDDING, HEAD
+from splitrank.models.torch_dtype import torch_dtype
 from splitrank.models.weight_plan import AuditError
 
 _INTEGERS = {2: torch.int16, 4: torch.int32}
@@ -42,7 +42,7 @@ def verify_weights(
 def _compare(
     what: str, row: int, found: torch.Tensor, expected: torch.Tensor, checkpoint: Checkpoint, tensor: str
 ) -> None:
-    """Bit by bit: a NaN must be the same NaN."""
+    """Compares bits, so that a NaN must be the same NaN."""
     entry, expected = checkpoint.tensors[tensor], expected.to(found.dtype)
     if found.shape != expected.shape:
         shapes = f"{list(found.shape)}, tensor {entry.name!r} of {entry.file} gives {list(expected.shape)}"
@@ -58,7 +58,7 @@ def _compare(
 
 
 class _Reference:
-    """What each parameter of a tensor rank must hold."""
+    """The values that each parameter of a tensor rank must have."""
 
     def __init__(self, config: ModelConfig, shard: TensorShard, checkpoint: Checkpoint) -> None:
         self.config, self.shard, self.checkpoint = config, shard, checkpoint
@@ -69,7 +69,10 @@ class _Reference:
         parent = stem.rpartition(".")[2]
         if leaf in ("embed_tokens", "lm_head"):
             tensor = HEAD if leaf == "lm_head" and not self.config.tie_word_embeddings else EMBEDDING
-            yield tensor, self.read(tensor).tensor_split(self.shard.size)[self.shard.rank]  # the first have one more
+            yield (
+                tensor,
+                self.read(tensor).tensor_split(self.shard.size)[self.shard.rank],
+            )  # the first ranks have one row more
         elif leaf in ("qkv_proj", "in_proj", "conv1d", "A_log", "dt_bias"):
             yield from (self.attention if parent == "self_attn" else self.linear_attention)(stem + ".", leaf)
         elif leaf == "router":
@@ -108,7 +111,7 @@ class _Reference:
                 yield tensor, self.heads(self.read(tensor), v_heads)
 
     def gate_and_up(self, stem: str) -> Iterator[Part]:
-        """Gate rows above up rows: of the shared expert, of one routed expert, or of one in the fused tensor."""
+        """Gate rows, then up rows, of the shared expert or of one routed expert (single or fused)."""
         fused, expert = self.fused(stem, "gate_up_proj")
         if fused in self.checkpoint.tensors:
             for half in self.read(fused, expert).chunk(2):
@@ -127,12 +130,12 @@ class _Reference:
             yield tensor, self.columns(self.read(tensor))
 
     def fused(self, stem: str, leaf: str) -> tuple[str, int | None]:
-        """``layers.3.mlp.experts.7`` -> the fused tensor's name, and 7; the shared expert's is in no checkpoint."""
+        """``layers.3.mlp.experts.7`` -> the name of the fused tensor, and 7. The shared expert has none."""
         parent, _, expert = stem.rpartition(".")
         return f"{parent}.{leaf}", int(expert) if expert.isdigit() else None
 
     def heads(self, weight: torch.Tensor, num_heads: int) -> torch.Tensor:
-        """Rows of this rank's heads; with fewer heads than ranks, the one that its ranks share."""
+        """Rows of this rank's heads. With fewer heads than ranks, several ranks have the same head."""
         by_head = weight.reshape(num_heads, -1, *weight.shape[1:])
         copies = max(1, self.shard.size // num_heads)
         return by_head.repeat_interleave(copies, 0).chunk(self.shard.size)[self.shard.rank].flatten(0, 1)
@@ -151,4 +154,4 @@ class _Reference:
             count = file.readinto(data)
         if count < num_bytes:
             raise CheckpointError(f"{entry.file}: tensor {entry.name!r} ends early: the file was cut while loading")
-        return torch.frombuffer(data, dtype=TORCH_DTYPES[entry.dtype]).view(shape)
+        return torch.frombuffer(data, dtype=torch_dtype(entry.torch_name)).view(shape)

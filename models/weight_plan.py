@@ -1,7 +1,7 @@
 """The weight plan: every parameter of one rank, and the exact slices of the checkpoint that fill it. No torch here.
 
-The plan is the guard of the design: a tensor of another stage is in no piece, so no loader can look it up, for fused
-and per-expert checkpoints alike. ``audit`` proves a set of plans complete before a byte is read.
+A tensor of another stage is in no piece of the plan, so the loader cannot load it, from fused and per-expert
+checkpoints alike. ``audit_plan`` and ``audit_union`` check that plans are complete before a byte is read.
 """
 
 from collections import defaultdict
@@ -9,8 +9,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from math import prod
 
+from splitrank.comm.position import MeshPosition
 from splitrank.models.checkpoint import Checkpoint
 from splitrank.models.config import FULL, ModelConfig
+from splitrank.models.dtypes import DTYPES
 from splitrank.models.layer_shapes import LayerShapes, length
 from splitrank.models.sharding import Range, StageSlice, TensorShard
 from splitrank.models.tensor_names import (
@@ -23,12 +25,11 @@ from splitrank.models.tensor_names import (
 )
 
 Box = tuple[Range, ...]
-DTYPE_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
 
 
 @dataclass(frozen=True)
 class Piece:
-    """A box of a checkpoint tensor that fills a box of a local parameter (equal shapes but for dimensions of 1)."""
+    """A box of a checkpoint tensor that fills a box of a local parameter (of equal shape up to dimensions of 1)."""
 
     tensor: str  # canonical name
     source: Box
@@ -53,7 +54,7 @@ class LocalParameter:
     pieces: tuple[Piece, ...]
 
     def contiguous_pieces(self) -> Iterator[Piece]:
-        """The pieces, cut so that each fills a contiguous range of the parameter: half an expert at a time."""
+        """The pieces, cut so that each fills a contiguous range of the parameter (half an expert, for example)."""
         for piece in self.pieces:
             if runs_of(self.shape, piece.target).count == 1:
                 yield piece
@@ -62,7 +63,7 @@ class LocalParameter:
 
     @property
     def num_bytes(self) -> int:
-        return prod(self.shape) * DTYPE_BYTES[self.dtype]
+        return prod(self.shape) * DTYPES[self.dtype].num_bytes
 
 
 @dataclass(frozen=True)
@@ -78,9 +79,9 @@ class WeightPlan:
         return sum(parameter.num_bytes for parameter in self.parameters)
 
     @property
-    def where(self) -> str:
-        """The rank, for messages."""
-        return f"stage {self.stage.pp_rank}, tensor rank {self.shard.rank}"
+    def position(self) -> MeshPosition:
+        """The rank that the plan is for."""
+        return MeshPosition(self.stage.pp_rank, self.stage.pp_size, self.shard.rank, self.shard.size)
 
 
 def box_size(box: Box) -> int:
@@ -104,7 +105,7 @@ class Runs:
 
 
 def runs_of(shape: tuple[int, ...], box: Box) -> Runs:
-    """The runs of ``box`` in a tensor of ``shape``. The box must step evenly: one walked dimension, or whole ones."""
+    """The runs of ``box`` in a tensor of ``shape``. Only boxes whose runs are evenly spaced are supported."""
     axis = max((dim for dim, bounds in enumerate(box) if bounds != (0, shape[dim])), default=0)
     walked = next((dim for dim in range(axis) if box[dim][1] - box[dim][0] > 1), axis)
     assert all(box[dim] == (0, shape[dim]) for dim in range(walked + 1, axis)), (shape, box)
@@ -125,7 +126,7 @@ def plan_weights(
     if stage.is_first:
         parameters.insert(0, builder.vocabulary("embed_tokens.weight", EMBEDDING))
     if stage.is_last:
-        # A tied head is the same parameter as the embedding on a single stage, and a copy of its own otherwise.
+        # On a single stage a tied head is the embedding's parameter; on a last stage of several it is a copy.
         if not (config.tie_word_embeddings and stage.is_first):
             source = EMBEDDING if config.tie_word_embeddings else HEAD
             parameters.append(builder.vocabulary("lm_head.weight", source))
@@ -134,7 +135,7 @@ def plan_weights(
 
 
 class _Builder:
-    """Builds local parameters for one tensor rank. Method names follow the layers."""
+    """Builds the local parameters of one tensor rank. Its methods are named like the layers."""
 
     def __init__(self, config: ModelConfig, shard: TensorShard, dtype: str, checkpoint: Checkpoint | None) -> None:
         self.config, self.shard, self.dtype, self.checkpoint = config, shard, dtype, checkpoint
@@ -244,7 +245,7 @@ class _Builder:
         return LocalParameter(name, (num_rows, width), self.dtype, (Piece(name, (rows, columns), (rows, (0, width))),))
 
     def stacked(self, name: str, parts: list[tuple[str, Range]], num_columns: int) -> LocalParameter:
-        """Rows of several tensors on top of each other: one GEMM where the checkpoint has several."""
+        """Rows of several tensors, one after the other, so that one GEMM does the work of several."""
         columns, pieces, row = (0, num_columns), [], 0
         for source, rows in parts:
             pieces.append(Piece(source, (rows, columns), ((row, row + length(rows)), columns)))
@@ -273,18 +274,18 @@ def _half(inner: Range, half: int) -> Range:
 
 
 class AuditError(AssertionError):
-    """The plans do not add up: a bug of ours, found before serving."""
+    """Plans or loaded weights are not complete: a bug of ours, found before serving."""
 
 
 def audit_plan(plan: WeightPlan) -> None:
     """Every local parameter is filled exactly once: its pieces are disjoint and add up to its size."""
     for parameter in plan.parameters:
         if _disjoint_volume([piece.target for piece in parameter.pieces], parameter.shape) != prod(parameter.shape):
-            raise AuditError(f"{plan.where}: parameter {parameter.name} is not filled exactly once")
+            raise AuditError(f"{plan.position}: parameter {parameter.name} is not filled exactly once")
         for piece in parameter.pieces:
             if box_size(piece.source) != box_size(piece.target):
                 raise AuditError(
-                    f"{plan.where}: parameter {parameter.name}: tensor …{piece.tensor} gives too little or too much"
+                    f"{plan.position}: parameter {parameter.name}: tensor …{piece.tensor} gives too little or too much"
                 )
 
 
@@ -302,9 +303,9 @@ def audit_union(plans: Iterable[WeightPlan], checkpoint: Checkpoint) -> None:
 
 
 def _disjoint_volume(boxes: list[Box], shape: tuple[int, ...]) -> int:
-    """Elements of boxes inside ``shape`` that do not overlap; -1 if one sticks out or two overlap.
+    """Elements of all boxes; -1 if one is not inside ``shape`` or two overlap.
 
-    A sweep along the first dimension: a box is compared with those before it that still reach its start.
+    Sweeps along the first dimension: a box is compared with the boxes before it that reach beyond its start.
     """
     reaching: list[Box] = []
     for box in sorted(boxes):

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from splitrank.comm.selection import NO_LIMIT, load_table
+from splitrank.models.dtypes import DTYPES
 
 FOLDER = Path(__file__).parents[1] / "configs" / "all_reduce"
-DTYPE_BYTES = {"float32": 4, "bfloat16": 2}
 
 
 def write_table(
@@ -21,7 +21,7 @@ def write_table(
     sizes: dict[tuple[int, int], list[dict[str, Any]]] = defaultdict(list)
     for line in lines:
         if line["what"] == "all-reduce":
-            sizes[line["world_size"], DTYPE_BYTES[line["dtype"]]].append(line)
+            sizes[line["world_size"], DTYPES[line["dtype"]].num_bytes].append(line)
     file = folder / f"{target}.toml"
     rows = {**_old_rows(file), **{key: _row(*key, measured) for key, measured in sizes.items()}}
     today = datetime.datetime.now(datetime.UTC).date()

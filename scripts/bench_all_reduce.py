@@ -21,9 +21,11 @@ import torch
 from all_reduce_table import write_table
 from flag_latency import FlagProbe, compile_probe
 
-from splitrank.comm.mesh import Mesh, mesh_position
+from splitrank.comm.mesh import Mesh
+from splitrank.comm.position import mesh_position
 from splitrank.comm.quick_collectives import QuickCollectives
 from splitrank.comm.selection import AllReduceOptions
+from splitrank.models.torch_dtype import torch_dtype
 from splitrank.serving.options.config import child_environment
 
 SIZES = [2**power for power in range(12, 25)]  # bytes
@@ -91,7 +93,7 @@ class Bench:
     def run(self, dtypes: list[str], max_bytes: int) -> None:
         for name in dtypes:
             for num_bytes in (size for size in SIZES if size <= max_bytes):
-                self._sums(getattr(torch, name), num_bytes)
+                self._sums(torch_dtype(name), num_bytes)
         for rows, vocab_size in LOGITS:
             if 2 * rows * vocab_size <= max_bytes:
                 self._gathers(rows, vocab_size)

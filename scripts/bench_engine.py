@@ -27,6 +27,7 @@ import torch
 from bench_profile import expert_floor, profile_decode, read_bandwidth
 from bench_shapes import SHAPES, random_model, write_text_checkpoint
 
+from splitrank.models.torch_dtype import torch_dtype
 from splitrank.serving.bench import GREEDY, Job, measure, random_jobs
 from splitrank.serving.launch.engine_client import EngineClient
 from splitrank.serving.launch.resolve import resolve_launch
@@ -58,7 +59,7 @@ def emit(**fields: object) -> None:
 
 async def bench_dtype(shape: str, dtype: str, rounds: int, threads: int) -> None:
     """All workloads in one dtype."""
-    model = random_model(shape, getattr(torch, dtype))
+    model = random_model(shape, torch_dtype(dtype))
     with tempfile.TemporaryDirectory() as folder:
         write_text_checkpoint(model, Path(folder))
         base = EngineConfig(model=folder, dtype=dtype, max_model_len=1024, prefix_cache_mib=0, threads_per_rank=threads)
@@ -148,7 +149,7 @@ async def peer_seconds(model: Any, jobs: list[Job]) -> float:
 
 async def bench_sampled_alone(shape: str, dtype: str, rounds: int, threads: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        write_text_checkpoint(random_model(shape, getattr(torch, dtype)), Path(folder))
+        write_text_checkpoint(random_model(shape, torch_dtype(dtype)), Path(folder))
         base = EngineConfig(model=folder, dtype=dtype, max_model_len=1024, prefix_cache_mib=0, threads_per_rank=threads)
         await bench_sampled(base, {"shape": shape, "dtype": dtype}, rounds)
 
@@ -199,7 +200,7 @@ async def bench_pipeline(folder: str, dtype: str, labels: dict[str, str], rounds
 async def bench_tensor_alone(shape: str, dtype: str, rounds: int, threads: int) -> None:
     """Of the machine's threads, each tensor rank gets one, whatever ``threads`` says."""
     with tempfile.TemporaryDirectory() as folder:
-        write_text_checkpoint(random_model(shape, getattr(torch, dtype)), Path(folder))
+        write_text_checkpoint(random_model(shape, torch_dtype(dtype)), Path(folder))
         await bench_tensor(folder, dtype, {"shape": shape, "dtype": dtype}, rounds)
 
 

@@ -18,6 +18,7 @@ import msgspec
 import torch
 import zmq
 
+from splitrank.models.rounding import pages_needed
 from splitrank.serving.engine.scheduler import Scheduler
 from splitrank.serving.protocol.messages import (
     AddRequest,
@@ -62,7 +63,7 @@ class NullRank:
     """A rank without a model: its table, its batches, and tokens that stop nobody."""
 
     def __init__(self, spec: LaunchSpec) -> None:
-        max_pages = -(-spec.max_model_len // spec.page_size)
+        max_pages = pages_needed(spec.max_model_len, spec.page_size)
         self.table = RequestTable(spec.max_running_requests, max_pages, spec.page_size, torch.device("cpu"))
 
     def execute(self, plan: StepPlan) -> list[int]:

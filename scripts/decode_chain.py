@@ -23,6 +23,7 @@ from splitrank.models.ops.gpu import (
     sampling,
 )
 from splitrank.models.ops.gpu.tiles import Tile, TileTable
+from splitrank.models.rounding import ceil_div
 
 EPS = 1e-6
 
@@ -69,7 +70,7 @@ class Shape:
 
     @property
     def router_rows(self) -> int:
-        return -(-(self.experts + 1 + 2 * self.shared) // 16) * 16
+        return ceil_div(self.experts + 1 + 2 * self.shared, 16) * 16
 
     def is_attention(self, layer: int) -> bool:
         return layer % self.attention_every == self.attention_every - 1
@@ -99,12 +100,6 @@ class Weights:
         self.q_norm, self.k_norm = weight(s.head_dim, scale=0.1), weight(s.head_dim, scale=0.1)
         self.embedding = weight(s.vocabulary, s.hidden, scale=1.0)
         self.head = weight(s.vocabulary, s.hidden)
-
-    @property
-    def dense_bytes(self) -> int:
-        """What every step reads whole."""
-        lists = (self.first, self.second, self.router, self.shared_down)
-        return sum(t.nbytes for tensors in lists for t in tensors) + self.head.nbytes
 
 
 class State:

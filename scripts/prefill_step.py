@@ -18,6 +18,7 @@ from splitrank.models.ops.gpu.sequences import place
 from splitrank.models.ops.gpu.sort_pairs import sort_pairs
 from splitrank.models.ops.gpu.sorted_experts import sorted_down, sorted_up
 from splitrank.models.ops.gpu.tiles import Tile, TileTable
+from splitrank.models.rounding import pages_needed
 
 HIDDEN, INNER, EXPERTS, TOP_K = 2048, 512, 256, 8
 HEADS, KV_HEADS, HEAD_DIM, ROTARY = 16, 2, 256, 64
@@ -46,7 +47,7 @@ class Step:
 
     def __init__(self, count: int, length: int, tiles: TileTable, device: torch.device) -> None:
         self.rows, self.device = count * length, device
-        pages = -(-length // PAGE)
+        pages = pages_needed(length, PAGE)
         tables = [list(range(n * pages, (n + 1) * pages)) for n in range(count)]
         self.sequences = place([length] * count, [0] * count, list(range(count)), tables, device)
         self.tiles: dict[str, Tile] = {name: tiles.tile(name, self.rows) for name in PREFILL_LAUNCHES}

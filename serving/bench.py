@@ -1,7 +1,7 @@
 """``splitrank bench``: throughput and latency of the engine on one layout, one JSON line a workload.
 
-Absolute figures are for this machine, at this moment; compare within one run only (``scripts/bench_engine.py`` does,
-against ``transformers``). Prompts are random token ids, ``ignore_eos``, greedy: every request has exactly its length.
+Figures depend on the machine and on the moment, so compare within one run only (``scripts/bench_engine.py`` compares
+with ``transformers``). Prompts are random token ids; sampling is greedy with ``ignore_eos``, so lengths are exact.
 """
 
 import asyncio
@@ -29,7 +29,7 @@ class BenchConfig(EngineConfig):
 
     concurrency: tuple[int, ...] = option((1, 8), "requests at once, one workload each, e.g. 1,8,32", bounds=COUNT)
     prompt_tokens: int = option(128, "tokens of each prompt", bounds=COUNT)
-    prefix_cache_mib: int = option(0, "as elsewhere; here off, because every round asks the same prompts", bounds=MIB)
+    prefix_cache_mib: int = option(0, "as for serve; off here, because every round sends the same prompts", bounds=MIB)
     output_tokens: int = option(128, "tokens of each answer", bounds=COUNT)
     rounds: int = option(3, "times each workload is run; the median is reported", bounds=COUNT)
 
@@ -63,7 +63,7 @@ class Measurement:
 
 
 def random_jobs(vocab_size: int, prompt_tokens: int, output_tokens: list[int], seed: int = 0) -> list[Job]:
-    """One job a wanted output length, with random prompts."""
+    """One job with a random prompt for each output length."""
     draw = random.Random(seed)
     return [Job([draw.randrange(vocab_size) for _ in range(prompt_tokens)], count) for count in output_tokens]
 

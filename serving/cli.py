@@ -1,4 +1,4 @@
-"""The ``splitrank`` command: picks the sub-command, turns users' mistakes into one line and an exit code.
+"""The ``splitrank`` command: runs a sub-command, and reports a user's mistake in one line with an exit code.
 
 Exit codes: 0 fine, 1 failed, 2 wrong command line, 130 interrupted; a sub-command may add its own. Sub-commands are
 imported when they run, so that ``--help`` and a wrong flag answer at once.
@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from splitrank import __version__
 from splitrank.serving.options.config import ServeConfig
-from splitrank.serving.options.console import be_lenient_with_streams, leave
+from splitrank.serving.options.console import be_lenient_with_streams, exit_process
 from splitrank.serving.options.options import load_config
 
 Config = TypeVar("Config")
@@ -83,7 +83,7 @@ def main(argv: Arguments | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         return _dispatch(arguments)
-    except SystemExit as exit_request:  # argparse ends --help and mistakes so
+    except SystemExit as exit_request:  # argparse raises it for --help and for mistakes
         return exit_request.code if isinstance(exit_request.code, int) else 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -93,7 +93,7 @@ def main(argv: Arguments | None = None) -> int:
 def console() -> None:
     """Entry point of the installed command."""
     be_lenient_with_streams()
-    leave(main())
+    exit_process(main())
 
 
 def _dispatch(arguments: list[str]) -> int:
@@ -137,7 +137,7 @@ def _run(
 def _users_errors() -> tuple[type[Exception], ...]:
     """Errors that need no traceback: wrong input, unreadable files, an engine that does not start or dies.
 
-    Asked only once an exception is on its way, so that the command line starts without the engine's libraries.
+    Called only after an exception, so that the command line starts without the engine's libraries.
     """
     from splitrank.serving.launch.engine_client import EngineDeadError, EngineStartError
 

@@ -38,14 +38,14 @@ class InspectConfig(Options):
 
 
 def run_plan(config: PlanConfig) -> int:
-    """Prints the plan; exit code 0. Raises ``ValueError`` for a layout that cannot be."""
+    """Prints the plan; exit code 0. Raises ``ValueError`` for a layout that the model does not allow."""
     path = Path(config.model) if config.model.endswith(".json") else model_folder(config.model)
     config = replace(config, max_running_requests=config.max_running_requests or _requests_at_once(config))
     model = read_config(path)
     check_tensor_parallel(model, config.tp)
     check_partition(model.num_hidden_layers, config.pp, config.pp_partition or None)
     dtype, length = computing_dtype(config.dtype, model), wanted_length(config, model)
-    # A bare config.json, or a folder without weights: planned from the shapes alone.
+    # A bare config.json, or a folder without weights, is planned from the shapes alone.
     checkpoint = None
     if any(path.glob("*.safetensors*")):
         model, checkpoint = settle_head(path, model)
@@ -81,10 +81,10 @@ def plan_lines(
         else "partition by hand"
     )
     yield "rank stage tp  layers     weight bytes     GiB KV B/token state B/request"
-    for number, rank in enumerate(ranks):
-        stage = rank.stage
+    for rank in ranks:
+        stage, position = rank.stage, rank.position
         yield (
-            f"{number:>4} {stage.pp_rank:>5} {rank.tp_rank:>2} {f'{stage.start}-{stage.stop - 1}':>7} "
+            f"{position.rank:>4} {position.pp_rank:>5} {position.tp_rank:>2} {f'{stage.start}-{stage.stop - 1}':>7} "
             f"{rank.weight_bytes:>16,} {rank.weight_bytes / GIB:>7.2f} {rank.kv_bytes_per_token:>10,} "
             f"{rank.state_bytes_per_request:>15,}"
         )
@@ -100,11 +100,11 @@ def plan_lines(
 
 def _capacity_lines(config: PlanConfig, model: ModelConfig, ranks: list[RankMemory], length: int) -> Iterator[str]:
     budget = int(config.memory_gib * GIB)
-    for number, rank in enumerate(ranks):
-        if rank.tokens_that_fit(budget, 1) == -1 or (rank.tokens_that_fit(budget, 1) or 0) < 0:
+    for rank in ranks:
+        if (rank.tokens_that_fit(budget, 1) or 0) < 0:
             raise ValueError(
-                f"rank {number} (stage {rank.stage.pp_rank}, tp {rank.tp_rank}) needs {rank.total(0, 1) / GIB:.2f} GiB "
-                f"for weights and one request's state, --memory-gib is {config.memory_gib:g}"
+                f"{rank.position} needs {rank.total(0, 1) / GIB:.2f} GiB for weights and one request's state, "
+                f"--memory-gib is {config.memory_gib:g}"
             )
     context, by_context = min((_largest_context(rank, budget, model), n) for n, rank in enumerate(ranks))
     requests, by_requests = min((_largest_concurrency(rank, budget, length), n) for n, rank in enumerate(ranks))

@@ -1,5 +1,6 @@
 """What ``pip install`` brings: real files under the one import name, the demo checkpoint among them."""
 
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -17,15 +18,41 @@ INTERPRETER = f"cp{sys.version_info.major}{sys.version_info.minor}"
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
     """Without the module for accelerators, which takes minutes. build/test is kept: the second time takes seconds."""
-    folder = tmp_path_factory.mktemp("wheel")
     settings = {"build-dir": "build/test", "cmake.define.SPLITRANK_GPU": "off"}
-    program = f"from scikit_build_core.build import build_wheel; build_wheel({str(folder)!r}, {settings!r})"
+    return build("wheel", ROOT, tmp_path_factory.mktemp("wheel"), settings)
+
+
+def build(kind: str, source: Path, folder: Path, settings: dict[str, str]) -> zipfile.ZipFile:
+    """What ``pip install`` (``kind`` "wheel") or ``pip install -e`` ("editable") of ``source`` would install."""
+    program = f"from scikit_build_core import build; build.build_{kind}({str(folder)!r}, {settings!r})"
     finished = subprocess.run(
-        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=scaled(BUILD_S)
+        [sys.executable, "-c", program], cwd=source, capture_output=True, text=True, timeout=scaled(BUILD_S)
     )
     assert finished.returncode == 0, finished.stdout[-2000:] + finished.stderr
     (file,) = folder.glob("splitrank-*.whl")
     return zipfile.ZipFile(file)
+
+
+WITHOUT_COMPILING = {"wheel.cmake": "false"}
+
+
+def installed_files(wheel: zipfile.ZipFile) -> set[str]:
+    """All but the compiled modules and the package's metadata."""
+    return {name for name in wheel.namelist() if not name.endswith(".so") and ".dist-info/" not in name}
+
+
+def copy_with_links_as_text(folder: Path) -> None:
+    """The parts of the repository that a wheel is made of, as an archive holds them that knows no links."""
+    for name in ("splitrank", "serving", "models", "comm", "configs"):
+        shutil.copytree(ROOT / name, folder / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, folder / name)
+    links = [path for path in (folder / "splitrank").iterdir() if path.is_symlink()]
+    assert len(links) == 6
+    for link in links:
+        target = str(link.readlink())
+        link.unlink()
+        link.write_text(target)
 
 
 def test_every_module_is_in_the_wheel(wheel: zipfile.ZipFile) -> None:
@@ -66,6 +93,21 @@ def test_stubs_and_sources_of_the_compiled_modules(wheel: zipfile.ZipFile) -> No
     names = wheel.namelist()
     assert {"splitrank/_quick_reduce_cpu.pyi", "splitrank/_quick_reduce_gpu.pyi", "splitrank/py.typed"} <= set(names)
     assert not [name for name in names if name.endswith((".h", ".cc", ".cu", ".inc"))]
+
+
+def test_an_archive_that_holds_links_as_text_gives_the_same_wheel(wheel: zipfile.ZipFile, tmp_path: Path) -> None:
+    source, out = tmp_path / "source", tmp_path / "out"
+    source.mkdir()
+    copy_with_links_as_text(source)
+    from_archive = build("wheel", source, out, WITHOUT_COMPILING)
+    assert installed_files(from_archive) == installed_files(wheel)
+    assert from_archive.read("splitrank/serving/cli.py") == (ROOT / "serving" / "cli.py").read_bytes()
+
+
+def test_an_editable_install_adds_only_the_repository_to_the_path(tmp_path: Path) -> None:
+    wheel = build("editable", ROOT, tmp_path, WITHOUT_COMPILING)
+    (name,) = (name for name in wheel.namelist() if name.endswith(".pth"))
+    assert wheel.read(name).decode().splitlines() == ["import _editable_skbc_splitrank", str(ROOT)]
 
 
 def test_nothing_else_is_installed(wheel: zipfile.ZipFile) -> None:

@@ -1,1 +1,1 @@
-"""The layers of Qwen3.5-MoE, one idea a file."""
+"""The layers of Qwen3.5-MoE, one kind in each file."""

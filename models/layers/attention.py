@@ -12,7 +12,7 @@ from splitrank.models.ops.operations import CosSin, DeviceBatch, Operations
 
 
 class Attention(nn.Module):
-    """Query and gate interleaved per head, q/k norm per head, partial rotary, output times sigmoid(gate)."""
+    """Query and gate are interleaved per head. q and k have a norm per head and partial rotary; the output is gated."""
 
     def __init__(self, shapes: LayerShapes, dtype: torch.dtype, ops: Operations) -> None:
         super().__init__()
@@ -26,7 +26,7 @@ class Attention(nn.Module):
     def forward(
         self, states: HiddenStates, norm: RMSNorm, batch: DeviceBatch, pages: KVPages, cos_sin: CosSin, ops: Operations
     ) -> HiddenStates:
-        """This rank's part of the attention's sum as ``hidden``, and the new residual."""
+        """``hidden``: this rank's partial sum of the output projection; and the new residual."""
         projected, residual = ops.add_norm_project(states, norm, self.qkv_proj)
         mixed = ops.mix_attention(projected, self, batch, pages, cos_sin)
         return HiddenStates(ops.project(mixed, self.o_proj), residual)

@@ -16,7 +16,7 @@ from splitrank.models.ops.operations import CosSin, DeviceBatch, Operations
 
 
 class DecoderLayer(nn.Module):
-    """Takes and gives hidden and residual separately; the sum is formed where the next norm needs it."""
+    """Takes and returns hidden and residual separately; the next norm adds them."""
 
     def __init__(self, shapes: LayerShapes, layer: int, dtype: torch.dtype, ops: Operations) -> None:
         super().__init__()
@@ -38,7 +38,7 @@ class DecoderLayer(nn.Module):
         ops: Operations,
         collectives: Collectives,
     ) -> HiddenStates:
-        """Both row-parallel sums of a layer are formed here, and nowhere else."""
+        """Runs the layer. Its two all-reduces over the tensor ranks are here and nowhere else."""
         if isinstance(cache, KVPages):
             states = self.self_attn(states, self.input_layernorm, batch, cache, cos_sin, ops)
         else:

@@ -1,4 +1,4 @@
-"""A linear layer without bias: a plain parameter until it is loaded, then the device's stored form of it."""
+"""A linear layer without bias: a plain parameter while it is loaded, then the form in which the device stores it."""
 
 import torch
 from torch import nn
@@ -8,7 +8,7 @@ from splitrank.models.ops.operations import Operations
 
 
 class Linear(nn.Module):
-    """``weight`` [rows, columns] exists until ``prepare``; then ``stored`` holds the values alone.
+    """``weight`` [rows, columns] exists until ``prepare``; afterwards only ``stored`` holds the values.
 
     ``name`` tells a device which of the model's products it is: each has blocks of its own (``ops/gpu/tiles.py``).
     """
@@ -19,6 +19,6 @@ class Linear(nn.Module):
         self.weight = parameter(ops, rows, columns, dtype=dtype)
 
     def prepare(self, ops: Operations) -> None:
-        """After loading: stores the weight and lets the plain one go."""
+        """After loading: stores the weight and frees the plain parameter."""
         self.stored = ops.store(self.weight.data)
         del self.weight

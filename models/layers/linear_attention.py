@@ -20,7 +20,7 @@ class Taps(nn.Module):
         self.weight = parameter(ops, channels, num_taps, dtype=dtype)
 
     def prepare(self, ops: Operations) -> None:
-        """After loading: one row a tap."""
+        """After loading: transposes, so that each tap is a row."""
         self.taps = self.weight.float().t().contiguous()
 
 
@@ -39,13 +39,13 @@ class LinearAttention(nn.Module):
         self.out_proj = Linear("out_proj", config.hidden_size, shapes.value_dim, dtype, ops)
 
     def prepare(self, ops: Operations) -> None:
-        """After loading: the constant of each step."""
+        """After loading: computes the constant that each step uses."""
         self.decay_rate = -self.A_log.exp()
 
     def forward(
         self, states: HiddenStates, norm: RMSNorm, batch: DeviceBatch, slots: RecurrentSlots, ops: Operations
     ) -> HiddenStates:
-        """This rank's part of the mixer's sum as ``hidden``, and the new residual."""
+        """``hidden``: this rank's partial sum of the output projection; and the new residual."""
         projected, residual = ops.add_norm_project(states, norm, self.in_proj)
         mixed, gate = ops.mix_delta(projected, self, batch, slots)
         return HiddenStates(ops.norm_gate_project(mixed, gate, self.norm, self.out_proj), residual)

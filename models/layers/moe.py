@@ -28,7 +28,7 @@ class SharedExpert(nn.Module):
 
 class RoutedExperts(nn.Module):
     """All experts, stacked as checkpoints have them: ``gate_up_proj`` [E, 2I, H] (gate rows first), ``down_proj``
-    [E, H, I]. After ``prepare``, ``stored`` holds their values alone."""
+    [E, H, I]. After ``prepare`` only ``stored`` holds the values."""
 
     def __init__(self, num_experts: int, hidden_size: int, inner: int, dtype: torch.dtype, ops: Operations) -> None:
         super().__init__()
@@ -36,13 +36,13 @@ class RoutedExperts(nn.Module):
         self.down_proj = parameter(ops, num_experts, hidden_size, inner, dtype=dtype)
 
     def prepare(self, ops: Operations) -> None:
-        """After loading: stores the weights and lets the plain ones go."""
+        """After loading: stores the weights and frees the plain parameters."""
         self.stored = ops.store_experts(self.gate_up_proj.data, self.down_proj.data)
         del self.gate_up_proj, self.down_proj
 
 
 class SparseMoe(nn.Module):
-    """Every rank routes all tokens; the experts' partial sums meet in the layer's all-reduce."""
+    """Every rank routes all tokens; the layer's all-reduce adds the ranks' partial sums."""
 
     def __init__(self, shapes: LayerShapes, dtype: torch.dtype, ops: Operations) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Parameters, and what happens to them after loading."""
+"""Makes parameters, and prepares them after loading."""
 
 from typing import Protocol, runtime_checkable
 
@@ -16,12 +16,12 @@ class Prepared(Protocol):
 
 
 def parameter(ops: Operations, *shape: int, dtype: torch.dtype) -> nn.Parameter:
-    """Uninitialised, on the device; the loader fills it."""
+    """An uninitialised parameter on the device; the loader fills it."""
     return nn.Parameter(ops.empty(*shape, dtype=dtype), requires_grad=False)
 
 
 def prepare(module: nn.Module, ops: Operations) -> None:
-    """After loading: every layer brings its weights into the form it computes with, one weight at a time."""
+    """After loading: each layer stores its weights in the form that it computes with, one weight at a time."""
     for layer in module.modules():
         if isinstance(layer, Prepared):
             layer.prepare(ops)

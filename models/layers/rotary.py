@@ -1,7 +1,7 @@
 """Rotary embedding on the first ``rotary_dim`` dims of a head, in the half-split ("rotate_half") layout.
 
-Qwen3.5 uses interleaved mrope: three position axes (time, height, width) share the frequencies. Text gives all three
-axes the same position, so the interleaving picks equal values and plain rope is exact
+Qwen3.5 uses interleaved mrope: the frequencies are split over three position axes (time, height, width). Text has the
+same position on all three axes, so plain rope is exact
 (reference: ``Qwen3_5MoeTextRotaryEmbedding``).
 """
 
@@ -35,7 +35,7 @@ def inverse_frequencies(rotary_dim: int, theta: float, yarn: Yarn | None) -> tor
         return 1.0 / periods
 
     def dim_that_turns(times: float) -> float:
-        """Over the original length; pairs before it turn more often."""
+        """The pair of dims that turns so often over the original length; earlier pairs turn more often."""
         period = yarn.original_max_position_embeddings / (times * 2 * math.pi)
         return rotary_dim * math.log(period) / (2 * math.log(theta))
 

@@ -12,7 +12,7 @@ from splitrank.models.sharding import TensorShard
 
 
 class Embedding(nn.Module):
-    """Rows of this rank; ids of other ranks give zero, and the sum over ranks is exact (one term is not zero)."""
+    """This rank's rows. Ids of other ranks give zeros, so the sum over the ranks is exact."""
 
     def __init__(
         self, vocab_size: int, hidden_size: int, shard: TensorShard, dtype: torch.dtype, ops: Operations
@@ -28,7 +28,7 @@ class Embedding(nn.Module):
 
 
 class Head(nn.Module):
-    """Logits over the whole vocabulary, gathered from the ranks' columns. ``weight``: the embedding's, if tied."""
+    """Logits over the whole vocabulary, gathered from the ranks. ``weight`` is the embedding's if the head is tied."""
 
     def __init__(
         self,
@@ -47,7 +47,7 @@ class Head(nn.Module):
         self.weight = own
 
     def prepare(self, ops: Operations) -> None:
-        """After loading: stores a weight of its own; a tied one stays plain, since the embedding reads its rows."""
+        """After loading: stores the weight, except a tied one, whose rows the embedding reads."""
         self.stored = self.weight.data if self.is_tied else ops.store(self.weight.data)
         del self.weight
 

@@ -1,1 +1,1 @@
-"""``splitrank generate``: OpenAI batch lines in, results out, resumable."""
+"""``splitrank generate``: answers a file of OpenAI batch lines; a run can be continued."""

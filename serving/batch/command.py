@@ -1,6 +1,6 @@
-"""``splitrank generate``: check what concerns all requests, then load the model, then answer what is not answered yet.
+"""``splitrank generate``: checks what concerns all requests, loads the model, answers what is not answered yet.
 
-A line that is wrong has an error for its result, and stops no other line.
+A bad line gets an error as its result; the other lines are answered.
 Exit codes: 0 all requests answered, 3 some failed (their lines hold the error; a rerun asks them again), 1 not finished
 (what is finished stays; a rerun continues), 2 nothing was started because input, output or options are wrong.
 """
@@ -34,7 +34,7 @@ from splitrank.serving.text.text_engine import PreparedModel, TextEngine, prepar
 
 @dataclass
 class _Job:
-    """``lines`` are not answered yet, ``num_before`` are; counts how this run goes on."""
+    """``lines`` are still to be answered, ``num_before`` were answered before; counts the results of this run."""
 
     lines: list[BatchLine]
     num_before: int
@@ -47,7 +47,7 @@ class _Job:
     first_failure: str = field(default="", init=False)
 
     def fail(self, line: BatchLine | BadLine, error: ApiError) -> bytes:
-        """Counts it. The result line."""
+        """Counts the failure; returns its result line."""
         self.num_failed += 1
         self.first_failure = self.first_failure or f"{self.source}:{line.number}: {' '.join(error.message.split())}"
         return error_line(line, error)
@@ -71,7 +71,7 @@ def _say(text: str) -> None:
 
 
 def check_paths(config: GenerateConfig) -> None:
-    """ValueError for paths that would lose data or fail after hours of work."""
+    """``ValueError`` for paths that would lose data, or would fail after hours of work."""
     source, output = Path(config.input), Path(config.output)
     if not source.is_file():
         raise ValueError(f"input {source} is {'a folder' if source.is_dir() else 'not a file'}")
@@ -87,7 +87,7 @@ def check_paths(config: GenerateConfig) -> None:
 
 
 def _prepare(config: GenerateConfig, prepared: PreparedModel, stack: ExitStack) -> _Job:
-    """Reads the input, takes the output for this run, continues or empties it, and says what remains."""
+    """Reads the input, locks the output, continues or empties it, and finds the lines that remain."""
     source = Path(config.input)
     lines, bad = read_lines(source.read_bytes().removeprefix(codecs.BOM_UTF8).split(b"\n"))
     if not lines and not bad:
@@ -117,7 +117,7 @@ def _prepare(config: GenerateConfig, prepared: PreparedModel, stack: ExitStack) 
 
 
 def _check_same_requests(output: Path, finished: dict[str, str], lines: list[BatchLine]) -> None:
-    """An answer to another question must not stand for this one's."""
+    """``ValueError`` if the output answers another request under one of the input's custom_ids."""
     asked = {line.custom_id: line.line_id for line in lines}
     for custom_id, line_id in finished.items():
         if asked.get(custom_id) != line_id:
@@ -184,10 +184,10 @@ async def _answer_all(engine: TextEngine, job: _Job) -> None:
 
 
 async def _answer(service: OpenAIService, line: BatchLine, job: _Job) -> bytes:
-    """The result line; of a request that failed, whatever the cause, its error. A dead engine leaves no line."""
+    """The result line of a request, or of its error. If the engine has died, there is none."""
     try:
         request = await asyncio.to_thread(service.parse, line.url, line.body)
-        # By name, not by turn: a run that was broken off goes on with the draws that it would have made.
+        # Seeded by name, not by position: a continued run makes the draws that the first one would have made.
         seeded = request.with_seeds(job.seed, line.custom_id)
         result = result_line(line, 200, await service.complete(seeded), None)
     except EngineDeadError:

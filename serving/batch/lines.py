@@ -1,4 +1,4 @@
-"""Batch lines in, result lines out. A line that is wrong has its own error, which names the line by its number."""
+"""Reads batch lines and makes result lines. A bad line gets an error result of its own, with its line number."""
 
 import hashlib
 import json
@@ -27,7 +27,7 @@ class BatchLine:
 
 @dataclass(frozen=True)
 class BadLine:
-    """No request; ``custom_id`` if that much can be read."""
+    """A line that is no request; ``custom_id`` if it can be read."""
 
     number: int
     custom_id: str | None
@@ -36,7 +36,7 @@ class BadLine:
 
 
 def read_lines(rows: Iterable[bytes]) -> tuple[list[BatchLine], list[BadLine]]:
-    """Requests and bad lines of the file's ``rows``; blank ones are skipped. What the bodies say is not looked at."""
+    """Requests and bad lines of the file's ``rows``; blank rows are skipped. Bodies are not parsed here."""
     lines: dict[str, BatchLine] = {}
     bad: list[BadLine] = []
     for number, raw in enumerate(rows, 1):
@@ -47,14 +47,14 @@ def read_lines(rows: Iterable[bytes]) -> tuple[list[BatchLine], list[BadLine]]:
                     message = f"custom_id {line.custom_id!r} is also in line {lines[line.custom_id].number}"
                     raise bad_request(message, "custom_id", "duplicate_custom_id")
                 lines[line.custom_id] = line
-            except Exception as error:  # also what our own code cannot read is the matter of this line alone
+            except Exception as error:  # an error of ours, too, ends this line only
                 line_id = "batch_req_" + hashlib.blake2b(raw, digest_size=12).hexdigest()
                 bad.append(BadLine(number, _custom_id(raw), line_id, as_api_error(error)))
     return list(lines.values()), bad
 
 
 def parse_line(raw: bytes, number: int = 1) -> BatchLine:
-    """Shape of the line; what the body says is the request parser's matter. Raises ApiError."""
+    """Checks the line around the body; the request parser checks the body. Raises ``ApiError``."""
     try:
         fields = parse_object(raw)
     except ApiError as error:
@@ -79,7 +79,7 @@ def _line_id(custom_id: str, url: str, body: dict[str, Any]) -> str:
 
 
 def _custom_id(raw: bytes) -> str | None:
-    """Of a line that is wrong elsewhere: read as leniently as Python can."""
+    """The custom_id of a bad line, read as leniently as possible."""
     try:
         fields = json.loads(raw, parse_int=lambda _: None)
     except (ValueError, RecursionError):
@@ -89,21 +89,21 @@ def _custom_id(raw: bytes) -> str | None:
 
 
 def as_api_error(error: Exception) -> ApiError:
-    """What no part of ours expected is a server's error, with its type."""
+    """An unexpected error becomes a 500 with the type of the error."""
     if isinstance(error, ApiError):
         return error
     return ApiError(500, f"{type(error).__name__}: {error}", type="server_error", code="internal_error")
 
 
 def result_line(line: BatchLine | BadLine, status: int, body: dict[str, Any], error: dict[str, Any] | None) -> bytes:
-    """OpenAI's batch result; the id lets a rerun recognise the request that it answers."""
+    """A result line as OpenAI writes it. By its id, a rerun recognises the request that it answers."""
     request_id = body.get("id") or line.line_id.replace("batch_req_", "req_")
     response = {"status_code": status, "request_id": request_id, "body": body}
     result = {"id": line.line_id, "custom_id": line.custom_id, "response": response, "error": error}
     try:
         return msgspec.json.encode(result)  # parts of an answer are JSON already
     except UnicodeEncodeError:
-        # An error's message may quote a lone surrogate, which then stands there as JSON's own escape.
+        # An error's message may quote a lone surrogate, which is written as a JSON escape.
         return json.dumps(result, ensure_ascii=False, allow_nan=False).encode("utf-8", "backslashreplace")
 
 

@@ -1,4 +1,4 @@
-"""What an output file was made with, in a file beside it: results of two models or configs must not mix."""
+"""The manifest: a file beside an output that says with which model and settings it was made."""
 
 import fcntl
 import hashlib
@@ -27,7 +27,7 @@ def describe_run(spec: LaunchSpec) -> dict[str, Any]:
 
 
 def hash_model(folder: Path) -> str:
-    """Over names, sizes and contents of all files; of large files, samples spread over the whole length."""
+    """Hash of the names, sizes and contents of all files; of large files, of samples spread over the whole length."""
     digest = hashlib.blake2b(digest_size=16)
     for path in sorted(folder.iterdir()):
         if path.is_file() and path.suffix in (".json", ".jinja", ".safetensors"):
@@ -47,7 +47,7 @@ def _hash_samples(digest: hashlib.blake2b, file: BinaryIO, size: int) -> None:
 
 
 def check_manifest(output: Path, now: dict[str, Any]) -> None:
-    """ValueError when the output has content that was not made with ``now``, with the first difference."""
+    """``ValueError`` with the first difference if the output was made with other settings than ``now``."""
     if not output.exists() or output.stat().st_size == 0:
         return
     path = manifest_path(output)
@@ -77,7 +77,7 @@ def _read(path: Path, output: Path) -> dict[str, Any]:
 
 @contextmanager
 def locked_manifest(output: Path) -> Iterator[BinaryIO]:
-    """Two runs that append to one output would both answer everything. The lock ends with the process."""
+    """Locks the output: two runs that append to it would both answer everything. The lock ends with the process."""
     with open(manifest_path(output), "a+b") as file:
         try:
             fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -87,7 +87,7 @@ def locked_manifest(output: Path) -> Iterator[BinaryIO]:
 
 
 def write_manifest(file: BinaryIO, content: dict[str, Any]) -> None:
-    """In place, for the lock is on this file; so only while the output is empty, when a torn one does no harm."""
+    """Writes in place, since the lock is on this file. A torn file is harmless while the output is empty."""
     file.truncate(0)
     file.write(json.dumps(content, indent=1).encode() + b"\n")
     file.flush()

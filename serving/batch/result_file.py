@@ -1,4 +1,4 @@
-"""The output file: what a former run finished, and new lines, appended so that a crash tears at most the last one."""
+"""The output file: reads what an earlier run finished; appends lines so that a crash tears at most the last one."""
 
 import asyncio
 import os
@@ -11,7 +11,7 @@ import msgspec
 
 
 class _ResultLine(msgspec.Struct, frozen=True):
-    """What resuming needs of a result line; the rest is skipped unparsed."""
+    """The fields of a result line that a continued run needs; the others are not parsed."""
 
     id: str
     custom_id: str | None
@@ -29,7 +29,7 @@ class FormerResults:
 
 
 def read_former_results(path: Path) -> FormerResults:
-    """ValueError names the line that is no result line (a torn *last* line is a crash's trace and is fine)."""
+    """``ValueError`` names a line that is no result line. A torn *last* line comes from a crash and is dropped."""
     content = path.read_bytes() if path.exists() else b""
     lines = content.split(b"\n")
     finished: dict[str, str] = {}
@@ -57,7 +57,7 @@ def _decode(path: Path, number: int, line: bytes) -> _ResultLine:
 
 
 def keep_only(path: Path, lines: list[bytes]) -> None:
-    """Replace the file's content in one step: a crash leaves the old content or the new. A link stays a link."""
+    """Replaces the content in one step: after a crash it is the old or the new one. A link stays a link."""
     path = path.resolve()
     beside = path.with_name(path.name + ".part")
     with open(beside, "wb") as file:
@@ -68,7 +68,7 @@ def keep_only(path: Path, lines: list[bytes]) -> None:
 
 
 class ResultWriter:
-    """Appends whole lines and flushes them to disk in a thread; lines that come meanwhile share the next flush."""
+    """Appends whole lines and flushes them to disk in a thread. Lines added during a flush share the next one."""
 
     def __init__(self, path: Path) -> None:
         self._file = open(path, "ab")  # noqa: SIM115 - closed in __aexit__
@@ -91,7 +91,7 @@ class ResultWriter:
             self._file.close()
 
     def add(self, line: bytes) -> None:
-        """Raises OSError once the disk has refused a line: going on would lose results."""
+        """Raises ``OSError`` after a failed write: later results would be lost."""
         if self._task.done():
             self._task.result()
         self._pending.append(line + b"\n")

@@ -1,11 +1,11 @@
-"""Which requests are refused when they come: what can never be computed here, and more than may wait."""
+"""Refuses requests on arrival: those that can never be computed here, and those beyond the limit of open requests."""
 
+from splitrank.models.rounding import pages_needed
 from splitrank.serving.protocol.messages import AddRequest, LaunchSpec, RequestOutput
-from splitrank.serving.protocol.pages import pages_needed
 
 
 def refuse(spec: LaunchSpec, message: AddRequest, num_open: int) -> RequestOutput | None:
-    """The refusal of a request that comes while ``num_open`` others are open; None if it is taken."""
+    """The refusal of a request that arrives while ``num_open`` others are open; None if it is accepted."""
     length = len(message.prompt_token_ids)
     if num_open >= spec.max_running_requests + spec.max_queued_requests:
         running, queued = spec.max_running_requests, spec.max_queued_requests
@@ -20,7 +20,7 @@ def refuse(spec: LaunchSpec, message: AddRequest, num_open: int) -> RequestOutpu
     if low < 0 or high >= spec.vocab_size:
         text = f"prompt token ids must be between 0 and {spec.vocab_size - 1}, not {low if low < 0 else high}"
         return error_output(message.request_id, "invalid_request", text)
-    tokens = min(length + message.params.max_tokens, spec.max_model_len) - 1  # the last one is never cached
+    tokens = min(length + message.params.max_tokens, spec.max_model_len) - 1  # the last token needs no page
     if pages_needed(tokens, spec.page_size) > spec.num_pages:
         need = f"{tokens} tokens need {pages_needed(tokens, spec.page_size)} pages of {spec.page_size}"
         return error_output(

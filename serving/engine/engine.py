@@ -1,4 +1,4 @@
-"""The engine process: one loop between the front's requests and the ranks' results. Owns the scheduler; no torch."""
+"""The engine process: a loop that takes requests from the front, plans steps for the ranks, and returns tokens."""
 
 import logging
 import time
@@ -37,14 +37,14 @@ from splitrank.serving.protocol.wire import (
 )
 
 STATS_S = 1.0
-FRONT_STALL_S = 60.0  # a front that takes no message for so long has stopped; a busy one comes back before
-MAX_WAIT_MS = 250  # how late a deadline may be noticed
+FRONT_STALL_S = 60.0  # a front that takes no message for so long has stopped; a busy one is back earlier
+MAX_WAIT_MS = 250  # a passed deadline is noticed so much later at most
 
 logger = logging.getLogger("splitrank.engine")
 
 
 class EngineFailure(RuntimeError):
-    """The engine cannot go on: a rank failed, fell silent, or contradicts the plan."""
+    """The engine cannot go on: a rank failed, is silent, or answers another plan than it was sent."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class SentStep:
 
 
 class Engine:
-    """``run`` returns after the front's ``Shutdown``, or after it has told the front why it cannot go on."""
+    """``run`` returns after ``Shutdown`` from the front, or after it has sent the front the reason of a failure."""
 
     def __init__(self, spec: LaunchSpec) -> None:
         self._spec = spec
@@ -85,11 +85,11 @@ class Engine:
             while not self._stopping:
                 self._turn()
         except Exception as error:
-            # A failure explains itself; anything else is a bug of ours, and the front must hear of it all the same.
+            # An EngineFailure says all. Any other error is a bug of ours; the front gets its type, the log the trace.
             known = isinstance(error, EngineFailure)
             failure = str(error) if known else f"engine: {type(error).__name__}: {' '.join(str(error).split())}"
             logger.error("%s", failure, exc_info=not known)
-        self._leave(failure)
+        self._shut_down(failure)
         return failure
 
     def _turn(self) -> None:
@@ -110,17 +110,17 @@ class Engine:
             except ValueError as error:
                 self._refuse_unreadable(data, error)
             else:
-                self._hear_front(message)
+                self._on_front_message(message)
         now = time.monotonic()
         for _, data in receive_all(self._ranks):
             report = decode_rank_to_engine(data)
             if isinstance(report, StepResult):
                 self._results.append(report)
             else:
-                self._watch.hear(report, now)
+                self._watch.on_message(report, now)
 
     def _refuse_unreadable(self, data: bytes, error: ValueError) -> None:
-        """Ends one request, or none if it is unknown which; the others have nothing to do with it."""
+        """Ends the one request that the message is about, if its id can be read. The others go on."""
         logger.error("a message of the front cannot be read: %s", error)
         request_id = request_id_of(data)
         if request_id is not None:
@@ -128,7 +128,7 @@ class Engine:
             refusal = RequestOutput(request_id, [], finish_reason="error", error=reason, error_code="invalid_request")
             self._outputs.append(StepOutputs(others=[refusal]))
 
-    def _hear_front(self, message: FrontToEngine) -> None:
+    def _on_front_message(self, message: FrontToEngine) -> None:
         output = None
         if isinstance(message, AddRequest):
             output = self._scheduler.add(message)
@@ -176,19 +176,19 @@ class Engine:
         try:
             self._ranks.send_multipart([rank_identity(rank), data], zmq.NOBLOCK)
         except zmq.ZMQError as error:
-            self._receive()  # it may have left with a reason, which lies unread
-            reason = self._watch.confession or f"{rank_name(self._spec, rank)} cannot be reached: {error}"
+            self._receive()  # the rank may have sent a reason before it ended
+            reason = self._watch.rank_error or f"{rank_name(self._spec, rank)} cannot be reached: {error}"
             raise EngineFailure(reason) from error
 
     def _publish(self) -> None:
-        """Outputs that the front does not take now wait, joined, for its next turn: they are bounded by what the open
-        requests may still generate."""
+        """Sends all outputs in one message. If the front takes none now, they are kept for the next turn; they are
+        bounded by what the open requests can generate."""
         if self._outputs and self._send_front(RequestOutputs(self._outputs)):
             self._outputs = []
         self._publish_stats()
 
     def _publish_stats(self) -> None:
-        """Once a second, which is also the engine's sign of life, and when the last open request has ended."""
+        """Once a second, which is the engine's heartbeat, too, and when the last open request has ended."""
         now, idle = time.monotonic(), self._scheduler.is_idle
         became_idle = idle and not self._was_idle
         self._was_idle = idle
@@ -199,10 +199,10 @@ class Engine:
             self._send_front(self._scheduler.stats())
 
     def _send_front(self, message: EngineToFront) -> bool:
-        """Whether it was sent; else the front is behind by ``FRONT_BACKLOG`` messages."""
+        """Whether the message was sent. If not, the front has ``FRONT_BACKLOG`` unread messages."""
         was_full = self._front_full_since is not None
         if was_full and not self._front.poll(0, zmq.POLLOUT):
-            return self._front_is_full()  # without encoding what cannot be sent
+            return self._front_is_full()  # before the message is encoded in vain
         try:
             self._front.send(encode(message), zmq.NOBLOCK)
         except zmq.Again:
@@ -211,7 +211,7 @@ class Engine:
         return True
 
     def _front_is_full(self) -> bool:
-        """False, for as long as a front may be busy."""
+        """False, as long as the front may only be busy. Raises ``EngineFailure`` after ``FRONT_STALL_S``."""
         now = time.monotonic()
         self._front_full_since = self._front_full_since or now
         if now - self._front_full_since > FRONT_STALL_S:
@@ -229,10 +229,10 @@ class Engine:
         if not self._stopping:
             self._poller.poll(MAX_WAIT_MS)
 
-    # ------------------------------------------------------------ leaving
+    # ------------------------------------------------------------ the end
 
-    def _leave(self, failure: str | None) -> None:
-        """Last words to the front, ``Shutdown`` to the ranks that are there; a second at most to deliver them."""
+    def _shut_down(self, failure: str | None) -> None:
+        """Sends the failure to the front and ``Shutdown`` to the ranks. Sockets try to deliver both for a second."""
         if failure is not None:
             self._try_send(self._front, [encode(EngineFailed(failure))])
         for rank in range(self._spec.world_size):
@@ -246,4 +246,4 @@ class Engine:
         try:
             socket.send_multipart(parts, zmq.NOBLOCK)
         except zmq.ZMQError as error:
-            logger.debug("nobody to tell: %s", error)
+            logger.debug("a last message was not sent: %s", error)

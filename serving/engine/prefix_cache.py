@@ -1,7 +1,7 @@
-"""The snapshots of token prefixes that the ranks hold: what a prompt can begin from, and which make room for others.
+"""The prefix cache: finds the snapshot that a prompt can begin from, and evicts snapshots when the budget is full.
 
-A snapshot is a copy of a sequence's recurrent state and pages in the ranks' host memory, like a swapped request.
-Nothing is shared with a running request, so no owners are counted. Numbers and digests only, no torch.
+A snapshot is a copy of a sequence's recurrent state and pages in the ranks' host memory, like a swapped request. It
+shares no page with a running request, so there are no reference counts. Here are numbers and digests only, no torch.
 ``snapshots.py`` decides where snapshots are taken.
 """
 
@@ -13,8 +13,8 @@ from enum import Enum
 
 import msgspec
 
+from splitrank.models.rounding import pages_needed
 from splitrank.serving.protocol.messages import LaunchSpec
-from splitrank.serving.protocol.pages import pages_needed
 
 Digest = bytes
 
@@ -22,9 +22,9 @@ _encode = msgspec.msgpack.Encoder().encode
 
 
 def chain_digests(tokens: list[int], block_size: int, previous: Digest = b"") -> list[Digest]:
-    """A digest for each whole block, of all tokens up to its end; ``previous`` is that of the tokens before.
+    """The digest of each whole block and all tokens before it; ``previous`` is the digest of what comes before.
 
-    Cryptographic: a collision would answer from another prompt.
+    The hash is cryptographic: with a collision, a request would get the state of another prompt.
     """
     digests = []
     for end in range(block_size, len(tokens) + 1, block_size):
@@ -42,7 +42,7 @@ class Kind(Enum):
 
 @dataclass(slots=True, eq=False)
 class Snapshot:
-    """The first ``num_tokens`` tokens of some sequence: whole blocks, then the tokens of ``tail``."""
+    """The state after the first ``num_tokens`` tokens of a sequence: whole blocks, then the tokens of ``tail``."""
 
     number: int  # never reused
     kind: Kind
@@ -58,9 +58,9 @@ class Snapshot:
 class PrefixCache:
     """Snapshots by their tokens, within a budget in bytes of the fullest rank.
 
-    Segmented LRU. First to make room are the snapshots that a newer one has replaced; then, once they hold half of the
-    budget, those that nobody has begun from; then the rest. So a flood of prompts that never come again leaves the
-    other half alone.
+    Segmented LRU. Evicted first are snapshots that a newer one has replaced; then snapshots that no request has begun
+    from, if these hold more than half of the budget; then the others. So many prompts that never come again evict at
+    most half of the cache.
     """
 
     def __init__(self, spec: LaunchSpec) -> None:
@@ -72,7 +72,7 @@ class PrefixCache:
     def find(self, tokens: list[int], digests: list[Digest], step: int) -> Snapshot | None:
         """The longest snapshot that a prompt of these tokens and block digests can begin from at ``step``.
 
-        At least one token is left to compute: something must be sampled from.
+        It ends before the last token, since the logits of that one are needed for sampling.
         """
         for index in reversed(range(len(digests))):
             begin = (index + 1) * self._spec.prefix_block_size
@@ -90,16 +90,16 @@ class PrefixCache:
         return self._bytes_of(num_tokens) <= self._spec.prefix_cache_bytes
 
     def use(self, snapshot: Snapshot) -> None:
-        """A request begins from it."""
+        """A request begins from ``snapshot``."""
         snapshot.num_uses += 1
         self._move(snapshot, self._used)
 
     def add(
         self, kind: Kind, digest: Digest, tail: list[int], num_tokens: int, step: int, replaced: Snapshot | None
     ) -> tuple[Snapshot, list[int]]:
-        """A new snapshot, saved in ``step``, and the numbers of those that leave for it.
+        """A new snapshot, saved in ``step``, and the numbers of the snapshots that are evicted for it.
 
-        If ``replaced`` is still there, the new one inherits its place among the used ones.
+        If ``replaced`` is among the used snapshots, the new one becomes a used one in its stead.
         """
         snapshot = Snapshot(self._next_number, kind, digest, tail, num_tokens, self._bytes_of(num_tokens), step)
         self._next_number += 1
@@ -112,14 +112,14 @@ class PrefixCache:
             self._move(replaced, self._replaced)
         segment.add(snapshot)
         while self._num_bytes > self._spec.prefix_cache_bytes:
-            dropped.append(self._remove(self._victim(snapshot)))
+            dropped.append(self._remove(self._next_evicted(snapshot)))
         return snapshot, dropped
 
     @property
     def _num_bytes(self) -> int:
         return sum(segment.num_bytes for segment in self._segments)
 
-    def _victim(self, newest: Snapshot) -> Snapshot:
+    def _next_evicted(self, newest: Snapshot) -> Snapshot:
         half = self._spec.prefix_cache_bytes // 2
         segments = [self._replaced, self._used, self._unused]
         if self._unused.num_bytes > half:
@@ -145,7 +145,7 @@ class PrefixCache:
         return spec.state_bytes + pages_needed(num_tokens, spec.page_size) * spec.kv_page_bytes
 
     def check(self) -> None:
-        """Integrity: the budget holds, and what can be found is what is counted."""
+        """Checks the budget, and that the snapshots that can be found are those whose bytes are counted."""
         found = [snapshot for same_blocks in self._by_digest.values() for snapshot in same_blocks]
         assert sum(snapshot.num_bytes for snapshot in found) == self._num_bytes <= self._spec.prefix_cache_bytes
         assert all(sum(snapshot in segment for segment in self._segments) == 1 for snapshot in found)

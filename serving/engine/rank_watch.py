@@ -1,29 +1,29 @@
-"""Which rank is ready, which one is silent, and who holds up a step. No clock of its own: callers pass the time."""
+"""Which ranks are ready, silent, failed, or late with a step. It has no clock: callers pass the time."""
 
 from splitrank.serving.protocol.messages import Heartbeat, LaunchSpec, RankFailed, RankReady, RankToEngine
 from splitrank.serving.protocol.wire import rank_name
 
 
 class RankWatch:
-    """Raises nothing; ``find_failure`` returns the one line that says which rank, in which phase, and the limit."""
+    """Raises nothing. ``find_failure`` returns one line with the rank, its phase and the limit that has passed."""
 
     def __init__(self, spec: LaunchSpec, now: float) -> None:
         self._spec = spec
         self._started = now
-        self._heard: dict[int, float] = {}
+        self._last_message_at: dict[int, float] = {}
         self._beats: dict[int, Heartbeat] = {}
         self._ready: dict[int, RankReady] = {}
         self._failed: RankFailed | None = None
 
-    def hear(self, message: RankToEngine, now: float) -> None:
+    def on_message(self, message: RankToEngine, now: float) -> None:
         if isinstance(message, Heartbeat):
-            self._heard[message.rank] = now
+            self._last_message_at[message.rank] = now
             self._beats[message.rank] = message
         elif isinstance(message, RankReady):
-            self._heard[message.rank] = now  # it may fall silent before its first heartbeat is here
+            self._last_message_at[message.rank] = now  # it may die before its first heartbeat arrives
             self._ready[message.rank] = message
         elif isinstance(message, RankFailed):
-            self._failed = self._failed or message  # the first one is the cause
+            self._failed = self._failed or message  # the first failure is the cause of the others
 
     @property
     def all_ready(self) -> bool:
@@ -35,21 +35,21 @@ class RankWatch:
         return [one.report for one in ready] + [one.stage_report for one in ready if one.stage_report]
 
     @property
-    def confession(self) -> str | None:
-        """What the first rank that gave up said."""
+    def rank_error(self) -> str | None:
+        """The error of the first rank that failed."""
         if self._failed is None:
             return None
         return f"{rank_name(self._spec, self._failed.rank)} failed in {self._failed.phase}: {self._failed.error}"
 
     def find_failure(self, now: float, step: int | None, step_since: float) -> str | None:
-        """``step``: the oldest one in flight, if any, awaited since ``step_since``."""
+        """``step`` is the oldest one in flight, None without any; its result is awaited since ``step_since``."""
         overdue = self._find_late_start(now) or self._find_overdue(now, step, step_since)
-        return self.confession or self._find_silent(now) or overdue
+        return self.rank_error or self._find_silent(now) or overdue
 
     def _find_silent(self, now: float) -> str | None:
         limit = self._spec.heartbeat_timeout_s
-        for rank, heard in sorted(self._heard.items(), key=lambda item: item[1]):
-            if now - heard > limit:
+        for rank, at in sorted(self._last_message_at.items(), key=lambda item: item[1]):
+            if now - at > limit:
                 return f"{rank_name(self._spec, rank)} has been silent for more than {limit:g} s; {self._last(rank)}"
         return None
 

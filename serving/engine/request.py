@@ -1,4 +1,4 @@
-"""One request as the scheduler sees it: what is known, what is scheduled, what it owns."""
+"""One request in the scheduler: its tokens, how far it is scheduled, its pages and its slot."""
 
 from enum import Enum
 
@@ -7,19 +7,19 @@ from splitrank.serving.protocol.sampling_params import SamplingParams
 
 
 class Status(Enum):
-    WAITING = "waiting"  # unknown to the ranks
-    RUNNING = "running"  # owns a slot, and pages for the tokens scheduled
-    SWAPPED = "swapped"  # state and pages lie in the ranks' host memory
+    WAITING = "waiting"  # the ranks do not know it
+    RUNNING = "running"  # owns a slot, and pages for its scheduled tokens
+    SWAPPED = "swapped"  # its state and pages are in the ranks' host memory
     FINISHED = "finished"
 
 
 class Request:
     """Positions: the prompt at 0..P-1, generated token n at P + n.
 
-    The last prompt chunk samples generated token 0; a decode feeds generated token n and samples n + 1, so the last
-    generated token is never fed, unless a step was planned before it was known to be the last.
+    The last prompt chunk samples generated token 0. A decode takes generated token n as input and samples n + 1. So the
+    last generated token is no input, unless a step was planned before that token was known to be the last.
 
-    ``number`` is the order of arrival, never reused: smaller is older.
+    ``number`` is the order of arrival and is never reused: the smaller, the older.
     """
 
     __slots__ = (
@@ -41,8 +41,8 @@ class Request:
         self.output_token_ids: list[int] = []
         self.status = Status.WAITING
         self.aborted = False
-        self.ended = False  # its last output is out; steps in flight may still hold it
-        self.was_regular = False  # it ended by a stop token or its length
+        self.ended = False  # its last output was sent; steps in flight may still compute it
+        self.was_regular = False  # it ended by a stop token or by its length
         self.num_cached = 0  # tokens of the prompt that came from a snapshot
         self._pages: list[int] = []
         self._columns, self.place = columns, columns.add(self)
@@ -62,7 +62,7 @@ class Request:
 
     @property
     def num_in_flight(self) -> int:
-        """Steps in flight that hold this request."""
+        """Steps in flight that compute this request."""
         return int(self._columns.in_flight[self.place])
 
     @num_in_flight.setter
@@ -86,7 +86,7 @@ class Request:
         self._columns.num_pages[self.place] = len(self._pages)
 
     def take_pages(self) -> list[int]:
-        """It owns none afterwards."""
+        """Its pages; it owns none afterwards."""
         pages, self._pages = self._pages, []
         self._columns.num_pages[self.place] = 0
         return pages
@@ -115,28 +115,28 @@ class Request:
         self.ended, self.was_regular = True, is_regular
         self._columns.over[self.place] = True
 
-    def note_placed(self, end: int, step: int) -> None:
-        """``step`` computes it up to ``end``."""
+    def note_planned(self, end: int, step: int) -> None:
+        """``step`` computes the request up to position ``end``."""
         self.num_scheduled = end
         self.num_in_flight += 1
         self._columns.last_step[self.place] = step
 
     def next_end(self, chunk_size: int) -> int:
-        """Where its next share of a step ends: a chunk at an absolute multiple of ``chunk_size`` or with the prompt, a
-        decode after one token."""
+        """Where its next chunk or token ends. A chunk ends at an absolute multiple of ``chunk_size`` or with the
+        prompt."""
         start, length = self.num_scheduled, len(self.prompt_token_ids)
         if start >= length:
             return start + 1
         return min((start // chunk_size + 1) * chunk_size, length)
 
     def tokens_between(self, begin: int, end: int) -> list[int]:
-        """Tokens at positions begin to end - 1, of the prompt and what was generated."""
+        """Prompt and generated tokens at positions begin to end - 1."""
         prompt_end = len(self.prompt_token_ids)
         output = self.output_token_ids[max(begin - prompt_end, 0) : max(end - prompt_end, 0)]
         return output if begin >= prompt_end else self.prompt_token_ids[begin:end] + output
 
     def accept(self, token: int, eos_token_ids: tuple[int, ...]) -> str | None:
-        """Append a generated token; the finish reason if it is the last one."""
+        """Appends a generated token. Returns the finish reason if it is the last one."""
         may_stop = len(self.output_token_ids) >= self.params.min_tokens
         self.output_token_ids.append(token)
         self._columns.num_output[self.place] += 1

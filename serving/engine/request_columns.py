@@ -1,6 +1,7 @@
-"""Numbers of all open requests, as arrays by place: what planning and committing a step of many decodes touches.
+"""Counters of all open requests as arrays, so that a step of many decodes is planned and committed without a loop.
 
-A request keeps its place from its arrival to its end; ``Request`` reads and writes its own numbers here.
+A place is a request's index in the arrays, the same from its arrival to its end. ``Request`` reads and writes its own
+counters here.
 """
 
 from typing import TYPE_CHECKING
@@ -20,7 +21,7 @@ _FLAGS = ("over", "has_stops")
 
 
 class RequestColumns:
-    """``requests``, and its arrays, by place. See ``Request`` for what the numbers mean."""
+    """``requests`` and the arrays of their counters, by place. ``Request`` says what the counters mean."""
 
     scheduled: Counts
     in_flight: Counts
@@ -28,10 +29,10 @@ class RequestColumns:
     slot: Counts
     num_pages: Counts
     prompt_length: Counts
-    num_output: Counts  # as committed
+    num_output: Counts  # committed tokens
     max_new: Counts
     over: Flags  # aborted or ended
-    has_stops: Flags  # stop tokens of its own
+    has_stops: Flags  # the request names stop tokens
 
     def __init__(self, size: int = 64) -> None:
         self.requests: list[Request | None] = [None] * size
@@ -42,7 +43,7 @@ class RequestColumns:
             setattr(self, name, np.zeros(size, dtype=np.bool_))
 
     def add(self, request: "Request") -> int:
-        """A place for it, with zeros."""
+        """A free place, with all counters at zero."""
         if not self._free:
             self._double()
         place = self._free.pop()
@@ -66,13 +67,13 @@ class RequestColumns:
             array = getattr(self, name)
             setattr(self, name, np.concatenate((array, np.zeros_like(array))))
 
-    # ------------------------------------------------------------ many at once
+    # ------------------------------------------------------------ many requests at once
 
     def is_decoding(self, places: Places) -> Flags:
         return (self.scheduled[places] >= self.prompt_length[places]) & ~self.over[places]
 
     def is_ready(self, places: Places, plans_ahead: bool) -> Flags:
-        """Something can be scheduled. A token that one step in flight is to sample may be fed when planning ahead."""
+        """Whether something can be planned; when planning ahead also a token that a step in flight still samples."""
         scheduled, prompt, num_output = self.scheduled[places], self.prompt_length[places], self.num_output[places]
         is_known = scheduled < prompt + num_output
         if plans_ahead:
@@ -80,18 +81,18 @@ class RequestColumns:
         return is_known & ~self.over[places]
 
     def is_in_flight_since(self, places: Places, step: int) -> Flags:
-        """Whether ``step`` or a later one computes it now."""
+        """Whether ``step`` or a later step in flight computes the request."""
         return (self.last_step[places] >= step) & (self.in_flight[places] > 0)
 
     def lacks_page(self, places: Places, page_size: int) -> Flags:
-        """Whether the next token has no page yet."""
+        """Whether the next token needs a new page."""
         return self.scheduled[places] >= self.num_pages[places] * page_size
 
-    def place_decodes(self, places: Places, step: int) -> None:
+    def note_decodes(self, places: Places, step: int) -> None:
         self.scheduled[places] += 1
         self.in_flight[places] += 1
         self.last_step[places] = step
 
     def is_last_by_length(self, places: Places) -> Flags:
-        """Whether one more token ends it."""
+        """Whether the next token is the last one that ``max_new`` allows."""
         return self.num_output[places] + 1 >= self.max_new[places]

@@ -1,18 +1,18 @@
-"""Which requests own KV pages and a slot, which wait in host memory, and who makes room for whom.
+"""Which requests own KV pages and a slot, which are swapped out to host memory, and which are preempted for others.
 
-Age decides, and the request number is the age. When a running request lacks pages, the youngest ones are swapped out,
-as many as it takes. So every running request is older than every swapped one. If one of these youngest is in a step in
-flight, it cannot be swapped out now: the older request and all behind it wait until that step is back.
+Older requests go first; the request number is the age. When a running request lacks pages, the youngest running ones
+are swapped out until there are enough. So every running request is older than every swapped one. A request that a step
+in flight computes cannot be swapped out. The older request, and all that are younger, then wait for that step.
 """
 
 import numpy as np
 
+from splitrank.models.rounding import pages_needed
 from splitrank.serving.engine.id_allocator import IdAllocator
 from splitrank.serving.engine.request import Request, Status
 from splitrank.serving.engine.request_columns import Places, RequestColumns
 from splitrank.serving.engine.step_builder import StepBuilder
 from splitrank.serving.protocol.messages import LaunchSpec, NewPages, SwapPlan
-from splitrank.serving.protocol.pages import pages_needed
 
 
 class Residents:
@@ -30,31 +30,31 @@ class Residents:
 
     @property
     def places(self) -> Places:
-        """Of the running requests, oldest first."""
+        """Places of the running requests, oldest first."""
         if self._places is None:
             self._places = np.array([self.running[number].place for number in sorted(self.running)], dtype=np.int64)
         return self._places
 
     def by_age(self) -> list[Request]:
-        """The running ones, oldest first."""
+        """The running requests, oldest first."""
         return self._columns.at(self.places)
 
     def has_room(self, num_tokens: int) -> bool:
-        """A slot, and pages for ``num_tokens`` beside those that the running requests will soon need: the rest of each
-        prompt, and one page each.
+        """Whether a slot is free, and pages for ``num_tokens`` beside a reserve: the pages that each running request
+        needs for the rest of its prompt, and one more for each.
 
-        Without that reserve a request would be swapped out soon after it came. With nothing running it is 0, so a
-        request that fits alone is never kept out for ever.
+        Without the reserve a request would be swapped out soon after it was admitted. If nothing runs the reserve is
+        0, so a request that fits alone is always admitted in the end.
         """
         if not self.slots.num_free:
             return False
         places = self.places
-        rest = -(-self._columns.prompt_length[places] // self._page_size) - self._columns.num_pages[places]
+        rest = pages_needed(self._columns.prompt_length[places], self._page_size) - self._columns.num_pages[places]
         reserve = len(places) + int(rest.clip(0).sum())
         return self.pages.num_free - reserve >= pages_needed(num_tokens, self._page_size)
 
     def start(self, request: Request) -> None:
-        """It gets a slot; its pages come with its shares."""
+        """Gives it a slot. Its pages come with its chunks and tokens."""
         [request.slot] = self.slots.allocate(1)
         request.status = Status.RUNNING
         self.running[request.number] = request
@@ -67,7 +67,7 @@ class Residents:
         self.add_pages(builder, request, pages_needed(request.num_scheduled, self._page_size))
 
     def grow(self, builder: StepBuilder, request: Request, num_tokens: int) -> bool:
-        """Give it pages for ``num_tokens`` tokens, if need be by swapping out younger requests; False: not now."""
+        """Gives it pages for ``num_tokens`` tokens; swaps younger requests out for them. False: not possible now."""
         missing = pages_needed(num_tokens, self._page_size) - request.num_pages
         if missing > self.pages.num_free and not self._make_room(builder, request, missing):
             return False
@@ -89,7 +89,7 @@ class Residents:
                 break
             victims.append(victim)
             num_free += victim.num_pages
-        if num_free < missing:  # older requests hold the rest, and they keep it
+        if num_free < missing:  # older requests own the others, and keep them
             return False
         if any(victim.num_in_flight for victim in victims):
             builder.is_draining = True
@@ -99,7 +99,7 @@ class Residents:
         return True
 
     def _swap_out(self, builder: StepBuilder, victim: Request) -> None:
-        # All its pages hold computed tokens: pages come with the share that fills them, and none is in flight.
+        # All its pages are filled: a page is given with the tokens that fill it, and none of those are in flight.
         builder.swap_out.append(SwapPlan(victim.number, victim.slot))
         self._give_back(victim)
         victim.status = Status.SWAPPED
@@ -107,7 +107,7 @@ class Residents:
         self.num_preemptions += 1
 
     def release(self, request: Request) -> None:
-        """It has ended, running or swapped out: everything it owns goes back, exactly once."""
+        """Frees all that an ended request owns, exactly once, whether it was running or swapped out."""
         if request.status is Status.RUNNING:
             self._give_back(request)
         else:
@@ -121,7 +121,7 @@ class Residents:
         self._places = None
 
     def check(self) -> None:
-        """Integrity: every page and slot is free or has one owner; the swapped ones own nothing and are the younger."""
+        """Checks that each page and slot is free or has one owner, and that swapped requests own none."""
         running = list(self.running.values())
         self.pages.check([page for request in running for page in request.pages])
         self.slots.check([request.slot for request in running])
@@ -131,4 +131,4 @@ class Residents:
         assert self.places.tolist() == [request.place for request in self.by_age()]
         assert self._columns.num_pages[self.places].tolist() == [request.num_pages for request in self.by_age()]
         assert all(one.slot < 0 and not one.pages and not one.num_in_flight for one in self.swapped.values())
-        assert max(self.running, default=-1) < min(self.swapped, default=2**63), "an older request has been passed over"
+        assert max(self.running, default=-1) < min(self.swapped, default=2**63), "a swapped request is older"

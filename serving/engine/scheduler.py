@@ -1,25 +1,26 @@
 """Decides what every step computes. Pure Python: no torch, no sockets, no clock; equal calls give equal plans.
 
 A step is filled in this order:
-1. running requests, oldest first: one token for each that decodes, the next chunk for each in its prompt. Decodes are
-   shared out evenly over the steps in flight; chunks together have at most ``max_prefill_tokens`` tokens;
+1. running requests, oldest first: one token for each that decodes, the next prefill chunk for each other. Decodes are
+   spread evenly over the microbatches; the chunks of a step have at most ``max_prefill_tokens`` tokens together;
 2. swapped-out requests, oldest first;
 3. new requests, in order of arrival.
-2 and 3 are left out when a running request found no KV pages; then the youngest running ones are swapped out for it
-(``residents.py``). So the order of age is never broken: running requests are older than swapped ones, those older than
-waiting ones, and no request gets a page that an older one was refused and could have had.
+2 and 3 are skipped when a running request found no free KV pages; then the youngest running requests are swapped out
+(``residents.py``). So running requests are always older than swapped ones, and those are older than waiting ones. No
+request gets a page that an older one asked for and could have used.
 """
 
 from collections import deque
 
 import numpy as np
 
+from splitrank.models.rounding import pages_needed
 from splitrank.serving.engine.admission import error_output, refuse
 from splitrank.serving.engine.request import Request, Status
 from splitrank.serving.engine.request_columns import Flags, Places, RequestColumns
 from splitrank.serving.engine.residents import Residents
 from splitrank.serving.engine.snapshots import Snapshots
-from splitrank.serving.engine.step_builder import Counters, StepBuilder, StepInFlight
+from splitrank.serving.engine.step_builder import Counters, StepBuilder, StepInFlight, rows_of_step
 from splitrank.serving.protocol.messages import (
     AddRequest,
     AdmittedRequest,
@@ -31,16 +32,15 @@ from splitrank.serving.protocol.messages import (
     StepPlan,
     StepResult,
 )
-from splitrank.serving.protocol.pages import pages_needed
 
 
 class Scheduler:
-    """Running requests are shared out over ``num_microbatches``, one a pipeline stage.
+    """Spreads the running requests over ``num_microbatches``, one for each pipeline stage.
 
-    The simple loop plans the next step of a request when its token is known; so many steps are in flight. It specifies
-    what the other computes. With ``plans_ahead``, one more is in flight, and a decode is planned while its token is
-    being sampled. Then a request that stops has a row too many in flight: its token is dropped, and what the request
-    owns goes back when that step is committed.
+    The simple loop keeps ``num_microbatches`` steps in flight, and plans a decode when its input token is known. It is
+    the specification of the other loop. With ``plans_ahead``, one more step is in flight, and a decode is planned while
+    its input token is still being sampled. Then a request that stops has one row too many in flight. The token of that
+    row is dropped, and the pages and the slot of the request are freed when that step is committed.
     """
 
     def __init__(self, spec: LaunchSpec, num_microbatches: int, plans_ahead: bool = False) -> None:
@@ -54,7 +54,7 @@ class Scheduler:
         self._waiting: deque[Request] = deque()
         self._in_flight: deque[StepInFlight] = deque()
         self._released: list[int] = []
-        self._num_ended = 0  # of the open ones: their last output is out, a step in flight still holds them
+        self._num_ended = 0  # open requests whose last output was sent, but that a step in flight still computes
         self._next_number = 0
         self._next_step = 0
         self._counters = Counters()
@@ -62,7 +62,7 @@ class Scheduler:
     # ------------------------------------------------------------ requests come and go
 
     def add(self, message: AddRequest) -> RequestOutput | None:
-        """Queue a request. An output is a refusal."""
+        """Queues a request. Returns the refusal if it is not taken."""
         assert message.request_id not in self._requests, f"request id {message.request_id!r} is already open"
         refusal = refuse(self._spec, message, len(self._requests) - self._num_ended)
         if refusal is not None:
@@ -76,7 +76,7 @@ class Scheduler:
         return None
 
     def abort(self, request_id: str) -> RequestOutput | None:
-        """End a request in any phase. None: it is already over, or ends with the commit of its steps in flight."""
+        """Ends a request in any state. Returns None if it has ended before, or if its steps in flight come first."""
         request = self._requests.get(request_id)
         if request is None or request.is_over:
             return None
@@ -93,7 +93,7 @@ class Scheduler:
         return RequestOutput(request_id=request.request_id, token_ids=[], finish_reason="abort")
 
     def _finish(self, request: Request) -> None:
-        """Everything it owns goes back, exactly once; ranks that know it hear of it with the next plan."""
+        """Frees everything that the request owns, exactly once. The next plan tells the ranks to release it."""
         assert request.num_in_flight == 0, "a request in flight cannot be finished"
         self._num_ended -= request.ended
         if request.was_regular:
@@ -111,9 +111,9 @@ class Scheduler:
     # ------------------------------------------------------------ plan a step
 
     def schedule(self, previous_hash: str) -> StepPlan | None:
-        """Plan the next step, chained to the plan before it; None (and no change) if nothing can be planned now.
+        """Plans the next step, chained to the plan before it. Returns None, and changes nothing, if there is none.
 
-        When the last request has ended, one more plan, without rows, tells the ranks to let go of it.
+        When the last request has ended, one more plan without rows tells the ranks to release it.
         """
         if len(self._in_flight) >= self._max_in_flight:
             return None
@@ -124,32 +124,33 @@ class Scheduler:
             if not self._residents.swapped:
                 self._admit(builder)
             if not builder.num_rows and self._num_microbatches > 1:
-                self._plan_running(builder, overlapping=True)
+                self._plan_running(builder, may_wait=True)
         return self._seal(builder, previous_hash) if builder.num_rows or (self.is_idle and self._released) else None
 
-    def _plan_running(self, builder: StepBuilder, overlapping: bool = False) -> None:
-        """A row whose token one of the ``pp - 1`` steps before is to sample is left out, unless ``overlapping``: the
-        first stage would wait for it until the last stage has ended, and the stages would compute in turns."""
+    def _plan_running(self, builder: StepBuilder, may_wait: bool = False) -> None:
+        """Plans the running requests. Unless the step ``may_wait``, decodes are left out whose input token one of the
+        last ``pp - 1`` steps has still to sample: the first stage would wait for that token until the last stage has
+        ended, and the stages would compute one after the other."""
         columns = self._columns
         places = self._residents.places
         ready = places[columns.is_ready(places, self._plans_ahead)]
         is_decoding = columns.is_decoding(ready)
         limit = self._decode_limit()
         decoding = ready[is_decoding]
-        if not overlapping:
+        if not may_wait:
             decoding = decoding[~columns.is_in_flight_since(decoding, self._next_step - self._num_microbatches + 1)]
         due, later = self._due(decoding, limit)
         prefilling = columns.at(ready[~is_decoding])
         if self._pages_suffice(due, prefilling):
-            self._place_decodes(builder, due)
+            self._plan_decodes(builder, due)
             for request in prefilling:
                 if self._chunk_fits(builder, request):
-                    self._place(builder, request)
+                    self._plan_request(builder, request)
         else:
             self._plan_by_age(builder, columns.at(ready), set(due.tolist()), later, limit)
 
     def _due(self, decoding: Places, limit: int) -> tuple[Places, Places]:
-        """The ``limit`` that have waited longest, by age, since nobody is passed over twice; and the others."""
+        """The ``limit`` decodes that have waited longest, by age, and the others. So none is passed over twice."""
         if len(decoding) <= limit:
             return decoding, decoding[:0]
         by_wait = np.argsort(self._columns.last_step[decoding], kind="stable")
@@ -161,53 +162,52 @@ class Scheduler:
         missing += sum(pages_needed(one.next_end(chunk_size), page_size) - one.num_pages for one in prefilling)
         return missing <= self._residents.pages.num_free
 
-    def _place_decodes(self, builder: StepBuilder, due: Places) -> None:
-        """All of them, when pages suffice: only those that begin a page are looked at one by one."""
+    def _plan_decodes(self, builder: StepBuilder, due: Places) -> None:
+        """Plans all of them; pages suffice. Only requests that begin a page are handled one by one."""
         columns = self._columns
         for request in columns.at(due[columns.lacks_page(due, self._spec.page_size)]):
             self._residents.add_pages(builder, request, 1)
-        columns.place_decodes(due, self._next_step)
+        columns.note_decodes(due, self._next_step)
         builder.decoding += due.tolist()
 
     def _plan_by_age(
         self, builder: StepBuilder, ready: list[Request], due: set[int], later: Places, limit: int
     ) -> None:
-        """One by one, oldest first, when somebody has to make room."""
+        """Pages do not suffice: plans requests one by one, oldest first, and swaps younger ones out for them."""
         for request in ready:
             if self._chunk_fits(builder, request) if request.is_prefilling else request.place in due:
-                self._place(builder, request)
-        for request in self._columns.at(later):  # in place of those that found no pages
+                self._plan_request(builder, request)
+        for request in self._columns.at(later):  # take the rows of those that found no pages
             if len(builder.decoding) < limit:
-                self._place(builder, request)
+                self._plan_request(builder, request)
 
     def _decode_limit(self) -> int:
-        """An even share of all decoding requests."""
         decoding = int(self._columns.is_decoding(self._residents.places).sum())
-        return -(-decoding // self._num_microbatches)
+        return rows_of_step(decoding, self._num_microbatches, self._next_step)
 
     def _chunk_fits(self, builder: StepBuilder, request: Request) -> bool:
         num_tokens = request.next_end(self._spec.chunked_prefill_size) - request.num_scheduled
         return builder.num_prefill_tokens + num_tokens <= self._spec.max_prefill_tokens
 
     def _swap_in(self, builder: StepBuilder) -> None:
-        """Oldest first, and only when its next share, and the rest of its prompt, have room too."""
+        """Oldest first, and only when there is room for its next chunk or token and for the rest of its prompt."""
         for number in sorted(self._residents.swapped):
             request = self._residents.swapped[number]
             end = max(request.next_end(self._spec.chunked_prefill_size), len(request.prompt_token_ids))
             if not self._residents.has_room(end):
                 return
             self._residents.swap_in(builder, request)
-            # Its first share may go along in the very step that brings it back.
+            # The step that swaps it in may compute its next chunk or token already.
             if (
                 self._chunk_fits(builder, request)
                 if request.is_prefilling
                 else len(builder.decoding) < self._decode_limit()
             ):
-                self._place(builder, request)
+                self._plan_request(builder, request)
 
     def _admit(self, builder: StepBuilder) -> None:
-        # An even share, as of the decodes: short prompts that all went into one step would leave the other stages idle.
-        limit = -(-(len(self._requests) - self._num_ended) // self._num_microbatches)
+        # Short prompts are spread like decodes. If all went into one step, the other stages would idle.
+        limit = rows_of_step(len(self._requests) - self._num_ended, self._num_microbatches, self._next_step)
         while self._waiting and builder.num_rows < limit:
             request = self._waiting[0]
             if not self._residents.has_room(len(request.prompt_token_ids)):
@@ -225,24 +225,24 @@ class Scheduler:
             )
             self._counters.cached_tokens += request.num_cached
             self._snapshots.admit(request)
-            self._place(builder, request)
+            self._plan_request(builder, request)
 
-    def _place(self, builder: StepBuilder, request: Request) -> None:
-        """Give the request its next share of this step, if its pages can be had."""
-        if builder.is_draining or request.status is not Status.RUNNING:  # preempted a moment ago, for an older one
+    def _plan_request(self, builder: StepBuilder, request: Request) -> None:
+        """Plans the next chunk or token of the request, if it can get the pages."""
+        if builder.is_draining or request.status is not Status.RUNNING:  # or it was just swapped out for an older one
             return
         end, is_chunk = request.next_end(self._spec.chunked_prefill_size), request.is_prefilling
         if not self._residents.grow(builder, request, end):
             return
         num_tokens = end - request.num_scheduled
-        request.note_placed(end, self._next_step)
+        request.note_planned(end, self._next_step)
         if not is_chunk:
             builder.decoding.append(request.place)
             return
         builder.prefilling.append(request)
         builder.chunks.append(ChunkPlan(request.slot, num_tokens, sample=not request.is_prefilling))
         builder.num_prefill_tokens += num_tokens
-        self._snapshots.placed(request, self._next_step)
+        self._snapshots.note_planned(request, self._next_step)
 
     def _seal(self, builder: StepBuilder, previous_hash: str) -> StepPlan:
         chunks = list(zip(builder.prefilling, builder.chunks, strict=True))
@@ -250,7 +250,7 @@ class Scheduler:
         unsampled = [request for request, chunk in chunks if not chunk.sample]
         decoding = np.array(builder.decoding, dtype=np.int64)
         self._in_flight.append(StepInFlight(self._next_step, decoding, sampled, unsampled))
-        snapshots = self._snapshots.take_news()
+        snapshots = self._snapshots.take_changes()
         plan = StepPlan(
             step=self._next_step,
             previous_hash=previous_hash,
@@ -275,7 +275,7 @@ class Scheduler:
     # ------------------------------------------------------------ take a result
 
     def commit(self, result: StepResult) -> StepOutputs:
-        """Take the tokens of the oldest step in flight; returns what its requests hear."""
+        """Takes the result of the oldest step in flight; returns the outputs of its requests."""
         step = self._in_flight.popleft()
         assert result.step == step.step, f"result of step {result.step}, but step {step.step} is due"
         num_decodes, expected = len(step.decoding), len(step.decoding) + len(step.sampled)
@@ -297,7 +297,7 @@ class Scheduler:
         return StepOutputs(ids, tokens, [output for output in outputs if output is not None])
 
     def _is_special(self, places: Places, result: StepResult) -> Flags:
-        """Rows of decodes that may be more than one token of a request that goes on."""
+        """Decodes that are more than one token of a running request: it may end, has ended, failed, or has logprobs."""
         columns, tokens = self._columns, np.array(result.token_ids[: len(places)], dtype=np.int64)
         is_special = columns.over[places] | columns.has_stops[places] | columns.is_last_by_length(places)
         for stop in self._spec.eos_token_ids:
@@ -320,14 +320,14 @@ class Scheduler:
         return [request.request_id for request in requests], tokens
 
     def _commit_row(self, request: Request, row: int | None, result: StepResult) -> RequestOutput | None:
-        """``row`` of the result; None in the middle of a prompt."""
+        """``row`` of the result; None for a chunk that does not end its prompt."""
         if request.aborted:
             return None if request.num_in_flight else self._finish_aborted(request)
         if row is None:
             return None
         token, logprobs, failure = result.token_ids[row], result.logprobs.get(row), result.failures.get(row)
-        if request.ended:  # the row too many
-            request.was_regular &= failure is None  # numbers that are none are not kept
+        if request.ended:  # this row was planned before the request's last token was known
+            request.was_regular &= failure is None  # a state that holds NaN is not kept as a snapshot
             self._finish(request)
             return None
         if failure is not None:
@@ -347,13 +347,13 @@ class Scheduler:
         )
 
     def _end(self, request: Request, is_regular: bool) -> None:
-        """Its last output goes out now; what it owns goes back when no step in flight holds it."""
+        """The caller sends its last output. What it owns is freed when no step in flight computes it any more."""
         request.end(is_regular)
         self._num_ended += 1
         if not request.num_in_flight:
             self._finish(request)
 
-    # ------------------------------------------------------------ looking in
+    # ------------------------------------------------------------ statistics and checks
 
     def stats(self) -> EngineStats:
         counters, residents = self._counters, self._residents
@@ -374,14 +374,14 @@ class Scheduler:
         )
 
     def check(self) -> None:
-        """Integrity: every request is in exactly one place, in the order of age, and owns what it should."""
+        """Checks that each request is in exactly one queue, in the order of age, and owns what it should."""
         residents = self._residents
         places = [*residents.running.values(), *residents.swapped.values(), *self._waiting]
         assert sorted(id(one) for one in places) == sorted(id(one) for one in self._requests.values())
         waiting = [request.number for request in self._waiting]
         assert waiting == sorted(waiting)
         admitted = max([*residents.running, *residents.swapped], default=-1)
-        assert not waiting or admitted < waiting[0], "an older request has been passed over"
+        assert not waiting or admitted < waiting[0], "an older request waits behind a younger one"
         residents.check()
         self._snapshots.check({request.number for request in self._requests.values()})
         for request in residents.running.values():

@@ -37,7 +37,7 @@ def run(config: Gsm8kConfig) -> int:
     for layout, prepared in plan.engines.items():
         runs.append(asyncio.run(_run_layout(config, plan, layout, prepared)))
         summary = summarise(plan.questions, runs, config.concurrency)
-        if config.report:  # after each layout: a later one's trouble must not cost hours of answers
+        if config.report:  # after each layout: if a later one fails, the answers so far are kept
             write_json(Path(config.report), config, plan.questions, runs, summary)
     return _conclude(summary)
 

@@ -69,7 +69,7 @@ class Gsm8kConfig(EngineConfig):
 
 
 def engine_configs(config: Gsm8kConfig, num_cores: int) -> list[EngineConfig]:
-    """One engine config a layout, with one thread count for all: torch's GEMM changes bits with it."""
+    """One engine config for each layout, all with the same threads: their number changes the bits of a GEMM."""
     layouts = config.parsed_layouts()
     threads = config.threads_per_rank or max(1, min(num_cores // layout.num_ranks for layout in layouts))
     values = {field.name: getattr(config, field.name) for field in fields(EngineConfig)}

@@ -1,4 +1,4 @@
-"""Questions and solutions: a jsonl file, the checkpoint's own, or the hub's ``openai/gsm8k`` when online."""
+"""Loads questions and solutions: from a jsonl file, from the checkpoint, or when online from the hub."""
 
 import codecs
 import importlib
@@ -38,7 +38,7 @@ def load_data(config: Gsm8kConfig) -> tuple[list[Question], list[Question]]:
 
 
 def _beside_the_weights(model: str) -> Path | None:
-    """A checkpoint's own test questions, if it is a folder that has any: the demo does."""
+    """The test questions in a checkpoint's folder, if it has any; the demo has."""
     path = (Path(model) if model else demo_checkpoint_path()) / "test.jsonl"
     return path if path.is_file() else None
 
@@ -113,7 +113,7 @@ def _refuse_leaks(shots: list[Question], test: list[Question]) -> None:
 
 
 def _read_hub(split: str) -> list[Question]:
-    """The hub stores the splits as parquet, which needs pyarrow."""
+    """Reads the splits from the hub, which stores them as parquet; pyarrow reads that."""
     try:
         parquet = importlib.import_module("pyarrow.parquet")
     except ImportError:
@@ -124,7 +124,7 @@ def _read_hub(split: str) -> list[Question]:
 
     try:
         path = hf_hub_download(HUB_DATASET, f"main/{split}-00000-of-00001.parquet", repo_type="dataset")
-    except Exception as error:  # the client raises httpx's, the system's and its own errors when offline
+    except Exception as error:  # when offline, the client raises errors of httpx, of the system and its own
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(f"cannot fetch {HUB_DATASET} from the hub ({reason}); give a local file with --data") from None
     rows = parquet.read_table(path, columns=["question", "answer"]).to_pylist()

@@ -1,10 +1,10 @@
-"""The number an answer ends in, extracted and compared as lm-eval's ``gsm8k`` task does (0.4.13)."""
+"""Extracts the number that an answer ends in, as lm-eval's ``gsm8k`` task does (0.4.13)."""
 
 import re
 
-# The format the shots show: the first "#### 18".
+# The format of the shots; the first "#### 18" counts.
 _STRICT = re.compile(r"#### (\-?[0-9\.\,]+)")
-# Any number, the last one. The first form also takes "$1,000.50"; a single digit needs the second.
+# Any number; the last one counts. The first form also takes "$1,000.50"; a single digit needs the second.
 _FLEXIBLE = re.compile(r"(-?[$0-9.,]{2,})|(-?[0-9]+)")
 _DIGIT = re.compile(r"[0-9]")
 
@@ -28,7 +28,7 @@ def reference_answer(answer: str) -> str | None:
 
 
 def _normalised_number(text: str) -> str | None:
-    """``$1,000.`` becomes ``1000``. lm-eval counts a match without a digit ("...") as an answer that is wrong; here it
-    is unparsable, which is wrong as well but visible."""
+    """``$1,000.`` becomes ``1000``. A match without a digit ("...") is a wrong answer for lm-eval; here it is
+    unparsable, which counts as wrong, too, but is shown."""
     text = text.strip().replace(",", "").replace("$", "").removesuffix(".")
     return text if _DIGIT.search(text) else None

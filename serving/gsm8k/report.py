@@ -14,7 +14,7 @@ from splitrank.serving.gsm8k.summary import EXTRACTIONS, MAX_P, LayoutSummary, P
 
 
 def check_report_path(config: Gsm8kConfig) -> None:
-    """ValueError before hours of work, rather than an error after it."""
+    """``ValueError`` if the report cannot be written, before the hours of work."""
     path = Path(config.report)
     if path.is_dir():
         raise ValueError(f"--report {path} is a folder")
@@ -52,7 +52,7 @@ def verdict_lines(summary: Summary) -> list[str]:
 
 
 def warning_lines(summary: Summary) -> list[str]:
-    """An extraction that (almost) nothing passes cannot tell layouts apart; that must not look like agreement."""
+    """Warns of extractions with too few right or parsable answers: they cannot show a difference between layouts."""
     return [
         f"UNINFORMATIVE: {name} numbers of {layout.layout} cannot support a comparison: {reason}"
         for layout in summary.layouts
@@ -121,7 +121,7 @@ def _or_dash(value: float | None, form: str) -> str:
 def write_json(
     path: Path, config: Gsm8kConfig, questions: list[Question], runs: list[LayoutRun], summary: Summary
 ) -> None:
-    """All numbers and all texts. Written beside and renamed, so that a reader never sees half a report."""
+    """All numbers and all texts. The file is written beside and renamed, so a reader never sees half a report."""
     report = {
         "config": dataclasses.asdict(config),
         "layouts": [_layout_json(layout) for layout in summary.layouts],

@@ -15,14 +15,14 @@ from splitrank.serving.text.text_engine import TextOutput
 
 
 class AnswerSource(Protocol):
-    """What a run needs of a ``TextEngine``."""
+    """The part of ``TextEngine`` that a run uses."""
 
     def stream(self, prompt_token_ids: list[int], params: SamplingParams) -> AsyncGenerator[TextOutput, None]: ...
 
 
 @dataclass
 class Answer(Collected):
-    """A request's whole output. ``error`` is why it was lost; then the text is what had come by then."""
+    """A request's whole output. ``error``: why the request failed; ``text`` is then what it had generated."""
 
     error: str | None = None
 
@@ -39,7 +39,7 @@ class LayoutRun:
 async def ask_all(
     engine: AnswerSource, layout: Layout, prompts: list[list[int]], params: SamplingParams, concurrency: int
 ) -> LayoutRun:
-    """An error loses its question only: the others go on, and the run reports how many were lost."""
+    """Asks all questions. After an error the question counts as lost, and the others go on."""
     answers = [Answer() for _ in prompts]
     began = time.monotonic()
     with progress(len(prompts), f"gsm8k {layout}", "questions") as bar:
@@ -57,7 +57,7 @@ async def _ask(engine: AnswerSource, prompt: list[int], params: SamplingParams, 
         async with aclosing(engine.stream(prompt, params)) as outputs:
             async for output in outputs:
                 answer.add(output)
-    except Exception as error:  # whatever the cause, the question is lost and counted
+    except Exception as error:  # any error: the question counts as lost
         answer.error = str(error) or type(error).__name__
     else:
         if answer.finish_reason is None:
@@ -65,5 +65,5 @@ async def _ask(engine: AnswerSource, prompt: list[int], params: SamplingParams, 
 
 
 def lost_run(layout: Layout, num_questions: int, error: str) -> LayoutRun:
-    """A layout that never started: every question is lost."""
+    """The run of a layout that did not start: every question is lost."""
     return LayoutRun(layout, [Answer(error=error) for _ in range(num_questions)], 0.0)

@@ -53,7 +53,7 @@ def compare_paired(first: list[bool], second: list[bool]) -> PairedComparison:
 
 
 def _half_width(num_discordant: int, difference: float, count: int) -> float | None:
-    """Of the mean of per-question differences (each -1, 0 or 1), from their sample variance."""
+    """Half the 95% interval of the mean difference per question (-1, 0 or 1), from the sample variance."""
     if count < 2:
         return None
     variance = (num_discordant - count * difference**2) / (count - 1)

@@ -10,9 +10,9 @@ from splitrank.serving.gsm8k.run import Answer, LayoutRun
 from splitrank.serving.gsm8k.statistics import Accuracy, PairedComparison, accuracy, compare_paired
 
 EXTRACTIONS = {"strict": extract_strict, "flexible": extract_flexible}
-MIN_ACCURACY = 0.05  # below: too few right answers for a difference to show
-MAX_UNPARSABLE = 0.5  # above: the extraction, not the model, is measured
-MAX_P = 0.01  # divided by the number of pairs: below, two layouts disagree
+MIN_ACCURACY = 0.05  # below it, there are too few right answers to show a difference
+MAX_UNPARSABLE = 0.5  # above it, the extraction is measured, not the model
+MAX_P = 0.01  # below it, divided by the number of pairs, two layouts disagree
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class ExtractionSummary:
 
     @property
     def uninformative(self) -> str | None:
-        """Why a comparison by this extraction says nothing; None when it does."""
+        """Why a comparison by this extraction is uninformative; None if it is not."""
         count = self.accuracy.num_answers
         if count and self.num_unparsable > MAX_UNPARSABLE * count:
             return f"{self.num_unparsable} of {count} answers are unparsable"
@@ -43,7 +43,7 @@ class LayoutSummary:
     extractions: dict[str, ExtractionSummary]
     num_answers: int
     num_lost: int
-    first_error: str | None  # of the lost ones
+    first_error: str | None  # of the lost requests
     num_cut_off: int
     num_tokens: int
     seconds: float
@@ -68,18 +68,18 @@ class Summary:
 
     @property
     def max_p(self) -> float:
-        """Bonferroni: the chance that any of the pairs is called different by luck stays at ``MAX_P``."""
+        """The bound for one pair. Over all pairs, the chance of a false disagreement is ``MAX_P`` (Bonferroni)."""
         return MAX_P / max(1, len(self.pairs))
 
     @property
     def disagreements(self) -> list[tuple[PairSummary, str]]:
-        """Pairs whose answers differ by more than luck explains, with the extraction that shows it."""
+        """Pairs whose answers differ significantly, with the extraction that shows it."""
         found = [(pair, name) for pair in self.pairs for name in EXTRACTIONS]
         return [(pair, name) for pair, name in found if pair.comparisons[name].mcnemar_p < self.max_p]
 
     @property
     def altered(self) -> list[PairSummary]:
-        """Pairs that had to say the same bytes and did not: alike but for their stages, and asked one by one."""
+        """Pairs whose answers differ although they were asked one by one and the layouts differ in stages only."""
         alike = [pair for pair in self.pairs if self.concurrency == 1 and pair.first.tp == pair.second.tp]
         return [pair for pair in alike if pair.num_identical < pair.num_questions]
 

@@ -1,4 +1,4 @@
-"""Routes and their order: count, check the key, read the body, answer."""
+"""The ASGI app: its routes, and around them metrics, crash guard and API key."""
 
 import logging
 
@@ -68,7 +68,7 @@ def create_app(
 
 
 class GenerateEndpoint:
-    """POST of one of the two generating urls: whole body in, one body or a stream of events out."""
+    """POST of one of the two generating urls: reads the whole body, answers with one body or a stream of events."""
 
     def __init__(
         self,
@@ -119,13 +119,13 @@ class _Routes:
         self._created = created
 
     async def health(self, request: Request) -> Response:
-        """200 while the engine lives or loads."""
+        """200 while the engine runs or loads."""
         if self._state.phase == "dead":
             raise self._state.refusal()
         return json_response({"status": "ok", "phase": self._state.phase})
 
     async def ready(self, request: Request) -> Response:
-        """200 while requests are taken."""
+        """200 while requests are accepted."""
         if self._state.phase != "ready":
             raise self._state.refusal()
         return json_response({"status": "ready", "model": self._state.service.info.name})

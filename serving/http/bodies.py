@@ -1,4 +1,4 @@
-"""Request bodies: whole, in time, not too large, not too many at once, and JSON."""
+"""Reads request bodies, with limits for their size, their time, and the memory of all together."""
 
 import asyncio
 from collections.abc import AsyncIterator, Iterable
@@ -10,11 +10,11 @@ from splitrank.serving.http.parsing import SMALL_BODY_BYTES
 from splitrank.serving.http.responses import ClientGoneError
 from splitrank.serving.openai.errors import ApiError, unavailable
 
-# A client that only reads after it wrote all must get our 413, not a reset: so much is read and thrown away.
+# So much of a refused body is read and dropped: a client that reads after it has written all gets our 413, no reset.
 DISCARD_BYTES = 256 * 2**20
-# Largest bodies that may be in memory at once; small ones are not counted, so that large ones never keep them out.
+# So many bodies of the largest size may be in memory at once. Small ones are not counted, so they are never refused.
 LARGE_BODIES = 8
-# A token is seldom more than 4 bytes of text, of which JSON makes 24 if it writes each character as \\uXXXX.
+# A token has seldom more than 4 bytes of text; JSON that writes each character as \\uXXXX makes 24 of them.
 BYTES_PER_TOKEN = 32
 LEAST_LIMIT = 4 * 2**20
 
@@ -25,7 +25,7 @@ def body_limit(max_body_bytes: int, max_model_len: int) -> int:
 
 
 class Bodies:
-    """The bodies that are read or parsed now. ``timeout_s`` is the time that one may take to arrive."""
+    """The bodies that are being read or parsed. ``timeout_s`` limits the time that a body takes to arrive."""
 
     def __init__(self, timeout_s: float) -> None:
         self._timeout_s = timeout_s
@@ -33,7 +33,7 @@ class Bodies:
 
     @asynccontextmanager
     async def read(self, scope: Scope, receive: Receive, max_bytes: int) -> AsyncIterator[bytes]:
-        """The body, which counts as held until the block ends: keep no reference longer.
+        """The body. Its memory counts as held until the ``with`` block ends: keep no reference longer.
 
         Raises ``ApiError``: 413 above ``max_bytes``, 408 after ``timeout_s``, 503 while too many bytes are held, 415
         for any content type but JSON; and ``ClientGoneError``.
@@ -83,7 +83,7 @@ class Bodies:
 
 
 class _Body:
-    """What has arrived of one body; once it is ``discarded``, the rest is only counted."""
+    """The chunks of one body; after it is ``discarded``, the rest is only counted."""
 
     def __init__(self, max_bytes: int) -> None:
         self.max_bytes = max_bytes
@@ -116,7 +116,7 @@ def _check_type(content_type: str, encoding: str) -> None:
 
 
 def _closing(error: ApiError) -> ApiError:
-    """The rest of the body is still on its way: the connection cannot be used again."""
+    """Closes the connection, which cannot be used again while the rest of the body arrives."""
     error.headers["Connection"] = "close"
     return error
 

@@ -1,4 +1,4 @@
-"""What stands around all routes: one key for all clients, crashes that stay with their request, proxies' targets."""
+"""Middleware around all routes: the API key, an error for a crash, request targets of proxies."""
 
 import hmac
 import logging
@@ -8,7 +8,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from splitrank.serving.http.responses import error_response
 from splitrank.serving.openai.errors import ApiError
 
-OPEN_PATHS = ("/health", "/ready")  # for load balancers, which carry no key
+OPEN_PATHS = ("/health", "/ready")  # for load balancers, which have no key
 _log = logging.getLogger(__name__)
 
 
@@ -31,7 +31,7 @@ class ApiKeyGuard:
     def _is_known(self, scope: Scope) -> bool:
         header: bytes = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
         scheme, _, key = header.partition(b" ")
-        # Constant time: the answer's delay says nothing about how much of a key was right.
+        # In constant time, so that the delay does not show how much of a key was right.
         known = [hmac.compare_digest(key.strip(), own) for own in self._keys]
         return scheme.lower() == b"bearer" and any(known)
 
@@ -42,9 +42,9 @@ def _encoding_of(api_key: str) -> str:
 
 
 class CrashGuard:
-    """Pure ASGI. A bug of ours ends its own request: logged, and 500 on a connection that goes on.
+    """Pure ASGI. A bug of ours ends its own request with 500, and is logged; the connection stays open.
 
-    (Starlette would answer and raise again, on which uvicorn closes the connection without having announced it.)
+    (Starlette would answer and raise again; then uvicorn closes the connection, which the answer did not announce.)
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -62,15 +62,15 @@ class CrashGuard:
             await self._app(scope, receive, watched)
         except Exception as error:
             if started:
-                raise  # half an answer: only the closed connection can say that it is none
-            # The client learns nothing of our insides.
+                raise  # the answer has begun: the closed connection shows that it is not whole
+            # The client gets no details of the error.
             _log.error("%s %s failed", scope.get("method"), scope.get("path"), exc_info=error)
             answer = error_response(ApiError(500, "internal error", type="server_error", code="internal_error"))
             await answer(scope, receive, send)
 
 
 class OriginForm:
-    """Pure ASGI. ``GET http://host/v1/models``, as clients of proxies write it, is ``GET /v1/models``."""
+    """Pure ASGI. Clients of proxies write ``GET http://host/v1/models``; it means ``GET /v1/models``."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app

@@ -35,7 +35,7 @@ COUNTERS = {
 
 
 class Metrics:
-    """``stats`` is asked at each scrape; None: the engine has not reported yet."""
+    """``stats`` is called at each scrape; it returns None before the engine's first report."""
 
     def __init__(self, stats: Callable[[], EngineStats | None]) -> None:
         self.registry = CollectorRegistry()
@@ -94,7 +94,7 @@ class MeteredEngine:
         return self._engine.info
 
     async def stream(self, prompt_token_ids: list[int], params: SamplingParams) -> AsyncGenerator[TextOutput, None]:
-        """The same outputs; a choice that does not finish counts as ``aborted``."""
+        """Measures and passes on the outputs. A choice that does not finish counts as ``aborted``."""
         metrics, reason = self._metrics, "aborted"
         start = last = time.monotonic()
         try:

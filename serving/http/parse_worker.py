@@ -1,8 +1,8 @@
 """A process that reads large requests: ``python -m splitrank.serving.http.parse_worker FD``, started by ``parsing.py``.
 
-JSON, templates and token ids of megabytes hold Python's lock for seconds; here nobody else waits for it. Frames of
-msgpack with their length before them come and go over the socket ``FD``: a ``Setup``, then ``Work`` and ``Reply`` in
-turns; a body follows its ``Work`` as it is.
+JSON, templates and token ids of megabytes hold Python's lock for seconds; in this process nothing else needs it. The
+socket ``FD`` carries msgpack frames, each after its length: a ``Setup``, then ``Work`` and ``Reply`` in turns. A body
+follows its ``Work`` unencoded.
 """
 
 import logging
@@ -27,7 +27,7 @@ LENGTH = struct.Struct("<Q")
 
 
 class Setup(msgspec.Struct, frozen=True):
-    """What a ``RequestParser`` is made of. ``parent_pid``: with that process the worker ends."""
+    """The arguments of the ``RequestParser``. When the process ``parent_pid`` ends, the worker ends."""
 
     tokenizer: TokenizerFiles
     info: ModelInfo
@@ -37,7 +37,7 @@ class Setup(msgspec.Struct, frozen=True):
 
 class Work(msgspec.Struct, frozen=True):
     url: str
-    num_bytes: int  # of the body behind it
+    num_bytes: int  # of the body that follows
 
 
 class Refusal(msgspec.Struct, frozen=True):
@@ -54,7 +54,7 @@ class Refusal(msgspec.Struct, frozen=True):
 
 
 class Reply(msgspec.Struct, frozen=True):
-    """One of the three; ``crash`` is a bug of ours, in one line, whose traceback is in the log."""
+    """One of the three is set. ``crash`` is a bug of ours in one line; its traceback is in the log."""
 
     request: ParsedRequest | None = None
     refusal: Refusal | None = None
@@ -78,8 +78,8 @@ def answer(parser: RequestParser, url: str, body: bytes) -> Reply:
 
 def main() -> int:
     be_lenient_with_streams()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the server's
-    os.nice(5)  # on a busy machine, what is being answered goes first
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the server handles Ctrl-C
+    os.nice(5)  # on a busy machine, running answers go first
     with socket.socket(fileno=int(sys.argv[1])) as connection, connection.makefile("rb") as incoming:
         setup = _read(incoming, Setup)
         if setup is None:

@@ -1,8 +1,8 @@
-"""Bodies to parsed requests, beside the event loop: small ones in threads, large ones in processes of their own.
+"""Parses bodies off the event loop: small ones in threads, large ones in processes of their own.
 
-So a large request costs nobody else their turn: neither Python's lock, nor the place of a small one, which waits for
-other small ones only. Whoever gives up (a timeout, a client that hangs up, a server that stops) leaves the queue, or
-ends the process that works for him.
+So a large request delays no other one: it does not hold Python's lock, and small requests wait for small ones only.
+When a request is cancelled (a timeout, a client that hangs up, a server that stops), it leaves the queue, or its
+process is killed.
 """
 
 import asyncio
@@ -55,7 +55,7 @@ class Parsing:
             raise unavailable(message, "prompt_timeout") from None
 
     async def _parse_large(self, service: OpenAIService, url: str, body: bytes) -> ParsedRequest:
-        worker = self._idle.pop()  # the last one that was used: it runs already
+        worker = self._idle.pop()  # the one that was used last: its process runs already
         try:
             reply = await worker.ask(service, url, body)
         finally:
@@ -67,7 +67,7 @@ class Parsing:
         return reply.request
 
     async def aclose(self) -> None:
-        """Ends what is still being parsed. Bounded by ``REAP_LIMIT_S``."""
+        """Ends the parsing of all requests, within ``REAP_LIMIT_S``."""
         self._threads.shutdown(wait=False, cancel_futures=True)
         for worker in self.workers:
             worker.kill()
@@ -75,7 +75,7 @@ class Parsing:
 
 
 class ParseWorker:
-    """One process, started when it is first asked, and again after it was given up."""
+    """One process; it is started for the first request, and again for the next one after it was killed."""
 
     def __init__(self, log_level: str) -> None:
         self._log_level = log_level
@@ -89,7 +89,7 @@ class ParseWorker:
         return None if self._process is None else self._process.pid
 
     async def ask(self, service: OpenAIService, url: str, body: bytes) -> Reply:
-        """One at a time. If it does not end with a reply, the process is killed."""
+        """Parses one request at a time. If the call ends without a reply, the process is killed."""
         try:
             if self._process is None:
                 await self._start(service)
@@ -117,13 +117,13 @@ class ParseWorker:
 
     async def _write(self, data: bytes) -> None:
         view = memoryview(data)
-        for start in range(0, len(data), WRITE_BYTES):  # in turns with everybody else
+        for start in range(0, len(data), WRITE_BYTES):  # so that other requests get their turns
             self._writer.write(view[start : start + WRITE_BYTES])
             await self._writer.drain()
 
     async def _death(self, num_bytes: int) -> ApiError:
-        """It ended by itself, or something outside ended it: a lack of memory, most likely."""
-        process = self._process or self._killed[-1]  # ``aclose`` was faster
+        """The error of a worker that has ended by itself or was killed, most likely for lack of memory."""
+        process = self._process or self._killed[-1]  # ``aclose`` has killed it
         code = await _exit_code(process, REAP_LIMIT_S)
         self.kill()
         how = f"was killed by signal {-code}" if code is not None and code < 0 else f"ended with code {code}"
@@ -135,7 +135,9 @@ class ParseWorker:
             self._process.kill()
             self._writer.transport.abort()
             self._killed = [killed for killed in self._killed if killed.poll() is None] + [self._process]
-            asyncio.get_running_loop().call_later(REAP_S, self._process.poll)  # else it stays a zombie until the next
+            asyncio.get_running_loop().call_later(
+                REAP_S, self._process.poll
+            )  # reaps it; else it stays a zombie until the next one
             self._process = None
 
     async def reap(self) -> None:
@@ -145,12 +147,12 @@ class ParseWorker:
 
 def _spawn(fd: int) -> "subprocess.Popen[bytes]":
     command = [sys.executable, "-P", "-m", "splitrank.serving.http.parse_worker", str(fd)]
-    # Its own session: Ctrl-C at the terminal is for the server, which ends its workers itself.
+    # A session of its own: Ctrl-C at the terminal reaches the server alone, which ends its workers.
     return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=2, pass_fds=[fd], start_new_session=True)
 
 
 async def _exit_code(process: "subprocess.Popen[bytes]", limit_s: float) -> int | None:
-    """None if it still runs after ``limit_s``."""
+    """The exit code; None if the process runs after ``limit_s``."""
     deadline = time.monotonic() + limit_s
     while True:
         code = process.poll()

@@ -26,7 +26,7 @@ class HeadTimeoutProtocol(H11Protocol):
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
-        self._watch_head(begun=bool(self.conn.trailing_data[0]))  # else the keep-alive timer is at work
+        self._watch_head(begun=bool(self.conn.trailing_data[0]))  # else uvicorn's keep-alive timer runs
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_timer()

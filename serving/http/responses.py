@@ -1,4 +1,4 @@
-"""Answers that watch the client: whoever hangs up gets its work cancelled."""
+"""Answers that watch the client: if it hangs up, its request is cancelled."""
 
 import asyncio
 import contextlib
@@ -27,7 +27,7 @@ _log = logging.getLogger(__name__)
 
 
 class ClientGoneError(Exception):
-    """The client hung up: nobody reads an answer."""
+    """The client has hung up; nobody reads the answer."""
 
 
 def json_response(body: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
@@ -39,7 +39,7 @@ def error_response(error: ApiError) -> Response:
 
 
 async def while_connected(work: Coroutine[Any, Any, Result], receive: Receive, state: ServerState) -> Result:
-    """Result of ``work``; cancels it and raises ``ClientGoneError`` or ``ApiError`` if client or server go first."""
+    """The result of ``work``. Cancels it and raises if the client hangs up (``ClientGoneError``) or the server ends."""
     task = asyncio.create_task(work)
     gone = asyncio.create_task(_disconnected(receive))
     stopped = asyncio.create_task(state.stopped.wait())
@@ -62,7 +62,7 @@ async def _disconnected(receive: Receive) -> None:
 
 @contextlib.contextmanager
 def api_errors() -> Iterator[None]:
-    """A dead engine, in the client's terms."""
+    """Turns the error of a dead engine into an ``ApiError``."""
     try:
         yield
     except EngineDeadError as error:
@@ -72,7 +72,7 @@ def api_errors() -> Iterator[None]:
 class EventStream:
     """Sends server-sent events. Headers go out with the first event, so that a refused request is a plain error.
 
-    Comments keep the connection alive while no event comes, also before the first one (a long queue).
+    While there is no event, comments keep the connection alive, also before the first one (in a long queue).
     """
 
     def __init__(self, send: Send, keep_alive_s: float) -> None:

@@ -1,4 +1,4 @@
-"""``splitrank serve``: bind, load, serve, drain, leave."""
+"""``splitrank serve``: bind, load, serve, drain, end."""
 
 import asyncio
 import logging
@@ -32,9 +32,9 @@ CONNECTIONS_CLOSE_S = 3
 async def serve(
     config: ServeConfig, start_engine: StartEngine = start_text_engine, keep_alive_s: float = KEEP_ALIVE_S
 ) -> int:
-    """Serve until a signal (0) or the engine's death (1); the value is the exit code.
+    """Serves until a signal (exit code 0) or the death of the engine (1).
 
-    The port is bound before anything loads. Raises ``ValueError`` or ``EngineStartError``, one line for the user.
+    The port is bound before the model loads. Raises ``ValueError`` or ``EngineStartError``, one line for the user.
     """
     listener = _bind(config.host, config.port)
     with closing(listener), _stop_signals() as stop:
@@ -52,7 +52,7 @@ async def serve(
                     _announce(engine, listener, config.host)
                     return await _until_end(engine, state, stop, http, config.drain_timeout_s)
                 finally:
-                    # Even if connections hang, the processes go: the HTTP server is stopped after, in bounded time.
+                    # The engine first, so that its processes end even if connections hang; then the HTTP server.
                     state.stopped.set()
                     await _wait_any(LAST_ANSWERS_S, state.idle.wait())
                     await engine.close()
@@ -108,7 +108,7 @@ def _app(config: ServeConfig, state: ServerState, metrics: Metrics, parsing: Par
 
 
 class _Uvicorn(uvicorn.Server):
-    """Leaves the signals to us: uvicorn would refuse connections at once, and exit by the signal."""
+    """uvicorn without its signal handlers, which would refuse connections at once and exit by the signal."""
 
     def capture_signals(self) -> Any:
         return nullcontext()
@@ -118,7 +118,7 @@ class _Uvicorn(uvicorn.Server):
 async def _http_server(
     app: ASGIApp, listener: socket.socket, config: ServeConfig
 ) -> AsyncIterator["asyncio.Task[None]"]:
-    """Answers from the start, also while the model loads; at the end the open connections get a few seconds."""
+    """Runs the HTTP server, also while the model loads. At the end, open connections have a few seconds."""
     server = _Uvicorn(
         uvicorn.Config(
             app,
@@ -145,7 +145,7 @@ async def _http_server(
 
 
 class StopSignals:
-    """SIGTERM and SIGINT: the first asks to drain, the second to leave at once."""
+    """SIGTERM and SIGINT: the first one starts to drain, the second one ends the server at once."""
 
     def __init__(self) -> None:
         self.first = asyncio.Event()
@@ -168,7 +168,7 @@ def _stop_signals() -> Iterator[StopSignals]:
 
 
 async def _wait_any(timeout_s: float | None, *conditions: Awaitable[Any]) -> None:
-    """Until one of them is done, or the time is over."""
+    """Waits until one of them is done, or until the time is over."""
     waits = {asyncio.ensure_future(condition) for condition in conditions}
     try:
         await asyncio.wait(waits, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
@@ -179,7 +179,7 @@ async def _wait_any(timeout_s: float | None, *conditions: Awaitable[Any]) -> Non
 
 
 async def _unless(stop: asyncio.Event, start: Awaitable[TextEngine]) -> TextEngine | None:
-    """The started engine; None, with the start cancelled, if ``stop`` comes first."""
+    """The result of a start; None if ``stop`` is set first, and the start is cancelled."""
     task = asyncio.ensure_future(start)
     try:
         await _wait_any(None, asyncio.shield(task), stop.wait())
@@ -190,7 +190,7 @@ async def _unless(stop: asyncio.Event, start: Awaitable[TextEngine]) -> TextEngi
             await asyncio.gather(task, return_exceptions=True)
 
 
-# ------------------------------------------------------------------ what the operator sees
+# ------------------------------------------------------------------ messages for the operator
 
 
 def _configure_logging(level: str) -> None:
@@ -206,7 +206,7 @@ def _announce(engine: TextEngine, listener: socket.socket, host: str) -> None:
     defaults = ", ".join(f"{name} {value:g}" for name, value in info.defaults.items()) or "OpenAI's"
     _say(f"context {info.max_model_len} tokens; sampling defaults: {defaults}; fingerprint {info.fingerprint}")
     address = f"[{host}]" if ":" in host else host
-    # The one line on stdout: with port 0, programs read the address from it.
+    # The only line on stdout. With port 0, programs read the address from it.
     print(f"serving {info.name} on http://{address}:{listener.getsockname()[1]}", flush=True)
 
 

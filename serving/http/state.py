@@ -1,4 +1,4 @@
-"""What the server can answer right now."""
+"""The state of the server: loading, ready, draining, or dead."""
 
 import asyncio
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ RETRY_AFTER_S = {"loading": 5, "draining": 1, "dead": 1}
 
 
 class ServerState:
-    """Loading -> ready -> draining or dead. ``stopped`` set: requests that are still open end with an error."""
+    """Loading, then ready, then draining or dead. When ``stopped`` is set, open requests end with an error."""
 
     def __init__(self) -> None:
         self.phase: Phase = "loading"
@@ -58,7 +58,7 @@ class ServerState:
                 self.idle.set()
 
     def refusal(self) -> ApiError:
-        """Why no request is taken, or why the open ones end."""
+        """The error for new requests, or for those that are still open."""
         message = {
             "loading": "the model is still loading",
             "draining": "the server is shutting down",

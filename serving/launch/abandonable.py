@@ -1,4 +1,4 @@
-"""Work that can be abandoned: nobody has to wait for it, not even the end of the interpreter."""
+"""Work in a daemon thread that nobody has to wait for, not even the interpreter when it ends."""
 
 import threading
 from collections.abc import Callable
@@ -11,14 +11,14 @@ POLL_S = 0.2
 
 
 def in_daemon_thread(work: Callable[[], Result]) -> "Future[Result]":
-    """Runs ``work`` in a daemon thread. (The executors of asyncio and concurrent.futures are waited for at the end.)"""
+    """Runs ``work`` in a daemon thread. The interpreter would wait for an executor of asyncio or concurrent.futures."""
     future: Future[Result] = Future()
 
     def run() -> None:
         future.set_running_or_notify_cancel()
         try:
             result = work()
-        except BaseException as error:  # whatever it is, it belongs to whoever waits
+        except BaseException as error:  # the caller that waits gets it
             future.set_exception(error)
         else:
             future.set_result(result)
@@ -28,10 +28,10 @@ def in_daemon_thread(work: Callable[[], Result]) -> "Future[Result]":
 
 
 def wait_for(future: "Future[Result]") -> Result:
-    """Its result. Ctrl-C ends the waiting; without a timeout, one in the moment before the wait would not."""
+    """The result of ``future``. Ctrl-C ends the wait; without a timeout, one just before the wait would be lost."""
     while True:
         try:
             return future.result(POLL_S)
         except TimeoutError:
-            if future.done():  # meanwhile, or the work's own
+            if future.done():  # it ended meanwhile, or the error is its own
                 return future.result()

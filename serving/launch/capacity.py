@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 
 from splitrank.models.memory import GIB, RankMemory
+from splitrank.models.rounding import pages_needed
 from splitrank.serving.launch.devices import Devices
 from splitrank.serving.launch.machine import usable_memory_bytes
 from splitrank.serving.options.config import EngineConfig
-from splitrank.serving.protocol.pages import pages_needed
 
 _STEPS = (256, 192, 128, 96, 64, 48, 32, 24, 16, 8, 4, 2, 1)  # requests at once that a GPU is tried with
 
@@ -98,14 +98,14 @@ def _total(rank: RankMemory, pages: int, config: EngineConfig, requests: int, me
 
 def _pages_that_fit(config: EngineConfig, ranks: list[RankMemory], requests: int, memory: Memory, useful: int) -> int:
     pages = useful
-    for number, (rank, budget) in enumerate(zip(ranks, memory.budgets, strict=True)):
+    for rank, budget in zip(ranks, memory.budgets, strict=True):
         tokens = rank.tokens_that_fit(budget, requests + memory.num_scratch)
         if tokens is None:
             continue
         if tokens < 0:
             need = _total(rank, 0, config, requests, memory) / GIB
             raise ValueError(
-                f"rank {number} (stage {rank.stage.pp_rank}, tp {rank.tp_rank}) needs {need:.2f} GiB for weights and "
+                f"{rank.position} needs {need:.2f} GiB for weights and "
                 f"{requests} recurrent states, but has {budget / GIB:.2f} GiB ({memory.share})"
             )
         pages = min(pages, tokens // config.page_size - memory.num_scratch)

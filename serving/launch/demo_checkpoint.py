@@ -1,4 +1,4 @@
-"""Where the demo checkpoint is: package data when installed, a link to configs/demo in the repository."""
+"""Where the demo checkpoint is: package data of a wheel, in the repository a link to configs/demo."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The front's side of the engine: starts it, streams requests through it, and knows when it is dead."""
+"""The front's client of the engine: starts its processes, streams requests, and notices when one of them dies."""
 
 import asyncio
 import itertools
@@ -35,20 +35,20 @@ from splitrank.serving.protocol.wire import LINGER_MS, decode_engine_to_front, e
 logger = logging.getLogger(__name__)
 
 MONITOR_S = 0.05
-LAST_WORDS_S = 0.3
-CLOSE_GRACE_S = 5.0
+CAUSE_LIMIT_S = 0.3  # to learn why a process has ended
+CLOSE_LIMIT_S = 5.0  # for processes to end by themselves
 
 
 class EngineStartError(RuntimeError):
-    """The engine did not come up; one line that names rank and phase."""
+    """The engine did not start; one line that names rank and phase."""
 
 
 class EngineDeadError(RuntimeError):
-    """The engine is gone; the message says who died."""
+    """The engine has ended; the message names the process that died."""
 
 
 class EngineClient:
-    """Made by ``start``, in the event loop that uses it; ``close`` it. Not for use from other threads."""
+    """``start`` makes it in the event loop that uses it; ``close`` ends it. Not to be used from other threads."""
 
     def __init__(self, spec: LaunchSpec) -> None:
         self.reports: list[str] = []
@@ -60,13 +60,13 @@ class EngineClient:
         self._context = zmq.asyncio.Context()
         self._socket = self._context.socket(zmq.PAIR)
         self._socket.setsockopt(zmq.LINGER, LINGER_MS)
-        self._socket.setsockopt(zmq.SNDHWM, 0)  # bounded by the open streams: each sends two messages at most
+        self._socket.setsockopt(zmq.SNDHWM, 0)  # no limit is needed: a stream sends two messages at most
         self._socket.bind(front_address(self._spec.run_dir))
         self._ready = asyncio.Event()
         self._streams: dict[str, asyncio.Queue[RequestOutput | None]] = {}
         self._numbers = itertools.count()
-        self._failure: str | None = None  # what the engine gave up with
-        self._silence_s: float | None = None  # None until the engine has said something
+        self._failure: str | None = None  # the error that the engine has sent
+        self._silence_s: float | None = None  # since the last message; None before the first
         self._tasks: list[asyncio.Task[None]] = []
         self._ending: asyncio.Task[None] | None = None
 
@@ -74,16 +74,16 @@ class EngineClient:
 
     @classmethod
     async def start(cls, spec: LaunchSpec, rank_module: str = "splitrank.serving.rank.rank") -> "EngineClient":
-        """Start all processes and wait until every rank is ready.
+        """Starts all processes and waits until every rank is ready.
 
-        Raises ``EngineStartError``, with nothing left behind.
+        Raises ``EngineStartError`` after all processes, sockets and files are gone.
         """
         client = cls(spec)
         try:
             spawn_all(client._spec, rank_module, client._children)
             client._tasks = [
-                asyncio.create_task(client._or_die("reading the engine's messages", client._receive())),
-                asyncio.create_task(client._or_die("watching the processes", client._monitor())),
+                asyncio.create_task(client._run_task("reading the engine's messages", client._receive())),
+                asyncio.create_task(client._run_task("watching the processes", client._monitor())),
             ]
             await client._wait_ready()
         except BaseException:
@@ -98,20 +98,20 @@ class EngineClient:
         return self._children.pids
 
     async def close(self) -> None:
-        """Orderly shutdown, then terminate, then kill: about 12 s at most. Open streams end with ``EngineDeadError``.
+        """Shuts down in order, then terminates, then kills: 12 s at most. Open streams raise ``EngineDeadError``.
 
-        Nothing is left behind: processes reaped, run folder removed. A second call waits for the first.
+        Afterwards the processes are reaped and the run folder is removed. A second call waits for the first.
         """
         if self.death is None:
             self._end_streams("the engine was closed")
             self._post(Shutdown())
-            self._ending = asyncio.create_task(self._end(CLOSE_GRACE_S))
+            self._ending = asyncio.create_task(self._end(CLOSE_LIMIT_S))
         assert self._ending is not None
         await asyncio.shield(self._ending)
 
     async def _wait_ready(self) -> None:
         waits = [asyncio.create_task(event.wait()) for event in (self._ready, self.died)]
-        # The engine itself keeps the limit and names the rank; the margin is for an engine that says nothing.
+        # The engine checks load_timeout_s itself, and names the rank. The margin is for an engine that says nothing.
         limit_s = self._spec.load_timeout_s + self._spec.heartbeat_timeout_s
         try:
             await asyncio.wait(waits, timeout=limit_s, return_when=asyncio.FIRST_COMPLETED)
@@ -126,9 +126,9 @@ class EngineClient:
     # ------------------------------------------------------------ requests
 
     async def stream(self, prompt_token_ids: list[int], params: SamplingParams) -> AsyncGenerator[RequestOutput, None]:
-        """Outputs of one request, the last one with a ``finish_reason`` (a refusal is an output with "error").
+        """Outputs of one request; the last one has a ``finish_reason`` ("error" if the request is refused).
 
-        Closing or cancelling it earlier aborts the request. Raises ``EngineDeadError`` as soon as the engine is dead.
+        To close or cancel the stream earlier aborts the request. Raises ``EngineDeadError`` once the engine is dead.
         """
         if self.death is not None:
             raise EngineDeadError(self.death)
@@ -137,7 +137,7 @@ class EngineClient:
         self._streams[request_id] = queue
         open_in_engine, num_cached = True, 0
         try:
-            # Random if the door gave none: a server that is started again does not repeat itself.
+            # Random, if nobody gave a seed: a server that is started again does not repeat its answers.
             seeded = with_seed(params, self._spec.seed, uuid.uuid4().hex)
             self._post(AddRequest(request_id, prompt_token_ids, seeded))
             while open_in_engine:
@@ -153,13 +153,13 @@ class EngineClient:
                 self._post(AbortRequest(request_id))
 
     def _post(self, message: FrontToEngine) -> None:
-        # Not awaited: without a high-water mark it is queued at once, and a stream being cancelled cannot wait.
+        # Not awaited: without a high-water mark it is queued at once, and a cancelled stream cannot wait.
         self._socket.send(encode(message))
 
-    # ------------------------------------------------------------ listening
+    # ------------------------------------------------------------ messages of the engine
 
-    async def _or_die(self, what: str, work: Coroutine[Any, Any, None]) -> None:
-        """Without either of its tasks, this client would wait for an engine that it cannot hear."""
+    async def _run_task(self, what: str, work: Coroutine[Any, Any, None]) -> None:
+        """Runs one of the two tasks. An error in it ends the client, which would wait for ever without the task."""
         try:
             await work
         except Exception as error:
@@ -170,13 +170,13 @@ class EngineClient:
         while True:
             message = decode_engine_to_front(await self._socket.recv())
             self._silence_s = 0.0
-            self._hear(message)
+            self._on_message(message)
 
-    def _hear(self, message: EngineToFront) -> None:
+    def _on_message(self, message: EngineToFront) -> None:
         if isinstance(message, RequestOutputs):
             for output in (output for step in message.steps for output in step.all()):
                 queue = self._streams.get(output.request_id)
-                if queue is not None:  # else: aborted, and the output was under way
+                if queue is not None:  # None: the request was aborted before this output arrived
                     queue.put_nowait(output)
         elif isinstance(message, EngineStats):
             self.stats = message
@@ -184,10 +184,10 @@ class EngineClient:
             self.reports = message.reports
             self._ready.set()
         elif isinstance(message, EngineFailed):
-            self._failure = message.error  # the monitor takes it from here
+            self._failure = message.error  # ``_monitor`` ends the client
 
     async def _monitor(self) -> None:
-        """Notices a child that exits, and an engine that says nothing."""
+        """Notices a process that exits, an engine that fails, and one that is silent."""
         before = time.monotonic()
         while self.death is None:
             await asyncio.sleep(MONITOR_S)
@@ -200,9 +200,9 @@ class EngineClient:
             before = now
 
     async def _learn_cause(self) -> None:
-        """The peers of a killed rank may complain before its death shows; a rank that gave up has said why, and that
-        message may still be under way. Both are a matter of milliseconds."""
-        deadline = time.monotonic() + LAST_WORDS_S
+        """Waits a moment for the cause of a failure. When a rank is killed, its peers may fail before its exit shows;
+        when a rank fails by itself, the message with its reason may arrive after its exit."""
+        deadline = time.monotonic() + CAUSE_LIMIT_S
         while time.monotonic() < deadline:
             gone = self._children.first_exit()
             if gone is not None and gone.was_killed:
@@ -210,17 +210,18 @@ class EngineClient:
             await asyncio.sleep(MONITOR_S)
 
     def _count_silence(self, elapsed_s: float) -> None:
-        # Counted in small portions: when this event loop itself was held up, the messages are there, still unread.
+        # At most 0.5 s is added at a time. If this event loop was blocked, the engine's messages wait unread, and the
+        # time that it was blocked must not count as silence of the engine.
         if self._silence_s is None or self.death is not None:
             return
         self._silence_s += min(elapsed_s, 10 * MONITOR_S)
         if self._silence_s > self._spec.heartbeat_timeout_s:
             self._die(f"engine process has been silent for more than {self._spec.heartbeat_timeout_s:g} s")
 
-    # ------------------------------------------------------------ death
+    # ------------------------------------------------------------ the end
 
     def _die(self, reason: str | None) -> None:
-        """The first reason counts, but a killed child is the cause of whatever the others complain about."""
+        """Ends everything. The first reason is kept, but a killed process is the cause of all other errors."""
         if self.death is not None:
             return
         gone = self._children.first_exit()
@@ -229,16 +230,16 @@ class EngineClient:
         self._end_streams(str(reason))
         self.died.set()
         self._children.signal(signal.SIGKILL)
-        self._ending = asyncio.create_task(self._end(grace_s=0.0))
+        self._ending = asyncio.create_task(self._end(exit_limit_s=0.0))
 
     def _end_streams(self, reason: str) -> None:
         self.death = reason
         for queue in self._streams.values():
             queue.put_nowait(None)
 
-    async def _end(self, grace_s: float) -> None:
-        """Reap every process, then let go of sockets, tasks and the run folder."""
-        left = await self._children.end(grace_s)
+    async def _end(self, exit_limit_s: float) -> None:
+        """Reaps all processes, then closes sockets, ends tasks and removes the run folder."""
+        left = await self._children.end(exit_limit_s)
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)

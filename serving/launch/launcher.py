@@ -1,4 +1,4 @@
-"""Starts the engine process and one process a rank, on this host. The run folder holds all that they share."""
+"""Starts the engine process and one process a rank, on this host. They share files and sockets in a run folder."""
 
 import os
 import shutil
@@ -18,7 +18,7 @@ LONGEST_SOCKET_NAME = "/front"
 
 
 def make_run_dir(spec: LaunchSpec) -> LaunchSpec:
-    """The spec with a fresh 0700 run folder, written into it, and this process as the front.
+    """Makes a run folder (0700) and writes the spec into it. Returns the spec with the folder and this process' id.
 
     Raises ``ValueError`` if the temporary folder's path is too long for a socket.
     """
@@ -42,8 +42,8 @@ def load_spec(run_dir: str) -> LaunchSpec:
 
 
 def spawn_all(spec: LaunchSpec, rank_module: str, children: Children) -> None:
-    """Start every process of a written spec. On an error, those already started are in ``children``."""
-    # -P: the current folder is no place for modules; a random.py there would replace the one of Python.
+    """Starts all processes of a written spec. After an error, ``children`` holds those that were started."""
+    # -P: no modules from the current folder; a random.py there would replace Python's own.
     run = [sys.executable, "-P", "-m"]
     folder = ["--run-dir", spec.run_dir]
     children.spawn("engine", [*run, "splitrank.serving.engine.engine_main", *folder])

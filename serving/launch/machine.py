@@ -1,4 +1,4 @@
-"""What this host offers: cores and memory that this process may use, also inside a container."""
+"""Cores and memory that this process may use, also inside a container."""
 
 import os
 from collections.abc import Iterator
@@ -9,13 +9,13 @@ OWN_GROUPS = Path("/proc/self/cgroup")  # the control groups of this process, on
 
 
 def usable_cores(root: Path = CGROUP_ROOT, own_groups: Path = OWN_GROUPS) -> int:
-    """Cores this process may run on; fewer if a control group's quota is less. A part of a core counts only alone."""
+    """Cores this process may run on, or a control group's quota if that is less, rounded down; at least 1."""
     cores = float(len(os.sched_getaffinity(0)))
     for group in _groups("cpu", root, own_groups):
         limit = (
             _numbers(group / "cpu.max") + _numbers(group / "cpu.cfs_quota_us") + _numbers(group / "cpu.cfs_period_us")
         )
-        if len(limit) == 2:  # quota and period; without a quota the period stands alone
+        if len(limit) == 2:  # quota and period; without a quota only the period is a number
             cores = min(cores, limit[0] / limit[1])
     return max(1, int(cores))
 
@@ -29,8 +29,8 @@ def usable_memory_bytes(root: Path = CGROUP_ROOT, own_groups: Path = OWN_GROUPS)
 
 
 def _groups(controller: str, root: Path, own_groups: Path) -> Iterator[Path]:
-    """Folders of this process's groups that may limit it, and of all groups around those: of version 2, which has one
-    hierarchy, and of version 1, which has a folder a controller. A container may see its own group as the root."""
+    """Folders of the control groups that may limit this process, and of all their parents. Version 2 has one hierarchy,
+    version 1 has one for each controller. A container may see its own group as the root."""
     for line in _read(own_groups).splitlines():
         _, _, rest = line.partition(":")
         controllers, _, path = rest.partition(":")
@@ -42,7 +42,7 @@ def _groups(controller: str, root: Path, own_groups: Path) -> Iterator[Path]:
 
 
 def _numbers(file: Path) -> list[int]:
-    """Those in the file; "max" and -1 are none, and so is a file that is not there."""
+    """The numbers in the file. "max" and -1 are no numbers; a missing file has none."""
     return [int(word) for word in _read(file).split() if word.isdigit()]
 
 

@@ -25,7 +25,7 @@ def _download(repo: str) -> Path:
     from huggingface_hub import snapshot_download  # only a hub id needs it
 
     try:
-        # Ctrl-C ends the waiting at once; the hub's own would first wait for all files.
+        # Ctrl-C ends this wait at once; snapshot_download itself would wait for all files first.
         return Path(wait_for(in_daemon_thread(partial(snapshot_download, repo, allow_patterns=_PATTERNS))))
     except (OSError, ValueError) as error:  # the hub's errors derive from these two
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -1,4 +1,4 @@
-"""Child processes: started in one place, watched, ended and reaped; and children that do not outlive their parent."""
+"""Child processes: start, watch, end and reap them; and make a child end with its parent."""
 
 import asyncio
 import ctypes
@@ -23,7 +23,7 @@ class Child:
     popen: subprocess.Popen[bytes]
 
     def describe_exit(self) -> str | None:
-        """None while it runs."""
+        """How the child ended; None while it runs."""
         code = self.popen.poll()
         if code is None:
             return None
@@ -43,7 +43,7 @@ class Children:
         self._children: list[Child] = []
 
     def spawn(self, name: str, command: list[str]) -> None:
-        # Own session: Ctrl-C at the terminal reaches the front alone, which then ends its children in order.
+        # A session of its own: Ctrl-C at the terminal reaches the front alone, which then ends its children in order.
         popen = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=2, env=child_environment(), start_new_session=True
         )
@@ -57,16 +57,16 @@ class Children:
         return [child.name for child in self._children if child.popen.poll() is None]
 
     def first_exit(self) -> Child | None:
-        """One that is gone; a killed one first, because the others may have left on its account."""
+        """A child that has exited, None without any; a killed one first, because the others may have ended after it."""
         gone = [child for child in self._children if child.popen.poll() is not None]
         return min(gone, key=lambda child: not child.was_killed, default=None)
 
     def signal(self, number: signal.Signals) -> None:
         for child in self._children:
-            child.popen.send_signal(number)  # nothing happens to one that has been reaped
+            child.popen.send_signal(number)  # does nothing to a child that is reaped
 
     async def wait(self, timeout_s: float) -> bool:
-        """Whether all were gone, and reaped, in time."""
+        """Whether all have exited, and are reaped, within ``timeout_s``."""
         deadline = time.monotonic() + timeout_s
         while self.running():
             if time.monotonic() > deadline:
@@ -74,9 +74,9 @@ class Children:
             await asyncio.sleep(POLL_S)
         return True
 
-    async def end(self, grace_s: float) -> list[str]:
-        """Let them leave by themselves, then ask, then kill. Names those that even SIGKILL did not end in time."""
-        if not await self.wait(grace_s):
+    async def end(self, exit_limit_s: float) -> list[str]:
+        """Waits until they exit by themselves, then terminates, then kills. Names those that outlive SIGKILL."""
+        if not await self.wait(exit_limit_s):
             self.signal(signal.SIGTERM)
         if not await self.wait(2.0):
             self.signal(signal.SIGKILL)
@@ -85,8 +85,8 @@ class Children:
 
 
 def exit_with_parent(parent_pid: int, run_dir: str | None = None) -> None:
-    """From now on this process dies within a second of its parent, whatever its other threads do, and takes the run
-    folder, if it has one, along. A stopped process (SIGSTOP) is continued for that."""
+    """From now on this process ends within a second of its parent, whatever its other threads do, and removes the run
+    folder, if it has one. A stopped process (SIGSTOP) is continued first."""
 
     def watch() -> None:
         while os.getppid() == parent_pid:
@@ -95,7 +95,7 @@ def exit_with_parent(parent_pid: int, run_dir: str | None = None) -> None:
             shutil.rmtree(run_dir, ignore_errors=True)
         os._exit(1)
 
-    # SIGKILL here would leave the run folder to nobody, and strike when the *thread* that forked ends; SIGCONT then
-    # does nothing.
+    # Not SIGKILL: nobody would remove the run folder, and the kernel sends the signal already when the *thread* that
+    # forked ends. SIGCONT does nothing then.
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGCONT)
     threading.Thread(target=watch, name="parent-watch", daemon=True).start()

@@ -8,6 +8,7 @@ from dataclasses import replace
 from splitrank.comm.selection import AllReduceOptions
 from splitrank.models.checkpoint import Checkpoint
 from splitrank.models.config import ModelConfig, read_config
+from splitrank.models.dtypes import COMPUTED_DTYPES
 from splitrank.models.memory import balanced_partition, plan_all_ranks, rank_memory
 from splitrank.models.sharding import check_partition, check_tensor_parallel
 from splitrank.models.tied_head import settle_head
@@ -88,11 +89,12 @@ def resolve_launch(config: EngineConfig) -> LaunchSpec:
 
 
 def computing_dtype(dtype: str, model: ModelConfig) -> str:
-    """``auto`` is the checkpoint's dtype, but not float16: its range is too small for the recurrent layers."""
+    """``auto`` is the checkpoint's dtype, if a rank can compute in it."""
     if dtype != "auto":
         return dtype
-    if model.dtype == "float16":
-        raise ValueError("the checkpoint is float16, which is not computed in; give --dtype bfloat16 or float32")
+    if model.dtype not in COMPUTED_DTYPES:
+        allowed = " or ".join(COMPUTED_DTYPES)
+        raise ValueError(f"the checkpoint is {model.dtype}, which is not computed in; give --dtype {allowed}")
     return model.dtype
 
 

@@ -1,9 +1,10 @@
-"""The tokens that end a text, from every file of a checkpoint that names some, and a line that says which."""
+"""The tokens that end a text: all that the files of a checkpoint name, and a line that says which and where."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from splitrank.models.json_file import read_json_object
 
 StopTokens = dict[int, list[str]]  # id -> the files that name it
 
@@ -11,18 +12,18 @@ StopTokens = dict[int, list[str]]  # id -> the files that name it
 def stop_tokens(folder: Path, vocab_size: int) -> StopTokens:
     """The union of what generation_config.json, config.json and the tokenizer's files name.
 
-    A finetune often keeps one of them only, or one that names ``<|endoftext|>`` alone, while its chats end with the
-    tokenizer's ``<|im_end|>``. Raises ``ValueError`` that names the file for an id or a text that cannot be.
+    A finetune often keeps only one of these files, or one that names ``<|endoftext|>`` alone, while its chats end with
+    the tokenizer's ``<|im_end|>``. Raises ``ValueError`` that names the file for an id or a text of a wrong type.
     """
     found: StopTokens = {}
     for name in ("generation_config.json", "config.json"):
-        raw = _json_object(folder / name)
+        raw = read_json_object(folder / name, optional=True)
         for holder in (raw, raw.get("text_config")):
             if isinstance(holder, dict):
                 for token in _ids(folder / name, holder.get("eos_token_id"), vocab_size):
                     _add(found, token, name)
     for name in ("tokenizer_config.json", "special_tokens_map.json"):
-        text = _text(folder / name, _json_object(folder / name).get("eos_token"))
+        text = _text(folder / name, read_json_object(folder / name, optional=True).get("eos_token"))
         named = None if text is None else _token_id(folder, text)
         if named is not None:
             _add(found, named, name)
@@ -64,22 +65,10 @@ def _text(file: Path, value: Any) -> str | None:
 def _token_id(folder: Path, text: str) -> int | None:
     """Id of a token in tokenizer.json; None if it has no such token, which then cannot end a text."""
     file = folder / "tokenizer.json"
-    raw = _json_object(file)
+    raw = read_json_object(file, optional=True)
     try:
         added: dict[str, int] = {token["content"]: token["id"] for token in raw.get("added_tokens") or ()}
         vocabulary = raw.get("model", {}).get("vocab")
     except (KeyError, TypeError, AttributeError):
         raise ValueError(f"{file} is not a readable tokenizer: its added_tokens or its model are malformed") from None
     return added.get(text, vocabulary.get(text) if isinstance(vocabulary, dict) else None)
-
-
-def _json_object(file: Path) -> dict[str, Any]:
-    try:
-        raw = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise ValueError(f"{file}: not readable as JSON: {error}") from None
-    if not isinstance(raw, dict):
-        raise ValueError(f"{file}: not a JSON object")
-    return raw

@@ -1,1 +1,1 @@
-"""``LLM``: prompts in, answers out, from Python."""
+"""``LLM``: answers prompts from Python."""

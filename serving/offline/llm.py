@@ -28,18 +28,18 @@ from splitrank.serving.text.tokenizer import Tokenizer
 
 Result = TypeVar("Result")
 
-# The engine bounds its own close by about 10 s; these only guard against waiting for ever.
+# The engine client closes within 12 s by itself; these limits are for a bug in that.
 CLOSE_TIMEOUT_S = 60.0
 JOIN_TIMEOUT_S = 10.0
 
 
 class RequestError(RuntimeError):
-    """One request of a call failed; the message says which and why. The others were cancelled."""
+    """One request of a call failed; the message says which one and why. The others were cancelled."""
 
 
 @dataclass(frozen=True)
-class Generation:
-    """One answer. ``finish_reason``: "stop" or "length". ``logprobs``: one entry a token, if they were asked for."""
+class LLMOutput:
+    """One answer. ``finish_reason`` is "stop" or "length". ``logprobs`` has one entry a token, if asked for."""
 
     text: str
     token_ids: list[int]
@@ -50,7 +50,7 @@ class Generation:
 
 
 class Engine(Protocol):
-    """What is used of ``TextEngine``."""
+    """The part of ``TextEngine`` that ``LLM`` uses."""
 
     tokenizer: Tokenizer
     info: ModelInfo
@@ -64,13 +64,13 @@ class LLM:
     """A running model: ``with LLM(model="folder", pp=2) as llm: print(llm.generate("Hello")[0].text)``.
 
     Keywords are the fields of ``EngineConfig``; without ``model`` the demo checkpoint runs. Raises ``TypeError`` for an
-    unknown keyword, ``ValueError`` for a value that cannot be, ``EngineStartError`` when a rank does not start. Works
-    inside a running event loop (notebooks) and from several threads: an own loop in an own thread does the waiting.
-    A script that starts one needs no ``if __name__ == "__main__"``. ``close`` ends all processes; so does the end of
-    the interpreter.
+    unknown keyword, ``ValueError`` for a wrong value, ``EngineStartError`` when a rank does not start. It works inside
+    a running event loop (notebooks) and from several threads, since it runs a loop of its own in a thread of its own. A
+    script needs no ``if __name__ == "__main__"``. ``close`` ends all processes, and so does the end of the interpreter.
 
-    Without a seed in its ``SamplingParams`` an answer is drawn from the option ``seed``, the number of the call and
-    that of the prompt: a program says the same when it is run again, and something else at each of its calls.
+    Without a seed in its ``SamplingParams``, an answer's seed follows from the option ``seed``, the number of the call
+    and the number of the prompt. So a program that is run again gives the same answers, and its calls give different
+    ones.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class LLM:
     ) -> None:
         config = _make_config(model, {"tp": tp, "pp": pp, **options})
         self._seed, self._calls = config.seed, itertools.count()
-        # Never more open than the engine accepts, always enough waiting to fill a step.
+        # As many open requests as the engine accepts, at most twice what a step can compute.
         running = config.max_running_requests or MOST_REQUESTS_AT_ONCE
         self._limit = running + min(running, config.max_queued_requests)
         self._runner = _LoopThread()
@@ -97,11 +97,13 @@ class LLM:
     def info(self) -> ModelInfo:
         return self._engine.info
 
-    def generate(self, prompts: Prompts, params: Params = None, *, show_progress: bool = True) -> list[Generation]:
-        """Continue each prompt; answers in the order of the prompts. A prompt is text, a list or array of token ids,
-        or ``{"prompt": text}`` or ``{"prompt_token_ids": ids}``; a text or dictionary may stand alone.
+    def generate(self, prompts: Prompts, params: Params = None, *, show_progress: bool = True) -> list[LLMOutput]:
+        """Continues each prompt; returns the answers in the order of the prompts.
 
-        ``params``: for all, or one for each; None takes the model's defaults and 16 tokens. Raises ``ValueError``
+        A prompt is text, a list or array of token ids, ``{"prompt": text}`` or ``{"prompt_token_ids": ids}``. One text
+        or one dictionary may stand alone.
+
+        ``params`` is one for all or a list; None means the model's defaults and 16 tokens. Raises ``ValueError``
         before anything runs if a prompt cannot be answered, ``RequestError`` for the first one that failed.
         """
         encoded = llm_requests.encode_prompts(prompts, self.tokenizer, self.info)
@@ -114,8 +116,8 @@ class LLM:
         *,
         chat_template_kwargs: dict[str, Any] | None = None,
         show_progress: bool = True,
-    ) -> list[Generation]:
-        """Answer one conversation (``[{"role": "user", "content": "…"}]``) or a list of them; else as ``generate``.
+    ) -> list[LLMOutput]:
+        """Answers one conversation (``[{"role": "user", "content": "…"}]``) or a list of them, as ``generate`` does.
 
         Without ``params`` an answer may use all that the context leaves. ``chat_template_kwargs`` reach the template,
         e.g. ``{"enable_thinking": False}``.
@@ -124,7 +126,7 @@ class LLM:
         return self._answer(encoded, llm_requests.chat_params(encoded, params, self.info), show_progress)
 
     def close(self) -> None:
-        """End all processes of the engine. May be called again."""
+        """Ends all processes of the engine. May be called again."""
         self._finalizer()
 
     def __enter__(self) -> Self:
@@ -135,7 +137,7 @@ class LLM:
     ) -> None:
         self.close()
 
-    def _answer(self, encoded: list[list[int]], params: list[SamplingParams], show_progress: bool) -> list[Generation]:
+    def _answer(self, encoded: list[list[int]], params: list[SamplingParams], show_progress: bool) -> list[LLMOutput]:
         if not self._finalizer.alive:
             raise RuntimeError("this LLM is closed")
         call = next(self._calls)
@@ -158,41 +160,41 @@ def _make_config(model: str | os.PathLike[str] | None, options: dict[str, Any]) 
 
 async def _answer_all(
     engine: Engine, encoded: list[list[int]], params: list[SamplingParams], limit: int, show_progress: bool
-) -> list[Generation]:
-    generations: dict[int, Generation] = {}
+) -> list[LLMOutput]:
+    answers: dict[int, LLMOutput] = {}
     with progress(len(encoded), "generate", "requests", show=show_progress) as bar:
 
         async def answer(index: int) -> None:
             try:
-                generations[index] = await _answer_one(engine, encoded[index], params[index])
+                answers[index] = await _answer_one(engine, encoded[index], params[index])
             except Exception as error:
                 raise RequestError(f"prompt {index} of {len(encoded)}: {error}") from error
             bar.update()
 
         await fan_out(range(len(encoded)), limit, answer)
-    return [generations[index] for index in range(len(encoded))]
+    return [answers[index] for index in range(len(encoded))]
 
 
-async def _answer_one(engine: Engine, prompt: list[int], params: SamplingParams) -> Generation:
+async def _answer_one(engine: Engine, prompt: list[int], params: SamplingParams) -> LLMOutput:
     answer = Collected()
     async with aclosing(engine.stream(prompt, params)) as outputs:
         async for output in outputs:
             answer.add(output)
     assert answer.finish_reason is not None, "the stream ended without a finish reason"
-    return Generation(answer.text, answer.token_ids, prompt, answer.finish_reason, answer.stop_reason, answer.logprobs)
+    return LLMOutput(answer.text, answer.token_ids, prompt, answer.finish_reason, answer.stop_reason, answer.logprobs)
 
 
 class _LoopThread:
-    """An event loop of its own, so that it does not matter whether the caller's thread runs one."""
+    """A thread with an event loop, so that the caller's thread may run a loop of its own."""
 
     def __init__(self) -> None:
         self._loop = asyncio.new_event_loop()
-        # A daemon, because the interpreter joins other threads before it runs the exit hooks that would end it.
+        # A daemon: the interpreter joins all other threads before it runs the exit hook that ends this one.
         self.thread = threading.Thread(target=self._loop.run_forever, name="splitrank-llm", daemon=True)
         self.thread.start()
 
     def run(self, work: Coroutine[Any, Any, Result], timeout_s: float | None = None) -> Result:
-        """Wait for ``work``; an interrupt here (Ctrl-C) cancels it there. Requests are bounded by the engine."""
+        """Runs ``work`` in the loop and waits. Ctrl-C here cancels it there. The engine bounds the time of requests."""
         future = asyncio.run_coroutine_threadsafe(work, self._loop)
         try:
             return future.result(timeout_s)
@@ -201,7 +203,7 @@ class _LoopThread:
             raise
 
     def stop(self) -> None:
-        """Let what was cancelled end its clean-up, then end the loop and the thread."""
+        """Waits until cancelled tasks have cleaned up, then ends the loop and the thread."""
         self.run(_finish_tasks(), 2 * CLOSE_TIMEOUT_S)
         self._loop.call_soon_threadsafe(self._loop.stop)
         self.thread.join(JOIN_TIMEOUT_S)
@@ -209,7 +211,7 @@ class _LoopThread:
 
 
 async def _finish_tasks() -> None:
-    """They are ending by themselves: cancelling now would break off the clean-up of a start that was cancelled."""
+    """Waits for tasks that end by themselves. To cancel them again would stop the clean-up of a cancelled start."""
     others = asyncio.all_tasks() - {asyncio.current_task()}
     if others:
         await asyncio.wait(others, timeout=CLOSE_TIMEOUT_S)
@@ -217,7 +219,7 @@ async def _finish_tasks() -> None:
 
 def _shut_down(runner: _LoopThread, engine: Engine) -> None:
     if threading.current_thread() is runner.thread:
-        # The garbage collector found a dropped LLM while this loop ran; the loop cannot wait for itself.
+        # The garbage collector called this in the loop's own thread, which cannot wait for itself.
         threading.Thread(target=_shut_down, args=(runner, engine), name="splitrank-llm-close").start()
         return
     try:

@@ -1,4 +1,4 @@
-"""What users of ``LLM`` hand over, checked and made into token ids and parameters. Mistakes are ``ValueError``."""
+"""Checks the prompts and parameters that users give to ``LLM``; makes token ids of them. Raises ``ValueError``."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -45,7 +45,7 @@ def _encode_prompt(name: str, prompt: Any, tokenizer: Tokenizer) -> list[int]:
 
 
 def _only_value(name: str, prompt: Mapping[str, Any]) -> Any:
-    """What stands in a prompt that is written as a dictionary."""
+    """The value of a prompt that is a dictionary."""
     for key in prompt:
         if key not in PROMPT_KEYS:
             raise ValueError(f"{name}: unknown key {shown(key)}; a prompt's keys are {' and '.join(PROMPT_KEYS)}")
@@ -58,7 +58,7 @@ def _only_value(name: str, prompt: Mapping[str, Any]) -> Any:
 def encode_conversations(
     conversations: Conversations, tokenizer: Tokenizer, info: ModelInfo, variables: dict[str, Any] | None
 ) -> list[list[int]]:
-    """As ``encode_prompts``, for one list of messages or several."""
+    """Like ``encode_prompts``, for one list of messages or several."""
     listed: list[Any] = list(conversations)
     if listed and isinstance(listed[0], dict):
         listed = [listed]
@@ -82,12 +82,12 @@ def _check_prompts(encoded: list[list[int]], info: ModelInfo) -> None:
 
 
 def completion_params(encoded: list[list[int]], params: Params, info: ModelInfo) -> list[SamplingParams]:
-    """One for each prompt; None is the model's defaults and a few tokens, as the completions API has it."""
+    """One for each prompt; None means the model's defaults and 16 tokens, as in the completions API."""
     return _listed(encoded, params, info, DEFAULT_COMPLETION_TOKENS)
 
 
 def chat_params(encoded: list[list[int]], params: Params, info: ModelInfo) -> list[SamplingParams]:
-    """One for each prompt; None is the model's defaults and all tokens that the context leaves."""
+    """One for each prompt; None means the model's defaults and all tokens that the context leaves."""
     return _listed(encoded, params, info, info.max_model_len)
 
 

@@ -1,4 +1,4 @@
-"""The one error that clients see."""
+"""The error that clients get."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -51,12 +51,12 @@ def context_length_exceeded(max_model_len: int, num_prompt_tokens: int | str, pa
 
 @contextmanager
 def engine_errors_as_api_errors() -> Iterator[None]:
-    """Gives what the engine says of a request its status."""
+    """Turns an engine's error about a request into an ``ApiError`` with its status."""
     try:
         yield
     except RequestEndedError as error:
         if error.code == "invalid_request":
             raise bad_request(error.message) from error
-        if error.code in ("invalid_numbers", "sampling_failed"):  # it would end so again
+        if error.code in ("invalid_numbers", "sampling_failed"):  # to repeat the request would not help
             raise ApiError(500, error.message, type="server_error", code=error.code) from error
         raise unavailable(error.message, error.code) from error

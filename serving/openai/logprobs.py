@@ -18,15 +18,15 @@ def token_name(token: bytes) -> str:
 
 
 def _number(logprob: float) -> float:
-    """JSON has no NaN, and msgspec would write null without a word."""
+    """Raises for NaN, which JSON does not have and msgspec would write as null."""
     if logprob != logprob:
         raise ValueError("a log probability is NaN")
     return logprob
 
 
 class JoinedLists:
-    """Lists by name that are JSON from the start: 21 entries a token of a long answer are hundreds of megabytes of
-    objects, and seconds of work at its end."""
+    """Lists by name, encoded as JSON item by item. As objects, the 21 entries per token of a long answer would take
+    hundreds of megabytes, and seconds of work at its end."""
 
     def __init__(self) -> None:
         self._parts: dict[str, list[bytes]] = {}
@@ -84,7 +84,7 @@ class CompletionLogprobs:
         return offset
 
     def _top(self, token_id: int, entry: TokenLogprobs) -> dict[str, float]:
-        """The best alternatives and the chosen token, which need not be one of them."""
+        """The best alternatives and the chosen token, which may not be one of them."""
         top_ids, values = [*entry.top_ids, token_id], [*entry.top_logprobs, entry.logprob]
         return {
             token_name(self._tokenizer.token_bytes(top_id)): value

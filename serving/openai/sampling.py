@@ -1,4 +1,4 @@
-"""A request's fields to ``SamplingParams``: the request, then the checkpoint's defaults, then OpenAI's."""
+"""Makes ``SamplingParams`` of a request's fields; the checkpoint's defaults come next, then OpenAI's."""
 
 import re
 from typing import Any

@@ -1,4 +1,4 @@
-"""Fields that this server does not obey: refused unless their value asks for nothing. None is ignored in silence."""
+"""Refuses fields that this server does not support, unless their value changes nothing. None is ignored silently."""
 
 import difflib
 from collections.abc import Mapping
@@ -9,7 +9,7 @@ from splitrank.serving.openai.types import ChatBody, CompletionBody, StreamOptio
 
 Harmless = Mapping[str, tuple[Any, ...]]
 
-# Labels for the provider's books: no value of them changes an answer.
+# Labels for the provider's records: no value of them changes an answer.
 _LABELS = frozenset(
     {
         "metadata",
@@ -21,7 +21,7 @@ _LABELS = frozenset(
         "store",
     }
 )
-# Name: the values that ask for nothing (null always does). A name that is nowhere on this page is refused as well.
+# By name: the values that change nothing (null is one for all). A name that is not in this file is refused, too.
 _BOTH: dict[str, tuple[Any, ...]] = {
     "add_special_tokens": (True,),
     "allowed_token_ids": ([],),
@@ -102,7 +102,7 @@ def refuse_unsupported(body: dict[str, Any], is_chat: bool) -> None:
 
 def _refuse(values: dict[str, Any], harmless: Harmless, obeyed: tuple[str, ...], path: str) -> None:
     for name, value in values.items():
-        if name in obeyed or name in _LABELS or _asks_nothing(value, harmless.get(name, ())):
+        if name in obeyed or name in _LABELS or _is_harmless(value, harmless.get(name, ())):
             continue
         hint = _hint(name) if name in harmless else _nearest(name, obeyed)
         raise bad_request(f"{path}{name[:40]} is not supported{hint}", path + name[:40], "unsupported_value")
@@ -113,7 +113,7 @@ def _nearest(name: str, obeyed: tuple[str, ...]) -> str:
     return f"; did you mean {matches[0]}?" if matches else " by this server"
 
 
-def _asks_nothing(value: Any, harmless: tuple[Any, ...]) -> bool:
+def _is_harmless(value: Any, harmless: tuple[Any, ...]) -> bool:
     # 1 == True in Python, and not in JSON.
     return value is None or any(
         value == other and isinstance(value, bool) == isinstance(other, bool) for other in harmless

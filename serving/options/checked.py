@@ -1,8 +1,8 @@
-"""Values as people give them: of the declared type and within the declared bounds, or a ``ValueError`` that names them.
+"""Checks users' values against a declared type and bounds; raises ``ValueError`` that names the value.
 
-One rule for ``SamplingParams``, options in Python and TOML files: what loses nothing is converted (numpy's and torch's
-numbers to Python's, an integer where a float is wanted, a list for a tuple), anything else is refused. ``16.0`` is no
-integer, ``1`` no truth value, ``"5"`` no number, ``True`` neither.
+One rule for ``SamplingParams``, options in Python and TOML files: a value is converted if nothing is lost (numbers of
+numpy and torch, an integer for a float, a list for a tuple); any other value is refused. ``16.0`` is no integer, ``1``
+is no truth value, ``"5"`` and ``True`` are no numbers.
 """
 
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, get_args, get_origin
 import msgspec
 
 INT64_MAX = 2**63 - 1
-# The value of a subclass (an enum's member, say) in the class itself: the wire takes no subclass of ``str``.
+# Members of a subclass (of an enum, say) become plain values: the encoder takes no subclass of ``str``.
 _EXACT: tuple[tuple[type, Callable[[Any], Any]], ...] = (
     (str, str.__str__),
     (float, float.__float__),
@@ -21,7 +21,7 @@ _EXACT: tuple[tuple[type, Callable[[Any], Any]], ...] = (
 
 
 class Bounds(NamedTuple):
-    """Limits of a number, both included; ``above``: the lower one is not."""
+    """Limits of a number, both included; with ``above`` the lower one is excluded."""
 
     low: float
     high: float
@@ -41,12 +41,12 @@ def as_type(name: str, value: Any, kind: Any) -> Any:
         return value
     try:
         return msgspec.convert(_plain(value), kind, strict=True)
-    except Exception:  # strange objects raise anything: a tensor without data, a list inside itself
+    except Exception:  # some objects raise any error: a tensor without data, a list that holds itself
         raise ValueError(f"{name} must be {describe(kind)}, not {shown(value)}") from None
 
 
 def _plain(value: Any) -> Any:
-    """Numbers and arrays of numpy and torch, and subclasses of text and numbers, as Python's own; in containers too."""
+    """Numbers and arrays of numpy and torch, and members of subclasses, as plain values, also in containers."""
     if hasattr(value, "tolist"):
         return value.tolist()
     for kind, exact in _EXACT:
@@ -82,7 +82,7 @@ def _members(kind: Any) -> tuple[Any, ...]:
 
 
 def shown(value: Any) -> str:
-    """At most 80 characters of it; an integer may have more digits than Python is willing to print."""
+    """At most 80 characters of its repr. An integer may have more digits than Python prints."""
     try:
         return f"{value!r:.80}"
     except Exception:

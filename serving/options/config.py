@@ -9,17 +9,17 @@ from dataclasses import dataclass, field, fields
 from typing import Any, get_type_hints
 
 from splitrank.comm.selection import BACKENDS, CODECS, AllReduceOptions
+from splitrank.models.dtypes import COMPUTED_DTYPES
 from splitrank.serving.options.checked import INT64_MAX, Bounds, as_type, shown
 
-DTYPES = ("auto", "bfloat16", "float32")
 LOAD_FORMATS = ("auto", "dummy")
 DEVICES = ("auto", "cpu", "cuda")  # cuda is also ROCm's
 MOST_REQUESTS_AT_ONCE = 256  # of a step on a GPU
-LEAST_BODY_BYTES = 64  # fewer than any request has
+LEAST_BODY_BYTES = 64  # shorter than any request
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
 
-# Limits of numbers: finite, so that nothing that is computed from them overflows on its way.
+# Every number has a finite limit, so that nothing that is computed from it overflows.
 COUNT = Bounds(1, 2**31 - 1)
 COUNT_OR_ZERO = Bounds(0, 2**31 - 1)
 SECONDS = Bounds(0, 10**6, above=True)
@@ -51,12 +51,12 @@ class Options:
 
 @dataclass(frozen=True, kw_only=True)
 class LayoutConfig(Options):
-    """The model, its split, and what it is sized for: all that decides the bytes of a rank."""
+    """The model, its split, and the load it is sized for: all that determines the bytes of a rank."""
 
     model: str = option(
         "", "checkpoint folder, or a hub id when online; the demo checkpoint if not given", aliases=("model-path",)
     )
-    dtype: str = option("auto", "computing type; auto takes the checkpoint's", choices=DTYPES)
+    dtype: str = option("auto", "computing type; auto takes the checkpoint's", choices=("auto", *COMPUTED_DTYPES))
     tp: int = option(
         1, "tensor-parallel ranks a stage", bounds=Bounds(1, 1024), aliases=("tp-size", "tensor-parallel-size")
     )
@@ -100,7 +100,7 @@ GPU_DEFAULTS = DeviceDefaults(MOST_REQUESTS_AT_ONCE, 0.9, 2048, 8192)
 
 @dataclass(frozen=True, kw_only=True)
 class EngineConfig(LayoutConfig):
-    """What every command that runs the model shares. ``0`` means: derive it from the model and the machine."""
+    """Options of every command that runs the model. ``0`` means: derived from the model and the machine."""
 
     devices: tuple[int, ...] = option(
         (), "GPU of each rank, e.g. 0,1; the first ones if not given", bounds=COUNT_OR_ZERO
@@ -116,7 +116,7 @@ class EngineConfig(LayoutConfig):
     )
     mem_fraction_static: float = option(
         0.0,
-        "share of the memory for weights, KV pages and states of all ranks; 0: 0.6, on a GPU 0.9",
+        "part of the memory for weights, KV pages and states of all ranks; 0: 0.6, on a GPU 0.9",
         bounds=Bounds(0, 1),
     )
     chunked_prefill_size: int = option(
@@ -145,12 +145,12 @@ class EngineConfig(LayoutConfig):
     )
     load_timeout_s: float = option(1800.0, "limit for loading the weights", bounds=SECONDS)
     step_timeout_s: float = option(300.0, "limit for one step of all ranks", bounds=SECONDS)
-    heartbeat_timeout_s: float = option(15.0, "a rank silent for longer is taken for dead", bounds=SECONDS)
+    heartbeat_timeout_s: float = option(15.0, "a rank that is silent for longer counts as dead", bounds=SECONDS)
     all_reduce: str = option(
         "auto", "sums over tensor ranks; auto takes what was measured to be fastest, by message size", choices=BACKENDS
     )
     all_reduce_codec: str = option(
-        "none", "integers that large messages of the quick all-reduce travel as; changes answers", choices=CODECS
+        "none", "integers as which large messages of the quick all-reduce are sent; changes answers", choices=CODECS
     )
     log_level: str = option("info", "log level", choices=LOG_LEVELS)
 
@@ -172,7 +172,7 @@ class EngineConfig(LayoutConfig):
             )
 
     def check_concurrency(self, *concurrency: int) -> None:
-        """For commands that keep so many requests open: the engine must take them all."""
+        """For commands that keep ``concurrency`` requests open: ``ValueError`` if the engine would refuse some."""
         room = (self.max_running_requests or CPU_DEFAULTS.max_running_requests) + self.max_queued_requests
         if max(concurrency, default=0) > room:
             raise ValueError(
@@ -183,7 +183,7 @@ class EngineConfig(LayoutConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class ServedModelConfig(EngineConfig):
-    """What the commands share whose requests may name the model."""
+    """Options of the commands whose requests name the model."""
 
     served_model_name: str = option("", "the model's name in requests; the checkpoint folder's name if not given")
 
@@ -215,18 +215,19 @@ class ServeConfig(ServedModelConfig):
 
 
 def environment_api_key() -> str:
-    """API key for ``serve`` when no flag gives one: kept out of the process list."""
+    """API key for ``serve`` if no flag gives one. In the environment, other users do not see it in the process list."""
     return os.environ.get("SPLITRANK_API_KEY", "")
 
 
 def child_environment() -> dict[str, str]:
     """Environment of engine and rank processes: loopback for gloo, unbuffered output, a malloc that keeps pages, and
-    threads that wait awake for 1 ms at most. What the user has set for malloc and the threads stays.
+    threads that spin for 1 ms at most. The user's own settings for malloc and the threads stay.
 
-    A step allocates and frees the same megabytes over and over. malloc's defaults map and unmap them each time: a
+    A step allocates and frees the same megabytes again and again. By default malloc maps and unmaps them each time: a
     prefill of 512 tokens took 0.35 s instead of 0.30. The threads of an operation wait for each other thousands of
-    times a step: libgomp's 300,000 spins (10 ms) outlast the time slice of whatever took a core from one of them, and
-    hold that core between steps. 30,000 lose nothing; ``rank/thread_wait.py`` makes them fewer on shared cores.
+    times a step. libgomp's default of 300,000 spins (10 ms) is longer than the time slice of a process that has taken
+    one of their cores, and keeps a core busy between steps. 30,000 spins are as fast; ``rank/thread_wait.py`` reduces
+    them on shared cores.
     """
     loopback = {"GLOO_SOCKET_IFNAME": "lo", "TP_SOCKET_IFNAME": "lo"}
     waiting = {} if "OMP_WAIT_POLICY" in os.environ else {"GOMP_SPINCOUNT": "30000"}

@@ -1,4 +1,4 @@
-"""Standard streams that may be closed, or read by nobody: what a process says never changes what it does."""
+"""Standard streams that may be closed, or that nobody reads: a failed write to them is no error."""
 
 import os
 import sys
@@ -7,7 +7,7 @@ from typing import Any, NoReturn, TextIO, cast
 
 
 class LenientStream:
-    """Writes to ``stream`` while it takes anything: a broken pipe, a full disk, a hung-up terminal are no errors."""
+    """Writes to ``stream``. A broken pipe, a full disk or a closed terminal is no error."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -33,10 +33,10 @@ def lenient(stream: TextIO) -> TextIO:
 
 
 def be_lenient_with_streams(*names: str) -> None:
-    """From now on, nothing that this process writes to sys.stderr (``names``: to others, too) raises.
+    """From now on, no write of this process to sys.stderr, or to the other streams in ``names``, raises.
 
-    Closed descriptors (``2>&-``) are opened on /dev/null: the next socket would get the number, and children that write
-    to their stderr would write into it.
+    Closed descriptors (``2>&-``) are opened on /dev/null. Otherwise the next socket would get the number of stderr, and
+    children would write their messages into it.
     """
     for number in range(3):
         try:
@@ -48,9 +48,9 @@ def be_lenient_with_streams(*names: str) -> None:
         setattr(sys, name, lenient(stream))
 
 
-def leave(code: int) -> NoReturn:
-    """Ends the process. Threads of a start that was broken off are not waited for: the interpreter would wait for the
-    pool of a download, although its threads are daemons."""
+def exit_process(code: int) -> NoReturn:
+    """Ends the process without waiting for threads of a start that was cancelled: the interpreter would wait for the
+    thread pool of a download, although its threads are daemons."""
     if threading.active_count() > 1:
         for stream in (sys.stdout, sys.stderr):
             if stream is not None:

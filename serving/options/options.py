@@ -22,7 +22,7 @@ METAVARS = {str: "TEXT", int: "N", float: "X", INT_TUPLE: "N,N", STR_TUPLE: "TEX
 
 
 class OneLineParser(argparse.ArgumentParser):
-    """Says what is wrong in one line and exits with 2; argparse prints a screen of usage before it."""
+    """Prints an error in one line and exits with 2; argparse would print a screen of usage first."""
 
     def error(self, message: str) -> NoReturn:
         print(f"{self.prog}: error: {message}", file=sys.stderr)
@@ -47,7 +47,7 @@ def load_config(config_class: type[Config], argv: Sequence[str], prog: str, desc
 
 
 def make_parser(config_class: type[Any], prog: str, description: str) -> OneLineParser:
-    """A parser whose result holds only the flags that were given."""
+    """A parser whose result has only the flags that were given."""
     parser = OneLineParser(
         prog=prog,
         usage=f"{prog} [options]",
@@ -91,9 +91,9 @@ def _parse_int_tuple(text: str) -> tuple[int, ...]:
 def _help_text(field: dataclasses.Field[Any]) -> str:
     text, default = str(field.metadata["help"]).replace("%", "%%"), field.default
     if default in ("", ()):
-        return text  # the help line says what nothing means
+        return text  # the help text says what an empty value means
     if isinstance(default, tuple):
-        # as it is typed: integers in one word, strings in several
+        # As a user types it: integers in one word, strings in several.
         default = (" " if isinstance(default[0], str) else ",").join(map(str, default))
     return f"{text} (default: {default})"
 

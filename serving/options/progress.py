@@ -11,11 +11,11 @@ from tqdm import tqdm
 from splitrank.serving.options.console import lenient
 
 PLAIN_INTERVAL_S = 10.0
-SCALED_FROM = 10**6  # such totals are shown as 11.0M: bytes
+SCALED_FROM = 10**6  # totals from here on are bytes, and are shown as 11.0M
 
 
 class Progress(Protocol):
-    """Counts finished items; a context manager that leaves a last line or a full bar behind."""
+    """Counts finished items. At the end of its ``with`` block it writes a last line, or the full bar."""
 
     def update(self, count: int = 1, /) -> object: ...
 
@@ -27,8 +27,8 @@ class Progress(Protocol):
 
 
 def progress(total: int, description: str, unit: str, *, start: int = 0, show: bool = True) -> Progress:
-    """``start``: items done before (a continued run). ``show=False`` counts in silence. Writes to stderr, if anybody
-    reads it."""
+    """``start``: items done before, by an earlier run. With ``show=False`` nothing is written, else to stderr if it is
+    open."""
     stream = None if sys.stderr is None or not show else lenient(sys.stderr)
     if stream is not None and stream.isatty():
         scale = total >= SCALED_FROM

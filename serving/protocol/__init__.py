@@ -1,1 +1,1 @@
-"""What processes say to each other: messages, their encoding, sampling parameters."""
+"""What crosses process boundaries: messages, their encoding, sampling parameters."""

@@ -50,7 +50,7 @@ class LaunchSpec(msgspec.Struct, frozen=True, kw_only=True):
     verify_weights: bool  # compare loaded weights with the files, read again
     log_level: str
     show_progress: bool
-    front_pid: int = 0  # set by the launcher, like run_dir: children leave when this process is gone
+    front_pid: int = 0  # set by the launcher, like run_dir: children end when this process has ended
 
     @property
     def world_size(self) -> int:
@@ -68,13 +68,12 @@ class LaunchSpec(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def max_in_flight(self) -> int:
-        """Steps that are planned before the result of the first is back: one a stage, and one so that none waits."""
+        """Steps planned before the first result is back: one for each stage, and one more so that no stage waits."""
         return self.pp_size + 1
 
 
 class RankReady(msgspec.Struct, frozen=True, tag=True):
     rank: int
-    pid: int
     report: str  # one printable line: stage, layers, weight bytes planned = allocated, KV and state bytes
     stage_report: str = ""  # from tensor rank 0 of several: how the stage sums over them
 
@@ -86,7 +85,7 @@ class RankFailed(msgspec.Struct, frozen=True, tag=True):
 
 
 class Heartbeat(msgspec.Struct, frozen=True, tag=True):
-    """Says that the process lives and where it is; sent by a thread, so that a long step is not taken for death."""
+    """Says that the process lives and what it does. A thread sends it, so a long step does not look like a death."""
 
     rank: int
     phase: str
@@ -107,7 +106,7 @@ class EngineFailed(msgspec.Struct, frozen=True, tag=True):
 
 
 class AddRequest(msgspec.Struct, frozen=True, tag=True):
-    """``params`` of a sampled request have a seed: the front gives one to those that came without (``seeds``)."""
+    """``params`` of a sampled request have a seed. The front adds one where the user gave none (``seeds``)."""
 
     request_id: str
     prompt_token_ids: list[int]
@@ -125,8 +124,8 @@ class TokenLogprobs(msgspec.Struct, frozen=True):
 
 
 class RequestOutput(msgspec.Struct, frozen=True, tag=True):
-    """New tokens of one request, as the front's streams give them. ``finish_reason`` ends it: "stop", "length", "abort"
-    or "error" (``error`` says why).
+    """New tokens of one request. The last output has a ``finish_reason``: "stop", "length", "abort" or "error"
+    (``error`` says why).
 
     A token that stopped the request (end of sequence or a stop token id) is in ``token_ids`` and in ``stop_token_id``.
     """
@@ -139,11 +138,11 @@ class RequestOutput(msgspec.Struct, frozen=True, tag=True):
     error: str | None = None
     # "queue_full", "invalid_request", or a RowFailure's
     error_code: str | None = None
-    num_cached_tokens: int = 0  # of its prompt: taken from a snapshot, not computed
+    num_cached_tokens: int = 0  # tokens of the prompt that a snapshot held
 
 
 class StepOutputs(msgspec.Struct, frozen=True, array_like=True):
-    """What one step has for its requests, each of which is in it once: a token and nothing else for most, by row."""
+    """The outputs of one step. ``request_ids`` and ``token_ids`` are of requests with one token and nothing else."""
 
     request_ids: list[str] = []
     token_ids: list[int] = []
@@ -156,13 +155,13 @@ class StepOutputs(msgspec.Struct, frozen=True, array_like=True):
 
 
 class RequestOutputs(msgspec.Struct, frozen=True, tag=True):
-    """What the engine has for the front, in order: one message a turn, not one a request."""
+    """What the engine has for the front, in order: one message for each turn, not for each request."""
 
     steps: list[StepOutputs]
 
 
 class EngineStats(msgspec.Struct, frozen=True, tag=True):
-    """Counters since start and gauges of now; sent about once a second and on change of the open requests to zero."""
+    """Counters since start, and gauges; sent about once a second, and when the last open request has ended."""
 
     num_running: int
     num_waiting: int
@@ -183,17 +182,17 @@ class EngineStats(msgspec.Struct, frozen=True, tag=True):
 
 
 class AdmittedRequest(msgspec.Struct, frozen=True, array_like=True):
-    """A new row of the ranks' table: all that they need to know of the request until it is released."""
+    """A new row of the ranks' request table, with all that ranks need of the request until it is released."""
 
     slot: int  # row of the table, and recurrent-state slot
-    request: int  # the engine's number of the request, never reused
+    request_number: int  # the engine's, never reused
     prompt_token_ids: list[int]
     params: SamplingParams
-    start: int  # tokens of the prompt that a snapshot restores
+    start: int  # tokens of the prompt that are restored from a snapshot
 
 
 class NewPages(msgspec.Struct, frozen=True, array_like=True):
-    """KV pages that a row gets behind those it has."""
+    """KV pages that a row gets after those it has."""
 
     slot: int
     pages: list[int]
@@ -208,32 +207,32 @@ class ChunkPlan(msgspec.Struct, frozen=True, array_like=True):
 
 
 class SwapPlan(msgspec.Struct, frozen=True, array_like=True):
-    """A row, with its state and pages, goes to host memory, or comes back into (another) slot and new pages."""
+    """A row with its state and pages is copied to host memory, or back into another slot and new pages."""
 
-    request: int
+    request_number: int
     slot: int
 
 
 class SnapshotPlan(msgspec.Struct, frozen=True, array_like=True):
-    """State and pages of a row's first ``num_tokens`` tokens are copied into host memory, or from there."""
+    """State and pages of a row's first ``num_tokens`` tokens are copied to host memory, or back."""
 
-    snapshot: int  # the engine's number of it, never reused
+    snapshot: int  # the engine's number of the snapshot, never reused
     num_tokens: int
     slot: int
 
 
 class StepPlan(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
-    """What changes on the ranks with one step, and which rows it computes. Executed by every rank in step order:
+    """What changes on the ranks with one step, and which rows the step computes. Every rank executes it in this order:
 
     keep finished rows, release, swap out, admit and swap in, add pages, restore snapshots, compute decodes and chunks,
     save snapshots of them, drop snapshots.
 
-    A decode feeds a row's last sampled token and samples the next one. Without decodes and chunks, a plan only tells
-    idle ranks what to release and keep.
+    The input of a decode is the row's last sampled token. A plan without decodes and chunks only tells idle ranks what
+    to release and keep.
     """
 
     step: int  # 0, 1, 2, … without gaps
-    previous_hash: str  # hash of the plan before it ("" for step 0): chains all plans together
+    previous_hash: str  # hash of the plan before it ("" for step 0); so the hashes form a chain
     decodes: list[int] = []  # slots
     chunks: list[ChunkPlan] = []
     pages: list[NewPages] = []
@@ -241,9 +240,9 @@ class StepPlan(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
     released: list[int] = []  # requests
     swap_out: list[SwapPlan] = []
     swap_in: list[SwapPlan] = []
-    kept: list[SnapshotPlan] = []  # of finished requests, whose slots and pages this plan may hand out again
+    kept: list[SnapshotPlan] = []  # of finished requests, whose slots and pages this plan may give to others
     restored: list[SnapshotPlan] = []
-    saved: list[SnapshotPlan] = []  # of running prompts: anywhere in the chunk that this step computes
+    saved: list[SnapshotPlan] = []  # of running prompts, anywhere in the chunks that this step computes
     dropped: list[int] = []  # snapshots to forget
 
     @property
@@ -252,12 +251,12 @@ class StepPlan(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
 
 
 def plan_hash(plan_bytes: bytes) -> str:
-    """Chained hash of an encoded plan: it covers the previous hash, which is part of the bytes."""
+    """Hash of an encoded plan. It covers the previous hash, which is part of the bytes."""
     return hashlib.blake2b(plan_bytes, digest_size=8).hexdigest()
 
 
 class RowFailure(msgspec.Struct, frozen=True, array_like=True):
-    """Why a row has no token. ``code``: "invalid_numbers" (of the model), or "sampling_failed" (an error of ours)."""
+    """Why a row has no token. ``code`` is "invalid_numbers" (the model's logits) or "sampling_failed" (our error)."""
 
     code: str
     reason: str  # one line
@@ -266,8 +265,8 @@ class RowFailure(msgspec.Struct, frozen=True, array_like=True):
 class StepResult(msgspec.Struct, frozen=True, tag=True):
     """From tensor rank 0 of the last stage: one token for each decode and each chunk with ``sample``, in that order.
 
-    ``logprobs``, by row, of those that asked. ``failures``, by row: that request ends with an error, and its token
-    means nothing.
+    ``logprobs`` by row, of requests that asked for them. ``failures`` by row: the request ends with this error, and its
+    token has no meaning.
     """
 
     step: int
@@ -278,7 +277,7 @@ class StepResult(msgspec.Struct, frozen=True, tag=True):
 
 
 class Shutdown(msgspec.Struct, frozen=True, tag=True):
-    """Leave in an orderly way."""
+    """The receiver ends in order."""
 
 
 FrontToEngine = AddRequest | AbortRequest | Shutdown

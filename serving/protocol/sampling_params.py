@@ -1,4 +1,4 @@
-"""What a request asks of the sampler and of the stopping rules. Checked once, at the front door."""
+"""Sampling and stopping parameters of a request. They are checked once, where they are made."""
 
 from typing import Any, get_type_hints
 
@@ -8,13 +8,12 @@ from splitrank.serving.options.checked import INT64_MAX, Bounds, as_type, check_
 
 
 class SamplingParams(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Sampling and stopping of one request. Crosses processes unchanged: a value that the other side would not take is
-    a ``ValueError`` here. What loses nothing is converted (see ``checked``); ``stop`` may be one string.
+    """Sampling and stopping of one request. A value that the engine would refuse to decode is a ``ValueError`` here.
+    Values are converted if nothing is lost (see ``checked``); ``stop`` may be one string.
 
-    ``temperature`` 0 is greedy. ``top_k`` 0 keeps all, and so does -1, which becomes 0. ``logprobs`` None returns none;
-    n returns the chosen token's and the n best alternatives (natural log, of the model's own distribution before
-    temperature and penalties). ``stop`` strings are found by the detokenizer; everything else is applied by the sampler
-    and the engine.
+    ``temperature`` 0 is greedy. ``top_k`` 0 keeps all tokens; -1 becomes 0. ``logprobs`` None returns none; n returns
+    those of the chosen token and of the n best ones (natural log, of the model's own distribution before temperature
+    and penalties). The detokenizer finds ``stop`` strings; the sampler and the engine apply everything else.
     """
 
     max_tokens: int = 16

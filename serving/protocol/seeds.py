@@ -1,7 +1,7 @@
 """Seeds of requests that give none.
 
-A draw depends on the seed and the position only, so a request has draws of its own exactly if its seed is made of what
-names it: in a batch its custom_id, in ``LLM`` the number of the call and of the prompt, at a server something random.
+A draw depends on seed and position only. So a request's seed is derived from what names it: in a batch its custom_id,
+in ``LLM`` the number of the call and of the prompt, at a server a random id.
 """
 
 import hashlib

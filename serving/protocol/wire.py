@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import msgspec
 import zmq
 
+from splitrank.comm.position import mesh_position
 from splitrank.serving.protocol.messages import EngineToFront, EngineToRank, FrontToEngine, LaunchSpec, RankToEngine
 
 encode = msgspec.msgpack.encode
@@ -13,24 +14,24 @@ decode_engine_to_front = msgspec.msgpack.Decoder(EngineToFront).decode
 decode_engine_to_rank = msgspec.msgpack.Decoder(EngineToRank).decode
 decode_rank_to_engine = msgspec.msgpack.Decoder(RankToEngine).decode
 
-FRONT_BACKLOG = 1000
+FRONT_BACKLOG = 1000  # unread messages
 
 
 class _Addressed(msgspec.Struct):
-    """What is left to know of a request whose message cannot be read as a whole."""
+    """The request id in a message that cannot be decoded as a whole."""
 
     request_id: str
 
 
 def request_id_of(data: bytes) -> str | None:
-    """The request that an unreadable message is about, if that much can be read."""
+    """The id of the request that an unreadable message is about; None if that cannot be read either."""
     try:
         return msgspec.msgpack.decode(data, type=_Addressed).request_id
     except ValueError:
         return None
 
 
-LINGER_MS = 1000  # how long a closing socket may still deliver its last words
+LINGER_MS = 1000  # a closing socket may deliver its last messages for so long
 
 
 def front_address(run_dir: str) -> str:
@@ -46,12 +47,12 @@ def rank_identity(rank: int) -> bytes:
 
 
 def rank_name(spec: LaunchSpec, rank: int) -> str:
-    """How messages call a rank."""
-    return f"rank {rank} (stage {rank // spec.tp_size}, tp {rank % spec.tp_size})"
+    """A rank's name in messages and errors."""
+    return str(mesh_position(rank, spec.pp_size, spec.tp_size))
 
 
 def bind_ranks(context: zmq.Context[zmq.Socket[bytes]], spec: LaunchSpec) -> zmq.Socket[bytes]:
-    """The engine's end: a message for a rank that is not connected is an error, not a silent loss."""
+    """The engine's socket to the ranks. To send to a rank that is not connected is an error, not a silent loss."""
     socket = context.socket(zmq.ROUTER)
     socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
     socket.setsockopt(zmq.LINGER, LINGER_MS)
@@ -60,7 +61,7 @@ def bind_ranks(context: zmq.Context[zmq.Socket[bytes]], spec: LaunchSpec) -> zmq
 
 
 def connect_rank(context: zmq.Context[zmq.Socket[bytes]], spec: LaunchSpec, identity: bytes) -> zmq.Socket[bytes]:
-    """A rank's end. Not thread safe, as no ZeroMQ socket is."""
+    """A rank's socket to the engine; like any ZeroMQ socket, not thread safe."""
     socket = context.socket(zmq.DEALER)
     socket.setsockopt(zmq.IDENTITY, identity)
     socket.setsockopt(zmq.LINGER, LINGER_MS)
@@ -69,10 +70,10 @@ def connect_rank(context: zmq.Context[zmq.Socket[bytes]], spec: LaunchSpec, iden
 
 
 def connect_front(context: zmq.Context[zmq.Socket[bytes]], spec: LaunchSpec) -> zmq.Socket[bytes]:
-    """The engine's end. The front binds before it starts the engine, so nothing said early is lost.
+    """The engine's socket to the front. The front binds before it starts the engine, so no early message is lost.
 
-    Beyond ``FRONT_BACKLOG`` unread messages the engine keeps and joins what comes: it is a bound of memory, and no
-    verdict about the front, which reads nothing while it is busy.
+    ``FRONT_BACKLOG`` bounds the memory of the socket. While that many messages are unread, the engine keeps its outputs
+    and sends them together later. A front that is busy for a moment is no error.
     """
     socket = context.socket(zmq.PAIR)
     socket.setsockopt(zmq.LINGER, LINGER_MS)
@@ -82,7 +83,7 @@ def connect_front(context: zmq.Context[zmq.Socket[bytes]], spec: LaunchSpec) -> 
 
 
 def receive_all(socket: zmq.Socket[bytes]) -> Iterator[list[bytes]]:
-    """Every message that is there now, without waiting."""
+    """Every message that has arrived, without waiting."""
     while True:
         try:
             yield socket.recv_multipart(zmq.NOBLOCK)

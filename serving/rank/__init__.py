@@ -1,1 +1,1 @@
-"""A rank process: its rows, its work, its sampling. The only room with torch."""
+"""A rank process: its rows, its work, its sampling. No other room imports torch."""

@@ -11,8 +11,8 @@ import numpy.typing as npt
 import torch
 
 from splitrank.models.batch import Batch, Chunk, PrefillRows, StateCopy
+from splitrank.models.rounding import pages_needed
 from splitrank.serving.protocol.messages import ChunkPlan, SnapshotPlan
-from splitrank.serving.protocol.pages import pages_needed
 from splitrank.serving.rank.request_table import RequestTable
 
 

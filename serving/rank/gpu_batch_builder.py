@@ -11,8 +11,8 @@ import torch
 from splitrank.models.batch import StateCopy
 from splitrank.models.ops.gpu.batch import GpuBatch, Round
 from splitrank.models.ops.gpu.sequences import Sequences, place, to_device
+from splitrank.models.rounding import pages_needed
 from splitrank.serving.protocol.messages import ChunkPlan, SnapshotPlan
-from splitrank.serving.protocol.pages import pages_needed
 from splitrank.serving.rank.batch_builder import PlannedBatch, copies_inside_of, is_single, span_of
 from splitrank.serving.rank.request_table import RequestTable
 

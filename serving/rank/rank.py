@@ -9,17 +9,18 @@ import torch
 
 from splitrank.comm.errors import CommunicationError
 from splitrank.models.weight_plan import AuditError
+from splitrank.serving.launch.launcher import load_spec
 from splitrank.serving.options.console import be_lenient_with_streams
 from splitrank.serving.options.progress import progress
 from splitrank.serving.protocol.messages import LaunchSpec
-from splitrank.serving.rank.rank_link import RankLink, StepOrderError, load_spec
+from splitrank.serving.rank.rank_link import RankLink, StepOrderError
 from splitrank.serving.rank.thread_wait import ThreadWait
 from splitrank.serving.rank.worker import LaunchedStep, Worker
 
 _LOOK_S = 0.001  # between two looks at a step that the device computes, while no plan comes
 
-# What can go wrong on a rank through files, peers or memory, and weights that are not those of the files: told to the
-# engine in one line. Anything else is a bug of ours, and is told with its type.
+# Errors of files, peers and memory, and weights that differ from the files: the engine gets their text. Any other error
+# is a bug of ours: the engine gets its type, too, and the log the trace.
 _EXPECTED = (ValueError, OSError, CommunicationError, StepOrderError, MemoryError, AuditError)
 
 
@@ -59,7 +60,7 @@ def _run(spec: LaunchSpec, rank: int, link: RankLink) -> int:
 
 
 class _Phase:
-    """What this rank is doing: told in heartbeats, and in its last words."""
+    """What this rank is doing now, for heartbeats and for the message of a failure."""
 
     def __init__(self, link: RankLink) -> None:
         self._link, self.name = link, "start"
@@ -70,7 +71,7 @@ class _Phase:
 
 
 def _load(worker: Worker) -> str:
-    """Loads; rank 0 shows its own progress, which stands for all since the ranks load side by side."""
+    """Loads the weights. Rank 0 shows its progress, which stands for all: the ranks load at the same time."""
     total = worker.plan.num_bytes
     show = worker.spec.show_progress and worker.position.rank == 0
     with progress(total, f"loading rank 0 of {worker.spec.world_size}", unit="B", show=show) as bar:
@@ -78,7 +79,7 @@ def _load(worker: Worker) -> str:
 
 
 def _serve(worker: Worker, link: RankLink, phase: _Phase) -> None:
-    """The loop of a rank: plan in, step, result out."""
+    """The loop of a rank: receive a plan, execute it, send the result."""
     thread_wait = ThreadWait(worker.spec.threads_per_rank)
     launched: deque[LaunchedStep] = deque()
     while True:

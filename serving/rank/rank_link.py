@@ -1,12 +1,10 @@
-"""A rank's connection to the engine: plans in, results and heartbeats out."""
+"""A rank's connection to the engine: receives plans, sends results and heartbeats."""
 
-import os
 import threading
 from types import TracebackType
 
 import zmq
 
-from splitrank.serving.launch.launcher import load_spec as load_spec
 from splitrank.serving.launch.processes import exit_with_parent
 from splitrank.serving.protocol.messages import (
     Heartbeat,
@@ -24,14 +22,14 @@ HEARTBEAT_S = 0.5
 
 
 class StepOrderError(RuntimeError):
-    """A plan that does not follow the one before it: a step or a hash differs between engine and rank."""
+    """A plan that does not follow the one before it: engine and rank differ in the step or the hash."""
 
 
 class RankLink:
-    """Use from one thread. Heartbeats go out by a thread of their own, so that a long step is not taken for death;
-    if the front dies, this process dies too.
+    """To be used from one thread. Another thread sends heartbeats, so that a long step does not look like a death. If
+    the front dies, this process ends.
 
-    Raises ``StepOrderError`` from ``receive``. Close it (or leave the ``with``) to get the last message delivered.
+    ``receive`` raises ``StepOrderError``. ``close``, or the end of a ``with`` block, delivers the last message.
     """
 
     def __init__(self, spec: LaunchSpec, rank: int) -> None:
@@ -50,21 +48,21 @@ class RankLink:
         self._beating.start()
 
     def set_phase(self, phase: str) -> None:
-        """What heartbeats say this rank is doing: "load", "warm-up", "serve"."""
+        """What heartbeats say that this rank does: "join", "load", "serve", "step 17"."""
         self._phase = phase
 
     def ready(self, report: str, stage_report: str = "") -> None:
         """``report``: one printable line about what this rank holds; ``stage_report``: one for its whole stage."""
         self._phase = "serve"
-        self._send(RankReady(rank=self._rank, pid=os.getpid(), report=report, stage_report=stage_report))
+        self._send(RankReady(rank=self._rank, report=report, stage_report=stage_report))
 
     def has_plan(self, timeout_s: float) -> bool:
         """Whether a message is there, or comes within ``timeout_s``."""
         return bool(self._socket.poll(int(timeout_s * 1000)))
 
     def receive(self) -> tuple[StepPlan, str] | None:
-        """The next plan and its hash; None to shut down. An idle engine may leave this waiting for long: the front's
-        death ends the process, and the engine's death makes the front end it."""
+        """The next plan and its hash; None to shut down. The wait has no limit, since the engine may be idle. If the
+        front dies, this process ends; if the engine dies, the front ends this process."""
         data = self._socket.recv()
         message = decode_engine_to_rank(data)
         if not isinstance(message, StepPlan):
@@ -74,14 +72,14 @@ class RankLink:
         return message, self._received_hash
 
     def finish(self, step: int) -> None:
-        """This rank is through with ``step``."""
+        """This rank has executed ``step``."""
         self._finished_step = step
 
     def send_result(self, result: StepResult) -> None:
         self._send(result)
 
     def fail(self, phase: str, error: str) -> None:
-        """The last words of this rank; delivered before it returns (or lost after a second), so it may exit next."""
+        """Sends the error of this rank and closes. Waits up to a second for the delivery; then the process may exit."""
         self._send(RankFailed(rank=self._rank, phase=phase, error=" ".join(error.split())))
         self.close()
 

@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from splitrank.models.rounding import pages_needed
 from splitrank.serving.protocol.messages import AdmittedRequest, NewPages
-from splitrank.serving.protocol.pages import pages_needed
 from splitrank.serving.rank.sampling_state import SamplingState
 
 
@@ -64,7 +64,9 @@ class RequestTable:
     def admit(self, new: AdmittedRequest, sampling: SamplingState | None) -> None:
         """A row without pages; ``new.start`` of its tokens will come from a snapshot."""
         prompt = torch.tensor(new.prompt_token_ids, dtype=torch.int64)
-        self.put(new.slot, MovedRow(Row(new.request, prompt, sampling), new.start, self.last_tokens.new_zeros(())))
+        self.put(
+            new.slot, MovedRow(Row(new.request_number, prompt, sampling), new.start, self.last_tokens.new_zeros(()))
+        )
 
     def put(self, slot: int, moved: MovedRow) -> None:
         assert slot not in self.rows, f"slot {slot} belongs to request {self.rows[slot].request}"

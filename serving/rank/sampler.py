@@ -1,8 +1,8 @@
-"""Samples a step's rows together, and ends a row that cannot be sampled alone.
+"""Samples the rows of a step together. A row that cannot be sampled fails alone.
 
-The draw of a request depends on its seed and on how many tokens it has, on nothing else: not on its neighbours in the
-batch, nor on the layout. Order of the steps as in ``transformers``' and vLLM's: bias and bans, penalties
-(``sampling_state``), temperature, top-k, top-p, min-p (``models.ops.sampling``).
+The draw of a request depends on its seed and on the number of its tokens only, not on other rows of the batch, nor on
+the layout. The order is that of ``transformers`` and vLLM: bias and bans, penalties (``sampling_state``), temperature,
+top-k, top-p, min-p (``models.ops.sampling``).
 """
 
 import logging
@@ -22,7 +22,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class SampledRow:
-    """A token, and its logprobs if they were asked for; or why there is none."""
+    """A token, with logprobs if the request asked for them; or why the row has no token."""
 
     token: int
     logprobs: TokenLogprobs | None = None
@@ -30,10 +30,10 @@ class SampledRow:
 
 
 def sample(logits: torch.Tensor, states: list[SamplingState]) -> list[SampledRow]:
-    """logits [S, vocab] in float32, one state a row; states with a token advance.
+    """logits [S, vocab] in float32, one state for each row. A state advances if its row gets a token.
 
-    A row fails alone: with numbers that are none (NaN, +inf, nothing but -inf), or with an error of our own. An error
-    in the batch is found by sampling its rows one by one.
+    A row fails alone if its logits hold NaN or +inf, or are all -inf, or if sampling it raises an error. If sampling
+    all rows together raises an error, the rows are sampled one by one to find the one at fault.
     """
     try:
         rows = _sample(logits, states)
@@ -69,7 +69,7 @@ def _sample(logits: torch.Tensor, states: list[SamplingState]) -> list[SampledRo
 
 
 def _adjusted(logits: torch.Tensor, states: list[SamplingState]) -> torch.Tensor:
-    """A copy, if bias, penalties or bans change a row; logprobs are of the model's own."""
+    """The logits after bias, penalties and bans: a copy if there are any, since logprobs are of the model's own."""
     if any(state.changes_logits for state in states):
         logits = logits.clone()
         for row, state in zip(logits, states, strict=True):
@@ -87,7 +87,7 @@ def _sampling_rows(states: list[SamplingState], vocab_size: int) -> SamplingRows
         draws = uniform(torch.tensor(seeds), torch.tensor(positions))
     return SamplingRows(
         torch.tensor([one.temperature for one in params], dtype=torch.float32),
-        torch.tensor([min(one.top_k, vocab_size) for one in params]),  # users write 2^63 for "all"
+        torch.tensor([min(one.top_k, vocab_size) for one in params]),  # some users write 2^63 for "all"
         torch.tensor([one.top_p for one in params], dtype=torch.float64),
         torch.tensor([one.min_p for one in params], dtype=torch.float32),
         draws,

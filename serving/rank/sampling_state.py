@@ -1,6 +1,6 @@
-"""What the sampling rank remembers of a request: its parameters, and what changes its logits, as tensors.
+"""What the sampling rank keeps of a request: its parameters, and as tensors what changes its logits.
 
-The tensors are made at the first token, so that whatever is wrong with a request shows when its own row is sampled.
+The tensors are made with the first token, so that an error in them shows while the request's own row is sampled.
 """
 
 import math
@@ -13,7 +13,7 @@ from splitrank.serving.protocol.sampling_params import SamplingParams
 
 
 class TokenCounts:
-    """Distinct tokens and how often each was added; a token more changes one element in place."""
+    """Distinct tokens and how often each was added. ``add`` changes one element in place."""
 
     def __init__(self, tokens: Iterable[int] = ()) -> None:
         self._places = {token: place for place, token in enumerate(dict.fromkeys(tokens))}
@@ -22,7 +22,7 @@ class TokenCounts:
 
     def add(self, token: int) -> None:
         place = self._places.setdefault(token, len(self._places))
-        if place == len(self._ids):  # full: twice the room
+        if place == len(self._ids):  # full: double the size
             room = max(16, place)
             self._ids = torch.cat((self._ids, torch.zeros(room, dtype=torch.int64)))
             self._counts = torch.cat((self._counts, torch.zeros(room)))
@@ -41,7 +41,7 @@ class TokenCounts:
 
 
 class SamplingState:
-    """``seed`` and ``num_output`` decide the next draw. Keeps no prompt unless a penalty asks for it."""
+    """``seed`` and ``num_output`` determine the next draw. The prompt is kept only for a repetition penalty."""
 
     def __init__(self, prompt: list[int], params: SamplingParams, eos_token_ids: tuple[int, ...]) -> None:
         self.params = params
@@ -49,7 +49,7 @@ class SamplingState:
         self._has_repetition = params.repetition_penalty != 1.0
         self._has_counts = params.presence_penalty != 0.0 or params.frequency_penalty != 0.0
         self._prompt = prompt if self._has_repetition else []
-        # min_tokens bans whatever would end the request too early.
+        # Banned before ``min_tokens``, since they would end the request.
         self._stop_ids = (*params.stop_token_ids, *(() if params.ignore_eos else eos_token_ids))
 
     @property
@@ -79,9 +79,9 @@ class SamplingState:
             self._output.add(token)
 
     def adjust_(self, logits: torch.Tensor) -> None:
-        """Bias, the three penalties, the ban of stop tokens before ``min_tokens``; logits [vocab], in place.
+        """Applies bias, the three penalties, and the ban of stop tokens before ``min_tokens`` to logits [vocab].
 
-        Logits that are not all numbers are left alone: that would hide what is wrong with them.
+        Logits that hold NaN or infinity are not changed: a change could hide that the row must fail.
         """
         if not math.isfinite(logits.amax()):
             return
@@ -95,7 +95,7 @@ class SamplingState:
             logits.index_add_(0, self._output.ids, penalty, alpha=-1)
         if self._bans_stops:
             logits[list(self._stop_ids)] = -torch.inf
-        # Finite, also when every token is banned or a tiny repetition penalty overflows: the best is subtracted later.
+        # Kept finite, also if every token is banned or a tiny penalty overflows: sampling subtracts the largest logit.
         limits = torch.finfo(logits.dtype)
         logits.clamp_(limits.min, limits.max)
 

@@ -1,12 +1,12 @@
-"""How long torch's threads wait awake for each other: long on cores of their own, hardly at all on shared ones.
+"""How long torch's threads spin while they wait for each other: long on cores of their own, shortly on shared cores.
 
-The threads of an operation wait for each other thousands of times a step. Sleeping and being woken makes a decode step
-up to twice as long. Staying awake is worse when another process has taken a core: the waiting threads then burn the
-time slice that the missing thread needs, and a step took 20 times as long as with one thread. So a rank looks at how
-long its threads have waited for a core, and changes over.
+The threads of an operation wait for each other thousands of times a step. If they sleep instead of spinning, a decode
+step takes up to twice as long. If another process has taken a core, spinning is worse: the waiting threads use up the
+time slice that the missing thread needs, and a step took 20 times as long as with one thread. So a rank measures how
+long its threads have waited for a core, and switches between the two.
 
-libgomp has no call for this, but a rule (its manual, ``GOMP_SPINCOUNT``): while a process has more OpenMP threads than
-cores, they spin 100 times instead of 30,000 (``child_environment``). A spare team, which only sleeps, makes that so.
+libgomp has no call to switch, but a rule (its manual, ``GOMP_SPINCOUNT``): while a process has more OpenMP threads than
+cores, they spin 100 times instead of 30,000 (``child_environment``). A spare team of sleeping threads makes it so.
 """
 
 import ctypes
@@ -17,25 +17,25 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-# A look judges what has been computed since the last one, if that is enough: a time slice is 3 ms, a step of a small
-# model 2, and less would show chance. An idle rank learns nothing.
+# A measurement needs so much time of computing and waiting: a time slice is 3 ms and a step of a small model 2, so less
+# would be chance. An idle rank measures nothing.
 ENOUGH_S = 0.05
-# Waiting for a core, of waiting and computing. Two threads on two cores: alone 0.01 to 0.05; beside a busy process 0.3
-# to 0.45, and 0.25 to 0.3 when they sleep.
+# Time of waiting for a core, divided by waiting plus computing. Two threads on two cores: alone 0.01 to 0.05; beside a
+# busy process 0.3 to 0.45 while they spin, and 0.25 to 0.3 while they sleep.
 SHARED_ABOVE = 0.18
 ALONE_BELOW = 0.1
-ALONE_FOR_S = 0.25  # a moment of others at the start of a request is not paid for long
+ALONE_FOR_S = 0.25  # short, so that a process that was busy for a moment only does not slow many steps down
 
 
 class CoreTime(NamedTuple):
     """Seconds of all threads of this process."""
 
     computing: float
-    waiting: float  # could have run, but had no core
+    waiting: float  # ready to run, but without a core
 
 
 def core_time() -> CoreTime | None:
-    """None: this kernel does not count (``schedstat``)."""
+    """None if the kernel keeps no ``schedstat``."""
     computing = waiting = 0
     try:
         for thread in os.listdir("/proc/self/task"):
@@ -48,7 +48,7 @@ def core_time() -> CoreTime | None:
 
 
 class ThreadWait:
-    """Of one rank; ``look`` after each step. Without libgomp or the kernel's counters it changes nothing."""
+    """Of one rank. ``look`` is called after each step. Without libgomp or ``schedstat`` it changes nothing."""
 
     def __init__(
         self,
@@ -64,7 +64,7 @@ class ThreadWait:
 
     @property
     def is_short(self) -> bool:
-        """Whether the threads hardly wait awake now."""
+        """Whether the threads spin only shortly now."""
         return self._spare is not None
 
     def look(self) -> None:
@@ -95,7 +95,7 @@ class ThreadWait:
 
 
 class _SpareTeam:
-    """One OpenMP thread more than there are cores, all asleep until ``close``."""
+    """A team of one OpenMP thread more than there are cores; they sleep until ``close``."""
 
     def __init__(self, libgomp: ctypes.CDLL) -> None:
         self._libgomp, self._formed, self._end = libgomp, threading.Event(), threading.Event()
@@ -104,10 +104,10 @@ class _SpareTeam:
         self._formed.wait()
 
     def _run(self) -> None:
-        nothing = ctypes.cast(ctypes.CDLL(None).getpid, ctypes.c_void_p)  # what each of them computes
+        nothing = ctypes.cast(ctypes.CDLL(None).getpid, ctypes.c_void_p)  # the function that each thread runs
         self._libgomp.GOMP_parallel(nothing, None, len(os.sched_getaffinity(0)) + 1, 0)
         self._formed.set()
-        self._end.wait()  # libgomp ends a team with the thread that has formed it
+        self._end.wait()  # libgomp ends a team when the thread ends that has formed it
 
     def close(self) -> None:
         self._end.set()
@@ -115,7 +115,7 @@ class _SpareTeam:
 
 
 def _loaded_libgomp() -> ctypes.CDLL | None:
-    """The one that torch uses."""
+    """The library that torch has loaded; None without one."""
     for line in Path("/proc/self/maps").read_text().splitlines():
         path = line.rpartition(" ")[2]
         if "libgomp" in path:

@@ -1,7 +1,7 @@
-"""How a sampled token reaches the rank that embeds it, without passing the engine.
+"""Sends sampled tokens to the ranks that embed them, without the engine in between.
 
-With one stage it is written into the table of each tensor rank. With more, the last stage sends the tokens of every
-step to the first, which takes them when a row needs its token, or leaves the slot.
+With one stage, they are written into the request table of each tensor rank. With more, the last stage sends the tokens
+of every step to the first, which receives them when it computes, moves or releases one of their rows.
 """
 
 from collections import deque
@@ -30,11 +30,11 @@ class TokenFeedback:
         self._is_first = position.pp_rank == 0
         self._is_last = position.pp_rank == position.pp_size - 1
         self._outstanding: deque[_Outstanding] = deque()
-        self._awaited: dict[int, int] = {}  # step of a slot's last token, if that has not come yet
+        self._awaited: dict[int, int] = {}  # by slot: the step that samples its last token, while that is not received
 
     def spread(self, tokens: list[int] | None, slots: list[int], step: int, plan_hash: str) -> None:
-        """After sampling of ``slots``, on every rank; ``tokens`` are the sampling rank's. A row without a token has a
-        negative one, and feeds token 0 until it ends."""
+        """Called on every rank after ``slots`` were sampled; only the sampling rank has ``tokens``. A row that failed
+        has a negative token; its input is token 0 until the engine ends it."""
         if not slots:
             return
         if self._is_last:
@@ -48,19 +48,19 @@ class TokenFeedback:
             self._awaited.update(dict.fromkeys(slots, step))
 
     def _share(self, tokens: list[int] | None, count: int) -> torch.Tensor:
-        """The same tokens [S] on every tensor rank of this stage. They cross as float32, which every backend takes and
-        which holds every id (``check_tensor_parallel``); gathered columns never travel with a codec."""
+        """The same tokens [S] on every tensor rank of this stage. They are sent as float32, which every backend takes
+        and which holds every id exactly (``check_tensor_parallel``); gathered columns are never coded."""
         device, size = self._table.device, self._mesh.position.tp_size
         if size == 1:
             return torch.tensor(tokens, dtype=torch.int64, device=device)
         own = torch.tensor([tokens or []], dtype=torch.float32, device=device)
-        widths = (count, *[0] * (size - 1))
-        return self._mesh.collectives.all_gather_columns(own, widths)[0].to(torch.int64)
+        num_columns = (count, *[0] * (size - 1))
+        return self._mesh.collectives.all_gather_columns(own, num_columns)[0].to(torch.int64)
 
     def take(self, plan: StepPlan) -> None:
-        """Before ``plan`` changes the table: waits for the tokens of the rows that it computes, moves or releases.
+        """Called before ``plan`` changes the table: receives the tokens of rows that it computes, moves or releases.
 
-        Tokens of steps whose results the engine has seen are taken too, so that nothing piles up.
+        Tokens of steps whose results the engine has are received, too, so that they do not pile up in the socket.
         """
         if not self._outstanding:
             return

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import torch
 
-from splitrank.comm.mesh import Mesh, mesh_position
+from splitrank.comm.mesh import Mesh
+from splitrank.comm.position import mesh_position
 from splitrank.comm.selection import AllReduceOptions
 from splitrank.models.cache import StageCache
 from splitrank.models.checkpoint import Checkpoint, open_checkpoint
@@ -18,11 +19,12 @@ from splitrank.models.layers.parameter import prepare
 from splitrank.models.loader import load_weights
 from splitrank.models.memory import GIB, rank_memory
 from splitrank.models.qwen3_5 import Stage
+from splitrank.models.rounding import pages_needed
 from splitrank.models.sharding import TensorShard, stage_slice
+from splitrank.models.torch_dtype import torch_dtype
 from splitrank.models.verify_weights import verify_weights
 from splitrank.models.weight_plan import WeightPlan, audit_plan, plan_weights
 from splitrank.serving.protocol.messages import LaunchSpec, StepPlan, StepResult
-from splitrank.serving.protocol.pages import pages_needed
 from splitrank.serving.rank.batch_builder import PlannedBatch
 from splitrank.serving.rank.device import make_operations, make_steps
 from splitrank.serving.rank.request_table import MovedRow, RequestTable
@@ -59,7 +61,7 @@ class Worker:
         self.config = replace(read_config(Path(spec.model_dir)), tie_word_embeddings=spec.tie_word_embeddings)
         self.stage_slice = stage_slice(self.position.pp_rank, spec.pp_size, spec.partition)
         self.shard = TensorShard(self.position.tp_rank, spec.tp_size)
-        self.dtype: torch.dtype = getattr(torch, spec.dtype)
+        self.dtype = torch_dtype(spec.dtype)
         self.ops = make_operations(spec, rank, self.config, self.shard)
         timeout_s = max(spec.step_timeout_s, JOIN_TIMEOUT_S)
         options = AllReduceOptions(spec.all_reduce, spec.all_reduce_codec)
@@ -102,7 +104,7 @@ class Worker:
         else:
             bytes_written = load_weights(self.model, self.plan, self.checkpoint, on_progress)
         if self.spec.verify_weights:
-            verify_weights(self.model, self.config, self.shard, self.checkpoint, self.plan.where)
+            verify_weights(self.model, self.config, self.shard, self.checkpoint, str(self.position))
         self.cache = StageCache(
             self.config,
             self.stage_slice,
@@ -199,13 +201,13 @@ class Worker:
         for out in plan.swap_out:
             pages = self.table.pages_of(out.slot, int(self.table.host_lengths[out.slot]))
             saved = self.cache.save_to_host(pages, out.slot)
-            self._swapped[out.request] = (self.table.take(out.slot), saved)
+            self._swapped[out.request_number] = (self.table.take(out.slot), saved)
         for new in plan.admitted:
             sampling = SamplingState(new.prompt_token_ids, new.params, self.spec.eos_token_ids)
             self.table.admit(new, sampling if self.is_sampling_rank else None)
             if self.is_sampling_rank:
                 self.steps.admit(new.slot, sampling)
-        back = [(one.slot, *self._swapped.pop(one.request)) for one in plan.swap_in]
+        back = [(one.slot, *self._swapped.pop(one.request_number)) for one in plan.swap_in]
         for slot, moved, _ in back:
             self.table.put(slot, moved)
             if moved.row.sampling is not None:

@@ -17,7 +17,7 @@ RESERVED_VARIABLES = frozenset({"messages", "tools", "documents", "add_generatio
 
 
 class ChatTemplateError(ValueError):
-    """The messages cannot be rendered: what the template refuses, or what it cannot read. One line."""
+    """The template refuses the messages, or cannot read them; one line."""
 
 
 class ChatTemplate:
@@ -46,12 +46,12 @@ class ChatTemplate:
         except RecursionError:
             raise ChatTemplateError("the messages are nested too deeply") from None
         except (jinja2.TemplateError, TypeError, ValueError, AttributeError, LookupError, ArithmeticError) as error:
-            # The template is the checkpoint's: whatever it raises, it raises on these messages.
+            # The template comes with the checkpoint. Any error in it is reported as a refusal of these messages.
             raise ChatTemplateError(f"the chat template refuses the messages: {_one_line(error)}") from None
 
 
 def normalize_messages(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """What Qwen's template would raise on, put in its own terms; keys without a value are dropped.
+    """Rewrites messages that Qwen's template would refuse; drops keys without a value.
 
     ``developer`` becomes ``system``, system messages that lead the conversation become one, text parts become one
     string, ``reasoning`` becomes ``reasoning_content``, and arguments of past tool calls, JSON strings on the wire,
@@ -131,7 +131,7 @@ class _MakeDict:
 
 
 class _Namespace(jinja2.utils.Namespace):
-    """``namespace(...)`` that stores no name with a leading underscore: a way around the sandbox."""
+    """``namespace(...)`` that stores no name with a leading underscore, since such names break the sandbox."""
 
     def __setitem__(self, name: str, value: Any) -> None:
         if name.startswith("_"):

@@ -8,9 +8,9 @@ Item = TypeVar("Item")
 
 
 async def fan_out(items: Iterable[Item], limit: int, work: Callable[[Item], Awaitable[None]]) -> None:
-    """Run ``work`` on every item, started in order, ``limit`` at a time.
+    """Runs ``work`` on every item, started in order, ``limit`` at a time.
 
-    The first exception cancels all others, waits for them to end, and is raised as it is; so does a cancellation.
+    After the first exception, or a cancellation, it cancels all others, waits for them, and raises that exception.
     """
     waiting = iter(items)
 
@@ -23,6 +23,6 @@ async def fan_out(items: Iterable[Item], limit: int, work: Callable[[Item], Awai
             for _ in range(limit):
                 group.create_task(worker())
     except BaseExceptionGroup as errors:
-        # One is enough: the others failed of the same cause or of being cancelled.
+        # One is enough: the others have the same cause, or were cancelled.
         first = errors.exceptions[0]
         raise first from first.__cause__

@@ -1,4 +1,4 @@
-"""What is known of the model before and while it runs: what requests are checked against."""
+"""What requests are checked against, and what the API says of the model."""
 
 import hashlib
 from dataclasses import dataclass
@@ -8,10 +8,10 @@ from typing import Any
 import msgspec
 
 from splitrank import __version__
+from splitrank.models.json_file import read_json_object
 from splitrank.serving.launch.answer_settings import answer_settings
 from splitrank.serving.protocol.messages import LaunchSpec
 from splitrank.serving.protocol.sampling_params import SamplingParams
-from splitrank.serving.text.tokenizer_files import read_json_object
 
 DEFAULT_NAMES = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 
@@ -46,10 +46,10 @@ def model_info(spec: LaunchSpec, model: str, served_model_name: str = "") -> Mod
 def read_defaults(model_dir: Path) -> dict[str, float]:
     """Sampling defaults of generation_config.json; ``do_sample: false`` means temperature 0.
 
-    Raises ``ValueError`` that names the file if a value is none that a request could have.
+    Raises ``ValueError`` that names the file for a value that a request could not have.
     """
     path = model_dir / "generation_config.json"
-    config = read_json_object(path)
+    config = read_json_object(path, optional=True)
     defaults: dict[str, Any] = {name: config[name] for name in DEFAULT_NAMES if config.get(name) is not None}
     if config.get("do_sample") is False:
         defaults["temperature"] = 0.0

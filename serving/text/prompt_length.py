@@ -5,15 +5,17 @@ from typing import Any
 
 import tokenizers
 
-# Up to so many characters a token of the limit, a text is tokenized whole at once: prompts of that length may well fit.
+from splitrank.models.rounding import ceil_div
+
+# A text with up to so many characters per token of the limit is tokenized whole at once, since it may well fit.
 USUAL_CHARS_PER_TOKEN = 8
 PIECE_CHARS = 64 * 2**10
-# A cut between two pieces costs a token or two, so pieces of twice the limit are beyond any doubt.
+# A cut between two pieces adds a token or two, so pieces with twice the limit are certainly too long.
 CERTAIN_FACTOR = 2
 
 
 class PromptTooLongError(ValueError):
-    """``num_tokens``: what the prompt has at least, more than it may have."""
+    """``num_tokens``: a lower bound of the prompt's tokens, above the limit."""
 
     def __init__(self, num_tokens: int) -> None:
         super().__init__(f"the prompt has at least {num_tokens} tokens")
@@ -30,7 +32,7 @@ class PromptLength:
     def check(self, text: str, max_tokens: int) -> None:
         """Raises ``PromptTooLongError`` for a text that certainly has more than ``max_tokens`` tokens.
 
-        Of any other text nothing is said. The work is bounded by ``max_tokens``, whatever the length of the text.
+        Another text may be too long all the same. The work is bounded by ``max_tokens``, not by the text's length.
         """
         if (least := self.at_least(text)) > max_tokens:
             raise PromptTooLongError(least)
@@ -38,10 +40,10 @@ class PromptLength:
             raise PromptTooLongError(max_tokens + 1)
 
     def at_least(self, text: str) -> int:
-        """Tokens that the bytes of ``text`` need if each is as long as the longest one; 0 if nothing can be said."""
+        """Tokens of ``text`` if each were as long as the longest of the vocabulary; 0 if that has no limit."""
         if self._max_token_bytes is None:
             return 0
-        return -(-len(unicodedata.normalize("NFC", text).encode()) // self._max_token_bytes)
+        return ceil_div(len(unicodedata.normalize("NFC", text).encode()), self._max_token_bytes)
 
     def _pieces_exceed(self, text: str, num_tokens: int) -> bool:
         for start in range(0, len(text), PIECE_CHARS):
@@ -53,7 +55,7 @@ class PromptLength:
 
 
 def _max_token_bytes(backend: tokenizers.Tokenizer) -> int | None:
-    """Of the text after NFC. None for a tokenizer that may drop or shorten text in other ways than that."""
+    """The longest token, in bytes of the text after NFC. None if the tokenizer may shorten text in other ways."""
     vocabulary = backend.get_vocab(with_added_tokens=False)
     added = backend.get_added_tokens_decoder().values()
     keeps_all_text = (

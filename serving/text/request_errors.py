@@ -1,4 +1,4 @@
-"""What the engine says of a request that it does not answer, or not to its end."""
+"""The error of a request that the engine refuses or ends early."""
 
 
 class RequestEndedError(Exception):

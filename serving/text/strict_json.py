@@ -1,4 +1,4 @@
-"""JSON as it should be: no NaN, no infinity, no duplicate keys, no lone surrogates."""
+"""Parses JSON without NaN, infinity, duplicate keys and lone surrogates."""
 
 import json
 import math
@@ -7,7 +7,7 @@ from typing import Any, NoReturn
 
 
 class StrictJSONError(ValueError):
-    """One line that begins with what was read; ``path`` names the value at fault where that is known."""
+    """One line; ``path`` names the value at fault if it is known."""
 
     def __init__(self, message: str, path: str | None = None) -> None:
         super().__init__(message)
@@ -26,13 +26,13 @@ def parse_json(text: str, what: str) -> Any:
         raise
     except RecursionError:
         raise StrictJSONError(f"{what} is nested too deeply") from None
-    except ValueError as error:  # JSON's own, the refusals below, and integers of thousands of digits
+    except ValueError as error:  # an error of json, a refusal below, or an integer of thousands of digits
         raise StrictJSONError(f"{what} is not valid JSON: {error}") from None
     return value
 
 
 def find_surrogate(text: str) -> str | None:
-    """The first lone surrogate, as it is written in JSON: no UTF-8 and no tokenizer can express it."""
+    """The first lone surrogate, as JSON writes it. UTF-8 and tokenizers cannot express it."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:

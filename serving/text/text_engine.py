@@ -18,8 +18,7 @@ from splitrank.serving.options.config import EngineConfig
 from splitrank.serving.protocol.messages import EngineStats, LaunchSpec, RequestOutput, TokenLogprobs
 from splitrank.serving.protocol.sampling_params import SamplingParams
 from splitrank.serving.text.detokenizer import Detokenizer
-from splitrank.serving.text.model_info import ModelInfo as ModelInfo  # for those who hold a TextEngine
-from splitrank.serving.text.model_info import model_info
+from splitrank.serving.text.model_info import ModelInfo, model_info
 from splitrank.serving.text.request_errors import RequestEndedError
 from splitrank.serving.text.tokenizer import Tokenizer, check_vocabulary
 

@@ -1,7 +1,7 @@
 """The checkpoint's tokenizer: text to ids, ids to text, and chat messages to a prompt.
 
-The library lets go of Python's lock for batches only, so a text is encoded, and ids are decoded, as a batch of one:
-whoever does it in a thread holds up no other. (``encode`` of 1 MiB stops all threads for a second.)
+The library releases Python's lock for batches only. So a text is encoded, and ids are decoded, as a batch of one, and
+a thread that does it blocks no other. (``encode`` of 1 MiB would stop all threads for a second.)
 """
 
 from functools import cached_property
@@ -17,7 +17,7 @@ from splitrank.serving.text.tokenizer_files import TokenizerFiles, read_tokenize
 
 
 class Tokenizer:
-    """Made of a checkpoint's ``files``. Raises ``ValueError`` with one line that names the file."""
+    """The tokenizer of a checkpoint's ``files``. Raises ``ValueError``, one line that names the file."""
 
     def __init__(self, files: TokenizerFiles) -> None:
         self.files = files
@@ -25,7 +25,7 @@ class Tokenizer:
             self.backend = tokenizers.Tokenizer.from_buffer(files.tokenizer_json)
         except Exception as error:  # the library raises bare Exception
             raise ValueError(f"{files.tokenizer_file} is not a readable tokenizer: {error}") from None
-        self.backend.no_truncation()  # tokenizer.json may say how training cut and padded its texts
+        self.backend.no_truncation()  # tokenizer.json may hold the truncation and padding of the training
         self.backend.no_padding()
         self._template = _compile(files)
         self._length = PromptLength(self.backend)
@@ -48,11 +48,11 @@ class Tokenizer:
         return self._encode(text, max_tokens, add_special_tokens=True)
 
     def decode(self, token_ids: list[int]) -> str:
-        """Text of all ids at once; special tokens show nothing, ids without an entry neither."""
+        """Text of all ids. Special tokens and unknown ids have no text."""
         return self.backend.decode_batch([token_ids], skip_special_tokens=True)[0]
 
     def render_chat(self, messages: list[dict[str, Any]], variables: dict[str, Any] | None = None) -> str:
-        """The prompt's text. Raises ``ChatTemplateError`` with what the template refused."""
+        """The text of the prompt. Raises ``ChatTemplateError``."""
         if self._template is None:
             raise ChatTemplateError("this checkpoint has no chat template; use plain completions")
         return self._template.render(messages, variables or {})
@@ -60,7 +60,7 @@ class Tokenizer:
     def encode_chat(
         self, messages: list[dict[str, Any]], variables: dict[str, Any] | None = None, max_tokens: int | None = None
     ) -> list[int]:
-        """Ids of the rendered chat: the template wrote every special token itself. Raises as both of them do."""
+        """Ids of the rendered chat. The template has written all special tokens. Raises what both functions raise."""
         return self._encode(self.render_chat(messages, variables), max_tokens, add_special_tokens=False)
 
     def _encode(self, text: str, max_tokens: int | None, add_special_tokens: bool) -> list[int]:
@@ -71,7 +71,7 @@ class Tokenizer:
         return self.backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0].ids
 
     def token_bytes(self, token_id: int) -> bytes:
-        """The bytes that one token stands for, also when they are no whole character."""
+        """The bytes of one token, also if they are no whole character."""
         entry = self.backend.id_to_token(token_id)
         if entry is None:
             return b""
@@ -80,7 +80,7 @@ class Tokenizer:
         return entry.encode() if token_id in self._added_tokens else self.decode([token_id]).encode()
 
     def is_special(self, token_id: int) -> bool:
-        """Whether the token shows no text in outputs."""
+        """Whether the token has no text in outputs."""
         return self._added_tokens.get(token_id, False)
 
     @cached_property
@@ -103,7 +103,7 @@ def _compile(files: TokenizerFiles) -> ChatTemplate | None:
 
 
 def check_vocabulary(tokenizer: Tokenizer, vocab_size: int) -> None:
-    """The embedding has ``vocab_size`` rows; a tokenizer that can name a row beyond raises ``ValueError``."""
+    """``ValueError`` if a token id has no row in the embedding of ``vocab_size`` rows."""
     if tokenizer.vocab_size > vocab_size:
         held = f"tokenizer.json has {tokenizer.vocab_size} token ids"
         raise ValueError(f"{held}, but the embedding of config.json only {vocab_size} rows")

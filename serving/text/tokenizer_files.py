@@ -1,14 +1,15 @@
-"""The files of a checkpoint that make its tokenizer, as one value: another process makes the same one of it."""
+"""The contents of a tokenizer's files as one value, of which another process can make the same tokenizer."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from splitrank.models.json_file import read_json_object
+
 
 class TokenizerFiles(msgspec.Struct, frozen=True):
-    """Contents, and for messages where they were read."""
+    """The contents, and the names of the files for messages."""
 
     tokenizer_file: str
     tokenizer_json: bytes
@@ -24,7 +25,7 @@ def read_tokenizer_files(folder: Path) -> TokenizerFiles:
     if not file.is_file():
         raise ValueError(f"no tokenizer: {folder} has no file tokenizer.json")
     config_file, template_file = folder / "tokenizer_config.json", folder / "chat_template.jinja"
-    config = read_json_object(config_file)
+    config = read_json_object(config_file, optional=True)
     special = {name: _token_text(value) for name, value in config.items() if name.endswith("_token")}
     if template_file.is_file():
         template: str | None = _read_text(template_file)
@@ -39,19 +40,6 @@ def read_tokenizer_files(folder: Path) -> TokenizerFiles:
     )
 
 
-def read_json_object(path: Path) -> dict[str, Any]:
-    """A checkpoint's side file: empty if it is missing, ``ValueError`` naming it if it is no JSON object."""
-    if not path.is_file():
-        return {}
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise ValueError(f"{path} does not hold a JSON object")
-    return value
-
-
 def _read_text(file: Path) -> str:
     try:
         return file.read_text(encoding="utf-8")
@@ -63,7 +51,7 @@ def _config_template(config: dict[str, Any], file: Path) -> str | None:
     template = config.get("chat_template")
     if template is None or isinstance(template, str):
         return template
-    # Named templates: the one for plain chats is called default.
+    # Named templates; the one named "default" is for plain chats.
     named = template if isinstance(template, list) else [template]
     for index, entry in enumerate(named):
         fields = entry if isinstance(entry, dict) else {}

@@ -46,15 +46,16 @@ def test_a_message_that_was_not_agreed_on_is_an_error_that_names_both_sides(tmp_
     errors = dict(zip(MISMATCHES, seen[1::2], strict=True))
     assert errors.pop("none") == ""
     expected = (
-        f"stage 1 expected (5, b'{HASH}', 2, 32, 2) (step, hash, tensors, elements, dtype) from stage 0, which sent "
+        f"stage 1 expected (5, '{HASH}', 2, 32, 'float32') (step, hash, tensors, elements, dtype) "
+        "from stage 0, which sent "
     )
     sent = {
-        "step": f"(7, b'{HASH}', 2, 32, 2)",
-        "hash": f"(5, b'{OTHER_HASH}', 2, 32, 2)",
-        "dtype, as many bytes": f"(5, b'{HASH}', 2, 64, 1)",
-        "tensors, as many bytes": f"(5, b'{HASH}', 1, 64, 2)",
-        "longer": f"(5, b'{HASH}', 2, 40, 2)",
-        "shorter": f"(5, b'{HASH}', 2, 24, 2)",
+        "step": f"(7, '{HASH}', 2, 32, 'float32')",
+        "hash": f"(5, '{OTHER_HASH}', 2, 32, 'float32')",
+        "dtype, as many bytes": f"(5, '{HASH}', 2, 64, 'bfloat16')",
+        "tensors, as many bytes": f"(5, '{HASH}', 1, 64, 'float32')",
+        "longer": f"(5, '{HASH}', 2, 40, 'float32')",
+        "shorter": f"(5, '{HASH}', 2, 24, 'float32')",
     }
     assert errors == {name: expected + message for name, message in sent.items()}
     assert max(map(float, seen[::2])) < TIMEOUT_S + scaled(SLACK_S)

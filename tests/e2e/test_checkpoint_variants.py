@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from splitrank import LLM
-from splitrank.serving.offline.llm import Generation
+from splitrank.serving.offline.llm import LLMOutput
 from splitrank.serving.protocol.sampling_params import SamplingParams
 from tests.e2e.checkpoints import change_json, copy_demo
 from tests.e2e.faulty_rank import FAULT
@@ -17,7 +17,7 @@ QUESTION = [{"role": "user", "content": "Tom has 5 pens and buys 4 more. How man
 IM_END, END_OF_TEXT = 4046, 4044
 
 
-def ask(model: Path | str, **options: Any) -> tuple[Generation, list[str]]:
+def ask(model: Path | str, **options: Any) -> tuple[LLMOutput, list[str]]:
     """One greedy chat answer, and the lines of the start."""
     with LLM(model or None, dtype="float32", threads_per_rank=1, max_model_len=1024, **options) as llm:
         params = SamplingParams(temperature=0, max_tokens=200)
@@ -26,7 +26,7 @@ def ask(model: Path | str, **options: Any) -> tuple[Generation, list[str]]:
 
 
 @pytest.fixture(scope="module")
-def demo() -> Generation:
+def demo() -> LLMOutput:
     answer, lines = ask("")
     assert answer.finish_reason == "stop"
     assert answer.token_ids[-1] == IM_END
@@ -47,7 +47,7 @@ def end_of_text_only(folder: Path) -> None:
 
 @pytest.mark.parametrize("change", [no_generation_config, end_of_text_only])
 def test_chats_end_although_the_configs_name_the_end_of_text_only(
-    demo: Generation, temporary: Path, change: Callable[[Path], None]
+    demo: LLMOutput, temporary: Path, change: Callable[[Path], None]
 ) -> None:
     change(folder := copy_demo(temporary / "model"))
     answer, lines = ask(folder)
@@ -65,7 +65,7 @@ def tie(folder: Path) -> None:
 
 @pytest.mark.parametrize("layout", [{}, {"pp": 2}, {"tp": 2}], ids=str)
 def test_a_head_of_its_own_is_used_although_the_config_ties_it(
-    demo: Generation, temporary: Path, layout: dict[str, int]
+    demo: LLMOutput, temporary: Path, layout: dict[str, int]
 ) -> None:
     tie(folder := copy_demo(temporary / "model"))
     answer, lines = ask(folder, verify_weights=True, **layout)
@@ -74,7 +74,7 @@ def test_a_head_of_its_own_is_used_although_the_config_ties_it(
     assert all("= planned, verified (" in line for line in lines if line.startswith("rank "))
 
 
-def test_the_server_says_it_at_the_start_and_ends_a_chat(demo: Generation, temporary: Path) -> None:
+def test_the_server_says_it_at_the_start_and_ends_a_chat(demo: LLMOutput, temporary: Path) -> None:
     tie(folder := copy_demo(temporary / "model"))
     no_generation_config(folder)
     with Server("--model", folder, "--dtype", "float32", "--max-model-len", 1024) as server:

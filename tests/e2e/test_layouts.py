@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from splitrank import LLM
-from splitrank.serving.offline.llm import Generation
+from splitrank.serving.offline.llm import LLMOutput
 from splitrank.serving.protocol.messages import EngineStats
 from splitrank.serving.protocol.sampling_params import SamplingParams
 from tests.e2e.servers import wait_until
@@ -33,7 +33,7 @@ SAID = {
 }
 
 
-def tokens_of(generations: list[Generation]) -> list[list[int]]:
+def tokens_of(generations: list[LLMOutput]) -> list[list[int]]:
     return [generation.token_ids for generation in generations]
 
 

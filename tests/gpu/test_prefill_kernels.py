@@ -20,6 +20,7 @@ from splitrank.models.ops.gpu.sequences import Sequences, place
 from splitrank.models.ops.gpu.sort_pairs import sort_pairs
 from splitrank.models.ops.gpu.sorted_experts import sorted_down, sorted_up
 from splitrank.models.ops.gpu.tiles import Tile, load_tiles
+from splitrank.models.rounding import pages_needed
 from tests.models.ops.gpu.comparison import assert_near, nan, normal
 
 pytestmark = pytest.mark.gpu
@@ -40,7 +41,7 @@ def tile(name: str, rows: int = 8192) -> Tile:
 
 
 def tables(page: int) -> list[list[int]]:
-    counts = [-(-(length + start) // page) for length, start in zip(LENGTHS, STARTS, strict=True)]
+    counts = [pages_needed(length + start, page) for length, start in zip(LENGTHS, STARTS, strict=True)]
     order = (torch.randperm(sum(counts)) + 1).tolist()
     return [order[sum(counts[:n]) : sum(counts[: n + 1])] for n in range(len(counts))]
 

@@ -1,5 +1,6 @@
 """Faults planted in the copying itself, under a right plan: the audit of the load finds each."""
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -67,7 +68,7 @@ PARAMETERS = {  # by the rank that is loaded: where the fault is, as one that na
     1: ["embed_tokens.weight", "layers.0.linear_attn.in_proj.weight", "layers.1.mlp.experts.down_proj"],
     3: ["lm_head.weight", "layers.3.self_attn.o_proj.weight", "layers.4.mlp.experts.gate_up_proj"],
 }
-WHERE = {1: "stage 0, tensor rank 1", 3: "stage 1, tensor rank 1"}
+WHERE = {1: "rank 1 (stage 0, tp 1)", 3: "rank 3 (stage 1, tp 1)"}
 
 
 @pytest.mark.parametrize("fault", FAULTS)
@@ -94,7 +95,7 @@ def test_a_planted_fault_is_found(
 
     monkeypatch.setattr(loader, "_copy_pieces", copy_pieces)
     monkeypatch.setattr(loader, "BLOCK_BYTES", 256)
-    with pytest.raises(AuditError, match=f"^{WHERE[rank]}: parameter {name}: {message}") as caught:
+    with pytest.raises(AuditError, match=f"^{re.escape(WHERE[rank])}: parameter {name}: {message}") as caught:
         load(model, rank)
     assert planted == [name]
     assert "\n" not in str(caught.value)

@@ -11,11 +11,12 @@ import torch
 from splitrank.models import loader
 from splitrank.models.checkpoint import open_checkpoint
 from splitrank.models.config import ModelConfig, read_config
+from splitrank.models.errors import CheckpointError
 from splitrank.models.loader import load_weights
 from splitrank.models.memory import plan_all_ranks
 from splitrank.models.ops.cpu.operations import CpuOperations
 from splitrank.models.qwen3_5 import Stage
-from splitrank.models.safetensors_header import CheckpointError
+from splitrank.models.torch_dtype import torch_dtype
 from splitrank.models.weight_plan import Piece, WeightPlan
 from tests.support.checkpoints import make_reference, random_text_config, round_to_bfloat16, write_checkpoint
 from tests.support.expected_shards import expected_parameters
@@ -36,7 +37,7 @@ class Folder:
         return plan_all_ranks(self.config, tp, partition, dtype, self.checkpoint)
 
     def load(self, plan: WeightPlan, partition: tuple[int, ...]) -> Stage:
-        dtype = getattr(torch, plan.parameters[0].dtype)
+        dtype = torch_dtype(plan.parameters[0].dtype)
         stage = Stage(self.config, plan.stage, partition, plan.shard, dtype, CpuOperations())
         for parameter in stage.parameters():
             parameter.data.fill_(torch.nan)
@@ -101,7 +102,7 @@ def test_the_computing_dtype_is_the_plan_s_but_for_the_decay(folder: Folder, com
     stage = folder.load(plan, (5,))
     for name, parameter in stage.named_parameters():
         stays = name.endswith(("A_log", "dt_bias", "linear_attn.norm.weight"))
-        assert parameter.dtype == (torch.float32 if stays else getattr(torch, computing)), name
+        assert parameter.dtype == (torch.float32 if stays else torch_dtype(computing)), name
 
 
 # ------------------------------------------------------------------ bytes and files

@@ -12,11 +12,11 @@ from transformers import AutoModelForCausalLM, Qwen3_5MoeForConditionalGeneratio
 
 from splitrank.models.checkpoint import open_checkpoint
 from splitrank.models.config import ModelConfig, read_config
+from splitrank.models.errors import CheckpointError
 from splitrank.models.loader import load_weights
 from splitrank.models.memory import plan_all_ranks
 from splitrank.models.ops.cpu.operations import CpuOperations
 from splitrank.models.qwen3_5 import Stage
-from splitrank.models.safetensors_header import CheckpointError
 from splitrank.models.tied_head import settle_head
 from splitrank.models.weight_plan import audit_plan, audit_union
 from tests.support.checkpoints import make_reference, random_text_config, write_checkpoint

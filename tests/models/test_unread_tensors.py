@@ -13,7 +13,7 @@ from transformers import Qwen3_5MoeForConditionalGeneration, Qwen3_5MoeTextConfi
 
 from splitrank.models.checkpoint import open_checkpoint
 from splitrank.models.config import _INTEGERS, ModelConfig, parse_config, read_config
-from splitrank.models.safetensors_header import CheckpointError
+from splitrank.models.errors import CheckpointError
 from tests.support.checkpoints import make_reference, random_text_config, write_checkpoint
 from tests.support.raw_safetensors import add_tensor
 

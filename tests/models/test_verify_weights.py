@@ -1,5 +1,6 @@
 """The slow check of loaded weights: silent on right ones in every layout and form; it finds what counting cannot."""
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from splitrank.models.memory import plan_all_ranks
 from splitrank.models.ops.cpu.operations import CpuOperations
 from splitrank.models.qwen3_5 import Stage
 from splitrank.models.safetensors_header import TensorEntry
+from splitrank.models.torch_dtype import torch_dtype
 from splitrank.models.verify_weights import verify_weights
 from splitrank.models.weight_plan import AuditError, Runs, WeightPlan
 from tests.support.checkpoints import make_reference, random_text_config, write_checkpoint
@@ -33,13 +35,13 @@ class Folder:
         return plan_all_ranks(self.config, tp, partition, dtype, self.checkpoint)
 
     def load(self, plan: WeightPlan, partition: tuple[int, ...]) -> Stage:
-        dtype = getattr(torch, plan.parameters[1].dtype)
+        dtype = torch_dtype(plan.parameters[1].dtype)
         stage = Stage(self.config, plan.stage, partition, plan.shard, dtype, CpuOperations())
         load_weights(stage, plan, self.checkpoint)
         return stage
 
     def verify(self, stage: Stage, plan: WeightPlan) -> None:
-        verify_weights(stage, self.config, plan.shard, self.checkpoint, plan.where)
+        verify_weights(stage, self.config, plan.shard, self.checkpoint, str(plan.position))
 
 
 @pytest.fixture(scope="module", params=["fused", "per_expert", "mixed"])
@@ -67,7 +69,8 @@ def test_one_bit_of_any_parameter_is_found(folder: Folder) -> None:
             bits = parameter.data.view(torch.int16 if parameter.dtype == torch.bfloat16 else torch.int32).view(-1)
             bits[-1] ^= 1
             with pytest.raises(
-                AuditError, match=rf"^{plan.where}: parameter {name} differs from tensor '.*' of .*: at"
+                AuditError,
+                match=rf"^{re.escape(str(plan.position))}: parameter {name} differs from tensor '.*' of .*: at",
             ):
                 folder.verify(stage, plan)
             bits[-1] ^= 1
@@ -112,9 +115,9 @@ def test_a_read_that_gives_other_bytes_is_found(
     monkeypatch.setattr(loader._Files, "read", fault(loader._Files.read))
     plan = folder.plans((5,), tp, "float32")[-1]
     stage = folder.load(plan, (5,))  # the audit of the load says nothing
-    words = rf"^stage 0, tensor rank {tp - 1}: parameter layers\.3\.self_attn\.o_proj\.weight differs from tensor "
+    words = rf"^rank {tp - 1} \(stage 0, tp {tp - 1}\): parameter layers\.3\.self_attn\.o_proj\.weight differs from "
     with pytest.raises(
-        AuditError, match=words + r"'model\.language_model\.layers\.3.*' of .*model-0000\d-of-00002"
+        AuditError, match=words + r"tensor 'model\.language_model\.layers\.3.*' of .*model-0000\d-of-00002"
     ) as e:
         folder.verify(stage, plan)
     assert "\n" not in str(e.value)

@@ -130,7 +130,7 @@ IN_PROJ = "layers.0.linear_attn.in_proj.weight"  # six pieces
 def test_a_parameter_not_filled_exactly_once_fails_the_audit(model: Model, name: str, change) -> None:
     plan = model.plans()[0]
     audit_plan(plan)
-    with pytest.raises(AuditError, match=f"stage 0, tensor rank 0: parameter {name}"):
+    with pytest.raises(AuditError, match=rf"rank 0 \(stage 0, tp 0\): parameter {name}"):
         audit_plan(with_pieces(plan, name, change))
 
 

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import save_file
 from transformers import Qwen3_5MoeForCausalLM, Qwen3_5MoeTextConfig
 
+from splitrank.models.torch_dtype import torch_dtype
 from tests.support.extra_tensors import mtp_tensors, vision_config, vision_tensors
 from tests.support.tiny_tokenizer import write_tokenizer
 
@@ -130,7 +131,7 @@ def write_checkpoint(
         tensors |= mtp_tensors(model.config)
     if with_vision:
         tensors |= vision_tensors(model.config.hidden_size)
-    target = getattr(torch, dtype)
+    target = torch_dtype(dtype)
     for name, tensor in tensors.items():
         keep = f32_a_log and _stays_float32(name)
         tensors[name] = tensor.to(torch.float32 if keep else target).contiguous()

@@ -23,7 +23,9 @@ from splitrank.models.layers.parameter import prepare
 from splitrank.models.loader import load_weights
 from splitrank.models.ops.cpu.operations import CpuOperations
 from splitrank.models.qwen3_5 import Stage
+from splitrank.models.rounding import pages_needed
 from splitrank.models.sharding import TensorShard, equal_partition, stage_slice
+from splitrank.models.torch_dtype import torch_dtype
 from splitrank.models.weight_plan import plan_weights
 from splitrank.serving.rank.batch_builder import make_batch
 from tests.support.quick_reduce_spec import error_bound
@@ -94,9 +96,9 @@ def partial_sums(folder: Path, dtype: str) -> dict[str, list[torch.Tensor]]:
     """What the ranks bring to each sum of a prefill of random tokens, by place."""
     config, ranks = read_config(folder), ThreadRanks()
     partition = equal_partition(config.num_hidden_layers, 1)
-    whole, checkpoint, kind = stage_slice(0, 1, partition), open_checkpoint(folder, config), getattr(torch, dtype)
+    whole, checkpoint, kind = stage_slice(0, 1, partition), open_checkpoint(folder, config), torch_dtype(dtype)
     tokens = random_tokens(NUM_TOKENS, config.vocab_size)
-    share = Sequence(1, 0, list(range(-(-NUM_TOKENS // PAGE_SIZE)))).take(tokens)
+    share = Sequence(1, 0, list(range(pages_needed(NUM_TOKENS, PAGE_SIZE)))).take(tokens)
 
     @torch.inference_mode()
     def run(rank: int) -> None:

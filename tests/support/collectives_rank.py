@@ -14,7 +14,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from splitrank.comm.mesh import Mesh, mesh_position
+from splitrank.comm.mesh import Mesh
+from splitrank.comm.position import mesh_position
 from splitrank.comm.quick_collectives import QuickCollectives
 from splitrank.comm.selection import AllReduceOptions
 

@@ -15,7 +15,8 @@ from typing import NamedTuple
 import torch
 
 from splitrank.comm.errors import CommunicationError
-from splitrank.comm.mesh import Mesh, mesh_position
+from splitrank.comm.mesh import Mesh
+from splitrank.comm.position import mesh_position
 from splitrank.comm.selection import AllReduceOptions
 from tests.support.limits import PROGRAM_S, scaled
 

@@ -6,6 +6,7 @@ known without an engine (``expected_tokens``), and any slip in paging, swapping,
 
 from dataclasses import dataclass, field
 
+from splitrank.models.rounding import pages_needed
 from splitrank.serving.protocol.messages import (
     ChunkPlan,
     LaunchSpec,
@@ -15,7 +16,6 @@ from splitrank.serving.protocol.messages import (
     StepResult,
     SwapPlan,
 )
-from splitrank.serving.protocol.pages import pages_needed
 
 FAILURE = RowFailure("invalid_numbers", "the model's logits are made of cheese")
 
@@ -105,15 +105,15 @@ class FakeModel:
         for swap in plan.swap_out:
             self._swap_out(swap)
         for admitted in plan.admitted:
-            assert admitted.request not in self.history, f"request {admitted.request} is admitted twice"
+            assert admitted.request_number not in self.history, f"request {admitted.request_number} is admitted twice"
             assert admitted.slot not in self.table, "a slot has two owners"
-            self.table[admitted.slot] = FakeRow(admitted.request, admitted.prompt_token_ids)
-            self.history[admitted.request] = []
-            self.prompts[admitted.request] = admitted.prompt_token_ids
-            self.begun[admitted.request] = admitted.start
+            self.table[admitted.slot] = FakeRow(admitted.request_number, admitted.prompt_token_ids)
+            self.history[admitted.request_number] = []
+            self.prompts[admitted.request_number] = admitted.prompt_token_ids
+            self.begun[admitted.request_number] = admitted.start
         for swap in plan.swap_in:
             assert swap.slot not in self.table, "a slot has two owners"
-            self.table[swap.slot] = self.host[swap.request][0]
+            self.table[swap.slot] = self.host[swap.request_number][0]
         for new in plan.pages:
             self.table[new.slot].pages += new.pages
         for swap in plan.swap_in:
@@ -129,13 +129,13 @@ class FakeModel:
 
     def _swap_out(self, swap: SwapPlan) -> None:
         row, state = self.table.pop(swap.slot), self.slots.pop(swap.slot)
-        assert row.request == state[0] == swap.request
+        assert row.request == state[0] == swap.request_number
         assert len(row.pages) == pages_needed(state[1], self.spec.page_size)
-        self.host[swap.request] = (row, state, [self.pages.pop(page) for page in row.pages])
+        self.host[swap.request_number] = (row, state, [self.pages.pop(page) for page in row.pages])
         row.pages = []
 
     def _swap_in(self, swap: SwapPlan) -> None:
-        row, state, contents = self.host.pop(swap.request)
+        row, state, contents = self.host.pop(swap.request_number)
         self.slots[swap.slot] = state
         self.pages.update(zip(row.pages[: len(contents)], contents, strict=True))
 

@@ -13,8 +13,9 @@ import threading
 
 import zmq
 
+from splitrank.serving.launch.launcher import load_spec
 from splitrank.serving.protocol.messages import LaunchSpec, StepPlan
-from splitrank.serving.rank.rank_link import RankLink, load_spec
+from splitrank.serving.rank.rank_link import RankLink
 from tests.support.fake_model import FakeModel
 
 FAULTS = {101: "die", 102: "hang", 103: "fail", 104: "stop", 105: "lie"}

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from splitrank.models.config import read_config
+from splitrank.models.rounding import pages_needed
 from splitrank.serving.protocol.messages import AdmittedRequest, ChunkPlan, LaunchSpec, NewPages
 from splitrank.serving.protocol.sampling_params import SamplingParams
 from splitrank.serving.rank.batch_builder import PlannedBatch
@@ -112,7 +113,7 @@ class StageRunner:
 
     def start(self, max_length: int, slot: int = 0) -> Sequence:
         """A sequence with pages of its own for ``max_length`` tokens."""
-        count = -(-max_length // self.worker.spec.page_size)
+        count = pages_needed(max_length, self.worker.spec.page_size)
         pages, self._free_pages = self._free_pages[:count], self._free_pages[count:]
         assert len(pages) == count
         self._num_requests += 1

@@ -13,6 +13,8 @@ from functools import cache
 import torch
 import torch.nn.functional as F
 
+from splitrank.models.rounding import ceil_div
+
 # Packing needs both layouts of one weight at once, and loading may take 64 MiB more than the weights in all; a weight
 # larger than this (a large head) stays plain.
 MAX_PACKED_BYTES = 32 * 2**20
@@ -73,4 +75,4 @@ def row_bucket(num_rows: int) -> int:
     if num_rows <= 8:
         return num_rows
     step = 1 << (num_rows.bit_length() - 3)
-    return -(-num_rows // step) * step
+    return ceil_div(num_rows, step) * step

@@ -6,6 +6,8 @@ from math import prod
 
 import torch
 
+from splitrank.models.rounding import ceil_div
+
 _OWN_MAPPING_BYTES = 64 * 2**10
 _LIBC = ctypes.CDLL(None)
 
@@ -29,6 +31,6 @@ def release(part: torch.Tensor) -> None:
     A stacked weight is packed expert by expert, and would otherwise be held twice until its end.
     """
     start, stop = part.data_ptr(), part.data_ptr() + part.nbytes
-    first, last = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE, stop // mmap.PAGESIZE * mmap.PAGESIZE
+    first, last = ceil_div(start, mmap.PAGESIZE) * mmap.PAGESIZE, stop // mmap.PAGESIZE * mmap.PAGESIZE
     if first < last:
         _LIBC.madvise(ctypes.c_void_p(first), ctypes.c_size_t(last - first), mmap.MADV_DONTNEED)

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from splitrank.models.cache import KVPages
+from splitrank.models.rounding import pages_needed
 
 
 def write_pages(cache: KVPages, kv_index: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
@@ -53,7 +54,7 @@ def prefill_attention(q: torch.Tensor, cache: KVPages, start: int, pages: torch.
 
 def _context(cache: KVPages, table: torch.Tensor, length: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Keys and values of the first ``length`` tokens of one sequence: table [P] -> [1, K, length, d] each."""
-    pages = table[: -(-length // cache.keys.shape[1])]
+    pages = table[: pages_needed(length, cache.keys.shape[1])]
     keys, values = (
         of_layer.index_select(0, pages).flatten(0, 1)[None, :length].transpose(1, 2)
         for of_layer in (cache.keys, cache.values)

@@ -14,6 +14,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from splitrank.models.rounding import ceil_div
+
 BLOCK = 64
 TILE = 128
 Numbers = dict[str, torch.Tensor]
@@ -62,7 +64,7 @@ def place(
     blocks = [(n, row) for n in range(len(lengths)) for row in range(firsts[n], firsts[n + 1], BLOCK)]
     tiles = [(n, row) for n in range(len(lengths)) for row in range(firsts[n], firsts[n + 1], TILE)]
     tiles.sort(key=lambda tile: firsts[tile[0]] - starts[tile[0]] - tile[1])
-    counts = [-(-length // BLOCK) for length in lengths]
+    counts = [ceil_div(length, BLOCK) for length in lengths]
     width = max(len(table) for table in pages)
     parts = {
         "cu_seqlens": (firsts, (len(firsts),)),
@@ -82,7 +84,7 @@ def to_device(parts: Mapping[str, Sequence[int] | npt.NDArray[np.int64]], device
 
     Each begins at 16 bytes: the compiler makes another kernel for an address that does not.
     """
-    begins = [0, *accumulate(-(-len(part) // 4) * 4 for part in parts.values())]
+    begins = [0, *accumulate(4 * ceil_div(len(part), 4) for part in parts.values())]
     on_gpu = torch.device(device).type == "cuda"
     flat = torch.zeros(begins[-1], dtype=torch.int32, pin_memory=on_gpu)
     view = flat.numpy()

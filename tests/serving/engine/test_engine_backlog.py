@@ -26,7 +26,7 @@ def ends() -> Iterator[tuple[Engine, "zmq.Socket[bytes]"]]:
         try:
             yield engine, front
         finally:
-            engine._leave(None)
+            engine._shut_down(None)
             front.close()
 
 

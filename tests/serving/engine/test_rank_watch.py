@@ -9,16 +9,16 @@ def watch_with(beats: dict[int, int], now: float = 0.0, ready: bool = True) -> R
     """``beats``: last finished step by rank."""
     watch = RankWatch(SPEC, 0.0)
     for rank, step in beats.items():
-        watch.hear(Heartbeat(rank, "serve", step), now)
+        watch.on_message(Heartbeat(rank, "serve", step), now)
         if ready:
-            watch.hear(RankReady(rank, 1000 + rank, f"report {rank}"), now)
+            watch.on_message(RankReady(rank, f"report {rank}"), now)
     return watch
 
 
 def test_ready_when_every_rank_is_and_reports_are_in_rank_order() -> None:
     watch = watch_with({3: -1, 1: -1, 0: -1})
     assert not watch.all_ready
-    watch.hear(RankReady(2, 1002, "report 2", "stage 1"), 1.0)
+    watch.on_message(RankReady(2, "report 2", "stage 1"), 1.0)
     assert watch.all_ready
     assert watch.reports == ["report 0", "report 1", "report 2", "report 3", "stage 1"]
 
@@ -26,7 +26,7 @@ def test_ready_when_every_rank_is_and_reports_are_in_rank_order() -> None:
 def test_a_silent_rank_is_named_with_what_it_did_last() -> None:
     watch = watch_with(dict.fromkeys(range(4), 6))
     for rank in (0, 1, 3):
-        watch.hear(Heartbeat(rank, "serve", 7), 4.0)
+        watch.on_message(Heartbeat(rank, "serve", 7), 4.0)
     assert watch.find_failure(5.0, None, 0.0) is None
     assert watch.find_failure(5.1, None, 0.0) == (
         "rank 2 (stage 1, tp 0) has been silent for more than 5 s; phase serve, last finished step 6"
@@ -35,16 +35,16 @@ def test_a_silent_rank_is_named_with_what_it_did_last() -> None:
 
 def test_a_rank_that_falls_silent_before_its_first_heartbeat_is_noticed() -> None:
     watch = RankWatch(SPEC, 0.0)
-    watch.hear(RankReady(1, 1001, ""), 1.0)
+    watch.on_message(RankReady(1, ""), 1.0)
     failure = watch.find_failure(6.1, None, 0.0)
     assert failure == "rank 1 (stage 0, tp 1) has been silent for more than 5 s; no heartbeat yet"
 
 
 def test_a_late_start_names_those_that_are_not_ready() -> None:
     watch = RankWatch(SPEC, 0.0)
-    watch.hear(RankReady(0, 1000, ""), 99.0)
-    watch.hear(RankReady(3, 1003, ""), 99.0)
-    watch.hear(Heartbeat(1, "load", -1), 99.0)
+    watch.on_message(RankReady(0, ""), 99.0)
+    watch.on_message(RankReady(3, ""), 99.0)
+    watch.on_message(Heartbeat(1, "load", -1), 99.0)
     assert watch.find_failure(100.0, None, 0.0) is None
     assert watch.find_failure(100.1, None, 0.0) == (
         "not ready after 100 s: rank 1 (stage 0, tp 1), phase load, last finished step -1; "
@@ -65,6 +65,6 @@ def test_an_overdue_step_names_who_has_not_finished_it() -> None:
 
 def test_the_first_rank_that_gave_up_is_the_cause() -> None:
     watch = watch_with(dict.fromkeys(range(4), 3))
-    watch.hear(RankFailed(1, "step 4", "no memory"), 1.0)
-    watch.hear(RankFailed(0, "step 4", "peer closed"), 1.0)
+    watch.on_message(RankFailed(1, "step 4", "no memory"), 1.0)
+    watch.on_message(RankFailed(0, "step 4", "peer closed"), 1.0)
     assert watch.find_failure(1000.0, 4, 0.0) == "rank 1 (stage 0, tp 1) failed in step 4: no memory"

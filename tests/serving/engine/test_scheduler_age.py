@@ -5,6 +5,7 @@ from itertools import pairwise
 
 import pytest
 
+from splitrank.models.rounding import pages_needed
 from splitrank.serving.protocol.messages import LaunchSpec
 from tests.support.fake_model import expected_tokens, small_spec
 from tests.support.scheduler_loop import Loop
@@ -93,7 +94,7 @@ def random_loop(seed: int, max_tokens: int) -> tuple[Loop, int]:
     rng = random.Random(seed)
     depth = rng.choice([2, 3, 4])
     page_size = rng.choice([2, 3, 4])
-    sizes = {"page_size": page_size, "num_pages": -(-rng.choice([64, 80]) // page_size)}
+    sizes = {"page_size": page_size, "num_pages": pages_needed(rng.choice([64, 80]), page_size)}
     more = {"max_running_requests": rng.choice([3, 4, 6, 8]), "chunked_prefill_size": rng.choice([4, 8, 16])}
     loop = Loop(small_spec(**sizes, **more), depth)
     for index in range(8):
@@ -111,8 +112,8 @@ def test_no_request_goes_on_while_an_older_one_is_swapped_out(seed: int) -> None
         if plan is None:
             loop.commit()
             continue
-        swapped |= {swap.request for swap in plan.swap_out}
-        swapped -= {swap.request for swap in plan.swap_in}
+        swapped |= {swap.request_number for swap in plan.swap_out}
+        swapped -= {swap.request_number for swap in plan.swap_in}
         assert all(span.request < min(swapped, default=8) for span in loop.spans[plan.step])
 
 
@@ -146,7 +147,9 @@ def test_a_prompt_that_was_swapped_out_comes_back_when_its_rest_has_room() -> No
     while not loop.scheduler.is_idle:
         plan = loop.plan()
         assert plan is not None
-        swaps += [("out", swap.request) for swap in plan.swap_out] + [("in", swap.request) for swap in plan.swap_in]
+        swaps += [("out", swap.request_number) for swap in plan.swap_out] + [
+            ("in", swap.request_number) for swap in plan.swap_in
+        ]
         loop.commit()
     assert swaps == [("out", 3), ("out", 2), ("in", 2), ("in", 3)]
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
+from splitrank.models.rounding import pages_needed
 from splitrank.serving.protocol.messages import LaunchSpec
 from tests.support.fake_model import expected_tokens, small_spec
 from tests.support.scheduler_loop import Loop
@@ -53,7 +54,7 @@ def random_spec(rng: random.Random) -> LaunchSpec:
         state_bytes=100,
         kv_page_bytes=10,
         prefix_cache_bytes=rng.choice([0, 150, 600, 4000]),
-        num_pages=-(-rng.choice([CONTEXT, CONTEXT, 130]) // page_size),
+        num_pages=pages_needed(rng.choice([CONTEXT, CONTEXT, 130]), page_size),
         page_size=page_size,
         chunked_prefill_size=rng.choice([4, 8, 16]),
         max_prefill_tokens=rng.choice([16, 24]),

@@ -18,7 +18,7 @@ import torch
 from splitrank import LLM
 from splitrank.serving.launch.engine_client import EngineClient, EngineDeadError, EngineStartError
 from splitrank.serving.offline import llm as llm_module
-from splitrank.serving.offline.llm import Generation, RequestError
+from splitrank.serving.offline.llm import LLMOutput, RequestError
 from splitrank.serving.options.config import EngineConfig
 from splitrank.serving.protocol.messages import LaunchSpec, RequestOutput
 from splitrank.serving.protocol.sampling_params import SamplingParams
@@ -52,7 +52,7 @@ def scripted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Scripted:
     return Scripted(tmp_path, monkeypatch)
 
 
-def texts(generations: list[Generation]) -> list[str]:
+def texts(generations: list[LLMOutput]) -> list[str]:
     return [generation.text for generation in generations]
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from splitrank.comm.collectives import SingleRank
-from splitrank.comm.mesh import MeshPosition
+from splitrank.comm.position import MeshPosition
 from splitrank.serving.protocol.messages import StepPlan, SwapPlan
 from splitrank.serving.rank.request_table import RequestTable
 from splitrank.serving.rank.token_feedback import TokenFeedback

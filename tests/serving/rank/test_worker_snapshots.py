@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from splitrank.models.rounding import pages_needed
 from splitrank.serving.protocol.messages import ChunkPlan, LaunchSpec, NewPages, SnapshotPlan, StepPlan, StepResult
 from splitrank.serving.rank.worker import Worker
 from tests.support.checkpoints import make_reference, random_text_config, write_checkpoint
@@ -38,7 +39,7 @@ def compute(worker: Worker, number: int, tokens: list[int], **parts: list) -> li
         "",
         released=[here.request] if here else [],
         admitted=[admitted(number, 1, tokens)],
-        pages=[NewPages(1, PAGES[: -(-len(tokens) // 16)])],
+        pages=[NewPages(1, PAGES[: pages_needed(len(tokens), 16)])],
         chunks=[ChunkPlan(1, len(tokens), sample=True)],
         **parts,
     )
@@ -52,7 +53,7 @@ def test_a_snapshot_anywhere_in_a_chunk_holds_the_state_there(folder: Path, tmp_
     worker = start(folder, tmp_path)
     expected = compute(worker, 0, PROMPT)
     whole = worker.cache.save(torch.tensor(PAGES), 1)
-    pages = PAGES[: -(-position // 16)]
+    pages = PAGES[: pages_needed(position, 16)]
     assert compute(worker, 1, PROMPT, saved=[SnapshotPlan(7, position, 1)]) == expected
     if position % 64 == 0:  # the blocks of the chunked delta rule: it computes the same sums in the same order
         saved = worker.cache.save(torch.tensor(PAGES), 1)

@@ -6,6 +6,7 @@ import torch
 from splitrank.models.cache import KVPages
 from splitrank.models.ops import reference
 from splitrank.models.ops.cpu.paged_attention import decode_attention, prefill_attention, write_pages
+from splitrank.models.rounding import pages_needed
 
 # Dot products of d <= 10 terms, a softmax and a mean over up to 40 values, all in float32 and of order one.
 BOUND = 2e-6
@@ -42,7 +43,9 @@ def dirty_pages(kv_heads: int, dirt: float, dim: int = 10) -> KVPages:
 @pytest.mark.parametrize(("start", "length"), [(0, 1), (0, 4), (0, 11), (4, 1), (8, 5), (3, 2), (21, 17)])
 def test_prefill(heads: tuple[int, int], start: int, length: int, dirt: float) -> None:
     state = dirty_pages(heads[1], dirt)
-    context = Context(state, start + length, [23, 5, 0, 17, 3, 8, 12, 2, 20, 1][: -(-(start + length) // PAGE)], seed=1)
+    context = Context(
+        state, start + length, [23, 5, 0, 17, 3, 8, 12, 2, 20, 1][: pages_needed(start + length, PAGE)], seed=1
+    )
     q = random(length, heads[0], 10, seed=3)
     found = prefill_attention(q, state, start, context.pages)
     torch.testing.assert_close(found.double(), context.attend(q, start), atol=BOUND, rtol=BOUND)

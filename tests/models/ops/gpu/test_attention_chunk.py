@@ -10,6 +10,7 @@ from splitrank.models.ops.cpu.rotary import rotate
 from splitrank.models.ops.gpu.attention_chunk import attention_chunk, prepare_attention
 from splitrank.models.ops.gpu.sequences import Sequences, place
 from splitrank.models.ops.gpu.tiles import Tile
+from splitrank.models.rounding import pages_needed
 from tests.models.ops.gpu.comparison import assert_near, nan, normal
 
 PREPARE, ATTEND = Tile(num_warps=4, sizes={"t": 16}), Tile(num_warps=4, sizes={"m": 64, "n": 32})
@@ -29,7 +30,7 @@ class Layer(NamedTuple):
 
 def tables(page_size: int, lengths: list[int], starts: list[int]) -> list[list[int]]:
     """Pages in no order, none used twice, page 0 by nobody."""
-    counts = [-(-(length + start) // page_size) for length, start in zip(lengths, starts, strict=True)]
+    counts = [pages_needed(length + start, page_size) for length, start in zip(lengths, starts, strict=True)]
     order = (torch.randperm(sum(counts), generator=torch.Generator().manual_seed(1)) + 1).tolist()
     return [order[sum(counts[:n]) : sum(counts[: n + 1])] for n in range(len(counts))]
 

@@ -12,6 +12,7 @@ from splitrank.models.ops.cpu.rotary import rotate
 from splitrank.models.ops.gpu.attention_decode import attention_decode, split_memory
 from splitrank.models.ops.gpu.rotary import cos_sin
 from splitrank.models.ops.gpu.tiles import Tile
+from splitrank.models.rounding import pages_needed
 from tests.models.ops.gpu.comparison import TOLERANCE, assert_near, nan, normal
 
 ROTARY, THETA = RotaryEmbedding(8, 1e7, None, torch.device("cpu")), 1e7
@@ -36,7 +37,7 @@ class Step:
     tables: torch.Tensor
 
     def cached(self, pages: torch.Tensor, row: int, length: int) -> torch.Tensor:
-        used = self.tables[row, : -(-length // pages.shape[1])].long()
+        used = self.tables[row, : pages_needed(length, pages.shape[1])].long()
         return pages[used].flatten(0, 1)[:length]
 
     def run(self, how: Tile) -> torch.Tensor:

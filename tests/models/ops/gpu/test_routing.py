@@ -6,6 +6,7 @@ import torch
 from splitrank.models.ops import reference
 from splitrank.models.ops.gpu.routing import Routing, empty_routing, route
 from splitrank.models.ops.gpu.tiles import Tile
+from splitrank.models.rounding import ceil_div
 from tests.models.ops.gpu.comparison import normal
 
 
@@ -49,7 +50,7 @@ def check(routing: Routing, logits: torch.Tensor, num_experts: int, live: int, b
     assert found == pairs
     # No two short tiles of one expert: as few tiles as there can be.
     counts = torch.bincount(torch.tensor([pair[0] for pair in pairs], dtype=torch.int64))
-    assert len(tiles) == int((-(-counts // block_t)).sum())
+    assert len(tiles) == int(ceil_div(counts, block_t).sum())
 
 
 CASES = [("together", 1), ("together", 5), ("together", 16), ("apart", 5), ("apart", 33), ("apart", 64)]

@@ -1,0 +1,19 @@
+"""Division that rounds up, and the number of KV pages of a sequence. No torch, no numpy."""
+
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:  # ``splitrank plan`` starts without numpy
+    import numpy as np
+    import numpy.typing as npt
+
+Integers = TypeVar("Integers", int, "npt.NDArray[np.int64]")
+
+
+def ceil_div(number: Integers, divisor: int) -> Integers:
+    """``number`` / ``divisor``, rounded up."""
+    return -(-number // divisor)
+
+
+def pages_needed(num_tokens: Integers, page_size: int) -> Integers:
+    """KV pages that hold ``num_tokens`` tokens. Engine and ranks count with this one function."""
+    return ceil_div(num_tokens, page_size)
