@@ -9,12 +9,13 @@ from splitrank.comm.selection import AllReduceOptions
 from splitrank.models.checkpoint import Checkpoint
 from splitrank.models.config import ModelConfig, read_config
 from splitrank.models.dtypes import COMPUTED_DTYPES
+from splitrank.models.gpu_limits import check_gpu_shapes
 from splitrank.models.memory import balanced_partition, plan_all_ranks, rank_memory
 from splitrank.models.sharding import check_partition, check_tensor_parallel
 from splitrank.models.tied_head import settle_head
 from splitrank.models.weight_plan import WeightPlan, audit_plan, audit_union
 from splitrank.serving.launch.capacity import gpu_memory, host_memory, size_cache
-from splitrank.serving.launch.devices import choose_devices
+from splitrank.serving.launch.devices import Devices, choose_devices
 from splitrank.serving.launch.machine import usable_cores
 from splitrank.serving.launch.model_files import model_folder
 from splitrank.serving.launch.stop_tokens import stop_tokens
@@ -49,9 +50,15 @@ def resolve_launch(config: EngineConfig) -> LaunchSpec:
     partition = choose_partition(config, model, dtype, length)
     plans = _audited_plans(model, config.tp, partition, dtype, checkpoint)
     ranks = [rank_memory(model, plan, dtype, devices.target) for plan in plans]
-    is_gpu = devices.target == "cuda"
-    memory = gpu_memory(config, devices) if is_gpu else host_memory(config, len(ranks))
-    capacity = size_cache(config, ranks, length, memory)
+    if devices.target == "cuda":
+        check_gpu_shapes(model, config.tp, dtype)
+        memory = gpu_memory(config, devices)
+    else:
+        memory = host_memory(config, len(ranks))
+    try:
+        capacity = size_cache(config, ranks, length, memory)
+    except ValueError as error:
+        raise ValueError(f"{error}{_layouts_that_fit(config, model, dtype, devices)}") from None
     return LaunchSpec(
         run_dir="",
         model_dir=str(folder.resolve()),
@@ -122,6 +129,25 @@ def _audited_plans(
     if checkpoint is not None:
         audit_union(plans, checkpoint)
     return plans
+
+
+def _layouts_that_fit(config: EngineConfig, model: ModelConfig, dtype: str, devices: Devices) -> str:
+    """For a message: the fewest GPUs of this kind that hold the weights and a request's state, over stages or ranks."""
+    if not devices.gpus:
+        return ""
+    budget = int(devices.gpus[0].total_bytes * config.mem_fraction_static) - config.prefix_cache_mib * 2**20
+    found = []
+    for pp, tp in ((2, 1), (1, 2), (4, 1), (1, 4), (8, 1), (1, 8)):
+        try:
+            partition = balanced_partition(model, tp, pp, dtype, 0, 1)
+            plans = plan_all_ranks(model, tp, partition, dtype)
+        except ValueError:  # the model's heads or layers do not divide so
+            continue
+        if all(rank_memory(model, plan, dtype, "cuda").total(config.page_size, 1) <= budget for plan in plans):
+            found.append(f"--pp {pp}" if tp == 1 else f"--tp {tp}")
+        if len(found) == 2:
+            break
+    return f"; would fit on such GPUs: {', '.join(found)}" if found else ""
 
 
 def with_defaults(config: EngineConfig, target: str) -> EngineConfig:
