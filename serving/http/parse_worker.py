@@ -18,6 +18,7 @@ import msgspec
 from splitrank.serving.launch.processes import exit_with_parent
 from splitrank.serving.openai.errors import ApiError
 from splitrank.serving.openai.parser import ParsedRequest, RequestParser
+from splitrank.serving.openai.settings import ApiSettings
 from splitrank.serving.options.console import be_lenient_with_streams
 from splitrank.serving.text.model_info import ModelInfo
 from splitrank.serving.text.tokenizer import Tokenizer
@@ -31,6 +32,7 @@ class Setup(msgspec.Struct, frozen=True):
 
     tokenizer: TokenizerFiles
     info: ModelInfo
+    settings: ApiSettings
     parent_pid: int
     log_level: str
 
@@ -86,7 +88,7 @@ def main() -> int:
             return 0
         exit_with_parent(setup.parent_pid)
         logging.basicConfig(level=setup.log_level.upper(), format="parse worker: %(message)s")
-        parser = RequestParser(Tokenizer(setup.tokenizer), setup.info)
+        parser = RequestParser(Tokenizer(setup.tokenizer), setup.info, setup.settings)
         while (work := _read(incoming, Work)) is not None:
             connection.sendall(frame(answer(parser, work.url, incoming.read(work.num_bytes))))
     return 0

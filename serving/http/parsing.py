@@ -113,7 +113,8 @@ class ParseWorker:
                 self._writer.transport.abort()
                 raise
         _log.info("parse worker %d starts", self._process.pid)
-        await self._write(frame(Setup(service.tokenizer.files, service.info, os.getpid(), self._log_level)))
+        setup = Setup(service.tokenizer.files, service.info, service.settings, os.getpid(), self._log_level)
+        await self._write(frame(setup))
 
     async def _write(self, data: bytes) -> None:
         view = memoryview(data)

@@ -20,6 +20,7 @@ from splitrank.serving.http.protocol import HeadTimeoutProtocol
 from splitrank.serving.http.responses import KEEP_ALIVE_S
 from splitrank.serving.http.state import ServerState
 from splitrank.serving.openai.service import OpenAIService
+from splitrank.serving.openai.settings import ApiSettings
 from splitrank.serving.options.config import ServeConfig, environment_api_key
 from splitrank.serving.text.text_engine import TextEngine, start_text_engine
 
@@ -48,7 +49,8 @@ async def serve(
                 if engine is None:
                     return 0  # asked to stop while loading
                 try:
-                    state.set_ready(OpenAIService(MeteredEngine(engine, metrics)), engine.client)
+                    service = OpenAIService(MeteredEngine(engine, metrics), ApiSettings.of(config))
+                    state.set_ready(service, engine.client)
                     _announce(engine, listener, config.host)
                     return await _until_end(engine, state, stop, http, config.drain_timeout_s)
                 finally:

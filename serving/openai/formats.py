@@ -15,24 +15,32 @@ class Collected:
     """The outputs of one choice, joined."""
 
     pieces: list[str] = field(default_factory=list)
+    reasoning_pieces: list[str] = field(default_factory=list)
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprobs] | None = None
     finish_reason: str | None = None
     stop_reason: str | int | None = None
     num_cached_tokens: int = 0
+    is_thinking: bool = False
 
     @property
     def text(self) -> str:
         return "".join(self.pieces)
 
+    @property
+    def reasoning(self) -> str:
+        return "".join(self.reasoning_pieces)
+
     def add(self, output: TextOutput) -> None:
         self.pieces.append(output.text)
+        self.reasoning_pieces.append(output.reasoning)
         self.token_ids += output.token_ids
         if output.logprobs is not None:
             self.logprobs = self.logprobs or []
             self.logprobs += output.logprobs
         self.finish_reason, self.stop_reason = output.finish_reason, output.stop_reason
         self.num_cached_tokens = output.num_cached_tokens
+        self.is_thinking = output.is_thinking
 
 
 class ChoiceFormat(Protocol):
@@ -47,13 +55,16 @@ class ChoiceFormat(Protocol):
     def opening(self) -> dict[str, Any] | None:
         """First part of a stream, before any token; None: there is none."""
 
-    def part(self, output: TextOutput) -> dict[str, Any]: ...
+    def parts(self, output: TextOutput) -> list[dict[str, Any]]:
+        """At least one; what belongs to the tokens and not to the text is in the last one."""
 
     def ending(self, output: TextOutput) -> dict[str, Any]:
         """Last part: the reason alone, without text."""
 
 
 class ChatChoice:
+    """Thoughts go by both names that clients look for: ``reasoning_content`` and ``reasoning``."""
+
     def __init__(self, tokenizer: Tokenizer, prompt: Prompt) -> None:
         self._tokenizer = tokenizer
         self._collected = JoinedLists()
@@ -63,19 +74,28 @@ class ChatChoice:
             self._collected.add({"content": chat_logprobs(self._tokenizer, output.token_ids, output.logprobs)})
 
     def whole(self, answer: Collected) -> dict[str, Any]:
-        message = {"role": "assistant", "content": answer.text, "refusal": None}
+        message = {
+            "role": "assistant",
+            # Cut off while it thought: there is no answer, not even an empty one.
+            "content": None if answer.is_thinking else answer.text,
+            **_reasoning(answer.reasoning or None),
+            "refusal": None,
+        }
         logprobs = self._collected.whole()
         return {"message": message, "logprobs": logprobs and {**logprobs, "refusal": None}, **_reasons(answer)}
 
     def opening(self) -> dict[str, Any]:
         return {"delta": {"role": "assistant", "content": ""}, "logprobs": None, "finish_reason": None}
 
-    def part(self, output: TextOutput) -> dict[str, Any]:
-        logprobs = None
+    def parts(self, output: TextOutput) -> list[dict[str, Any]]:
+        deltas: list[dict[str, Any]] = [_reasoning(output.reasoning)] if output.reasoning else []
+        if output.text or not deltas:
+            deltas.append({"content": output.text})
+        parts = [{"delta": delta, "logprobs": None, "finish_reason": None} for delta in deltas]
         if output.logprobs is not None:
             content = chat_logprobs(self._tokenizer, output.token_ids, output.logprobs)
-            logprobs = {"content": content, "refusal": None}
-        return {"delta": {"content": output.text}, "logprobs": logprobs, "finish_reason": None}
+            parts[-1]["logprobs"] = {"content": content, "refusal": None}
+        return parts
 
     def ending(self, output: TextOutput) -> dict[str, Any]:
         return {"delta": {}, "logprobs": None, **_reasons(output)}
@@ -97,9 +117,9 @@ class CompletionChoice:
     def opening(self) -> dict[str, Any] | None:
         return {"text": self._echoed, "logprobs": None, "finish_reason": None} if self._echoed else None
 
-    def part(self, output: TextOutput) -> dict[str, Any]:
+    def parts(self, output: TextOutput) -> list[dict[str, Any]]:
         logprobs = None if output.logprobs is None else self._logprobs.add(output.token_ids, output.logprobs)
-        return {"text": output.text, "logprobs": logprobs, "finish_reason": None}
+        return [{"text": output.text, "logprobs": logprobs, "finish_reason": None}]
 
     def ending(self, output: TextOutput) -> dict[str, Any]:
         return {"text": "", "logprobs": None, **_reasons(output)}
@@ -108,6 +128,10 @@ class CompletionChoice:
 def choice_format(request: ParsedRequest, tokenizer: Tokenizer, generation: Generation) -> ChoiceFormat:
     kind = ChatChoice if request.kind == "chat" else CompletionChoice
     return kind(tokenizer, request.prompt_of(generation))
+
+
+def _reasoning(text: str | None) -> dict[str, str | None]:
+    return {"reasoning_content": text, "reasoning": text}
 
 
 def _reasons(answer: Collected | TextOutput) -> dict[str, Any]:

@@ -8,15 +8,19 @@ from typing import Any, Literal, TypeVar
 
 import msgspec
 
+from splitrank.serving.openai.chat import refuse_other_parts, template_variables
 from splitrank.serving.openai.errors import ApiError, bad_request, context_length_exceeded
 from splitrank.serving.openai.sampling import check_token_ids, choice_params, sampling_params
+from splitrank.serving.openai.settings import DEFAULT_SETTINGS, ApiSettings
 from splitrank.serving.openai.strict_json import parse_object
 from splitrank.serving.openai.types import ChatBody, CompletionBody
 from splitrank.serving.openai.unsupported import refuse_unsupported
 from splitrank.serving.protocol.sampling_params import SamplingParams
 from splitrank.serving.protocol.seeds import with_seed
+from splitrank.serving.text.detokenizer import PLAIN_TEXT, TextForm
 from splitrank.serving.text.model_info import ModelInfo
 from splitrank.serving.text.prompt_length import PromptTooLongError
+from splitrank.serving.text.thinking import ends_inside_thinking
 from splitrank.serving.text.tokenizer import Tokenizer
 
 CHAT_URL = "/v1/chat/completions"
@@ -50,6 +54,7 @@ class ParsedRequest:
     stream: bool
     include_usage: bool
     return_token_ids: bool
+    form: TextForm = PLAIN_TEXT
 
     def with_seeds(self, *parts: int | str) -> "ParsedRequest":
         """Choices that have no seed get one, made of ``parts`` and of their index."""
@@ -68,9 +73,10 @@ class ParsedRequest:
 class RequestParser:
     """Checks requests against one model. Safe to call from several threads."""
 
-    def __init__(self, tokenizer: Tokenizer, info: ModelInfo) -> None:
+    def __init__(self, tokenizer: Tokenizer, info: ModelInfo, settings: ApiSettings = DEFAULT_SETTINGS) -> None:
         self._tokenizer = tokenizer
         self._info = info
+        self._settings = settings
 
     def parse(self, url: str, body: bytes) -> ParsedRequest:
         """``url`` is the path. Raises ``ApiError`` 400 for anything wrong, 404 for an unknown path or model."""
@@ -96,11 +102,13 @@ class RequestParser:
             raise ApiError(404, message, param="model", code="model_not_found")
 
     def _chat(self, body: ChatBody) -> ParsedRequest:
-        _refuse_other_parts(body)
+        refuse_other_parts(body)
         messages = [msgspec.to_builtins(message) for message in body.messages]
         with self._refusals("messages"):
-            token_ids = self._tokenizer.encode_chat(messages, _template_variables(body), self._info.max_model_len)
-        return self._request("chat", body, [Prompt(token_ids, "")])
+            text = self._tokenizer.render_chat(messages, template_variables(body))
+            token_ids = self._tokenizer.encode_rendered(text, self._info.max_model_len)
+        form = TextForm(thinking=self._settings.parts_thinking and ends_inside_thinking(text))
+        return self._request("chat", body, [Prompt(token_ids, "")], form)
 
     def _completion(self, body: CompletionBody) -> ParsedRequest:
         if body.echo and body.logprobs is not None:
@@ -128,7 +136,11 @@ class RequestParser:
             raise bad_request(str(error), param) from None
 
     def _request(
-        self, kind: Literal["chat", "completion"], body: ChatBody | CompletionBody, prompts: list[Prompt]
+        self,
+        kind: Literal["chat", "completion"],
+        body: ChatBody | CompletionBody,
+        prompts: list[Prompt],
+        form: TextForm = PLAIN_TEXT,
     ) -> ParsedRequest:
         if body.stream_options is not None and not body.stream:
             raise bad_request("stream_options needs stream: true", "stream_options")
@@ -139,6 +151,7 @@ class RequestParser:
             stream=bool(body.stream),
             include_usage=body.stream_options is not None and bool(body.stream_options.include_usage),
             return_token_ids=bool(body.return_token_ids),
+            form=form,
         )
 
     def _generations(self, body: ChatBody | CompletionBody, prompts: list[Prompt]) -> tuple[Generation, ...]:
@@ -170,24 +183,6 @@ def _convert(raw: dict[str, Any], body_type: type[Body]) -> Body:
         missing = re.search(r"missing required field `(\w+)`$", message)
         param = at[1] if at else missing[1] if missing else None
         raise bad_request(message.replace(" - at `$.", " - at `"), param) from None
-
-
-def _template_variables(body: ChatBody) -> dict[str, Any]:
-    variables = dict(body.chat_template_kwargs or {})
-    asked = body.enable_thinking
-    if asked is not None and variables.setdefault("enable_thinking", asked) is not asked:
-        raise bad_request("enable_thinking contradicts chat_template_kwargs", "enable_thinking")
-    return variables
-
-
-def _refuse_other_parts(body: ChatBody) -> None:
-    for index, message in enumerate(body.messages):
-        for position, part in enumerate(message.content if isinstance(message.content, list) else []):
-            param = f"messages[{index}].content[{position}]"
-            if part.type != "text":
-                raise bad_request(f"content of type {part.type!r} is not supported, only text", f"{param}.type")
-            if part.text is None:
-                raise bad_request(f"{param} has no text", f"{param}.text")
 
 
 def _split_prompts(prompt: str | list[str | int | list[int]]) -> list[str | list[int]]:

@@ -14,6 +14,8 @@ from splitrank.serving.openai.errors import engine_errors_as_api_errors
 from splitrank.serving.openai.formats import ChoiceFormat, Collected, choice_format
 from splitrank.serving.openai.merge import merge
 from splitrank.serving.openai.parser import Generation, ParsedRequest, RequestParser
+from splitrank.serving.openai.settings import DEFAULT_SETTINGS, ApiSettings
+from splitrank.serving.openai.usage import Usage
 from splitrank.serving.text.model_info import ModelInfo
 from splitrank.serving.text.text_engine import TextOutput, TextSource
 from splitrank.serving.text.tokenizer import Tokenizer
@@ -31,9 +33,10 @@ class OpenAIService:
     Cancelling or closing either of them aborts every engine request behind it.
     """
 
-    def __init__(self, engine: TextSource) -> None:
+    def __init__(self, engine: TextSource, settings: ApiSettings = DEFAULT_SETTINGS) -> None:
         self._engine = engine
-        self._parser = RequestParser(engine.tokenizer, engine.info)
+        self.settings = settings
+        self._parser = RequestParser(engine.tokenizer, engine.info, settings)
 
     @property
     def info(self) -> ModelInfo:
@@ -53,15 +56,14 @@ class OpenAIService:
 
     async def complete(self, request: ParsedRequest) -> dict[str, Any]:
         """The response body, once all choices are finished; parts of it are ``msgspec.Raw`` JSON."""
+        usage = Usage(request)
         try:
             async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(self._collect(request, generation)) for generation in request.generations]
+                tasks = [group.create_task(self._collect(request, one, usage)) for one in request.generations]
         except BaseExceptionGroup as errors:
             raise errors.exceptions[0] from None  # the others failed of the same cause, or were cancelled
-        answers, choices = zip(*(task.result() for task in tasks), strict=True)
-        num_tokens = sum(len(answer.token_ids) for answer in answers)
-        usage = _usage(request, num_tokens, [answer.num_cached_tokens for answer in answers])
-        return {**self._envelope(request, stream=False), "choices": choices, "usage": usage}
+        choices = [task.result() for task in tasks]
+        return {**self._envelope(request, stream=False), "choices": choices, "usage": usage.whole()}
 
     async def stream_events(self, request: ParsedRequest) -> AsyncGenerator[bytes, None]:
         """Server-sent events, ``[DONE]`` last. The first comes with the first token: the request was accepted then."""
@@ -70,36 +72,36 @@ class OpenAIService:
             envelope["usage"] = None
         formats = [choice_format(request, self._engine.tokenizer, generation) for generation in request.generations]
         started = [False] * len(formats)
-        num_tokens, num_cached = 0, [0] * len(formats)
+        usage = Usage(request)
         sources = [self._outputs(request, generation) for generation in request.generations]
         with engine_errors_as_api_errors():
             async with aclosing(merge(sources)) as outputs:
                 async for index, output in outputs:
-                    num_tokens += len(output.token_ids)
-                    num_cached[index] = output.num_cached_tokens
+                    usage.add(index, output)
                     parts = _parts(request, request.generations[index], formats[index], output, not started[index])
                     started[index] = True
                     for part in parts:
                         yield _event({**envelope, "choices": [{"index": index, **part}]})
         if request.include_usage:
-            yield _event({**envelope, "choices": [], "usage": _usage(request, num_tokens, num_cached)})
+            yield _event({**envelope, "choices": [], "usage": usage.whole()})
         yield DONE
 
     def _outputs(self, request: ParsedRequest, generation: Generation) -> AsyncGenerator[TextOutput, None]:
-        return self._engine.stream(request.prompt_of(generation).token_ids, generation.params)
+        return self._engine.stream(request.prompt_of(generation).token_ids, generation.params, request.form)
 
-    async def _collect(self, request: ParsedRequest, generation: Generation) -> tuple[Collected, dict[str, Any]]:
-        """One answer and its choice."""
+    async def _collect(self, request: ParsedRequest, generation: Generation, usage: Usage) -> dict[str, Any]:
+        """One choice, whole."""
         answer, format = Collected(), choice_format(request, self._engine.tokenizer, generation)
         with engine_errors_as_api_errors():
             async with aclosing(self._outputs(request, generation)) as outputs:
                 async for output in outputs:
+                    usage.add(generation.index, output)
                     format.collect(output)
                     answer.add(output if output.logprobs is None else replace(output, logprobs=None))
         choice = {"index": generation.index, **format.whole(answer)}
         if request.return_token_ids:
             choice |= {"prompt_token_ids": request.prompt_of(generation).token_ids, "token_ids": answer.token_ids}
-        return answer, choice
+        return choice
 
     def _envelope(self, request: ParsedRequest, stream: bool) -> dict[str, Any]:
         prefix, body_object, chunk_object = _OBJECTS[request.kind]
@@ -121,26 +123,13 @@ def _parts(
         parts.append(opening)
         if request.return_token_ids:
             opening["prompt_token_ids"] = request.prompt_of(generation).token_ids
-    if output.text or output.logprobs or (request.return_token_ids and output.token_ids):
-        parts.append(format.part(output))
+    if output.text or output.reasoning or output.logprobs or (request.return_token_ids and output.token_ids):
+        parts += format.parts(output)
         if request.return_token_ids:
             parts[-1]["token_ids"] = output.token_ids
     if output.finish_reason is not None:
         parts.append(format.ending(output))
     return parts
-
-
-def _usage(request: ParsedRequest, num_completion_tokens: int, num_cached: list[int]) -> dict[str, Any]:
-    """``num_cached``: of the prompt, by choice. Choices of one prompt count once, with what all of them had."""
-    cached: dict[int, int] = {}
-    for generation, count in zip(request.generations, num_cached, strict=True):
-        cached[generation.prompt] = min(count, cached.get(generation.prompt, count))
-    return {
-        "prompt_tokens": request.num_prompt_tokens,
-        "completion_tokens": num_completion_tokens,
-        "total_tokens": request.num_prompt_tokens + num_completion_tokens,
-        "prompt_tokens_details": {"cached_tokens": sum(cached.values())},
-    }
 
 
 def _event(chunk: dict[str, Any]) -> bytes:

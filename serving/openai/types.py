@@ -60,6 +60,7 @@ class ChatBody(CommonBody, kw_only=True):
     top_logprobs: Int | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     enable_thinking: bool | None = None  # of chat_template_kwargs, as some clients send it
+    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None
 
 
 class CompletionBody(CommonBody, kw_only=True):

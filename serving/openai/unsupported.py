@@ -70,7 +70,6 @@ _CHAT: dict[str, tuple[Any, ...]] = {
     "mm_processor_kwargs": ({},),
     "modalities": (["text"],),
     "prediction": (),
-    "reasoning_effort": (),
     "tool_choice": ("none", "auto"),
     "tools": ([],),
     "verbosity": (),
@@ -122,8 +121,6 @@ def _asks_nothing(value: Any, harmless: tuple[Any, ...]) -> bool:
 
 def _hint(name: str) -> str:
     match name:
-        case "reasoning_effort":
-            return '; chat_template_kwargs {"enable_thinking": false} turns thinking off'
         case "max_completion_tokens":
             return " for completions; use max_tokens"
         case "repeat_penalty":

@@ -13,6 +13,7 @@ from splitrank.serving.options.checked import INT64_MAX, Bounds, as_type, shown
 
 DTYPES = ("auto", "bfloat16", "float32")
 LEAST_BODY_BYTES = 64  # fewer than any request has
+REASONING_PARSERS = ("qwen3", "none")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
 
@@ -148,6 +149,9 @@ class ServedModelConfig(EngineConfig):
     """What the commands share whose requests may name the model."""
 
     served_model_name: str = option("", "the model's name in requests; the checkpoint folder's name if not given")
+    reasoning_parser: str = option(
+        "qwen3", "parts thoughts from a chat's answer; none: they stay in its content", choices=REASONING_PARSERS
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

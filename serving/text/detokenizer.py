@@ -1,12 +1,17 @@
-"""Token ids to text, one request at a time: whole characters only, and nothing of a stop string.
+"""Token ids to text, one request at a time: whole characters only, thoughts apart, and nothing of a stop string.
 
 ``push`` of every token and one ``finish`` give, joined, the decode of all ids up to the stop, however they are split.
 """
+
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import tokenizers
 from tokenizers.decoders import DecodeStream
 
 from splitrank.serving.protocol.sampling_params import SamplingParams
+from splitrank.serving.text.marked_text import MarkerFinder
+from splitrank.serving.text.thinking import ThinkingSplitter
 from splitrank.serving.text.tokenizer import Tokenizer
 
 # A character has at most 4 bytes, so at most 4 tokens wait for their end. More waiting ids are undecodable, and
@@ -65,53 +70,65 @@ class StopStringFinder:
     """Cuts text at the first stop string to be completed, and holds back what may become one."""
 
     def __init__(self, stop: tuple[str, ...], include_match: bool = False) -> None:
-        self._stop = stop
+        self._finder = MarkerFinder(stop)
         self._include_match = include_match
-        self._held = ""
 
     def push(self, text: str) -> tuple[str, str | None]:
         """Text that may be shown, and the stop string that ended it."""
-        text = self._held + text
-        matches = [(start + len(stop), start, stop) for stop in self._stop if (start := text.find(stop)) >= 0]
-        if matches:
-            # The earliest end, not the earliest start: so the answer does not depend on how the text arrives.
-            end, start, stop = min(matches)
-            return text[: end if self._include_match else start], stop
-        shown = len(text) - self._num_held(text)
-        self._held = text[shown:]
-        return text[:shown], None
+        shown, stop, _ = self._finder.push(text)
+        return (shown + stop if stop is not None and self._include_match else shown), stop
 
     def finish(self) -> str:
         """What was held back, once no more text comes."""
-        held, self._held = self._held, ""
-        return held
+        return self._finder.finish()
 
-    def _num_held(self, text: str) -> int:
-        """Length of the longest end of ``text`` that a stop string starts with."""
-        longest = max((len(stop) for stop in self._stop), default=0) - 1
-        for length in range(min(longest, len(text)), 0, -1):
-            if any(stop.startswith(text[-length:]) for stop in self._stop):
-                return length
-        return 0
+
+@dataclass(frozen=True)
+class TextForm:
+    """How the text of one answer is read. ``thinking``: it begins inside ``<think>``; thoughts are parted from it."""
+
+    thinking: bool = False
+
+
+PLAIN_TEXT = TextForm()
+
+
+class ShownText(NamedTuple):
+    """What some tokens add; ``stop`` is the stop string that was found (then push no more)."""
+
+    reasoning: str
+    text: str
+    stop: str | None = None
 
 
 class Detokenizer:
-    """Decoder and stop strings of one request. Stop strings count in text after the first ``min_tokens`` tokens."""
+    """Decoder, thoughts and stop strings of one request.
 
-    def __init__(self, tokenizer: Tokenizer, params: SamplingParams) -> None:
+    Stop strings count in the answer, not in thoughts, and in text after the first ``min_tokens`` tokens.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, params: SamplingParams, form: TextForm) -> None:
         self._decoder = IncrementalDecoder(tokenizer.backend)
+        self._splitter = ThinkingSplitter(form.thinking)
         self._finder = StopStringFinder(params.stop, params.include_stop_str_in_output)
         self._num_unchecked = params.min_tokens
+        self.num_reasoning_tokens = 0  # up to the end of thinking, its tag included
 
-    def push(self, token_id: int) -> tuple[str, str | None]:
-        """Text to show, and the stop string that was found (then push no more)."""
-        text = self._decoder.push(token_id)
+    @property
+    def is_thinking(self) -> bool:
+        return self._splitter.is_thinking
+
+    def push(self, token_id: int) -> ShownText:
+        self.num_reasoning_tokens += self._splitter.is_thinking
+        reasoning, text = self._splitter.push(self._decoder.push(token_id))
         if self._num_unchecked > 0:
             self._num_unchecked -= 1
-            return text, None
-        return self._finder.push(text)
+            return ShownText(reasoning, text)
+        return ShownText(reasoning, *self._finder.push(text))
 
-    def finish(self) -> tuple[str, str | None]:
+    def finish(self) -> ShownText:
         """The rest, when the engine ended the request; a stop string may still complete in it."""
-        text, stop = self._finder.push(self._decoder.finish())
-        return (text, stop) if stop is not None else (text + self._finder.finish(), None)
+        reasoning, text = self._splitter.push(self._decoder.finish())
+        reasoning += self._splitter.finish()
+        text, stop = self._finder.push(text)
+        return ShownText(reasoning, text if stop is not None else text + self._finder.finish(), stop)

@@ -61,7 +61,11 @@ class Tokenizer:
         self, messages: list[dict[str, Any]], variables: dict[str, Any] | None = None, max_tokens: int | None = None
     ) -> list[int]:
         """Ids of the rendered chat: the template wrote every special token itself. Raises as both of them do."""
-        return self._encode(self.render_chat(messages, variables), max_tokens, add_special_tokens=False)
+        return self.encode_rendered(self.render_chat(messages, variables), max_tokens)
+
+    def encode_rendered(self, text: str, max_tokens: int | None = None) -> list[int]:
+        """Ids of what ``render_chat`` wrote. Raises as ``encode`` does."""
+        return self._encode(text, max_tokens, add_special_tokens=False)
 
     def _encode(self, text: str, max_tokens: int | None, add_special_tokens: bool) -> list[int]:
         if found := find_surrogate(text):

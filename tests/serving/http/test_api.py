@@ -21,7 +21,7 @@ from splitrank.serving.text.text_engine import TextEngine
 from tests.support.front_fakes import LIMIT_S, FakeClient, Front, refuse
 from tests.support.http_helpers import check_error, post_head, raw, serving
 
-CHAT = {"messages": [{"role": "user", "content": "hi"}]}
+CHAT: dict[str, Any] = {"messages": [{"role": "user", "content": "hi"}], "enable_thinking": False}
 
 
 @asynccontextmanager
@@ -39,12 +39,10 @@ def test_openai_client(tmp_path: Path) -> None:
             models = [model async for model in client.models.list()]
             assert [model.id for model in models] == ["tiny"]
             assert (await client.models.retrieve("tiny")).id == "tiny"
-            messages: Any = CHAT["messages"]
-            chat = await client.chat.completions.create(model="tiny", messages=messages)
+            asked = {"model": "tiny", "messages": CHAT["messages"], "reasoning_effort": "none"}
+            chat = await client.chat.completions.create(**asked)
             assert chat.choices[0].message.content == "hello"
-            stream = await client.chat.completions.create(
-                model="tiny", messages=messages, stream=True, stream_options={"include_usage": True}
-            )
+            stream = await client.chat.completions.create(**asked, stream=True, stream_options={"include_usage": True})
             chunks = [chunk async for chunk in stream]
             assert "".join(c.choices[0].delta.content or "" for c in chunks if c.choices) == "hello"
             assert chunks[-1].usage == chat.usage
@@ -166,7 +164,7 @@ def crash_of_one(*_: object) -> Any:
         (ChatTemplate, "render"),
         (Detokenizer, "push"),
         (Detokenizer, "finish"),
-        (ChatChoice, "part"),
+        (ChatChoice, "parts"),
         (ChatChoice, "collect"),
         (ChatChoice, "ending"),
         (ChatChoice, "whole"),
@@ -352,7 +350,7 @@ def test_engines_are_closed(tmp_path: Path) -> None:
 def test_a_prompt_that_takes_too_long_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async def work(front: Front) -> None:
         may_end = threading.Event()
-        monkeypatch.setattr(front.engine.tokenizer, "encode_chat", lambda *_: [1] if may_end.wait(LIMIT_S) else [2])
+        monkeypatch.setattr(front.engine.tokenizer, "encode_rendered", lambda *_: [1] if may_end.wait(LIMIT_S) else [2])
         try:
             check_error(await front.http.post("/v1/chat/completions", json=CHAT), 503, "prompt_timeout")
             assert (await front.http.get("/health")).status_code == 200

@@ -188,7 +188,6 @@ def test_a_missing_prompt_is_named(parser: RequestParser) -> None:
         ({"response_format": {"type": "json_object"}}, {"response_format": {"type": "text"}}),
         ({"modalities": ["audio"]}, {"modalities": ["text"]}),
         ({"audio": {}}, {"audio": None}),
-        ({"reasoning_effort": "low"}, {"reasoning_effort": None}),
         ({"chat_template": "{{ 1 }}"}, {"chat_template": None}),
         ({"skip_special_tokens": False}, {"skip_special_tokens": True}),
         ({"length_penalty": True}, {"length_penalty": 1.0}),
