@@ -5,9 +5,11 @@ from typing import Any, Protocol
 
 from splitrank.serving.openai.logprobs import CompletionLogprobs, JoinedLists, chat_logprobs
 from splitrank.serving.openai.parser import Generation, ParsedRequest, Prompt
+from splitrank.serving.openai.tool_calls import call_delta, whole_calls
 from splitrank.serving.protocol.messages import TokenLogprobs
 from splitrank.serving.text.text_engine import TextOutput
 from splitrank.serving.text.tokenizer import Tokenizer
+from splitrank.serving.text.tool_calls import CallDelta
 
 
 @dataclass
@@ -22,6 +24,8 @@ class Collected:
     stop_reason: str | int | None = None
     num_cached_tokens: int = 0
     is_thinking: bool = False
+    calls: list[CallDelta] = field(default_factory=list)
+    has_calls: bool = False
 
     @property
     def text(self) -> str:
@@ -41,6 +45,8 @@ class Collected:
         self.finish_reason, self.stop_reason = output.finish_reason, output.stop_reason
         self.num_cached_tokens = output.num_cached_tokens
         self.is_thinking = output.is_thinking
+        self.calls += output.calls
+        self.has_calls = output.has_calls
 
 
 class ChoiceFormat(Protocol):
@@ -74,13 +80,16 @@ class ChatChoice:
             self._collected.add({"content": chat_logprobs(self._tokenizer, output.token_ids, output.logprobs)})
 
     def whole(self, answer: Collected) -> dict[str, Any]:
-        message = {
+        # A thought that was cut off, or a call alone: there is no answer, not even an empty one.
+        has_no_text = answer.is_thinking or (answer.calls and not answer.text)
+        message: dict[str, Any] = {
             "role": "assistant",
-            # Cut off while it thought: there is no answer, not even an empty one.
-            "content": None if answer.is_thinking else answer.text,
+            "content": None if has_no_text else answer.text,
             **_reasoning(answer.reasoning or None),
             "refusal": None,
         }
+        if answer.calls:
+            message["tool_calls"] = whole_calls(answer.calls)
         logprobs = self._collected.whole()
         return {"message": message, "logprobs": logprobs and {**logprobs, "refusal": None}, **_reasons(answer)}
 
@@ -89,8 +98,9 @@ class ChatChoice:
 
     def parts(self, output: TextOutput) -> list[dict[str, Any]]:
         deltas: list[dict[str, Any]] = [_reasoning(output.reasoning)] if output.reasoning else []
-        if output.text or not deltas:
+        if output.text or not (deltas or output.calls):
             deltas.append({"content": output.text})
+        deltas += [{"tool_calls": [call_delta(one)]} for one in output.calls]
         parts = [{"delta": delta, "logprobs": None, "finish_reason": None} for delta in deltas]
         if output.logprobs is not None:
             content = chat_logprobs(self._tokenizer, output.token_ids, output.logprobs)
@@ -135,4 +145,7 @@ def _reasoning(text: str | None) -> dict[str, str | None]:
 
 
 def _reasons(answer: Collected | TextOutput) -> dict[str, Any]:
-    return {"finish_reason": answer.finish_reason, "stop_reason": answer.stop_reason}
+    reason = answer.finish_reason
+    if reason == "stop" and answer.has_calls:
+        reason = "tool_calls"
+    return {"finish_reason": reason, "stop_reason": answer.stop_reason}

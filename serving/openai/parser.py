@@ -13,6 +13,7 @@ from splitrank.serving.openai.errors import ApiError, bad_request, context_lengt
 from splitrank.serving.openai.sampling import check_token_ids, choice_params, sampling_params
 from splitrank.serving.openai.settings import DEFAULT_SETTINGS, ApiSettings
 from splitrank.serving.openai.strict_json import parse_object
+from splitrank.serving.openai.tools import asked_tools
 from splitrank.serving.openai.types import ChatBody, CompletionBody
 from splitrank.serving.openai.unsupported import refuse_unsupported
 from splitrank.serving.protocol.sampling_params import SamplingParams
@@ -104,10 +105,12 @@ class RequestParser:
     def _chat(self, body: ChatBody) -> ParsedRequest:
         refuse_other_parts(body)
         messages = [msgspec.to_builtins(message) for message in body.messages]
+        tools = asked_tools(body, self._settings)
         with self._refusals("messages"):
-            text = self._tokenizer.render_chat(messages, template_variables(body))
+            text = self._tokenizer.render_chat(messages, template_variables(body), tools.described)
+            text += tools.opening(text)
             token_ids = self._tokenizer.encode_rendered(text, self._info.max_model_len)
-        form = TextForm(thinking=self._settings.parts_thinking and ends_inside_thinking(text))
+        form = TextForm(self._settings.parts_thinking and ends_inside_thinking(text), tools.form)
         return self._request("chat", body, [Prompt(token_ids, "")], form)
 
     def _completion(self, body: CompletionBody) -> ParsedRequest:

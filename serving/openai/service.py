@@ -123,7 +123,8 @@ def _parts(
         parts.append(opening)
         if request.return_token_ids:
             opening["prompt_token_ids"] = request.prompt_of(generation).token_ids
-    if output.text or output.reasoning or output.logprobs or (request.return_token_ids and output.token_ids):
+    has_news = output.text or output.reasoning or output.calls or output.logprobs
+    if has_news or (request.return_token_ids and output.token_ids):
         parts += format.parts(output)
         if request.return_token_ids:
             parts[-1]["token_ids"] = output.token_ids

@@ -14,6 +14,7 @@ from splitrank.serving.options.checked import INT64_MAX, Bounds, as_type, shown
 DTYPES = ("auto", "bfloat16", "float32")
 LEAST_BODY_BYTES = 64  # fewer than any request has
 REASONING_PARSERS = ("qwen3", "none")
+TOOL_CALL_PARSERS = ("qwen3_coder", "none")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
 
@@ -151,6 +152,11 @@ class ServedModelConfig(EngineConfig):
     served_model_name: str = option("", "the model's name in requests; the checkpoint folder's name if not given")
     reasoning_parser: str = option(
         "qwen3", "parts thoughts from a chat's answer; none: they stay in its content", choices=REASONING_PARSERS
+    )
+    tool_call_parser: str = option(
+        "qwen3_coder",
+        "finds tool calls in a chat's answer; none: they stay in its content",
+        choices=TOOL_CALL_PARSERS,
     )
 
 

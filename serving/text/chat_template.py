@@ -6,6 +6,7 @@ from typing import Any, NoReturn
 
 import jinja2
 import jinja2.ext
+import jinja2.meta
 import jinja2.nodes
 import jinja2.parser
 import jinja2.utils
@@ -25,20 +26,32 @@ class ChatTemplate:
 
     def __init__(self, source: str, variables: dict[str, str]) -> None:
         try:
-            self._template = _environment().from_string(source)
+            environment = _environment()
+            self.takes_tools = "tools" in jinja2.meta.find_undeclared_variables(environment.parse(source))
+            self._template = environment.from_string(source)
         except jinja2.TemplateSyntaxError as error:
             raise ValueError(f"the chat template has a syntax error in line {error.lineno}: {error.message}") from None
         self._variables = variables
 
-    def render(self, messages: list[dict[str, Any]], variables: dict[str, Any]) -> str:
+    def render(
+        self, messages: list[dict[str, Any]], variables: dict[str, Any], tools: list[dict[str, Any]] | None = None
+    ) -> str:
         """Text of the prompt that asks for the assistant's next message.
 
-        ``messages`` as OpenAI clients send them; ``variables`` (``chat_template_kwargs``) reach the template as they
-        are. Raises ``ChatTemplateError``.
+        ``messages`` and ``tools`` as OpenAI clients send them; ``variables`` (``chat_template_kwargs``) reach the
+        template as they are. Raises ``ChatTemplateError``, also for tools that the template would not mention.
         """
+        if tools and not self.takes_tools:
+            raise ChatTemplateError("the chat template of this checkpoint knows no tools")
         if reserved := sorted(RESERVED_VARIABLES & variables.keys()):
             raise ChatTemplateError(f"chat_template_kwargs must not set {reserved[0]!r}")
-        names = {"tools": None, "documents": None, "add_generation_prompt": True, **self._variables, **variables}
+        names = {
+            "tools": tools or None,
+            "documents": None,
+            "add_generation_prompt": True,
+            **self._variables,
+            **variables,
+        }
         try:
             return self._template.render(messages=normalize_messages(messages), **names)
         except ChatTemplateError:

@@ -1,4 +1,4 @@
-"""Token ids to text, one request at a time: whole characters only, thoughts apart, and nothing of a stop string.
+"""Token ids to text, one request at a time: whole characters only, no stop string, thoughts and tool calls apart.
 
 ``push`` of every token and one ``finish`` give, joined, the decode of all ids up to the stop, however they are split.
 """
@@ -13,6 +13,7 @@ from splitrank.serving.protocol.sampling_params import SamplingParams
 from splitrank.serving.text.marked_text import MarkerFinder
 from splitrank.serving.text.thinking import ThinkingSplitter
 from splitrank.serving.text.tokenizer import Tokenizer
+from splitrank.serving.text.tool_calls import CALL_OPENING, CallDelta, CallForm, ToolCallParser
 
 # A character has at most 4 bytes, so at most 4 tokens wait for their end. More waiting ids are undecodable, and
 # DecodeStream decodes all of them again at each step.
@@ -85,31 +86,37 @@ class StopStringFinder:
 
 @dataclass(frozen=True)
 class TextForm:
-    """How the text of one answer is read. ``thinking``: it begins inside ``<think>``; thoughts are parted from it."""
+    """How the text of one answer is read. ``thinking``: it begins inside ``<think>``; thoughts are parted from it.
+    ``calls``: calls of tools are, too."""
 
     thinking: bool = False
+    calls: CallForm | None = None
 
 
 PLAIN_TEXT = TextForm()
 
 
 class ShownText(NamedTuple):
-    """What some tokens add; ``stop`` is the stop string that was found (then push no more)."""
+    """What some tokens add. ``has_ended``: by the stop string ``stop``, or by the only tool call that is allowed (then
+    push no more)."""
 
     reasoning: str
     text: str
+    calls: list[CallDelta]
+    has_ended: bool = False
     stop: str | None = None
 
 
 class Detokenizer:
-    """Decoder, thoughts and stop strings of one request.
+    """Decoder, thoughts, stop strings and tool calls of one request.
 
-    Stop strings count in the answer, not in thoughts, and in text after the first ``min_tokens`` tokens.
+    Stop strings count in the answer with its calls, not in thoughts, and after the first ``min_tokens`` tokens.
     """
 
     def __init__(self, tokenizer: Tokenizer, params: SamplingParams, form: TextForm) -> None:
         self._decoder = IncrementalDecoder(tokenizer.backend)
-        self._splitter = ThinkingSplitter(form.thinking)
+        self._splitter = ThinkingSplitter(form.thinking, CALL_OPENING if form.calls is not None else "")
+        self._calls = None if form.calls is None else ToolCallParser(form.calls)
         self._finder = StopStringFinder(params.stop, params.include_stop_str_in_output)
         self._num_unchecked = params.min_tokens
         self.num_reasoning_tokens = 0  # up to the end of thinking, its tag included
@@ -118,17 +125,35 @@ class Detokenizer:
     def is_thinking(self) -> bool:
         return self._splitter.is_thinking
 
+    @property
+    def has_calls(self) -> bool:
+        """Whether the answer called tools, and each call came to its end."""
+        return self._calls is not None and self._calls.num_calls > 0 and not self._calls.is_inside_call
+
     def push(self, token_id: int) -> ShownText:
         self.num_reasoning_tokens += self._splitter.is_thinking
         reasoning, text = self._splitter.push(self._decoder.push(token_id))
+        stop = None
         if self._num_unchecked > 0:
             self._num_unchecked -= 1
-            return ShownText(reasoning, text)
-        return ShownText(reasoning, *self._finder.push(text))
+        else:
+            text, stop = self._finder.push(text)
+        return self._shown(reasoning, text, stop, is_cut=stop is not None)
 
-    def finish(self) -> ShownText:
-        """The rest, when the engine ended the request; a stop string may still complete in it."""
+    def finish(self, is_cut: bool = False) -> ShownText:
+        """The rest, when the engine ended the request; a stop string may still complete in it. ``is_cut``: not the
+        model ended it."""
         reasoning, text = self._splitter.push(self._decoder.finish())
         reasoning += self._splitter.finish()
         text, stop = self._finder.push(text)
-        return ShownText(reasoning, text if stop is not None else text + self._finder.finish(), stop)
+        text += self._finder.finish()
+        return self._shown(reasoning, text, stop, is_cut=is_cut or stop is not None, is_last=True)
+
+    def _shown(self, reasoning: str, text: str, stop: str | None, is_cut: bool, is_last: bool = False) -> ShownText:
+        if self._calls is None:
+            return ShownText(reasoning, text, [], stop is not None, stop)
+        self._calls.push(text)
+        has_ended = stop is not None or self._calls.has_ended
+        if is_last or stop is not None:
+            self._calls.finish(is_cut)
+        return ShownText(reasoning, *self._calls.take(), has_ended, stop)

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Protocol
@@ -22,6 +22,7 @@ from splitrank.serving.text.model_info import ModelInfo as ModelInfo  # for thos
 from splitrank.serving.text.model_info import model_info
 from splitrank.serving.text.request_errors import RequestEndedError
 from splitrank.serving.text.tokenizer import Tokenizer, check_vocabulary
+from splitrank.serving.text.tool_calls import CallDelta
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,8 @@ class TextOutput:
     reasoning: str = ""  # new text of thoughts, where they are parted from the answer
     num_reasoning_tokens: int = 0  # of all outputs so far
     is_thinking: bool = False  # the thoughts have not ended yet
+    calls: list[CallDelta] = field(default_factory=list)  # of tools
+    has_calls: bool = False  # so far, and each of them has ended
 
 
 class Client(Protocol):
@@ -105,24 +108,26 @@ def _to_text(output: RequestOutput, detokenizer: Detokenizer, params: SamplingPa
     token_ids, logprobs = output.token_ids, output.logprobs
     for index, token_id in enumerate(output.token_ids[:num_shown]):
         pieces.append(detokenizer.push(token_id))
-        if pieces[-1].stop is not None:
+        if pieces[-1].has_ended:
             token_ids = token_ids[: index + 1]
             logprobs = logprobs[: index + 1] if logprobs is not None else None
             break
     else:
         if output.finish_reason is not None:
-            pieces.append(detokenizer.finish())
-    stop = pieces[-1].stop if pieces else None
+            pieces.append(detokenizer.finish(is_cut=output.finish_reason != "stop"))
+    has_ended, stop = (pieces[-1].has_ended, pieces[-1].stop) if pieces else (False, None)
     return TextOutput(
         text="".join(piece.text for piece in pieces),
         token_ids=token_ids,
         logprobs=logprobs,
-        finish_reason=output.finish_reason if stop is None else "stop",
+        finish_reason="stop" if has_ended else output.finish_reason,
         stop_reason=_stop_token(output, params) if stop is None else stop,
         num_cached_tokens=output.num_cached_tokens,
         reasoning="".join(piece.reasoning for piece in pieces),
         num_reasoning_tokens=detokenizer.num_reasoning_tokens,
         is_thinking=detokenizer.is_thinking,
+        calls=[delta for piece in pieces for delta in piece.calls],
+        has_calls=detokenizer.has_calls,
     )
 
 

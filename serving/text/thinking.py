@@ -15,12 +15,12 @@ class ThinkingSplitter:
     """Text to thoughts and answer, each without the line breaks that stand between it and ``</think>``.
 
     ``thinking``: the text begins inside ``<think>``, and without ``</think>`` all of it is thought. Otherwise all of it
-    is answer.
+    is answer. ``answer_opening``, if it is given, ends an open thought as well, and begins the answer.
     """
 
-    def __init__(self, thinking: bool) -> None:
+    def __init__(self, thinking: bool, answer_opening: str = "") -> None:
         self.is_thinking = thinking
-        self._finder = MarkerFinder((THINK_END,))
+        self._finder = MarkerFinder((THINK_END, answer_opening) if answer_opening else (THINK_END,))
         self._reasoning = _Stripped()
         self._answer_begins = False  # line breaks are still left out
 
@@ -33,7 +33,7 @@ class ThinkingSplitter:
         if marker is None:
             return reasoning, ""
         self.is_thinking, self._answer_begins = False, True
-        return reasoning, self._answer(behind)
+        return reasoning, self._answer(behind if marker == THINK_END else marker + behind)
 
     def finish(self) -> str:
         """The rest of a thought that was cut off."""

@@ -51,11 +51,16 @@ class Tokenizer:
         """Text of all ids at once; special tokens show nothing, ids without an entry neither."""
         return self.backend.decode_batch([token_ids], skip_special_tokens=True)[0]
 
-    def render_chat(self, messages: list[dict[str, Any]], variables: dict[str, Any] | None = None) -> str:
+    def render_chat(
+        self,
+        messages: list[dict[str, Any]],
+        variables: dict[str, Any] | None = None,
+        tools: list[dict[str, Any]] | None = None,
+    ) -> str:
         """The prompt's text. Raises ``ChatTemplateError`` with what the template refused."""
         if self._template is None:
             raise ChatTemplateError("this checkpoint has no chat template; use plain completions")
-        return self._template.render(messages, variables or {})
+        return self._template.render(messages, variables or {}, tools)
 
     def encode_chat(
         self, messages: list[dict[str, Any]], variables: dict[str, Any] | None = None, max_tokens: int | None = None

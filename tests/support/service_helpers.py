@@ -26,18 +26,28 @@ def with_engine(
 
 
 def complete(
-    folder: Path, url: str, body: dict[str, Any], text: str = "hello", settings: ApiSettings = DEFAULT_SETTINGS
+    folder: Path,
+    url: str,
+    body: dict[str, Any],
+    text: str = "hello",
+    settings: ApiSettings = DEFAULT_SETTINGS,
+    **options: Any,
 ) -> dict[str, Any]:
     async def work(engine: TextEngine) -> dict[str, Any]:
         service = OpenAIService(engine, settings)
         return await service.complete(service.parse(url, json.dumps(body).encode()))
 
-    answer: dict[str, Any] = json.loads(msgspec.json.encode(with_engine(folder, work, text)))
+    answer: dict[str, Any] = json.loads(msgspec.json.encode(with_engine(folder, work, text, **options)))
     return answer
 
 
 def stream(
-    folder: Path, url: str, body: dict[str, Any], text: str = "hello", settings: ApiSettings = DEFAULT_SETTINGS
+    folder: Path,
+    url: str,
+    body: dict[str, Any],
+    text: str = "hello",
+    settings: ApiSettings = DEFAULT_SETTINGS,
+    **options: Any,
 ) -> list[dict[str, Any]]:
     """The chunks; checks the framing and the end."""
 
@@ -47,7 +57,7 @@ def stream(
             e async for e in service.stream_events(service.parse(url, json.dumps(body | {"stream": True}).encode()))
         ]
 
-    events = with_engine(folder, work, text)
+    events = with_engine(folder, work, text, **options)
     assert all(event.startswith(b"data: ") and event.endswith(b"\n\n") and event.count(b"\n") == 2 for event in events)
     assert events[-1] == b"data: [DONE]\n\n"
     return [json.loads(event[6:]) for event in events[:-1]]

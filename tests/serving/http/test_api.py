@@ -52,6 +52,37 @@ def test_openai_client(tmp_path: Path) -> None:
     serving(tmp_path, work)
 
 
+TOOL: Any = {
+    "type": "function",
+    "function": {"name": "look", "parameters": {"type": "object", "properties": {"at": {"type": "string"}}}},
+}
+CALL = "<tool_call>\n<function=look>\n<parameter=at>\n it\n</parameter>\n</function>\n</tool_call>"
+
+
+def test_openai_client_thinks_and_calls(tmp_path: Path) -> None:
+    async def work(front: Front) -> None:
+        async with openai_client(front) as client:
+            asked: Any = {"model": "tiny", "messages": CHAT["messages"], "tools": [TOOL]}
+            whole = (await client.chat.completions.create(**asked)).choices[0]
+            async with client.chat.completions.stream(**asked) as stream:
+                kinds = [event.type async for event in stream]
+                joined = (await stream.get_final_completion()).choices[0]
+            assert "tool_calls.function.arguments.done" in kinds
+            for choice in (whole, joined):
+                message: Any = choice.message
+                assert (message.content, message.reasoning_content) == ("I look.", "a thought")
+                assert choice.finish_reason == "tool_calls"
+                [call] = message.tool_calls
+                assert (call.function.name, call.function.arguments) == ("look", '{"at": " it"}')
+                result = {"role": "tool", "tool_call_id": call.id, "content": [{"type": "text", "text": "nothing"}]}
+                turn: Any = [*CHAT["messages"], message.model_dump(exclude_none=True), result]
+                assert (
+                    (await client.chat.completions.create(**asked | {"messages": turn})).choices[0].message.tool_calls
+                )
+
+    serving(tmp_path, work, "a thought\n</think>\n\nI look.\n\n" + CALL, max_model_len=1000)
+
+
 def test_openai_client_sees_its_exceptions(tmp_path: Path) -> None:
     async def work(front: Front) -> None:
         async with openai_client(front) as client:
@@ -153,7 +184,7 @@ def test_a_crash_shows_nothing_of_our_insides(tmp_path: Path, caplog: pytest.Log
     serving(tmp_path, work)
 
 
-def crash_of_one(*_: object) -> Any:
+def crash_of_one(*_: object, **__: object) -> Any:
     raise KeyError("secret /path")
 
 

@@ -182,8 +182,6 @@ def test_a_missing_prompt_is_named(parser: RequestParser) -> None:
 @pytest.mark.parametrize(
     ("fields", "harmless"),
     [
-        ({"tools": [{"type": "function"}]}, {"tools": []}),
-        ({"tool_choice": "required"}, {"tool_choice": "auto"}),
         ({"functions": [{}]}, {"functions": None}),
         ({"response_format": {"type": "json_object"}}, {"response_format": {"type": "text"}}),
         ({"modalities": ["audio"]}, {"modalities": ["text"]}),
