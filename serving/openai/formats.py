@@ -58,8 +58,8 @@ class ChoiceFormat(Protocol):
 
     def whole(self, answer: Collected) -> dict[str, Any]: ...
 
-    def opening(self) -> dict[str, Any] | None:
-        """First part of a stream, before any token; None: there is none."""
+    def opening(self, is_needed: bool) -> dict[str, Any] | None:
+        """First part of a stream, before any token; None: there is none, unless it ``is_needed`` to carry something."""
 
     def parts(self, output: TextOutput) -> list[dict[str, Any]]:
         """At least one; what belongs to the tokens and not to the text is in the last one."""
@@ -93,7 +93,7 @@ class ChatChoice:
         logprobs = self._collected.whole()
         return {"message": message, "logprobs": logprobs and {**logprobs, "refusal": None}, **_reasons(answer)}
 
-    def opening(self) -> dict[str, Any]:
+    def opening(self, is_needed: bool) -> dict[str, Any]:
         return {"delta": {"role": "assistant", "content": ""}, "logprobs": None, "finish_reason": None}
 
     def parts(self, output: TextOutput) -> list[dict[str, Any]]:
@@ -124,8 +124,8 @@ class CompletionChoice:
     def whole(self, answer: Collected) -> dict[str, Any]:
         return {"text": self._echoed + answer.text, "logprobs": self._collected.whole(), **_reasons(answer)}
 
-    def opening(self) -> dict[str, Any] | None:
-        return {"text": self._echoed, "logprobs": None, "finish_reason": None} if self._echoed else None
+    def opening(self, is_needed: bool) -> dict[str, Any] | None:
+        return {"text": self._echoed, "logprobs": None, "finish_reason": None} if self._echoed or is_needed else None
 
     def parts(self, output: TextOutput) -> list[dict[str, Any]]:
         logprobs = None if output.logprobs is None else self._logprobs.add(output.token_ids, output.logprobs)

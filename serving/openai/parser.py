@@ -26,7 +26,6 @@ from splitrank.serving.text.tokenizer import Tokenizer
 
 CHAT_URL = "/v1/chat/completions"
 COMPLETIONS_URL = "/v1/completions"
-MAX_N = 8
 MAX_CHOICES = 256
 
 Body = TypeVar("Body", ChatBody, CompletionBody)
@@ -159,8 +158,6 @@ class RequestParser:
 
     def _generations(self, body: ChatBody | CompletionBody, prompts: list[Prompt]) -> tuple[Generation, ...]:
         n = 1 if body.n is None else body.n
-        if not 1 <= n <= MAX_N:
-            raise bad_request(f"n must be between 1 and {MAX_N}, not {n}", "n")
         if n * len(prompts) > MAX_CHOICES:
             raise bad_request(f"{len(prompts)} prompts x n = {n} is more than {MAX_CHOICES} choices", "prompt")
         if n * len(prompts) > self._info.max_open_requests:

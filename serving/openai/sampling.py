@@ -11,7 +11,6 @@ from splitrank.serving.protocol.sampling_params import SamplingParams
 from splitrank.serving.protocol.seeds import derive_seed
 from splitrank.serving.text.model_info import ModelInfo
 
-MAX_STOP_STRINGS = 4
 DEFAULT_COMPLETION_TOKENS = 16
 _SAME_NAME = (
     "min_tokens",
@@ -34,7 +33,7 @@ def sampling_params(body: ChatBody | CompletionBody, info: ModelInfo, num_prompt
         given["top_k"] = 0 if body.top_k == -1 or body.top_k >= info.vocab_size else body.top_k  # 0: all
     given |= {
         "max_tokens": _max_tokens(body, info, num_prompt_tokens),
-        "stop": _stop_strings(body),
+        "stop": (body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ()),
         "stop_token_ids": _token_ids(body.stop_token_ids or [], info, "stop_token_ids"),
         "logit_bias": _logit_bias(body, info),
         "logprobs": _num_logprobs(body),
@@ -90,13 +89,6 @@ def _no_room(max_model_len: int, num_prompt_tokens: int, asked: int, param: str)
     return bad_request(message, param, "context_length_exceeded")
 
 
-def _stop_strings(body: CommonBody) -> tuple[str, ...]:
-    stop = [body.stop] if isinstance(body.stop, str) else body.stop or []
-    if len(stop) > MAX_STOP_STRINGS:
-        raise bad_request(f"stop may hold {MAX_STOP_STRINGS} strings at most, not {len(stop)}", "stop")
-    return tuple(stop)
-
-
 def _logit_bias(body: CommonBody, info: ModelInfo) -> dict[int, float]:
     bias: dict[int, float] = {}
     for key, value in (body.logit_bias or {}).items():
@@ -112,6 +104,4 @@ def _num_logprobs(body: ChatBody | CompletionBody) -> int | None:
         return body.logprobs
     if body.top_logprobs is not None and not body.logprobs:
         raise bad_request("top_logprobs needs logprobs: true", "top_logprobs")
-    if body.top_logprobs is not None and not 0 <= body.top_logprobs <= 20:
-        raise bad_request(f"top_logprobs must be between 0 and 20, not {body.top_logprobs}", "top_logprobs")
     return (body.top_logprobs or 0) if body.logprobs else None

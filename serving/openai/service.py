@@ -119,7 +119,7 @@ def _parts(
 ) -> list[dict[str, Any]]:
     """What one output adds to a stream: opening, text, ending, each only if there is something to say."""
     parts: list[dict[str, Any]] = []
-    if is_first and (opening := format.opening() or ({} if request.return_token_ids else None)) is not None:
+    if is_first and (opening := format.opening(is_needed=request.return_token_ids)) is not None:
         parts.append(opening)
         if request.return_token_ids:
             opening["prompt_token_ids"] = request.prompt_of(generation).token_ids

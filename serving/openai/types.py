@@ -1,11 +1,35 @@
-"""Request bodies: the fields that are obeyed, with their strict types. ``unsupported.py`` refuses the others."""
+"""Request bodies: the fields that are obeyed, with their strict types. ``unsupported.py`` refuses the others.
+
+The API's documentation is generated from these types, so what a field means stands here.
+"""
 
 from typing import Annotated, Any, Literal
 
 import msgspec
 
+from splitrank.serving.options.checked import INT64_MAX
+from splitrank.serving.protocol.sampling_params import BOUNDS
+
+MAX_N = 8
+MAX_STOP_STRINGS = 16
+MAX_TOP_LOGPROBS = 20
 # What msgpack carries to the engine; whatever a field means, a number beyond it is a mistake.
-Int = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
+Int = Annotated[int, msgspec.Meta(ge=-INT64_MAX - 1, le=INT64_MAX)]
+
+
+def _bound(name: str, description: str = "", **other: int) -> msgspec.Meta:
+    """The sampler's bounds, so that they are stated once."""
+    bounds = BOUNDS[name]
+    limits: dict[str, Any] = {"gt" if bounds.above else "ge": bounds.low, "le": bounds.high, **other}
+    meta: msgspec.Meta = msgspec.Meta(**limits, description=description or None)
+    return meta
+
+
+def _said(description: str) -> msgspec.Meta:
+    return msgspec.Meta(description=description)
+
+
+TokenId = Annotated[int, _bound("stop_token_ids")]
 
 
 class TextPart(msgspec.Struct):
@@ -17,17 +41,17 @@ class Message(msgspec.Struct, omit_defaults=True):
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | list[TextPart] | None = None
     name: str | None = None
-    reasoning_content: str | None = None
-    reasoning: str | None = None  # the same by another name
+    reasoning_content: Annotated[str | None, _said("thoughts of an earlier turn")] = None
+    reasoning: Annotated[str | None, _said("reasoning_content by another name")] = None
     tool_calls: list[dict[str, Any]] | None = None
     tool_call_id: str | None = None
 
 
 class FunctionDefinition(msgspec.Struct, omit_defaults=True):
-    name: str
+    name: Annotated[str, _said("1 to 128 characters without spaces, < and >")]
     description: str | None = None
-    parameters: dict[str, Any] | None = None  # JSON schema
-    strict: bool | None = None
+    parameters: Annotated[dict[str, Any] | None, _said("JSON schema of the arguments")] = None
+    strict: Annotated[bool | None, _said("taken, and not enforced")] = None
 
 
 class Tool(msgspec.Struct):
@@ -51,43 +75,46 @@ class StreamOptions(msgspec.Struct):
 class CommonBody(msgspec.Struct, kw_only=True):
     """What both endpoints share. ``None`` is: not given."""
 
-    model: str | None = None
-    max_tokens: Int | None = None
-    min_tokens: Int | None = None
-    temperature: float | None = None
-    top_k: Int | None = None
-    top_p: float | None = None
-    min_p: float | None = None
-    seed: Int | None = None
-    n: Int | None = None
-    stop: str | list[str] | None = None
-    stop_token_ids: list[Int] | None = None
-    presence_penalty: float | None = None
-    frequency_penalty: float | None = None
-    repetition_penalty: float | None = None
-    logit_bias: dict[str, float] | None = None
-    ignore_eos: bool | None = None
+    model: Annotated[str | None, _said("the served name; it may be left out")] = None
+    max_tokens: Annotated[int, _bound("max_tokens")] | None = None
+    min_tokens: Annotated[int, _bound("min_tokens")] | None = None
+    temperature: Annotated[float, _bound("temperature", "0: the likeliest token")] | None = None
+    top_k: Annotated[int, _bound("top_k", "0 and -1: all tokens", ge=-1)] | None = None
+    top_p: Annotated[float, _bound("top_p")] | None = None
+    min_p: Annotated[float, _bound("min_p")] | None = None
+    seed: Annotated[int, _bound("seed")] | None = None
+    n: Annotated[int, msgspec.Meta(ge=1, le=MAX_N, description="answers to each prompt")] | None = None
+    stop: str | Annotated[list[str], msgspec.Meta(max_length=MAX_STOP_STRINGS)] | None = None
+    stop_token_ids: list[TokenId] | None = None
+    presence_penalty: Annotated[float, _bound("presence_penalty")] | None = None
+    frequency_penalty: Annotated[float, _bound("frequency_penalty")] | None = None
+    repetition_penalty: Annotated[float, _bound("repetition_penalty")] | None = None
+    logit_bias: Annotated[dict[str, float] | None, _said("by token id; -100 to 100")] = None
+    ignore_eos: Annotated[bool | None, _said("go on behind the end of the text")] = None
     include_stop_str_in_output: bool | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     return_token_ids: bool | None = None
-    user: str | None = None
+    user: Annotated[str | None, _said("a label; changes nothing")] = None
 
 
 class ChatBody(CommonBody, kw_only=True):
     messages: list[Message]
-    max_completion_tokens: Int | None = None
+    max_completion_tokens: Annotated[int, _bound("max_tokens", "wins over max_tokens")] | None = None
     logprobs: bool | None = None
-    top_logprobs: Int | None = None
-    chat_template_kwargs: dict[str, Any] | None = None
-    enable_thinking: bool | None = None  # of chat_template_kwargs, as some clients send it
+    top_logprobs: Annotated[int, msgspec.Meta(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
+    chat_template_kwargs: Annotated[dict[str, Any] | None, _said("variables of the template")] = None
+    enable_thinking: Annotated[bool | None, _said("of chat_template_kwargs, as some clients send it")] = None
     tools: list[Tool] | None = None
     tool_choice: Literal["none", "auto", "required"] | NamedToolChoice | None = None
-    parallel_tool_calls: bool | None = None
-    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None
+    parallel_tool_calls: Annotated[bool | None, _said("false: the answer ends with its first call")] = None
+    reasoning_effort: Annotated[
+        Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None,
+        _said("none and minimal turn thinking off, the others on; chat_template_kwargs win"),
+    ] = None
 
 
 class CompletionBody(CommonBody, kw_only=True):
-    prompt: str | list[str | Int | list[Int]]
-    logprobs: Int | None = None
+    prompt: Annotated[str | list[str | Int | list[Int]], _said("text, token ids, or several of either")]
+    logprobs: Annotated[int, _bound("logprobs")] | None = None
     echo: bool | None = None

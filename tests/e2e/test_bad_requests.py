@@ -69,7 +69,7 @@ WRONG_VALUES: list[dict[str, Any]] = [
     {"n": 1000},
     {"seed": 2**63},
     {"stop": [""]},
-    {"stop": ["a", "b", "c", "d", "e"]},
+    {"stop": ["a"] * 17},
     {"stop": 5},
     {"stop_token_ids": [4096]},
     {"stop_token_ids": [-1]},

@@ -102,7 +102,7 @@ def test_a_pair_of_surrogates_is_one_character(parser: RequestParser) -> None:
         ({"n": 9}, "n"),
         ({"stop": ""}, "stop"),
         ({"stop": ["a", ""]}, "stop"),
-        ({"stop": ["a", "b", "c", "d", "e"]}, "stop"),
+        ({"stop": ["a"] * 17}, "stop"),
         ({"stop": [1]}, "stop[0]"),
         ({"stop_token_ids": [VOCAB_SIZE]}, "stop_token_ids"),
         ({"stop_token_ids": ["1"]}, "stop_token_ids[0]"),
