@@ -10,7 +10,7 @@ from splitrank.serving.http.bodies import Bodies, body_limit
 from splitrank.serving.http.parsing import Parsing
 from splitrank.serving.http.responses import ClientGoneError, EventStream, json_response, while_connected
 from splitrank.serving.http.state import ServerState
-from splitrank.serving.openai.parser import ParsedRequest
+from splitrank.serving.openai.requests import ParsedRequest
 from splitrank.serving.openai.service import OpenAIService
 
 _log = logging.getLogger(__name__)

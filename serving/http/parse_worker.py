@@ -17,7 +17,8 @@ import msgspec
 
 from splitrank.serving.launch.processes import exit_with_parent
 from splitrank.serving.openai.errors import ApiError
-from splitrank.serving.openai.parser import ParsedRequest, RequestParser
+from splitrank.serving.openai.parser import RequestParser
+from splitrank.serving.openai.requests import ParsedRequest
 from splitrank.serving.openai.settings import ApiSettings
 from splitrank.serving.options.console import be_lenient_with_streams
 from splitrank.serving.text.model_info import ModelInfo

@@ -19,7 +19,7 @@ import msgspec
 from splitrank.serving.http.parse_worker import LENGTH, Reply, Setup, Work, frame
 from splitrank.serving.launch.processes import POLL_S
 from splitrank.serving.openai.errors import ApiError, unavailable
-from splitrank.serving.openai.parser import ParsedRequest
+from splitrank.serving.openai.requests import ParsedRequest
 from splitrank.serving.openai.service import OpenAIService
 
 SMALL_BODY_BYTES = 64 * 2**10  # 20 ms of JSON, template and tokenizing at most

@@ -37,6 +37,7 @@ async def serve(
 
     The port is bound before anything loads. Raises ``ValueError`` or ``EngineStartError``, one line for the user.
     """
+    settings = ApiSettings.of(config)
     listener = _bind(config.host, config.port)
     with closing(listener), _stop_signals() as stop:
         _configure_logging(config.log_level)
@@ -49,7 +50,7 @@ async def serve(
                 if engine is None:
                     return 0  # asked to stop while loading
                 try:
-                    service = OpenAIService(MeteredEngine(engine, metrics), ApiSettings.of(config))
+                    service = OpenAIService(MeteredEngine(engine, metrics), settings)
                     state.set_ready(service, engine.client)
                     _announce(engine, listener, config.host)
                     return await _until_end(engine, state, stop, http, config.drain_timeout_s)

@@ -3,8 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from splitrank.serving.openai.logprobs import CompletionLogprobs, JoinedLists, chat_logprobs
-from splitrank.serving.openai.parser import Generation, ParsedRequest, Prompt
+from splitrank.serving.openai.logprobs import CompletionLogprobs, JoinedLists, TokenNames, chat_logprobs
+from splitrank.serving.openai.requests import Generation, ParsedRequest, Prompt
 from splitrank.serving.openai.tool_calls import call_delta, whole_calls
 from splitrank.serving.protocol.messages import TokenLogprobs
 from splitrank.serving.text.text_engine import TextOutput
@@ -71,13 +71,13 @@ class ChoiceFormat(Protocol):
 class ChatChoice:
     """Thoughts go by both names that clients look for: ``reasoning_content`` and ``reasoning``."""
 
-    def __init__(self, tokenizer: Tokenizer, prompt: Prompt) -> None:
-        self._tokenizer = tokenizer
+    def __init__(self, names: TokenNames, prompt: Prompt) -> None:
+        self._names = names
         self._collected = JoinedLists()
 
     def collect(self, output: TextOutput) -> None:
         if output.logprobs is not None:
-            self._collected.add({"content": chat_logprobs(self._tokenizer, output.token_ids, output.logprobs)})
+            self._collected.add({"content": chat_logprobs(self._names, output.token_ids, output.logprobs)})
 
     def whole(self, answer: Collected) -> dict[str, Any]:
         # A thought that was cut off, or a call alone: there is no answer, not even an empty one.
@@ -103,7 +103,7 @@ class ChatChoice:
         deltas += [{"tool_calls": [call_delta(one)]} for one in output.calls]
         parts = [{"delta": delta, "logprobs": None, "finish_reason": None} for delta in deltas]
         if output.logprobs is not None:
-            content = chat_logprobs(self._tokenizer, output.token_ids, output.logprobs)
+            content = chat_logprobs(self._names, output.token_ids, output.logprobs)
             parts[-1]["logprobs"] = {"content": content, "refusal": None}
         return parts
 
@@ -112,8 +112,8 @@ class ChatChoice:
 
 
 class CompletionChoice:
-    def __init__(self, tokenizer: Tokenizer, prompt: Prompt) -> None:
-        self._logprobs = CompletionLogprobs(tokenizer)
+    def __init__(self, names: TokenNames, prompt: Prompt) -> None:
+        self._logprobs = CompletionLogprobs(names)
         self._echoed = prompt.text
         self._collected = JoinedLists()
 
@@ -137,7 +137,8 @@ class CompletionChoice:
 
 def choice_format(request: ParsedRequest, tokenizer: Tokenizer, generation: Generation) -> ChoiceFormat:
     kind = ChatChoice if request.kind == "chat" else CompletionChoice
-    return kind(tokenizer, request.prompt_of(generation))
+    names = TokenNames(tokenizer, request.names_ids, request.form.shows_special)
+    return kind(names, request.prompt_of(generation))
 
 
 def _reasoning(text: str | None) -> dict[str, str | None]:

@@ -6,6 +6,7 @@ from typing import Any
 import msgspec
 
 from splitrank.serving.openai.errors import ApiError, bad_request, context_length_exceeded
+from splitrank.serving.openai.settings import ApiSettings
 from splitrank.serving.openai.types import ChatBody, CommonBody, CompletionBody
 from splitrank.serving.protocol.sampling_params import SamplingParams
 from splitrank.serving.protocol.seeds import derive_seed
@@ -26,13 +27,15 @@ _SAME_NAME = (
 )
 
 
-def sampling_params(body: ChatBody | CompletionBody, info: ModelInfo, num_prompt_tokens: int) -> SamplingParams:
+def sampling_params(
+    body: ChatBody | CompletionBody, info: ModelInfo, settings: ApiSettings, num_prompt_tokens: int
+) -> SamplingParams:
     """Checked parameters for one prompt. Raises ``ApiError`` 400 that names the field."""
     given = {name: value for name in _SAME_NAME if (value := getattr(body, name)) is not None}
     if body.top_k is not None:
         given["top_k"] = 0 if body.top_k == -1 or body.top_k >= info.vocab_size else body.top_k  # 0: all
     given |= {
-        "max_tokens": _max_tokens(body, info, num_prompt_tokens),
+        "max_tokens": _max_tokens(body, info, num_prompt_tokens, settings.clip_max_tokens),
         "stop": (body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ()),
         "stop_token_ids": _token_ids(body.stop_token_ids or [], info, "stop_token_ids"),
         "logit_bias": _logit_bias(body, info),
@@ -65,7 +68,7 @@ def _token_ids(token_ids: list[int], info: ModelInfo, param: str) -> tuple[int, 
     return tuple(token_ids)
 
 
-def _max_tokens(body: ChatBody | CompletionBody, info: ModelInfo, num_prompt_tokens: int) -> int:
+def _max_tokens(body: ChatBody | CompletionBody, info: ModelInfo, num_prompt_tokens: int, clip: bool) -> int:
     room = info.max_model_len - num_prompt_tokens
     if isinstance(body, ChatBody):
         param = "max_tokens" if body.max_completion_tokens is None else "max_completion_tokens"
@@ -75,9 +78,9 @@ def _max_tokens(body: ChatBody | CompletionBody, info: ModelInfo, num_prompt_tok
         asked = body.max_tokens
     if room < 1:
         raise context_length_exceeded(info.max_model_len, num_prompt_tokens, prompt_param)
-    if asked is not None and asked > room:
+    if asked is not None and asked > room and not clip:
         raise _no_room(info.max_model_len, num_prompt_tokens, asked, param)
-    return min(default, room) if asked is None else asked
+    return min(default if asked is None else asked, room)
 
 
 def _no_room(max_model_len: int, num_prompt_tokens: int, asked: int, param: str) -> ApiError:

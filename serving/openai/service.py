@@ -13,7 +13,8 @@ import msgspec
 from splitrank.serving.openai.errors import engine_errors_as_api_errors
 from splitrank.serving.openai.formats import ChoiceFormat, Collected, choice_format
 from splitrank.serving.openai.merge import merge
-from splitrank.serving.openai.parser import Generation, ParsedRequest, RequestParser
+from splitrank.serving.openai.parser import RequestParser
+from splitrank.serving.openai.requests import Generation, ParsedRequest
 from splitrank.serving.openai.settings import DEFAULT_SETTINGS, ApiSettings
 from splitrank.serving.openai.usage import Usage
 from splitrank.serving.text.model_info import ModelInfo
@@ -80,6 +81,8 @@ class OpenAIService:
                     usage.add(index, output)
                     parts = _parts(request, request.generations[index], formats[index], output, not started[index])
                     started[index] = True
+                    if request.usage_in_chunks:
+                        envelope["usage"] = usage.whole()
                     for part in parts:
                         yield _event({**envelope, "choices": [{"index": index, **part}]})
         if request.include_usage:

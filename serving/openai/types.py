@@ -70,6 +70,7 @@ class NamedToolChoice(msgspec.Struct):
 
 class StreamOptions(msgspec.Struct):
     include_usage: bool | None = None
+    continuous_usage_stats: Annotated[bool | None, _said("usage in every chunk")] = None
 
 
 class CommonBody(msgspec.Struct, kw_only=True):
@@ -95,6 +96,12 @@ class CommonBody(msgspec.Struct, kw_only=True):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     return_token_ids: bool | None = None
+    return_tokens_as_token_ids: Annotated[bool | None, _said("logprobs name tokens as token_id:5")] = None
+    add_special_tokens: Annotated[bool | None, _said("those that the tokenizer adds to a prompt")] = None
+    skip_special_tokens: Annotated[bool | None, _said("false: they show their names")] = None
+    truncate_prompt_tokens: (
+        Annotated[int, msgspec.Meta(ge=1, le=INT64_MAX, description="only so many, the last ones, are used")] | None
+    ) = None
     user: Annotated[str | None, _said("a label; changes nothing")] = None
 
 
@@ -105,6 +112,9 @@ class ChatBody(CommonBody, kw_only=True):
     top_logprobs: Annotated[int, msgspec.Meta(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
     chat_template_kwargs: Annotated[dict[str, Any] | None, _said("variables of the template")] = None
     enable_thinking: Annotated[bool | None, _said("of chat_template_kwargs, as some clients send it")] = None
+    separate_reasoning: Annotated[bool | None, _said("false: thoughts stay in the content")] = None
+    add_generation_prompt: Annotated[bool | None, _said("false: the prompt ends with the last message")] = None
+    continue_final_message: Annotated[bool | None, _said("the answer goes on with the last message")] = None
     tools: list[Tool] | None = None
     tool_choice: Literal["none", "auto", "required"] | NamedToolChoice | None = None
     parallel_tool_calls: Annotated[bool | None, _said("false: the answer ends with its first call")] = None

@@ -23,7 +23,6 @@ _LABELS = frozenset(
 )
 # Name: the values that ask for nothing (null always does). A name that is nowhere on this page is refused as well.
 _BOTH: dict[str, tuple[Any, ...]] = {
-    "add_special_tokens": (True,),
     "allowed_token_ids": ([],),
     "bad_words": ([],),
     "best_of": (1,),
@@ -47,22 +46,16 @@ _BOTH: dict[str, tuple[Any, ...]] = {
     "regex": (),
     "repeat_penalty": (1,),
     "response_format": ({"type": "text"},),
-    "return_tokens_as_token_ids": (False,),
-    "separate_reasoning": (False,),
-    "skip_special_tokens": (True,),
     "spaces_between_special_tokens": (True,),
     "stop_regex": ([],),
     "structured_outputs": (),
-    "truncate_prompt_tokens": (),
     "typical_p": (1,),
     "use_beam_search": (False,),
     "xtc_probability": (0,),
 }
 _CHAT: dict[str, tuple[Any, ...]] = {
-    "add_generation_prompt": (True,),
     "audio": (),
     "chat_template": (),
-    "continue_final_message": (False,),
     "documents": ([],),
     "echo": (False,),
     "function_call": ("none", "auto"),
@@ -74,12 +67,13 @@ _CHAT: dict[str, tuple[Any, ...]] = {
     "web_search_options": (),
 }
 _COMPLETION: dict[str, tuple[Any, ...]] = {
+    "separate_reasoning": (False,),
     "max_completion_tokens": (),
     "prompt_embeds": (),
     "suffix": ("",),
     "top_logprobs": (),
 }
-_STREAM_OPTIONS: dict[str, tuple[Any, ...]] = {"continuous_usage_stats": (False,), "include_obfuscation": (False,)}
+_STREAM_OPTIONS: dict[str, tuple[Any, ...]] = {"include_obfuscation": (False,)}
 # Of a message, only what would change the prompt: clients send back whatever an answer had, annotations and the like.
 _MESSAGE: dict[str, tuple[Any, ...]] = {"audio": (), "function_call": (), "partial": (False,), "prefix": (False,)}
 

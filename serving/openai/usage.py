@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from splitrank.serving.openai.parser import ParsedRequest
+from splitrank.serving.openai.requests import ParsedRequest
 from splitrank.serving.text.text_engine import TextOutput
 
 

@@ -158,6 +158,10 @@ class ServedModelConfig(EngineConfig):
         "finds tool calls in a chat's answer; none: they stay in its content",
         choices=TOOL_CALL_PARSERS,
     )
+    chat_template_kwargs: str = option(
+        "", 'variables of the chat template that a request need not give, as JSON: {"enable_thinking": false}'
+    )
+    clip_max_tokens: bool = option(False, "max_tokens beyond what the context leaves are cut, not refused with 400")
 
 
 @dataclass(frozen=True, kw_only=True)

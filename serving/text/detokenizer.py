@@ -23,9 +23,10 @@ MAX_PENDING = 8
 class IncrementalDecoder:
     """``DecodeStream`` with guards: it ends a cut last character, bounds what waits, and survives its own errors."""
 
-    def __init__(self, backend: tokenizers.Tokenizer) -> None:
+    def __init__(self, backend: tokenizers.Tokenizer, shows_special: bool = False) -> None:
         self._backend = backend
-        self._stream = DecodeStream(skip_special_tokens=True)
+        self._skips_special = not shows_special
+        self._stream = DecodeStream(skip_special_tokens=self._skips_special)
         self._pending: list[int] = []
 
     def push(self, token_id: int) -> str:
@@ -57,14 +58,14 @@ class IncrementalDecoder:
         return self.finish()
 
     def _restart(self, token_ids: list[int]) -> None:
-        self._stream = DecodeStream(skip_special_tokens=True)
+        self._stream = DecodeStream(skip_special_tokens=self._skips_special)
         self._pending = list(token_ids)
         for token_id in token_ids:
             text = self._stream.step(self._backend, token_id)
             assert text is None, "an id that waited for its end had text of its own"
 
     def _decode(self, token_ids: list[int]) -> str:
-        return self._backend.decode(token_ids, skip_special_tokens=True)
+        return self._backend.decode(token_ids, skip_special_tokens=self._skips_special)
 
 
 class StopStringFinder:
@@ -87,10 +88,11 @@ class StopStringFinder:
 @dataclass(frozen=True)
 class TextForm:
     """How the text of one answer is read. ``thinking``: it begins inside ``<think>``; thoughts are parted from it.
-    ``calls``: calls of tools are, too."""
+    ``calls``: calls of tools are, too. ``shows_special``: special tokens show their names."""
 
     thinking: bool = False
     calls: CallForm | None = None
+    shows_special: bool = False
 
 
 PLAIN_TEXT = TextForm()
@@ -114,7 +116,7 @@ class Detokenizer:
     """
 
     def __init__(self, tokenizer: Tokenizer, params: SamplingParams, form: TextForm) -> None:
-        self._decoder = IncrementalDecoder(tokenizer.backend)
+        self._decoder = IncrementalDecoder(tokenizer.backend, form.shows_special)
         self._splitter = ThinkingSplitter(form.thinking, CALL_OPENING if form.calls is not None else "")
         self._calls = None if form.calls is None else ToolCallParser(form.calls)
         self._finder = StopStringFinder(params.stop, params.include_stop_str_in_output)

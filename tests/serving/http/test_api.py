@@ -381,7 +381,7 @@ def test_engines_are_closed(tmp_path: Path) -> None:
 def test_a_prompt_that_takes_too_long_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async def work(front: Front) -> None:
         may_end = threading.Event()
-        monkeypatch.setattr(front.engine.tokenizer, "encode_rendered", lambda *_: [1] if may_end.wait(LIMIT_S) else [2])
+        monkeypatch.setattr(front.engine.tokenizer, "encode", lambda *_, **__: [1] if may_end.wait(LIMIT_S) else [2])
         try:
             check_error(await front.http.post("/v1/chat/completions", json=CHAT), 503, "prompt_timeout")
             assert (await front.http.get("/health")).status_code == 200

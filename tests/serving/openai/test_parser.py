@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from splitrank.serving.openai.errors import ApiError
-from splitrank.serving.openai.parser import CHAT_URL, COMPLETIONS_URL, ParsedRequest, RequestParser
+from splitrank.serving.openai.parser import CHAT_URL, COMPLETIONS_URL, RequestParser
+from splitrank.serving.openai.requests import ParsedRequest
 from splitrank.serving.protocol.sampling_params import SamplingParams
 from tests.support.front_fakes import VOCAB_SIZE, make_info, make_tokenizer
 
@@ -187,7 +188,6 @@ def test_a_missing_prompt_is_named(parser: RequestParser) -> None:
         ({"modalities": ["audio"]}, {"modalities": ["text"]}),
         ({"audio": {}}, {"audio": None}),
         ({"chat_template": "{{ 1 }}"}, {"chat_template": None}),
-        ({"skip_special_tokens": False}, {"skip_special_tokens": True}),
         ({"length_penalty": True}, {"length_penalty": 1.0}),
         ({"prompt_logprobs": 1}, {"prompt_logprobs": None}),
     ],

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from splitrank.serving.openai.errors import ApiError
-from splitrank.serving.openai.parser import CHAT_URL, COMPLETIONS_URL, ParsedRequest, RequestParser
+from splitrank.serving.openai.parser import CHAT_URL, COMPLETIONS_URL, RequestParser
+from splitrank.serving.openai.requests import ParsedRequest
 from splitrank.serving.openai.settings import ApiSettings
 from tests.support.front_fakes import make_info, make_tokenizer
 from tests.support.service_helpers import complete, stream

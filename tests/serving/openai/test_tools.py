@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from splitrank.serving.openai.errors import ApiError
-from splitrank.serving.openai.parser import CHAT_URL, ParsedRequest, RequestParser
+from splitrank.serving.openai.parser import CHAT_URL, RequestParser
+from splitrank.serving.openai.requests import ParsedRequest
 from splitrank.serving.openai.settings import DEFAULT_SETTINGS, ApiSettings
 from splitrank.serving.text.tokenizer import Tokenizer
 from splitrank.serving.text.tool_calls import CallForm
