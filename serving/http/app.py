@@ -21,6 +21,7 @@ from splitrank.serving.http.guards import ApiKeyGuard, CrashGuard, OriginForm
 from splitrank.serving.http.metrics import CountRequests, Metrics
 from splitrank.serving.http.openapi import Documentation, documented, getting, path_parameter, posting
 from splitrank.serving.http.parsing import Parsing
+from splitrank.serving.http.request_log import RequestLog
 from splitrank.serving.http.responses import error_response
 from splitrank.serving.http.routes import METRICS_TYPE, SmallRoutes
 from splitrank.serving.http.state import ServerState
@@ -61,7 +62,7 @@ def create_app(
         _add(app, url, endpoint.route, documentation, method="POST")
     documented(app)
     paths = frozenset(route.path for route in app.routes if isinstance(route, Route))
-    return OriginForm(CountRequests(app, metrics, paths))
+    return RequestLog(OriginForm(CountRequests(app, metrics, paths)))
 
 
 _GENERATING: dict[str, Documentation] = {

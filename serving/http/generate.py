@@ -8,10 +8,12 @@ from starlette.types import Receive, Scope, Send
 
 from splitrank.serving.http.bodies import Bodies, body_limit
 from splitrank.serving.http.parsing import Parsing
+from splitrank.serving.http.request_log import USAGE
 from splitrank.serving.http.responses import ClientGoneError, EventStream, json_response, while_connected
 from splitrank.serving.http.state import ServerState
 from splitrank.serving.openai.requests import ParsedRequest
 from splitrank.serving.openai.service import OpenAIService
+from splitrank.serving.openai.usage import Usage
 
 _log = logging.getLogger(__name__)
 
@@ -54,11 +56,12 @@ class GenerateEndpoint:
     async def _answer(
         self, service: OpenAIService, request: ParsedRequest, scope: Scope, receive: Receive, send: Send
     ) -> None:
+        usage = scope[USAGE] = Usage(request)
         if request.stream:
-            events = service.stream_events(request)
+            events = service.stream_events(request, usage)
             await EventStream(send, self._keep_alive_s).run(events, receive, self._state)
         else:
-            body = await while_connected(service.complete(request), receive, self._state)
+            body = await while_connected(service.complete(request, usage), receive, self._state)
             await json_response(body)(scope, receive, send)
 
 

@@ -55,9 +55,9 @@ class OpenAIService:
         """Raises ``ApiError`` 404 for any other name than the served one."""
         self._parser.check_model(name)
 
-    async def complete(self, request: ParsedRequest) -> dict[str, Any]:
-        """The response body, once all choices are finished; parts of it are ``msgspec.Raw`` JSON."""
-        usage = Usage(request)
+    async def complete(self, request: ParsedRequest, usage: Usage | None = None) -> dict[str, Any]:
+        """The response body, once all choices are finished; parts of it are ``msgspec.Raw`` JSON. ``usage`` counts."""
+        usage = usage or Usage(request)
         try:
             async with asyncio.TaskGroup() as group:
                 tasks = [group.create_task(self._collect(request, one, usage)) for one in request.generations]
@@ -66,14 +66,14 @@ class OpenAIService:
         choices = [task.result() for task in tasks]
         return {**self._envelope(request, stream=False), "choices": choices, "usage": usage.whole()}
 
-    async def stream_events(self, request: ParsedRequest) -> AsyncGenerator[bytes, None]:
+    async def stream_events(self, request: ParsedRequest, usage: Usage | None = None) -> AsyncGenerator[bytes, None]:
         """Server-sent events, ``[DONE]`` last. The first comes with the first token: the request was accepted then."""
         envelope = self._envelope(request, stream=True)
         if request.include_usage:
             envelope["usage"] = None
         formats = [choice_format(request, self._engine.tokenizer, generation) for generation in request.generations]
         started = [False] * len(formats)
-        usage = Usage(request)
+        usage = usage or Usage(request)
         sources = [self._outputs(request, generation) for generation in request.generations]
         with engine_errors_as_api_errors():
             async with aclosing(merge(sources)) as outputs:

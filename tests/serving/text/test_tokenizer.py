@@ -73,6 +73,13 @@ def test_template_of_the_config_file(folder: Path, as_list: bool) -> None:
     assert Tokenizer.from_folder(folder).render_chat([USER]) == USER["content"]
 
 
+def test_the_older_template_file_comes_before_the_config(folder: Path) -> None:
+    (folder / "chat_template.jinja").unlink()
+    (folder / "chat_template.json").write_text(json.dumps({"chat_template": "{{ messages[0].content }}"}))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": "wrong"}))
+    assert Tokenizer.from_folder(folder).render_chat([USER]) == USER["content"]
+
+
 def test_text_and_bytes(folder: Path, tokenizer: Tokenizer) -> None:
     text = "Grüße, 世界 <|im_end|> 🦊"
     token_ids = tokenizer.encode(text)
