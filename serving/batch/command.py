@@ -26,6 +26,7 @@ from splitrank.serving.batch.manifest import (
 from splitrank.serving.batch.result_file import ResultWriter, keep_only, read_former_results
 from splitrank.serving.launch.engine_client import EngineDeadError
 from splitrank.serving.openai.errors import ApiError
+from splitrank.serving.openai.requests import ParsedRequest
 from splitrank.serving.openai.service import OpenAIService
 from splitrank.serving.openai.settings import ApiSettings
 from splitrank.serving.options.progress import progress
@@ -190,6 +191,7 @@ async def _answer(service: OpenAIService, line: BatchLine, job: _Job) -> bytes:
     """The result line; of a request that failed, whatever the cause, its error. A dead engine leaves no line."""
     try:
         request = await asyncio.to_thread(service.parse, line.url, line.body)
+        assert isinstance(request, ParsedRequest), "a batch line's url is one that generates"
         # By name, not by turn: a run that was broken off goes on with the draws that it would have made.
         seeded = request.with_seeds(job.seed, line.custom_id)
         result = result_line(line, 200, await service.complete(seeded), None)

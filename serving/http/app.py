@@ -19,15 +19,15 @@ from splitrank.serving.http.bodies import Bodies
 from splitrank.serving.http.generate import GenerateEndpoint
 from splitrank.serving.http.guards import ApiKeyGuard, CrashGuard, OriginForm
 from splitrank.serving.http.metrics import CountRequests, Metrics
-from splitrank.serving.http.openapi import Documentation, documented, getting, path_parameter, posting
+from splitrank.serving.http.openapi import ApiDocument, Documentation, path_parameter
 from splitrank.serving.http.parsing import Parsing
 from splitrank.serving.http.request_log import RequestLog
 from splitrank.serving.http.responses import error_response
 from splitrank.serving.http.routes import METRICS_TYPE, SmallRoutes
 from splitrank.serving.http.state import ServerState
-from splitrank.serving.openai import answers, types
+from splitrank.serving.openai import answers, tokens, types
 from splitrank.serving.openai.errors import ApiError
-from splitrank.serving.openai.parser import CHAT_URL, COMPLETIONS_URL
+from splitrank.serving.openai.parser import CHAT_URL, COMPLETIONS_URL, DETOKENIZE_URL, TOKENIZE_URL
 
 Handler = Callable[[Request], Awaitable[Response]]
 
@@ -55,29 +55,38 @@ def create_app(
         middleware=middleware,
         exception_handlers={ApiError: _handle_api_error, HTTPException: _handle_http_exception},
     )
-    _add_small_routes(app, SmallRoutes(state, metrics, created))
+    document = ApiDocument()
+    _add_small_routes(app, SmallRoutes(state, metrics, created), document)
     bodies = Bodies(body_timeout_s)
-    for url, documentation in _GENERATING.items():
+    for url, documentation in _posting(document).items():
         endpoint = GenerateEndpoint(url, state, bodies, parsing, max_body_bytes, keep_alive_s)
         _add(app, url, endpoint.route, documentation, method="POST")
-    documented(app)
+    document.attach(app)
     paths = frozenset(route.path for route in app.routes if isinstance(route, Route))
     return RequestLog(OriginForm(CountRequests(app, metrics, paths)))
 
 
-_GENERATING: dict[str, Documentation] = {
-    CHAT_URL: posting(
+def _posting(document: ApiDocument) -> dict[str, Documentation]:
+    """The POST routes by url."""
+    chat = document.posting(
         types.ChatBody, answers.ChatCompletion, "Answers a conversation", chunk=answers.ChatCompletionChunk
-    ),
-    COMPLETIONS_URL: posting(
+    )
+    completion = document.posting(
         types.CompletionBody, answers.Completion, "Continues texts", chunk=answers.CompletionChunk
-    ),
-}
+    )
+    return {
+        CHAT_URL: chat,
+        COMPLETIONS_URL: completion,
+        TOKENIZE_URL: document.posting(tokens.TokenizeBody, answers.Tokens, "Tokens of a text or a conversation"),
+        DETOKENIZE_URL: document.posting(tokens.DetokenizeBody, answers.Detokenized, "Text of tokens"),
+    }
 
 
-def _add_small_routes(app: FastAPI, routes: SmallRoutes) -> None:
+def _add_small_routes(app: FastAPI, routes: SmallRoutes, document: ApiDocument) -> None:
+    getting = document.getting
     _add(app, "/health", routes.health, getting(answers.Status, "Whether the engine lives, or loads", 503))
     _add(app, "/ready", routes.ready, getting(answers.Status, "Whether requests are taken", 503))
+    _add(app, "/version", routes.version, getting(answers.Version, "This server's version", 401))
     _add(app, "/metrics", routes.metrics, getting(METRICS_TYPE, "Prometheus metrics", 401))
     _add(app, "/v1/models", routes.models, getting(answers.ModelList, "The served model", 401, 503))
     one = getting(answers.Model, "The served model, by its name", 401, 404, 503)

@@ -1,4 +1,4 @@
-"""The generating routes: whole body in, one body or a stream of events out."""
+"""The POST routes: whole body in, one body or a stream of events out."""
 
 import logging
 
@@ -11,7 +11,8 @@ from splitrank.serving.http.parsing import Parsing
 from splitrank.serving.http.request_log import USAGE
 from splitrank.serving.http.responses import ClientGoneError, EventStream, json_response, while_connected
 from splitrank.serving.http.state import ServerState
-from splitrank.serving.openai.requests import ParsedRequest
+from splitrank.serving.openai.parser import Parsed
+from splitrank.serving.openai.requests import DirectAnswer, ParsedRequest
 from splitrank.serving.openai.service import OpenAIService
 from splitrank.serving.openai.usage import Usage
 
@@ -44,11 +45,13 @@ class GenerateEndpoint:
         with self._state.admit() as service:
             try:
                 request = await self._parse(service, scope, receive)
+                if isinstance(request, DirectAnswer):
+                    return await json_response(request.body)(scope, receive, send)
                 await self._answer(service, request, scope, receive, send)
             except ClientGoneError:
                 _log.debug("a client of %s hung up", self.url)
 
-    async def _parse(self, service: OpenAIService, scope: Scope, receive: Receive) -> ParsedRequest:
+    async def _parse(self, service: OpenAIService, scope: Scope, receive: Receive) -> Parsed:
         limit = body_limit(self._max_body_bytes, service.info.max_model_len)
         async with self._bodies.read(scope, receive, limit) as body:
             return await while_connected(self._parsing.parse(service, self.url, body), receive, self._state)

@@ -7,21 +7,9 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
 from splitrank import __version__
-from splitrank.serving.openai import answers, types
+from splitrank.serving.openai.answers import Error
 
 _REF = "#/components/schemas/{name}"
-_TYPES: tuple[type[Any], ...] = (
-    types.ChatBody,
-    types.CompletionBody,
-    answers.ChatCompletion,
-    answers.ChatCompletionChunk,
-    answers.Completion,
-    answers.CompletionChunk,
-    answers.Model,
-    answers.ModelList,
-    answers.Status,
-    answers.Error,
-)
 ERRORS = {
     400: "Something in the request is wrong, or not supported; `param` names it.",
     401: "The API key is missing or wrong.",
@@ -35,57 +23,61 @@ ERRORS = {
 Documentation = dict[str, Any]  # arguments of FastAPI's add_api_route
 
 
-def documented(app: FastAPI) -> None:
-    """``app.openapi()`` gives the whole document."""
-    whole: dict[str, Any] = {}
+class ApiDocument:
+    """What the routes say of themselves; it remembers the types that they name."""
 
-    def openapi() -> dict[str, Any]:
-        if not whole:
-            whole.update(_document(app))
-        return whole
+    def __init__(self) -> None:
+        self._types: dict[str, type[Any]] = {}
+        self._whole: dict[str, Any] = {}
 
-    app.openapi = openapi  # type: ignore[method-assign]
+    def getting(self, answer: type[Any] | str, summary: str, *errors: int) -> Documentation:
+        """A GET route. ``answer``: a type, or a media type."""
+        content = {answer: {"schema": {"type": "string"}}} if isinstance(answer, str) else self._json(answer)
+        return self._route(summary, content, errors)
 
+    def posting(
+        self, body: type[Any], answer: type[Any], summary: str, chunk: type[Any] | None = None
+    ) -> Documentation:
+        """A POST route; ``chunk`` is an event of its stream."""
+        content = self._json(answer)
+        if chunk is not None:
+            content["text/event-stream"] = {"schema": self._reference(chunk)}
+        documentation = self._route(summary, content, tuple(ERRORS))
+        documentation["openapi_extra"]["requestBody"] = {"required": True, "content": self._json(body)}
+        return documentation
 
-def getting(answer: type[Any] | str, summary: str, *errors: int) -> Documentation:
-    """A GET route. ``answer``: a type, or a media type."""
-    content = {answer: {"schema": {"type": "string"}}} if isinstance(answer, str) else _json(answer)
-    return _route(summary, content, errors)
+    def attach(self, app: FastAPI) -> None:
+        """``app.openapi()`` gives the whole document, made when it is first asked for."""
 
+        def openapi() -> dict[str, Any]:
+            if not self._whole:
+                self._whole = self._make(app)
+            return self._whole
 
-def posting(body: type[Any], answer: type[Any], summary: str, chunk: type[Any] | None = None) -> Documentation:
-    """A POST route; ``chunk`` is an event of its stream."""
-    content = _json(answer)
-    if chunk is not None:
-        content["text/event-stream"] = {"schema": _reference(chunk)}
-    documentation = _route(summary, content, tuple(ERRORS))
-    documentation["openapi_extra"]["requestBody"] = {"required": True, "content": _json(body)}
-    return documentation
+        app.openapi = openapi  # type: ignore[method-assign]
+
+    def _route(self, summary: str, content: dict[str, Any], errors: tuple[int, ...]) -> Documentation:
+        responses: dict[int, Any] = {200: {"description": "The answer.", "content": content}}
+        for status in errors:
+            responses[status] = {"description": ERRORS[status], "content": self._json(Error)}
+        return {"summary": summary, "responses": responses, "openapi_extra": {}}
+
+    def _json(self, kind: type[Any]) -> dict[str, Any]:
+        return {"application/json": {"schema": self._reference(kind)}}
+
+    def _reference(self, kind: type[Any]) -> dict[str, str]:
+        known = self._types.setdefault(kind.__name__, kind)
+        assert known is kind, f"two types are called {kind.__name__}"
+        return {"$ref": _REF.format(name=kind.__name__)}
+
+    def _make(self, app: FastAPI) -> dict[str, Any]:
+        document = get_openapi(title=app.title, version=__version__, routes=app.routes)
+        _, components = msgspec.json.schema_components(self._types.values(), ref_template=_REF)
+        bearer = {"type": "http", "scheme": "bearer", "description": "if the server has an API key"}
+        document["components"] = {"schemas": components, "securitySchemes": {"key": bearer}}
+        document["security"] = [{}, {"key": []}]
+        return document
 
 
 def path_parameter(name: str) -> dict[str, Any]:
     return {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
-
-
-def _route(summary: str, content: dict[str, Any], errors: tuple[int, ...]) -> Documentation:
-    responses: dict[int, Any] = {200: {"description": "The answer.", "content": content}}
-    for status in errors:
-        responses[status] = {"description": ERRORS[status], "content": _json(answers.Error)}
-    return {"summary": summary, "responses": responses, "openapi_extra": {}}
-
-
-def _json(kind: type[Any]) -> dict[str, Any]:
-    return {"application/json": {"schema": _reference(kind)}}
-
-
-def _reference(kind: type[Any]) -> dict[str, str]:
-    return {"$ref": _REF.format(name=kind.__name__)}
-
-
-def _document(app: FastAPI) -> dict[str, Any]:
-    document = get_openapi(title="splitrank", version=__version__, routes=app.routes)
-    _, components = msgspec.json.schema_components(_TYPES, ref_template=_REF)
-    bearer = {"type": "http", "scheme": "bearer", "description": "if the server has an API key"}
-    document["components"] = {"schemas": components, "securitySchemes": {"key": bearer}}
-    document["security"] = [{}, {"key": []}]
-    return document

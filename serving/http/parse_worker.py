@@ -18,7 +18,7 @@ import msgspec
 from splitrank.serving.launch.processes import exit_with_parent
 from splitrank.serving.openai.errors import ApiError
 from splitrank.serving.openai.parser import RequestParser
-from splitrank.serving.openai.requests import ParsedRequest
+from splitrank.serving.openai.requests import DirectAnswer, ParsedRequest
 from splitrank.serving.openai.settings import ApiSettings
 from splitrank.serving.options.console import be_lenient_with_streams
 from splitrank.serving.text.model_info import ModelInfo
@@ -57,9 +57,10 @@ class Refusal(msgspec.Struct, frozen=True):
 
 
 class Reply(msgspec.Struct, frozen=True):
-    """One of the three; ``crash`` is a bug of ours, in one line, whose traceback is in the log."""
+    """One of the four; ``crash`` is a bug of ours, in one line, whose traceback is in the log."""
 
     request: ParsedRequest | None = None
+    direct: DirectAnswer | None = None
     refusal: Refusal | None = None
     crash: str | None = None
 
@@ -71,7 +72,8 @@ def frame(message: msgspec.Struct) -> bytes:
 
 def answer(parser: RequestParser, url: str, body: bytes) -> Reply:
     try:
-        return Reply(request=parser.parse(url, body))
+        parsed = parser.parse(url, body)
+        return Reply(direct=parsed) if isinstance(parsed, DirectAnswer) else Reply(request=parsed)
     except ApiError as error:
         return Reply(refusal=Refusal(error.status, error.message, error.type, error.param, error.code))
     except Exception as error:

@@ -1,8 +1,9 @@
-"""The small routes: life, models, metrics."""
+"""The small routes: life, version, models, metrics."""
 
 from starlette.requests import Request
 from starlette.responses import Response
 
+from splitrank import __version__
 from splitrank.serving.http.metrics import Metrics
 from splitrank.serving.http.responses import json_response
 from splitrank.serving.http.state import ServerState
@@ -30,6 +31,9 @@ class SmallRoutes:
         if self._state.phase != "ready":
             raise self._state.refusal()
         return json_response({"status": "ready", "model": self._state.service.info.name})
+
+    async def version(self, request: Request) -> Response:
+        return json_response({"version": __version__})
 
     async def metrics(self, request: Request) -> Response:
         return Response(self._metrics.text(), media_type=METRICS_TYPE)

@@ -174,6 +174,21 @@ class Status(msgspec.Struct, forbid_unknown_fields=True):
     model: str | None = None
 
 
+class Version(msgspec.Struct, forbid_unknown_fields=True):
+    version: str
+
+
+class Tokens(msgspec.Struct, forbid_unknown_fields=True):
+    count: int
+    max_model_len: int
+    tokens: list[int]
+    token_strs: list[str] | None
+
+
+class Detokenized(msgspec.Struct, forbid_unknown_fields=True):
+    prompt: str
+
+
 def read_as(kind: type[Any], body: bytes) -> Any:
     """The answer, strictly as ``kind``; raises ``msgspec.ValidationError``."""
     return msgspec.json.decode(body, type=kind, strict=True)

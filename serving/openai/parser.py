@@ -1,16 +1,15 @@
 """Bytes of a request to a checked ``ParsedRequest``. Needs tokenizer and config only, no running engine."""
 
-import re
-from typing import Any, Literal, TypeVar
-
-import msgspec
+from collections.abc import Callable
+from typing import Any, Literal
 
 from splitrank.serving.openai.errors import ApiError, bad_request
 from splitrank.serving.openai.prompts import Prompts
-from splitrank.serving.openai.requests import Generation, ParsedRequest, Prompt
+from splitrank.serving.openai.requests import DirectAnswer, Generation, ParsedRequest, Prompt
 from splitrank.serving.openai.sampling import choice_params, sampling_params
 from splitrank.serving.openai.settings import DEFAULT_SETTINGS, ApiSettings
-from splitrank.serving.openai.strict_json import parse_object
+from splitrank.serving.openai.strict_json import convert, convert_known, parse_object
+from splitrank.serving.openai.tokens import DetokenizeBody, TokenizeBody, TokenRoutes
 from splitrank.serving.openai.types import ChatBody, CompletionBody
 from splitrank.serving.openai.unsupported import refuse_unsupported
 from splitrank.serving.text.detokenizer import TextForm
@@ -19,9 +18,11 @@ from splitrank.serving.text.tokenizer import Tokenizer
 
 CHAT_URL = "/v1/chat/completions"
 COMPLETIONS_URL = "/v1/completions"
+TOKENIZE_URL = "/tokenize"
+DETOKENIZE_URL = "/detokenize"
 MAX_CHOICES = 256
 
-Body = TypeVar("Body")
+Parsed = ParsedRequest | DirectAnswer
 
 
 class RequestParser:
@@ -31,23 +32,25 @@ class RequestParser:
         self._info = info
         self._settings = settings
         self._prompts = Prompts(tokenizer, info, settings)
+        tokens = TokenRoutes(tokenizer, info, self._prompts)
+        self._readers: dict[str, Callable[[dict[str, Any]], Parsed]] = {
+            CHAT_URL: self._chat,
+            COMPLETIONS_URL: self._completion,
+            TOKENIZE_URL: lambda raw: tokens.tokenize(convert_known(raw, TokenizeBody)),
+            DETOKENIZE_URL: lambda raw: tokens.detokenize(convert_known(raw, DetokenizeBody)),
+        }
 
-    def parse(self, url: str, body: bytes) -> ParsedRequest:
+    def parse(self, url: str, body: bytes) -> Parsed:
         """``url`` is the path. Raises ``ApiError`` 400 for anything wrong, 404 for an unknown path or model."""
-        if url not in (CHAT_URL, COMPLETIONS_URL):
+        if url not in self._readers:
             raise ApiError(404, f"unknown url {url!r}", code="not_found")
         try:
-            return self._parse(url, parse_object(body))
+            raw = parse_object(body)
+            if isinstance(raw.get("model"), str):
+                self.check_model(raw["model"])
+            return self._readers[url](raw)
         except RecursionError:
             raise bad_request("the body is nested too deeply") from None
-
-    def _parse(self, url: str, raw: dict[str, Any]) -> ParsedRequest:
-        if isinstance(raw.get("model"), str):
-            self.check_model(raw["model"])
-        refuse_unsupported(raw, is_chat=url == CHAT_URL)
-        if url == CHAT_URL:
-            return self._chat(convert(raw, ChatBody))
-        return self._completion(convert(raw, CompletionBody))
 
     def check_model(self, name: str) -> None:
         """Raises ``ApiError`` 404 for any other name than the served one."""
@@ -55,11 +58,15 @@ class RequestParser:
             message = f"the model {name[:200]!r} does not exist; this server serves {self._info.name!r}"
             raise ApiError(404, message, param="model", code="model_not_found")
 
-    def _chat(self, body: ChatBody) -> ParsedRequest:
+    def _chat(self, raw: dict[str, Any]) -> ParsedRequest:
+        refuse_unsupported(raw, is_chat=True)
+        body = convert(raw, ChatBody)
         prompt, form = self._prompts.chat(body)
         return self._request("chat", body, [prompt], form)
 
-    def _completion(self, body: CompletionBody) -> ParsedRequest:
+    def _completion(self, raw: dict[str, Any]) -> ParsedRequest:
+        refuse_unsupported(raw, is_chat=False)
+        body = convert(raw, CompletionBody)
         if body.echo and body.logprobs is not None:
             raise bad_request("echo with logprobs is not supported: there are no logprobs of the prompt", "echo")
         form = TextForm(shows_special=body.skip_special_tokens is False)
@@ -103,15 +110,3 @@ class RequestParser:
                 own = choice_params(params, index)
                 generations.append(Generation(len(generations), position, own))
         return tuple(generations)
-
-
-def convert(raw: dict[str, Any], body_type: type[Body]) -> Body:
-    """Raises ``ApiError`` 400 that names the field."""
-    try:
-        return msgspec.convert(raw, body_type, strict=True)
-    except msgspec.ValidationError as error:
-        message = str(error)
-        at = re.search(r" - at `(?:key in )?\$\.?(.*)`$", message)
-        missing = re.search(r"missing required field `(\w+)`$", message)
-        param = at[1] if at else missing[1] if missing else None
-        raise bad_request(message.replace(" - at `$.", " - at `"), param) from None

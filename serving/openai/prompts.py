@@ -27,8 +27,8 @@ class Prompts:
         self._info = info
         self._settings = settings
 
-    def chat(self, body: ChatBody) -> tuple[Prompt, TextForm]:
-        """The prompt, and how the answer to it is read."""
+    def chat(self, body: ChatBody, is_limited: bool = True) -> tuple[Prompt, TextForm]:
+        """The prompt, and how the answer to it is read. ``is_limited``: by the context."""
         refuse_other_parts(body)
         messages = [msgspec.to_builtins(message) for message in body.messages]
         tools = asked_tools(body, self._settings)
@@ -36,19 +36,19 @@ class Prompts:
             variables = template_variables(body, self._settings)
             text = self._tokenizer.render_chat(messages, variables, tools.described, prompt_ending(body))
             text += tools.opening(text)
-            token_ids = self._encode(text, body, add_special_tokens=bool(body.add_special_tokens))
+            token_ids = self._encode(text, body, bool(body.add_special_tokens), is_limited)
         parts_thinking = self._settings.parts_thinking and body.separate_reasoning is not False
         shows_special = body.skip_special_tokens is False
         form = TextForm(parts_thinking and ends_inside_thinking(text), tools.form, shows_special)
         return Prompt(token_ids, ""), form
 
-    def texts(self, body: CompletionBody) -> list[Prompt]:
-        return [self._text(prompt, body) for prompt in _split_prompts(body.prompt)]
+    def texts(self, body: CompletionBody, is_limited: bool = True) -> list[Prompt]:
+        return [self._text(prompt, body, is_limited) for prompt in _split_prompts(body.prompt)]
 
-    def _text(self, prompt: str | list[int], body: CompletionBody) -> Prompt:
+    def _text(self, prompt: str | list[int], body: CompletionBody, is_limited: bool) -> Prompt:
         if isinstance(prompt, str):
             with self._refusals("prompt"):
-                token_ids = self._encode(prompt, body, add_special_tokens=body.add_special_tokens is not False)
+                token_ids = self._encode(prompt, body, body.add_special_tokens is not False, is_limited)
             if body.truncate_prompt_tokens is None:
                 return Prompt(token_ids, prompt if body.echo else "")
         else:
@@ -58,9 +58,11 @@ class Prompts:
             check_token_ids(token_ids, self._info, "prompt")
         return Prompt(token_ids, self._tokenizer.decode(token_ids) if body.echo else "")
 
-    def _encode(self, text: str, body: ChatBody | CompletionBody, add_special_tokens: bool) -> list[int]:
+    def _encode(
+        self, text: str, body: ChatBody | CompletionBody, add_special_tokens: bool, is_limited: bool
+    ) -> list[int]:
         """A prompt that will be truncated is not too long, however long it is."""
-        limit = self._info.max_model_len if body.truncate_prompt_tokens is None else None
+        limit = self._info.max_model_len if is_limited and body.truncate_prompt_tokens is None else None
         return self._truncated(self._tokenizer.encode(text, limit, add_special_tokens), body)
 
     @staticmethod

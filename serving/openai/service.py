@@ -13,7 +13,7 @@ import msgspec
 from splitrank.serving.openai.errors import engine_errors_as_api_errors
 from splitrank.serving.openai.formats import ChoiceFormat, Collected, choice_format
 from splitrank.serving.openai.merge import merge
-from splitrank.serving.openai.parser import RequestParser
+from splitrank.serving.openai.parser import Parsed, RequestParser
 from splitrank.serving.openai.requests import Generation, ParsedRequest
 from splitrank.serving.openai.settings import DEFAULT_SETTINGS, ApiSettings
 from splitrank.serving.openai.usage import Usage
@@ -47,7 +47,7 @@ class OpenAIService:
     def tokenizer(self) -> Tokenizer:
         return self._engine.tokenizer
 
-    def parse(self, url: str, body: bytes) -> ParsedRequest:
+    def parse(self, url: str, body: bytes) -> Parsed:
         """See ``RequestParser.parse``. Takes as long as tokenizing takes: call it in a thread."""
         return self._parser.parse(url, body)
 

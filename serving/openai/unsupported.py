@@ -1,10 +1,10 @@
 """Fields that this server does not obey: refused unless their value asks for nothing. None is ignored in silence."""
 
-import difflib
 from collections.abc import Mapping
 from typing import Any
 
 from splitrank.serving.openai.errors import bad_request
+from splitrank.serving.openai.strict_json import nearest
 from splitrank.serving.openai.types import ChatBody, CompletionBody, StreamOptions
 
 Harmless = Mapping[str, tuple[Any, ...]]
@@ -95,13 +95,8 @@ def _refuse(values: dict[str, Any], harmless: Harmless, obeyed: tuple[str, ...],
     for name, value in values.items():
         if name in obeyed or name in _LABELS or _asks_nothing(value, harmless.get(name, ())):
             continue
-        hint = _hint(name) if name in harmless else _nearest(name, obeyed)
+        hint = _hint(name) if name in harmless else nearest(name, obeyed)
         raise bad_request(f"{path}{name[:40]} is not supported{hint}", path + name[:40], "unsupported_value")
-
-
-def _nearest(name: str, obeyed: tuple[str, ...]) -> str:
-    matches = difflib.get_close_matches(name[:40], obeyed, n=1)
-    return f"; did you mean {matches[0]}?" if matches else " by this server"
 
 
 def _asks_nothing(value: Any, harmless: tuple[Any, ...]) -> bool:

@@ -53,9 +53,9 @@ class Tokenizer:
             self._length.check(text, max_tokens)
         return self.backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0].ids
 
-    def decode(self, token_ids: list[int]) -> str:
-        """Text of all ids at once; special tokens show nothing, ids without an entry neither."""
-        return self.backend.decode_batch([token_ids], skip_special_tokens=True)[0]
+    def decode(self, token_ids: list[int], shows_special: bool = False) -> str:
+        """Text of all ids at once; ids without an entry show nothing, nor do special tokens unless asked."""
+        return self.backend.decode_batch([token_ids], skip_special_tokens=not shows_special)[0]
 
     def render_chat(
         self,

@@ -26,8 +26,8 @@ def test_the_document(tmp_path: Path) -> None:
     async def work(front: Front) -> None:
         whole = await document(front)
         assert set(whole["paths"]) == {
-            "/health", "/ready", "/metrics", "/v1/models", "/v1/models/{model}",
-            "/v1/chat/completions", "/v1/completions",
+            "/health", "/ready", "/metrics", "/v1/models", "/v1/models/{model}", "/version",
+            "/tokenize", "/detokenize", "/v1/chat/completions", "/v1/completions",
         }  # fmt: skip
         schemas = whole["components"]["schemas"]
         for name, body in (("ChatBody", ChatBody), ("CompletionBody", CompletionBody)):
@@ -103,6 +103,7 @@ def test_small_answers_and_errors_are_what_it_says(tmp_path: Path) -> None:
             ("/health", answers.Status),
             ("/ready", answers.Status),
             ("/v1/models", answers.ModelList),
+            ("/version", answers.Version),
             ("/v1/models/tiny", answers.Model),
             ("/v1/models/other", answers.Error),
             ("/nothing", answers.Error),
@@ -112,5 +113,9 @@ def test_small_answers_and_errors_are_what_it_says(tmp_path: Path) -> None:
             response = await front.http.post("/v1/completions", json=body)
             assert response.status_code == 400
             answers.read_as(answers.Error, response.content)
+        tokenized = await front.http.post("/tokenize", json={"prompt": "hi", "return_token_strs": True})
+        assert answers.read_as(answers.Tokens, tokenized.content).token_strs == ["hi"]
+        detokenized = await front.http.post("/detokenize", json={"tokens": tokenized.json()["tokens"]})
+        assert answers.read_as(answers.Detokenized, detokenized.content).prompt == "hi"
 
     serving(tmp_path, work)
