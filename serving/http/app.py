@@ -26,8 +26,19 @@ from splitrank.serving.http.responses import error_response
 from splitrank.serving.http.routes import METRICS_TYPE, SmallRoutes
 from splitrank.serving.http.state import ServerState
 from splitrank.serving.openai import answers, tokens, types
+from splitrank.serving.openai.dialects import MESSAGES_URL, RESPONSES_URL
 from splitrank.serving.openai.errors import ApiError
-from splitrank.serving.openai.parser import CHAT_URL, COMPLETIONS_URL, DETOKENIZE_URL, TOKENIZE_URL
+from splitrank.serving.openai.messages.types import CountBody, MessageBody
+from splitrank.serving.openai.messages.types_of_answers import CountedTokens, MessageAnswer, MessageError, MessageEvent
+from splitrank.serving.openai.parser import (
+    CHAT_URL,
+    COMPLETIONS_URL,
+    COUNT_TOKENS_URL,
+    DETOKENIZE_URL,
+    TOKENIZE_URL,
+)
+from splitrank.serving.openai.responses import types_of_answers as response_answers
+from splitrank.serving.openai.responses.types import ResponseBody
 
 Handler = Callable[[Request], Awaitable[Response]]
 
@@ -74,8 +85,25 @@ def _posting(document: ApiDocument) -> dict[str, Documentation]:
     completion = document.posting(
         types.CompletionBody, answers.Completion, "Continues texts", chunk=answers.CompletionChunk
     )
+    response = document.posting(
+        ResponseBody,
+        response_answers.Response,
+        "Answers a conversation, in the form of items",
+        chunk=response_answers.ResponseEvent,
+    )
+    message = document.posting(
+        MessageBody,
+        MessageAnswer,
+        "Answers a conversation, in Anthropic's form",
+        chunk=MessageEvent,
+        error=MessageError,
+    )
+    count = document.posting(CountBody, CountedTokens, "Tokens of a message's prompt", error=MessageError)
     return {
         CHAT_URL: chat,
+        RESPONSES_URL: response,
+        MESSAGES_URL: message,
+        COUNT_TOKENS_URL: count,
         COMPLETIONS_URL: completion,
         TOKENIZE_URL: document.posting(tokens.TokenizeBody, answers.Tokens, "Tokens of a text or a conversation"),
         DETOKENIZE_URL: document.posting(tokens.DetokenizeBody, answers.Detokenized, "Text of tokens"),
@@ -102,11 +130,12 @@ def _add(app: FastAPI, path: str, handler: Handler, documentation: Documentation
 
 async def _handle_api_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, ApiError)
-    return error_response(error)
+    return error_response(request.url.path, error)
 
 
 async def _handle_http_exception(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code)
     message = f"{request.method} {request.url.path}: {error.detail}"
-    return error_response(ApiError(error.status_code, message, code=code, headers=dict(error.headers or {})))
+    refusal = ApiError(error.status_code, message, code=code, headers=dict(error.headers or {}))
+    return error_response(request.url.path, refusal)

@@ -36,13 +36,18 @@ class ApiDocument:
         return self._route(summary, content, errors)
 
     def posting(
-        self, body: type[Any], answer: type[Any], summary: str, chunk: type[Any] | None = None
+        self,
+        body: type[Any],
+        answer: type[Any],
+        summary: str,
+        chunk: type[Any] | None = None,
+        error: type[Any] = Error,
     ) -> Documentation:
         """A POST route; ``chunk`` is an event of its stream."""
         content = self._json(answer)
         if chunk is not None:
             content["text/event-stream"] = {"schema": self._reference(chunk)}
-        documentation = self._route(summary, content, tuple(ERRORS))
+        documentation = self._route(summary, content, tuple(ERRORS), error)
         documentation["openapi_extra"]["requestBody"] = {"required": True, "content": self._json(body)}
         return documentation
 
@@ -56,10 +61,12 @@ class ApiDocument:
 
         app.openapi = openapi  # type: ignore[method-assign]
 
-    def _route(self, summary: str, content: dict[str, Any], errors: tuple[int, ...]) -> Documentation:
+    def _route(
+        self, summary: str, content: dict[str, Any], errors: tuple[int, ...], error: type[Any] = Error
+    ) -> Documentation:
         responses: dict[int, Any] = {200: {"description": "The answer.", "content": content}}
         for status in errors:
-            responses[status] = {"description": ERRORS[status], "content": self._json(Error)}
+            responses[status] = {"description": ERRORS[status], "content": self._json(error)}
         return {"summary": summary, "responses": responses, "openapi_extra": {}}
 
     def _json(self, kind: type[Any]) -> dict[str, Any]:

@@ -1,17 +1,21 @@
 """Bytes of a request to a checked ``ParsedRequest``. Needs tokenizer and config only, no running engine."""
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
+from splitrank.serving.openai.dialects import MESSAGES_URL, RESPONSES_URL
 from splitrank.serving.openai.errors import ApiError, bad_request
+from splitrank.serving.openai.messages import request as messages
+from splitrank.serving.openai.messages.types import HARMLESS, CountBody, MessageBody
 from splitrank.serving.openai.prompts import Prompts
-from splitrank.serving.openai.requests import DirectAnswer, Generation, ParsedRequest, Prompt
+from splitrank.serving.openai.requests import DirectAnswer, Generation, Kind, ParsedRequest, Prompt
+from splitrank.serving.openai.responses import request as responses
 from splitrank.serving.openai.sampling import choice_params, sampling_params
 from splitrank.serving.openai.settings import DEFAULT_SETTINGS, ApiSettings
 from splitrank.serving.openai.strict_json import convert, convert_known, parse_object
 from splitrank.serving.openai.tokens import DetokenizeBody, TokenizeBody, TokenRoutes
 from splitrank.serving.openai.types import ChatBody, CompletionBody
-from splitrank.serving.openai.unsupported import refuse_unsupported
+from splitrank.serving.openai.unsupported import refuse_others, refuse_unsupported
 from splitrank.serving.text.detokenizer import TextForm
 from splitrank.serving.text.model_info import ModelInfo
 from splitrank.serving.text.tokenizer import Tokenizer
@@ -20,6 +24,7 @@ CHAT_URL = "/v1/chat/completions"
 COMPLETIONS_URL = "/v1/completions"
 TOKENIZE_URL = "/tokenize"
 DETOKENIZE_URL = "/detokenize"
+COUNT_TOKENS_URL = MESSAGES_URL + "/count_tokens"
 MAX_CHOICES = 256
 
 Parsed = ParsedRequest | DirectAnswer
@@ -37,6 +42,9 @@ class RequestParser:
             CHAT_URL: self._chat,
             COMPLETIONS_URL: self._completion,
             TOKENIZE_URL: lambda raw: tokens.tokenize(convert_known(raw, TokenizeBody)),
+            RESPONSES_URL: self._response,
+            MESSAGES_URL: self._message,
+            COUNT_TOKENS_URL: self._count_tokens,
             DETOKENIZE_URL: lambda raw: tokens.detokenize(convert_known(raw, DetokenizeBody)),
         }
 
@@ -72,12 +80,36 @@ class RequestParser:
         form = TextForm(shows_special=body.skip_special_tokens is False)
         return self._request("completion", body, self._prompts.texts(body), form)
 
+    def _response(self, raw: dict[str, Any]) -> ParsedRequest:
+        body = responses.read_response(raw)
+        try:
+            chat = responses.as_chat(body)
+            prompt, form = self._prompts.chat(chat)
+            return self._request("response", chat, [prompt], form, responses.echo(body))
+        except ApiError as error:
+            raise responses.in_our_terms(error) from None
+
+    def _message(self, raw: dict[str, Any]) -> ParsedRequest:
+        refuse_others(raw, MessageBody, HARMLESS)
+        chat = messages.as_chat(convert(raw, MessageBody))
+        try:
+            prompt, form = self._prompts.chat(chat)
+            return self._request("message", chat, [prompt], form)
+        except ApiError as error:
+            raise messages.in_our_terms(error) from None
+
+    def _count_tokens(self, raw: dict[str, Any]) -> DirectAnswer:
+        refuse_others(raw, CountBody, HARMLESS)
+        prompt, _ = self._prompts.chat(messages.as_chat(convert(raw, CountBody)), is_limited=False)
+        return DirectAnswer({"input_tokens": len(prompt.token_ids)})
+
     def _request(
         self,
-        kind: Literal["chat", "completion"],
+        kind: Kind,
         body: ChatBody | CompletionBody,
         prompts: list[Prompt],
         form: TextForm,
+        echo: dict[str, Any] | None = None,
     ) -> ParsedRequest:
         options = body.stream_options
         if options is not None and not body.stream:
@@ -92,6 +124,7 @@ class RequestParser:
             return_token_ids=bool(body.return_token_ids),
             names_ids=bool(body.return_tokens_as_token_ids),
             form=form,
+            echo=echo or {},
         )
 
     def _generations(self, body: ChatBody | CompletionBody, prompts: list[Prompt]) -> tuple[Generation, ...]:

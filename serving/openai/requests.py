@@ -1,11 +1,13 @@
 """Checked requests: what the service runs. They cross from the parse workers as msgpack."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from splitrank.serving.protocol.sampling_params import SamplingParams
 from splitrank.serving.protocol.seeds import with_seed
 from splitrank.serving.text.detokenizer import PLAIN_TEXT, TextForm
+
+Kind = Literal["chat", "completion", "response", "message"]
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,7 @@ class Generation:
 class ParsedRequest:
     """``usage_in_chunks``: in each one of a stream. ``names_ids``: log probabilities name tokens by id."""
 
-    kind: Literal["chat", "completion"]
+    kind: Kind
     prompts: tuple[Prompt, ...]
     generations: tuple[Generation, ...]
     stream: bool = False
@@ -36,6 +38,7 @@ class ParsedRequest:
     return_token_ids: bool = False
     names_ids: bool = False
     form: TextForm = PLAIN_TEXT
+    echo: dict[str, Any] = field(default_factory=dict)  # what the answer repeats of the request
 
     def with_seeds(self, *parts: int | str) -> "ParsedRequest":
         """Choices that have no seed get one, made of ``parts`` and of their index."""

@@ -3,28 +3,46 @@
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import replace
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 
+from splitrank.serving.openai.dialects import DONE, named_event
 from splitrank.serving.openai.errors import engine_errors_as_api_errors
 from splitrank.serving.openai.formats import ChoiceFormat, Collected, choice_format
 from splitrank.serving.openai.merge import merge
+from splitrank.serving.openai.messages.answer import MessageWriter
 from splitrank.serving.openai.parser import Parsed, RequestParser
-from splitrank.serving.openai.requests import Generation, ParsedRequest
+from splitrank.serving.openai.requests import Generation, Kind, ParsedRequest
+from splitrank.serving.openai.responses.answer import ResponseWriter
 from splitrank.serving.openai.settings import DEFAULT_SETTINGS, ApiSettings
 from splitrank.serving.openai.usage import Usage
 from splitrank.serving.text.model_info import ModelInfo
 from splitrank.serving.text.text_engine import TextOutput, TextSource
 from splitrank.serving.text.tokenizer import Tokenizer
 
-DONE = b"data: [DONE]\n\n"
 _OBJECTS = {  # kind: prefix of the id, object of a body, object of a stream's chunk
     "chat": ("chatcmpl-", "chat.completion", "chat.completion.chunk"),
     "completion": ("cmpl-", "text_completion", "text_completion"),
+}
+
+
+class AnswerWriter(Protocol):
+    """Writes the one answer to a request: ``add`` its outputs, then ``finish``, then it is ``whole``."""
+
+    def add(self, output: TextOutput) -> list[dict[str, Any]]: ...
+
+    def finish(self, usage: Usage) -> list[dict[str, Any]]: ...
+
+    def whole(self) -> dict[str, Any]: ...
+
+
+_WRITERS: dict[Kind, Callable[[ParsedRequest, str], AnswerWriter]] = {
+    "response": ResponseWriter,
+    "message": MessageWriter,
 }
 
 
@@ -58,6 +76,12 @@ class OpenAIService:
     async def complete(self, request: ParsedRequest, usage: Usage | None = None) -> dict[str, Any]:
         """The response body, once all choices are finished; parts of it are ``msgspec.Raw`` JSON. ``usage`` counts."""
         usage = usage or Usage(request)
+        if request.kind in _WRITERS:
+            writer = self._writer(request)
+            async with aclosing(self._written(request, writer, usage)) as events:
+                async for _ in events:
+                    pass
+            return writer.whole()
         try:
             async with asyncio.TaskGroup() as group:
                 tasks = [group.create_task(self._collect(request, one, usage)) for one in request.generations]
@@ -67,13 +91,18 @@ class OpenAIService:
         return {**self._envelope(request, stream=False), "choices": choices, "usage": usage.whole()}
 
     async def stream_events(self, request: ParsedRequest, usage: Usage | None = None) -> AsyncGenerator[bytes, None]:
-        """Server-sent events, ``[DONE]`` last. The first comes with the first token: the request was accepted then."""
+        """Server-sent events. The first comes with the first token: the request was accepted then."""
+        usage = usage or Usage(request)
+        if request.kind in _WRITERS:
+            async with aclosing(self._written(request, self._writer(request), usage)) as events:
+                async for event in events:
+                    yield named_event(event)
+            return
         envelope = self._envelope(request, stream=True)
         if request.include_usage:
             envelope["usage"] = None
         formats = [choice_format(request, self._engine.tokenizer, generation) for generation in request.generations]
         started = [False] * len(formats)
-        usage = usage or Usage(request)
         sources = [self._outputs(request, generation) for generation in request.generations]
         with engine_errors_as_api_errors():
             async with aclosing(merge(sources)) as outputs:
@@ -88,6 +117,22 @@ class OpenAIService:
         if request.include_usage:
             yield _event({**envelope, "choices": [], "usage": usage.whole()})
         yield DONE
+
+    def _writer(self, request: ParsedRequest) -> AnswerWriter:
+        return _WRITERS[request.kind](request, self._engine.info.name)
+
+    async def _written(
+        self, request: ParsedRequest, writer: AnswerWriter, usage: Usage
+    ) -> AsyncGenerator[dict[str, Any], None]:
+        """Events of an API whose answers are rows of blocks."""
+        with engine_errors_as_api_errors():
+            async with aclosing(self._outputs(request, request.generations[0])) as outputs:
+                async for output in outputs:
+                    usage.add(0, output)
+                    for event in writer.add(output):
+                        yield event
+        for event in writer.finish(usage):
+            yield event
 
     def _outputs(self, request: ParsedRequest, generation: Generation) -> AsyncGenerator[TextOutput, None]:
         return self._engine.stream(request.prompt_of(generation).token_ids, generation.params, request.form)

@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+import msgspec
+
 from splitrank.serving.openai.errors import bad_request
 from splitrank.serving.openai.strict_json import nearest
 from splitrank.serving.openai.types import ChatBody, CompletionBody, StreamOptions
@@ -89,6 +91,11 @@ def refuse_unsupported(body: dict[str, Any], is_chat: bool) -> None:
         if isinstance(message, dict):
             asked = {name: message[name] for name in message.keys() & _MESSAGE.keys()}
             _refuse(asked, _MESSAGE, (), f"messages[{index}].")
+
+
+def refuse_others(body: dict[str, Any], body_type: type[msgspec.Struct], harmless: Harmless) -> None:
+    """As ``refuse_unsupported``, for a body of any other API: only ``harmless`` values of what its type lacks."""
+    _refuse(body, harmless, body_type.__struct_fields__, "")
 
 
 def _refuse(values: dict[str, Any], harmless: Harmless, obeyed: tuple[str, ...], path: str) -> None:

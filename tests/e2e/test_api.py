@@ -197,7 +197,18 @@ def test_usage_says_what_came_from_the_prefix_cache(server: Server) -> None:
     assert (twice.prompt_tokens, twice.prompt_tokens_details.cached_tokens) == (201, 192)
 
 
-# ------------------------------------------------------------------ thinking
+# ------------------------------------------------------------------ thinking, and the APIs of agents
+
+
+def test_the_three_apis_of_chats_say_the_same(server: Server) -> None:
+    asked = {"model": server.model, "temperature": 0}
+    chat = ask_chat(server, max_tokens=200).choices[0].message
+    response = server.client.responses.create(**asked, input=QUESTION[0]["content"], max_output_tokens=200)
+    assert response.output_text == chat.content
+    assert response.output[0].content[0].text == chat.reasoning_content
+    body = {**asked, "messages": QUESTION, "max_tokens": 200, "thinking": {"type": "adaptive"}}
+    thought, text = server.http.post("/v1/messages", json=body).json()["content"]
+    assert (thought["thinking"], text["text"]) == (chat.reasoning_content, chat.content)
 
 
 def test_thoughts_are_apart_from_the_answer(server: Server) -> None:

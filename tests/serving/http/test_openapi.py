@@ -27,7 +27,8 @@ def test_the_document(tmp_path: Path) -> None:
         whole = await document(front)
         assert set(whole["paths"]) == {
             "/health", "/ready", "/metrics", "/v1/models", "/v1/models/{model}", "/version",
-            "/tokenize", "/detokenize", "/v1/chat/completions", "/v1/completions",
+            "/tokenize", "/detokenize", "/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages",
+            "/v1/messages/count_tokens",
         }  # fmt: skip
         schemas = whole["components"]["schemas"]
         for name, body in (("ChatBody", ChatBody), ("CompletionBody", CompletionBody)):
