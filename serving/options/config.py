@@ -16,6 +16,8 @@ LOAD_FORMATS = ("auto", "dummy")
 DEVICES = ("auto", "cpu", "cuda")  # cuda is also ROCm's
 MOST_REQUESTS_AT_ONCE = 256  # of a step on a GPU
 LEAST_BODY_BYTES = 64  # shorter than any request
+REASONING_PARSERS = ("qwen3", "none")
+TOOL_CALL_PARSERS = ("qwen3_coder", "none")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
 
@@ -186,6 +188,18 @@ class ServedModelConfig(EngineConfig):
     """Options of the commands whose requests name the model."""
 
     served_model_name: str = option("", "the model's name in requests; the checkpoint folder's name if not given")
+    reasoning_parser: str = option(
+        "qwen3", "parts thoughts from a chat's answer; none: they stay in its content", choices=REASONING_PARSERS
+    )
+    tool_call_parser: str = option(
+        "qwen3_coder",
+        "finds tool calls in a chat's answer; none: they stay in its content",
+        choices=TOOL_CALL_PARSERS,
+    )
+    chat_template_kwargs: str = option(
+        "", 'variables of the chat template that a request need not give, as JSON: {"enable_thinking": false}'
+    )
+    clip_max_tokens: bool = option(False, "max_tokens beyond what the context leaves are cut, not refused with 400")
 
 
 @dataclass(frozen=True, kw_only=True)
