@@ -72,7 +72,7 @@ class NullRank:
         for pages in plan.pages:
             self.table.add_pages(pages)
         planned = make_batch(self.table, plan.decodes, plan.chunks)
-        self.table.advance(planned.batch, planned.host_slots)
+        self.table.advance(planned.host_slots, planned.ends)
         return planned.sampled
 
     def take(self, slots: list[int], tokens: list[int]) -> None:

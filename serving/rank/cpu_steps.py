@@ -45,7 +45,6 @@ class CpuSteps:
 
     def forward(self, planned: PlannedBatch, states: HiddenStates | None) -> HiddenStates | torch.Tensor:
         output: HiddenStates | torch.Tensor = self._model(planned.batch, states, self._cache, self._collectives)
-        self._table.lengths.index_copy_(0, planned.batch.decode_slots, planned.batch.decode_lengths)
         return output
 
     def sample(self, planned: PlannedBatch, logits: torch.Tensor, states: list[SamplingState]) -> SampledTokens:

@@ -6,6 +6,7 @@ the shapes of a batch and the blocks of a prompt come from them.
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -45,18 +46,30 @@ class RequestTable:
     def __init__(
         self, num_slots: int, max_pages: int, page_size: int, device: torch.device, scratch_page: int | None = None
     ) -> None:
-        self.page_size, self.device, self.scratch_slot = page_size, device, num_slots
+        self.page_size, self.device = page_size, device
+        self.scratch_slot, self.scratch_page = num_slots, scratch_page
         dtype = torch.int64 if scratch_page is None else torch.int32
         count = num_slots + (scratch_page is not None)
+        self.host_lengths = np.zeros(count, dtype=np.int64)
         self.pages = torch.zeros((count, max_pages), dtype=dtype, device=device)
-        self.lengths = torch.zeros(count, dtype=dtype, device=device)
+        # On a CPU one memory: a tensor for operations, an array for the host.
+        self.lengths = (
+            torch.from_numpy(self.host_lengths)
+            if scratch_page is None
+            else torch.zeros(count, dtype=dtype, device=device)
+        )
         self.last_tokens = torch.zeros(count, dtype=dtype, device=device)
         if scratch_page is not None:
             self.pages[num_slots, 0] = scratch_page
-        self.host_lengths = np.zeros(num_slots, dtype=np.int64)
         self.host_pages: list[list[int]] = [[] for _ in range(num_slots)]
         self.rows: dict[int, Row] = {}  # by slot
         self._slots: dict[int, int] = {}  # by request
+
+    @cached_property
+    def host_page_table(self) -> npt.NDArray[np.int64]:
+        """``pages`` as an array, on a CPU."""
+        table: npt.NDArray[np.int64] = self.pages.numpy()
+        return table
 
     def slot_of(self, request: int) -> int | None:
         return self._slots.get(request)
@@ -98,7 +111,7 @@ class RequestTable:
     def advance(self, host_slots: npt.NDArray[np.int64], ends: Iterable[tuple[int, int]]) -> None:
         """The step has computed a token of each of ``host_slots``, and prompts up to ``ends`` (slot, length).
 
-        ``lengths`` of ``host_slots`` are the device's to write, where the step is computed.
+        On a GPU, the step itself writes ``lengths`` of ``host_slots``.
         """
         self.host_lengths[host_slots] += 1
         for slot, length in ends:
@@ -111,4 +124,5 @@ class RequestTable:
 
     def set_length(self, slot: int, length: int) -> None:
         self.host_lengths[slot] = length
-        self.lengths[slot] = length
+        if self.scratch_page is not None:
+            self.lengths[slot] = length

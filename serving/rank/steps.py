@@ -39,7 +39,7 @@ class Steps(Protocol):
     ) -> PlannedBatch: ...
 
     def forward(self, planned: Any, states: HiddenStates | None) -> HiddenStates | Logits:
-        """Runs the stage; the lengths of its decode rows advance on the device."""
+        """Runs the stage. On a GPU the lengths of its decode rows advance with it."""
         ...
 
     def sample(self, planned: Any, logits: Logits, states: list[SamplingState]) -> PendingTokens:

@@ -84,7 +84,9 @@ def test_the_server_says_it_at_the_start_and_ends_a_chat(demo: LLMOutput, tempor
             temperature=0,
             max_tokens=200,  # type: ignore[arg-type]
         ).choices[0]
-        assert (choice.message.content, choice.finish_reason) == (demo.text, "stop")
+        thoughts, _, answer = demo.text.partition("\n</think>\n\n")
+        message: Any = choice.message
+        assert (message.reasoning_content, message.content, choice.finish_reason) == (thoughts, answer, "stop")
         said = server.stderr
     assert "splitrank serve: stop tokens: 4044 '<|endoftext|>' (config.json); 4046 '<|im_end|>'" in said
     assert "splitrank serve: head: its own tensor (config.json ties it" in said
@@ -98,7 +100,7 @@ def test_weights_that_are_not_the_checkpoint_s_are_refused_in_one_line(temporary
     assert finished.returncode == 1
     assert "Traceback" not in finished.stderr
     (line,) = [line for line in finished.stderr.splitlines() if line.startswith("splitrank serve: error: ")]
-    assert "failed in load: stage " in line
+    assert "failed in load: rank " in line
     assert "parameter layers." in line
     assert "mlp.experts.gate_up_proj differs from tensor 'model.language_model.layers." in line
     assert "model.safetensors" in line
