@@ -69,3 +69,7 @@ class Batch:
     @property
     def num_tokens(self) -> int:
         return self.token_ids.shape[0]
+
+    @property
+    def num_samples(self) -> int:
+        return self.sample_rows.shape[0]

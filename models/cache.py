@@ -26,7 +26,8 @@ class KVPages:
 class RecurrentSlots:
     """DeltaNet state of one layer.
 
-    ``conv`` [num_slots, kernel - 1, local_conv_dim] in the model's dtype: the last inputs of the convolution;
+    ``conv`` [num_slots, kernel - 1, local_conv_dim] in the model's dtype: the last inputs of the convolution (on a GPU
+    a ring [num_slots, kernel, local_conv_dim], the input of position p at p mod kernel);
     ``delta`` [num_slots, local_num_value_heads, key_head_dim, value_head_dim] in float32.
     """
 
@@ -51,7 +52,7 @@ class StageCache:
         num_slots: int,
         ops: Operations,
     ) -> None:
-        self.page_size = page_size
+        self.page_size, self._ops = page_size, ops
         shapes = LayerShapes.of(config, shard)
         self.layers: dict[int, LayerCache] = {
             layer: _kv_pages(shapes, dtype, num_pages, page_size, ops)
@@ -65,8 +66,14 @@ class StageCache:
         return sum(tensor.nbytes for cache in self.layers.values() for tensor in _tensors(cache))
 
     def save(self, pages: torch.Tensor, slot: int) -> list[torch.Tensor]:
-        """Copies one sequence's pages and slot out (to host memory), layer by layer."""
+        """Copies one sequence's pages and slot out, layer by layer, on the device."""
         return [tensor[pages if isinstance(cache, KVPages) else slot].clone() for cache, tensor in self._walk()]
+
+    def save_to_host(self, pages: torch.Tensor, slot: int) -> list[torch.Tensor]:
+        """The same into host memory, which on a CPU is one copy too."""
+        if self._ops.target == "cpu":
+            return self.save(pages, slot)
+        return [tensor[pages if isinstance(cache, KVPages) else slot].to("cpu") for cache, tensor in self._walk()]
 
     def save_inside(self, pages: torch.Tensor, states: list[torch.Tensor]) -> list[torch.Tensor]:
         """What ``save`` would have returned at the position in the last chunk at which the layers copied ``states``.
@@ -79,7 +86,7 @@ class StageCache:
     def restore(self, saved: list[torch.Tensor], pages: torch.Tensor, slot: int) -> None:
         """Copies what ``save`` returned into other pages and another slot, bit for bit."""
         for (cache, tensor), copy in zip(self._walk(), saved, strict=True):
-            tensor[pages if isinstance(cache, KVPages) else slot] = copy
+            tensor[pages if isinstance(cache, KVPages) else slot] = copy.to(tensor.device)
 
     def _walk(self) -> list[tuple[LayerCache, torch.Tensor]]:
         return [(cache, tensor) for cache in self.layers.values() for tensor in _tensors(cache)]
@@ -96,6 +103,6 @@ def _kv_pages(shapes: LayerShapes, dtype: torch.dtype, num_pages: int, page_size
 
 def _recurrent_slots(shapes: LayerShapes, dtype: torch.dtype, num_slots: int, ops: Operations) -> RecurrentSlots:
     return RecurrentSlots(
-        ops.zeros(num_slots, *shapes.conv_state, dtype=dtype),
+        ops.zeros(num_slots, *shapes.conv_state(ops.target), dtype=dtype),
         ops.zeros(num_slots, *shapes.delta_state, dtype=torch.float32),
     )

@@ -87,10 +87,10 @@ class LayerShapes:
         """Columns of the fused input projection: q k v (the convolution's channels), z, b, a."""
         return self.conv_dim, self.value_dim, self.num_value_heads, self.num_value_heads
 
-    @cached_property
-    def conv_state(self) -> tuple[int, int]:
-        """Shape of a request's convolution state: the last inputs."""
-        return self.config.linear_conv_kernel_dim - 1, self.conv_dim
+    def conv_state(self, target: str) -> tuple[int, int]:
+        """Shape of a request's convolution state: the last inputs, on a GPU in a ring with a place for the next one."""
+        taps = self.config.linear_conv_kernel_dim
+        return (taps if target == "cuda" else taps - 1), self.conv_dim
 
     @cached_property
     def delta_state(self) -> tuple[int, int, int]:

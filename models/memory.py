@@ -43,13 +43,16 @@ def kv_bytes_per_token(config: ModelConfig, shard: TensorShard, dtype: str) -> i
     return 2 * LayerShapes.of(config, shard).num_kv_heads * config.head_dim * DTYPES[dtype].num_bytes
 
 
-def state_bytes_per_request(config: ModelConfig, shard: TensorShard, dtype: str) -> int:
+def state_bytes_per_request(config: ModelConfig, shard: TensorShard, dtype: str, target: str = "cpu") -> int:
     """Convolution inputs (model dtype) and delta state (float32) of one request in one DeltaNet layer."""
     shapes = LayerShapes.of(config, shard)
-    return prod(shapes.conv_state) * DTYPES[dtype].num_bytes + prod(shapes.delta_state) * DTYPES["float32"].num_bytes
+    return (
+        prod(shapes.conv_state(target)) * DTYPES[dtype].num_bytes
+        + prod(shapes.delta_state) * DTYPES["float32"].num_bytes
+    )
 
 
-def rank_memory(config: ModelConfig, plan: WeightPlan, dtype: str) -> RankMemory:
+def rank_memory(config: ModelConfig, plan: WeightPlan, dtype: str, target: str = "cpu") -> RankMemory:
     """Bytes of the rank of a weight plan."""
     num_full = sum(config.layer_types[layer] == FULL for layer in plan.stage.layers)
     num_linear = len(plan.stage.layers) - num_full
@@ -58,7 +61,7 @@ def rank_memory(config: ModelConfig, plan: WeightPlan, dtype: str) -> RankMemory
         plan.position,
         plan.num_bytes,
         num_full * kv_bytes_per_token(config, plan.shard, dtype),
-        num_linear * state_bytes_per_request(config, plan.shard, dtype),
+        num_linear * state_bytes_per_request(config, plan.shard, dtype, target),
     )
 
 

@@ -8,7 +8,6 @@ import torch
 from torch import nn
 
 from splitrank.comm.collectives import Collectives
-from splitrank.models.batch import Batch
 from splitrank.models.cache import StageCache
 from splitrank.models.config import ModelConfig
 from splitrank.models.hidden_states import HiddenStates
@@ -17,7 +16,7 @@ from splitrank.models.layers.decoder_layer import DecoderLayer
 from splitrank.models.layers.norm import RMSNorm
 from splitrank.models.layers.rotary import RotaryEmbedding
 from splitrank.models.layers.vocabulary import Embedding, Head
-from splitrank.models.ops.operations import Operations
+from splitrank.models.ops.operations import DeviceBatch, Operations
 from splitrank.models.sharding import StageSlice, TensorShard
 from splitrank.models.stage import make_layers
 
@@ -57,7 +56,7 @@ class Stage(nn.Module):
         return Head(self.config.vocab_size, self.config.hidden_size, shard, self.dtype, self.ops, weight)
 
     def forward(
-        self, batch: Batch, states: HiddenStates | None, cache: StageCache, collectives: Collectives
+        self, batch: DeviceBatch, states: HiddenStates | None, cache: StageCache, collectives: Collectives
     ) -> HiddenStates | torch.Tensor:
         """Runs one step.
 
@@ -65,20 +64,28 @@ class Stage(nn.Module):
             states: from the stage before, [T, hidden_size] each; None on the first stage.
 
         Returns:
-            The states for the next stage, or on the last stage float32 logits [len(batch.sample_rows), vocab_size].
+            The states for the next stage, or on the last stage logits [batch.num_samples, vocab_size], in the model's
+            dtype.
         """
+        states = self.run_layers(batch, states, cache, collectives)
+        return self.logits(states, batch, collectives) if self.stage.is_last else self.ops.joined(states)
+
+    def run_layers(
+        self, batch: DeviceBatch, states: HiddenStates | None, cache: StageCache, collectives: Collectives
+    ) -> HiddenStates:
+        """Embedding, if this is the first stage, and all layers."""
         if self.stage.is_first:
-            embedded = self.embed_tokens(batch.token_ids, self.ops, collectives)
+            embedded = self.embed_tokens(batch, self.ops, collectives)
             states = HiddenStates(embedded, torch.zeros_like(embedded))
         assert states is not None
-        cos_sin = self.rotary(batch.positions, self.dtype)
+        cos_sin = self.ops.cos_sin(batch, self.rotary, self.dtype)
         for layer in self.stage.layers:
             states = self.layers[layer](states, batch, cache.layers[layer], cos_sin, self.ops, collectives)
-        return self.logits(states, batch, collectives) if self.stage.is_last else states
+        return states
 
-    def logits(self, states: HiddenStates, batch: Batch, collectives: Collectives) -> torch.Tensor:
+    def logits(self, states: HiddenStates, batch: DeviceBatch, collectives: Collectives) -> torch.Tensor:
         """Final norm and head, for the sampled rows only. A step without any (of unfinished prompts) skips the head."""
-        if batch.sample_rows.shape[0] == 0:
-            return torch.empty((0, self.config.vocab_size), device=self.ops.device)
-        logits: torch.Tensor = self.lm_head(states, batch.sample_rows, self.norm, self.ops, collectives)
+        if batch.num_samples == 0:
+            return torch.empty((0, self.config.vocab_size), dtype=self.dtype, device=self.ops.device)
+        logits: torch.Tensor = self.lm_head(states, batch, self.norm, self.ops, collectives)
         return logits

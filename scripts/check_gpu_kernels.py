@@ -29,6 +29,8 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from splitrank.models.ops.gpu import launch as border
 from splitrank.models.ops.gpu.launch import Call
+from splitrank.models.ops.gpu.rows import advance_rows, gather_rows, gather_sampling, keep_tokens
+from splitrank.models.ops.gpu.sampling import SamplingRows
 from splitrank.models.ops.gpu.tiles import load_tiles
 
 KIB = 2**10
@@ -106,6 +108,7 @@ def collect(machine: Machine, rows: Iterable[int], shape: Shape) -> list[Variant
             border.run = lambda call, count=count: calls.append((count, call))  # type: ignore[misc]
             Step(shape, weights, State(shape, count, 256, 64, meta, torch.bfloat16), count, table)()
             Sampling(shape, count, meta, 0.6, 20, 0.95)()
+            move_rows(count, meta)
         prefill = PREFILL[0] * PREFILL[1]
         border.run = lambda call: calls.append((prefill, call))
         PrefillStep(*PREFILL, table, meta).layers(4)
@@ -117,6 +120,21 @@ def collect(machine: Machine, rows: Iterable[int], shape: Shape) -> list[Variant
         known = variants[key].rows if key in variants else ()
         variants[key] = Variant(call, known if count in known else (*known, count), key)
     return list(variants.values())
+
+
+def move_rows(count: int, device: torch.device) -> None:
+    """What moves a step's rows from the request table and back."""
+
+    def numbers(*shape: int, dtype: torch.dtype = torch.int32) -> torch.Tensor:
+        return torch.empty(shape, dtype=dtype, device=device)
+
+    slots, lengths, num_live, width = numbers(count), numbers(257), numbers(1), 512
+    gather_rows(slots, lengths, numbers(257, width), numbers(count), numbers(count, width))
+    advance_rows(slots, lengths, num_live)
+    keep_tokens(slots, numbers(count), lengths, numbers(257, dtype=torch.int64), num_live)
+    kinds = (torch.float32, torch.int32, torch.float64, torch.float32, torch.int64, torch.int64)
+    of_table, of_rows = (SamplingRows(*(numbers(n, dtype=kind) for kind in kinds)) for n in (257, count))
+    gather_sampling(slots, of_table, of_rows)
 
 
 def _signature(call: Call) -> tuple[dict[str, str], dict[str, Any]]:

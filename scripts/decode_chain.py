@@ -189,7 +189,7 @@ class Step:
     def __call__(self, leave_out: frozenset[str] = frozenset()) -> None:
         w, norm_tile = self.weights, self.tiles["add_norm"]
         embedding.embed(self.token_ids, self.slots, self.tokens, w.embedding, 0, self.embedded.squeeze(1), norm_tile)
-        rotary.cos_sin(self.positions, self.frequencies, self.rotations, norm_tile)
+        rotary.cos_sin(self.positions, self.frequencies, 1.0, self.rotations, norm_tile)
         residual, spare = self.residual
         parts, attention, delta = self.embedded, 0, 0
         for layer in range(self.shape.num_layers):

@@ -83,8 +83,14 @@ def ask(address: str, question: str, max_tokens: int) -> None:
     )
     choice, usage = answer.choices[0], answer.usage
     assert usage is not None
-    content = (choice.message.content or "").replace("\n", "\n  ")
-    print(f"\nquestion: {question}\nanswer:\n  {content}\n")
+    print(f"\nquestion: {question}")
+    for title, text in (
+        ("thinking", getattr(choice.message, "reasoning_content", None)),
+        ("answer", choice.message.content),
+    ):
+        if text is not None:
+            print(f"{title}:\n  " + text.replace("\n", "\n  "))
+    print()
     print(f"model {model}: {usage.prompt_tokens} prompt tokens, {usage.completion_tokens} generated tokens, ", end="")
     print(f"finished by {choice.finish_reason}\n", flush=True)
 

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from splitrank.models.checkpoint import Checkpoint
@@ -14,7 +14,7 @@ from splitrank.models.tied_head import describe_head, settle_head
 from splitrank.serving.launch.model_files import model_folder
 from splitrank.serving.launch.resolve import choose_partition, computing_dtype, wanted_length
 from splitrank.serving.options.checked import Bounds
-from splitrank.serving.options.config import LayoutConfig, Options, option
+from splitrank.serving.options.config import CPU_DEFAULTS, GPU_DEFAULTS, LayoutConfig, Options, option
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +40,7 @@ class InspectConfig(Options):
 def run_plan(config: PlanConfig) -> int:
     """Prints the plan; exit code 0. Raises ``ValueError`` for a layout that the model does not allow."""
     path = Path(config.model) if config.model.endswith(".json") else model_folder(config.model)
+    config = replace(config, max_running_requests=config.max_running_requests or _requests_at_once(config))
     model = read_config(path)
     check_tensor_parallel(model, config.tp)
     check_partition(model.num_hidden_layers, config.pp, config.pp_partition or None)
@@ -50,10 +51,19 @@ def run_plan(config: PlanConfig) -> int:
         model, checkpoint = settle_head(path, model)
     partition = choose_partition(config, model, dtype, length)
     plans = plan_all_ranks(model, config.tp, partition, dtype, checkpoint)
-    ranks = [rank_memory(model, plan, dtype) for plan in plans]
+    ranks = [rank_memory(model, plan, dtype, _target(config)) for plan in plans]
     for line in plan_lines(config, model, ranks, dtype, length):
         print(line)
     return 0
+
+
+def _target(config: PlanConfig) -> str:
+    """A plan asks no machine: ``auto`` is a CPU."""
+    return "cuda" if config.device == "cuda" else "cpu"
+
+
+def _requests_at_once(config: PlanConfig) -> int:
+    return (GPU_DEFAULTS if _target(config) == "cuda" else CPU_DEFAULTS).max_running_requests
 
 
 def plan_lines(

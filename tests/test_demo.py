@@ -15,8 +15,10 @@ def test_the_demo_asks_and_stops_cleanly() -> None:
     finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=scaled(PROGRAM_S))
     assert finished.returncode == 0, finished.stdout + finished.stderr
     assert "rank 1 (stage 1, tp 0)  layers 4-7" in finished.stdout
-    assert "48 / 2 = 24" in finished.stdout
-    assert "#### 72" in finished.stdout
+    thinking, answer = finished.stdout.split("thinking:\n")[1].split("answer:\n")
+    assert "48 / 2 = 24" in thinking
+    assert "#### 72" in answer
+    assert "think>" not in answer
     assert "finished by stop" in finished.stdout
     assert finished.stdout.splitlines()[-1] == "the server has stopped cleanly"
 

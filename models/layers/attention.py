@@ -3,14 +3,12 @@
 import torch
 from torch import nn
 
-from splitrank.models.batch import Batch
 from splitrank.models.cache import KVPages
 from splitrank.models.hidden_states import HiddenStates
 from splitrank.models.layer_shapes import LayerShapes
 from splitrank.models.layers.linear import Linear
 from splitrank.models.layers.norm import RMSNorm
-from splitrank.models.layers.rotary import CosSin
-from splitrank.models.ops.operations import Operations
+from splitrank.models.ops.operations import CosSin, DeviceBatch, Operations
 
 
 class Attention(nn.Module):
@@ -20,13 +18,13 @@ class Attention(nn.Module):
         super().__init__()
         config = shapes.config
         self.shapes = shapes
-        self.qkv_proj = Linear(sum(shapes.qkv_widths), config.hidden_size, dtype, ops)
+        self.qkv_proj = Linear("qkv_proj", sum(shapes.qkv_widths), config.hidden_size, dtype, ops)
         self.q_norm = RMSNorm(config.head_dim, config.rms_norm_eps, dtype, ops)
         self.k_norm = RMSNorm(config.head_dim, config.rms_norm_eps, dtype, ops)
-        self.o_proj = Linear(config.hidden_size, shapes.num_heads * config.head_dim, dtype, ops)
+        self.o_proj = Linear("o_proj", config.hidden_size, shapes.num_heads * config.head_dim, dtype, ops)
 
     def forward(
-        self, states: HiddenStates, norm: RMSNorm, batch: Batch, pages: KVPages, cos_sin: CosSin, ops: Operations
+        self, states: HiddenStates, norm: RMSNorm, batch: DeviceBatch, pages: KVPages, cos_sin: CosSin, ops: Operations
     ) -> HiddenStates:
         """``hidden``: this rank's partial sum of the output projection; and the new residual."""
         projected, residual = ops.add_norm_project(states, norm, self.qkv_proj)

@@ -4,7 +4,6 @@ import torch
 from torch import nn
 
 from splitrank.comm.collectives import Collectives
-from splitrank.models.batch import Batch
 from splitrank.models.cache import KVPages, LayerCache
 from splitrank.models.config import FULL
 from splitrank.models.hidden_states import HiddenStates
@@ -13,8 +12,7 @@ from splitrank.models.layers.attention import Attention
 from splitrank.models.layers.linear_attention import LinearAttention
 from splitrank.models.layers.moe import SparseMoe
 from splitrank.models.layers.norm import RMSNorm
-from splitrank.models.layers.rotary import CosSin
-from splitrank.models.ops.operations import Operations
+from splitrank.models.ops.operations import CosSin, DeviceBatch, Operations
 
 
 class DecoderLayer(nn.Module):
@@ -34,7 +32,7 @@ class DecoderLayer(nn.Module):
     def forward(
         self,
         states: HiddenStates,
-        batch: Batch,
+        batch: DeviceBatch,
         cache: LayerCache,
         cos_sin: CosSin,
         ops: Operations,
@@ -46,5 +44,5 @@ class DecoderLayer(nn.Module):
         else:
             states = self.linear_attn(states, self.input_layernorm, batch, cache, ops)
         states = HiddenStates(collectives.all_reduce_(states.hidden), states.residual)
-        states = ops.experts(states, self.post_attention_layernorm, self.mlp)
+        states = ops.experts(states, self.post_attention_layernorm, self.mlp, batch)
         return HiddenStates(collectives.all_reduce_(states.hidden), states.residual)

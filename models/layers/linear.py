@@ -8,10 +8,14 @@ from splitrank.models.ops.operations import Operations
 
 
 class Linear(nn.Module):
-    """``weight`` [rows, columns] exists until ``prepare``; afterwards only ``stored`` holds the values."""
+    """``weight`` [rows, columns] exists until ``prepare``; afterwards only ``stored`` holds the values.
 
-    def __init__(self, rows: int, columns: int, dtype: torch.dtype, ops: Operations) -> None:
+    ``name`` tells a device which of the model's products it is: each has blocks of its own (``ops/gpu/tiles.py``).
+    """
+
+    def __init__(self, name: str, rows: int, columns: int, dtype: torch.dtype, ops: Operations) -> None:
         super().__init__()
+        self.name = name
         self.weight = parameter(ops, rows, columns, dtype=dtype)
 
     def prepare(self, ops: Operations) -> None:

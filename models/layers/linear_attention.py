@@ -3,14 +3,13 @@
 import torch
 from torch import nn
 
-from splitrank.models.batch import Batch
 from splitrank.models.cache import RecurrentSlots
 from splitrank.models.hidden_states import HiddenStates
 from splitrank.models.layer_shapes import LayerShapes
 from splitrank.models.layers.linear import Linear
 from splitrank.models.layers.norm import GatedRMSNorm, RMSNorm
 from splitrank.models.layers.parameter import parameter
-from splitrank.models.ops.operations import Operations
+from splitrank.models.ops.operations import DeviceBatch, Operations
 
 
 class Taps(nn.Module):
@@ -32,19 +31,19 @@ class LinearAttention(nn.Module):
         super().__init__()
         config = shapes.config
         self.shapes = shapes
-        self.in_proj = Linear(sum(shapes.delta_widths), config.hidden_size, dtype, ops)
+        self.in_proj = Linear("in_proj", sum(shapes.delta_widths), config.hidden_size, dtype, ops)
         self.conv1d = Taps(shapes.conv_dim, config.linear_conv_kernel_dim, dtype, ops)
         self.A_log = parameter(ops, shapes.num_value_heads, dtype=torch.float32)
         self.dt_bias = parameter(ops, shapes.num_value_heads, dtype=torch.float32)
         self.norm = GatedRMSNorm(config.linear_value_head_dim, config.rms_norm_eps, ops)
-        self.out_proj = Linear(config.hidden_size, shapes.value_dim, dtype, ops)
+        self.out_proj = Linear("out_proj", config.hidden_size, shapes.value_dim, dtype, ops)
 
     def prepare(self, ops: Operations) -> None:
         """After loading: computes the constant that each step uses."""
         self.decay_rate = -self.A_log.exp()
 
     def forward(
-        self, states: HiddenStates, norm: RMSNorm, batch: Batch, slots: RecurrentSlots, ops: Operations
+        self, states: HiddenStates, norm: RMSNorm, batch: DeviceBatch, slots: RecurrentSlots, ops: Operations
     ) -> HiddenStates:
         """``hidden``: this rank's partial sum of the output projection; and the new residual."""
         projected, residual = ops.add_norm_project(states, norm, self.in_proj)

@@ -9,13 +9,21 @@ from splitrank.models.layers.parameter import parameter
 from splitrank.models.ops.operations import Operations
 
 
+class PlainWeight(nn.Module):
+    """A ``weight`` that the layer around it stores together with others."""
+
+    def __init__(self, rows: int, columns: int, dtype: torch.dtype, ops: Operations) -> None:
+        super().__init__()
+        self.weight = parameter(ops, rows, columns, dtype=dtype)
+
+
 class SharedExpert(nn.Module):
     """A SwiGLU MLP: ``gate_up_proj`` [2I, H] (gate rows first) and ``down_proj`` [H, I]."""
 
     def __init__(self, hidden_size: int, inner: int, dtype: torch.dtype, ops: Operations) -> None:
         super().__init__()
-        self.gate_up_proj = Linear(2 * inner, hidden_size, dtype, ops)
-        self.down_proj = Linear(hidden_size, inner, dtype, ops)
+        self.gate_up_proj = PlainWeight(2 * inner, hidden_size, dtype, ops)
+        self.down_proj = Linear("shared_down", hidden_size, inner, dtype, ops)
 
 
 class RoutedExperts(nn.Module):
@@ -42,6 +50,11 @@ class SparseMoe(nn.Module):
         hidden = config.hidden_size
         self.top_k = config.num_experts_per_tok
         # Rows 0..E-1 are the router, row E is the gate of the shared expert.
-        self.router = Linear(config.num_experts + 1, hidden, dtype, ops)
+        self.router = PlainWeight(config.num_experts + 1, hidden, dtype, ops)
         self.shared_expert = SharedExpert(hidden, length(shapes.shared_inner), dtype, ops)
         self.experts = RoutedExperts(config.num_experts, hidden, length(shapes.expert_inner), dtype, ops)
+
+    def prepare(self, ops: Operations) -> None:
+        """After loading: both products of the normed tokens that every token needs are stored together."""
+        self.stored_router = ops.store_router(self.router.weight.data, self.shared_expert.gate_up_proj.weight.data)
+        del self.router, self.shared_expert.gate_up_proj

@@ -18,14 +18,14 @@ class RotaryEmbedding:
     """Cosines and sines of a step's positions; no parameters."""
 
     def __init__(self, rotary_dim: int, theta: float, yarn: Yarn | None, device: torch.device) -> None:
-        self._inverse_frequencies = inverse_frequencies(rotary_dim, theta, yarn).to(device)
-        self._scale = 1.0 if yarn is None else yarn.attention_factor
+        self.inverse_frequencies = inverse_frequencies(rotary_dim, theta, yarn).to(device)  # [rotary_dim / 2] float32
+        self.scale = 1.0 if yarn is None else yarn.attention_factor
 
     def __call__(self, positions: torch.Tensor, dtype: torch.dtype) -> CosSin:
         """positions [T] -> cos, sin [T, 1, rotary_dim] in ``dtype`` (the angles are float32)."""
-        angles = positions.float()[:, None] * self._inverse_frequencies
+        angles = positions.float()[:, None] * self.inverse_frequencies
         angles = torch.cat((angles, angles), dim=-1)[:, None]
-        return (angles.cos() * self._scale).to(dtype), (angles.sin() * self._scale).to(dtype)
+        return (angles.cos() * self.scale).to(dtype), (angles.sin() * self.scale).to(dtype)
 
 
 def inverse_frequencies(rotary_dim: int, theta: float, yarn: Yarn | None) -> torch.Tensor:

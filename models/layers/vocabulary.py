@@ -7,7 +7,7 @@ from splitrank.comm.collectives import Collectives
 from splitrank.models.hidden_states import HiddenStates
 from splitrank.models.layers.norm import RMSNorm
 from splitrank.models.layers.parameter import parameter
-from splitrank.models.ops.operations import Operations
+from splitrank.models.ops.operations import DeviceBatch, Operations
 from splitrank.models.sharding import TensorShard
 
 
@@ -22,9 +22,9 @@ class Embedding(nn.Module):
         self.start = None if shard.size == 1 else start
         self.weight = parameter(ops, stop - start, hidden_size, dtype=dtype)
 
-    def forward(self, token_ids: torch.Tensor, ops: Operations, collectives: Collectives) -> torch.Tensor:
-        """token_ids [T] -> [T, hidden_size]."""
-        return collectives.all_reduce_(ops.embed(self.weight, token_ids, self.start))
+    def forward(self, batch: DeviceBatch, ops: Operations, collectives: Collectives) -> torch.Tensor:
+        """The batch's tokens -> [T, hidden_size]."""
+        return collectives.all_reduce_(ops.embed(self.weight, batch, self.start))
 
 
 class Head(nn.Module):
@@ -52,8 +52,8 @@ class Head(nn.Module):
         del self.weight
 
     def forward(
-        self, states: HiddenStates, rows: torch.Tensor, norm: RMSNorm, ops: Operations, collectives: Collectives
+        self, states: HiddenStates, batch: DeviceBatch, norm: RMSNorm, ops: Operations, collectives: Collectives
     ) -> torch.Tensor:
-        """Float32 logits of ``rows`` [S]: [S, vocab_size] on every rank."""
-        logits = ops.head(states, rows, norm, self.stored)
-        return collectives.all_gather_columns(logits, self.widths).float()
+        """Logits of the sampled rows [S] in the model's dtype: [S, vocab_size] on every rank."""
+        logits = ops.head(states, batch, norm, self.stored)
+        return collectives.all_gather_columns(logits, self.widths)

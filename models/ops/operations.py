@@ -14,22 +14,27 @@ import torch
 from splitrank.models.hidden_states import HiddenStates
 
 if TYPE_CHECKING:
-    from splitrank.models.batch import Batch
     from splitrank.models.cache import KVPages, RecurrentSlots
     from splitrank.models.layers.attention import Attention
     from splitrank.models.layers.linear import Linear
     from splitrank.models.layers.linear_attention import LinearAttention
     from splitrank.models.layers.moe import SparseMoe
     from splitrank.models.layers.norm import GatedRMSNorm, RMSNorm
-    from splitrank.models.layers.rotary import CosSin
+    from splitrank.models.layers.rotary import RotaryEmbedding
 
-Stored = Any  # a weight in the form that the device computes fastest with; only its own ``Operations`` looks inside
+# In the device's own form, which only its own ``Operations`` looks into:
+Stored = Any  # a weight
+CosSin = Any  # cosines and sines of a step's positions
+DeviceBatch = Any  # a step's rows: ``models.batch.Batch`` on a CPU, ``models.ops.gpu.batch.GpuBatch`` on a GPU
 
 
 class Operations(Protocol):
     """One device's memory and arithmetic."""
 
     device: torch.device
+    target: (
+        str  # "cpu" or "cuda" (which is also ROCm's): decides the shape of recurrent slots, ``LayerShapes.conv_state``
+    )
 
     # ------------------------------------------------------------ memory
 
@@ -45,15 +50,23 @@ class Operations(Protocol):
         """weight [N, K] -> its stored form. The caller lets ``weight`` go."""
         ...
 
+    def store_router(self, router: torch.Tensor, shared_gate_up: torch.Tensor) -> Stored:
+        """router [E + 1, H] (row E is the shared expert's gate), shared_gate_up [2I, H] -> their stored form."""
+        ...
+
     def store_experts(self, gate_up: torch.Tensor, down: torch.Tensor) -> Stored:
         """gate_up [E, 2I, H] (gate rows first), down [E, H, I] -> their stored form. Both are given up."""
         ...
 
     # ------------------------------------------------------------ the verbs of a layer
 
-    def embed(self, weight: torch.Tensor, token_ids: torch.Tensor, start: int | None) -> torch.Tensor:
-        """token_ids [T] -> [T, H]. weight [V, H] is the whole vocabulary (``start`` None), or its rows from ``start``
-        on: then ids outside give zero."""
+    def embed(self, weight: torch.Tensor, batch: DeviceBatch, start: int | None) -> torch.Tensor:
+        """The batch's tokens -> [T, H]. weight [V, H] is the whole vocabulary (``start`` None), or its rows from
+        ``start`` on: then ids outside give zero."""
+        ...
+
+    def cos_sin(self, batch: DeviceBatch, rotary: RotaryEmbedding, dtype: torch.dtype) -> CosSin:
+        """Of the batch's positions, once a step, for ``mix_attention``."""
         ...
 
     def add_norm_project(
@@ -63,19 +76,20 @@ class Operations(Protocol):
         ...
 
     def mix_delta(
-        self, projected: torch.Tensor, layer: LinearAttention, batch: Batch, slots: RecurrentSlots
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Convolution and gated delta rule of all rows; slots advance -> (mixed, gate), each [T, value heads, dim]."""
+        self, projected: torch.Tensor, layer: LinearAttention, batch: DeviceBatch, slots: RecurrentSlots
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Convolution and gated delta rule of all rows; slots advance -> mixed [T, value heads, dim], and the gate of
+        as many values, None if ``mixed`` is normed and gated already."""
         ...
 
     def norm_gate_project(
-        self, mixed: torch.Tensor, gate: torch.Tensor, norm: GatedRMSNorm, projection: Linear
+        self, mixed: torch.Tensor, gate: torch.Tensor | None, norm: GatedRMSNorm, projection: Linear
     ) -> torch.Tensor:
         """norm(mixed) * silu(gate) per head, projected -> [T, H], this rank's part of the sum."""
         ...
 
     def mix_attention(
-        self, projected: torch.Tensor, layer: Attention, batch: Batch, pages: KVPages, cos_sin: CosSin
+        self, projected: torch.Tensor, layer: Attention, batch: DeviceBatch, pages: KVPages, cos_sin: CosSin
     ) -> torch.Tensor:
         """q/k norm, rotary, page write, causal attention, sigmoid gate -> [T, heads * head_dim]."""
         ...
@@ -84,13 +98,17 @@ class Operations(Protocol):
         """x [T, K] -> [T, N]."""
         ...
 
-    def experts(self, states: HiddenStates, norm: RMSNorm, layer: SparseMoe) -> HiddenStates:
+    def experts(self, states: HiddenStates, norm: RMSNorm, layer: SparseMoe, batch: DeviceBatch) -> HiddenStates:
         """hidden + residual, normed, routed, through the routed experts and the shared one.
 
         Returns this rank's part of the sum as ``hidden``, and the new residual.
         """
         ...
 
-    def head(self, states: HiddenStates, rows: torch.Tensor, norm: RMSNorm, weight: Stored) -> torch.Tensor:
-        """Final norm and this rank's logits of ``rows`` [S] -> [S, local vocabulary] in the model's dtype."""
+    def joined(self, states: HiddenStates) -> HiddenStates:
+        """Both [T, H], for the next stage: ``experts`` may leave the parts of its sum to the norm that comes next."""
+        ...
+
+    def head(self, states: HiddenStates, batch: DeviceBatch, norm: RMSNorm, weight: Stored) -> torch.Tensor:
+        """Final norm and this rank's logits of the sampled rows [S] -> [S, local vocabulary] in the model's dtype."""
         ...

@@ -26,7 +26,9 @@ from splitrank.serving.batch.manifest import (
 from splitrank.serving.batch.result_file import ResultWriter, keep_only, read_former_results
 from splitrank.serving.launch.engine_client import EngineDeadError
 from splitrank.serving.openai.errors import ApiError
+from splitrank.serving.openai.requests import ParsedRequest
 from splitrank.serving.openai.service import OpenAIService
+from splitrank.serving.openai.settings import ApiSettings
 from splitrank.serving.options.progress import progress
 from splitrank.serving.text.fan_out import fan_out
 from splitrank.serving.text.text_engine import PreparedModel, TextEngine, prepare_model, start_prepared
@@ -42,6 +44,7 @@ class _Job:
     output: Path
     concurrency: int
     seed: int
+    settings: ApiSettings
     num_answered: int = field(default=0, init=False)
     num_failed: int = field(default=0, init=False)
     first_failure: str = field(default="", init=False)
@@ -93,7 +96,8 @@ def _prepare(config: GenerateConfig, prepared: PreparedModel, stack: ExitStack) 
     if not lines and not bad:
         raise ValueError(f"{source} holds no requests")
     output = Path(config.output)
-    now = describe_run(prepared.spec)
+    settings = ApiSettings.of(config)
+    now = describe_run(prepared.spec, settings)
     if not config.overwrite:
         check_manifest(output, now)
     manifest = stack.enter_context(locked_manifest(output))
@@ -110,7 +114,7 @@ def _prepare(config: GenerateConfig, prepared: PreparedModel, stack: ExitStack) 
         _say(
             f"{output}: {len(former.kept)} answered before, {len(remaining)} to do ({former.num_failed} failed before)"
         )
-    job = _Job(remaining, len(former.kept), source, output, config.concurrency, config.seed)
+    job = _Job(remaining, len(former.kept), source, output, config.concurrency, config.seed, settings)
     if bad:
         keep_only(output, [*former.kept, *(job.fail(line, line.error) for line in bad)])
     return job
@@ -172,7 +176,7 @@ async def _run_engine(prepared: PreparedModel, job: _Job) -> None:
 
 
 async def _answer_all(engine: TextEngine, job: _Job) -> None:
-    service = OpenAIService(engine)
+    service = OpenAIService(engine, job.settings)
     async with ResultWriter(job.output) as writer:
         with progress(job.num_before + len(job.lines), "generate", "requests", start=job.num_before) as bar:
 
@@ -187,6 +191,7 @@ async def _answer(service: OpenAIService, line: BatchLine, job: _Job) -> bytes:
     """The result line of a request, or of its error. If the engine has died, there is none."""
     try:
         request = await asyncio.to_thread(service.parse, line.url, line.body)
+        assert isinstance(request, ParsedRequest), "a batch line's url is one that generates"
         # Seeded by name, not by position: a continued run makes the draws that the first one would have made.
         seeded = request.with_seeds(job.seed, line.custom_id)
         result = result_line(line, 200, await service.complete(seeded), None)

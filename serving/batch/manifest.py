@@ -6,10 +6,12 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from splitrank.serving.launch.answer_settings import answer_settings
+from splitrank.serving.openai.settings import ApiSettings
 from splitrank.serving.protocol.messages import LaunchSpec
 
 # Enough of each weight file to tell two finetunes of one shape apart without reading gigabytes.
@@ -21,9 +23,9 @@ def manifest_path(output: Path) -> Path:
     return output.with_name(output.name + ".manifest.json")
 
 
-def describe_run(spec: LaunchSpec) -> dict[str, Any]:
+def describe_run(spec: LaunchSpec, settings: ApiSettings) -> dict[str, Any]:
     """The model's content and the settings that answers depend on."""
-    return {"model_hash": hash_model(Path(spec.model_dir)), **answer_settings(spec)}
+    return {"model_hash": hash_model(Path(spec.model_dir)), **answer_settings(spec), **asdict(settings)}
 
 
 def hash_model(folder: Path) -> str:

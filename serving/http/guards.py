@@ -13,7 +13,8 @@ _log = logging.getLogger(__name__)
 
 
 class ApiKeyGuard:
-    """Pure ASGI. 401 unless the request carries ``Authorization: Bearer <key>``."""
+    """Pure ASGI. 401 unless the request carries ``Authorization: Bearer <key>`` or, as Anthropic's clients send it,
+    ``X-Api-Key: <key>``."""
 
     def __init__(self, app: ASGIApp, api_key: str) -> None:
         self._app = app
@@ -26,14 +27,18 @@ class ApiKeyGuard:
         error = ApiError(
             401, "the API key is missing or wrong", code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"}
         )
-        return await error_response(error)(scope, receive, send)
+        return await error_response(scope["path"], error)(scope, receive, send)
 
     def _is_known(self, scope: Scope) -> bool:
-        header: bytes = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
-        scheme, _, key = header.partition(b" ")
+        scheme, _, key = _header(scope, b"authorization").partition(b" ")
+        given = key if scheme.lower() == b"bearer" else _header(scope, b"x-api-key")
         # In constant time, so that the delay does not show how much of a key was right.
-        known = [hmac.compare_digest(key.strip(), own) for own in self._keys]
-        return scheme.lower() == b"bearer" and any(known)
+        known = [hmac.compare_digest(given.strip(), own) for own in self._keys]
+        return any(known)
+
+
+def _header(scope: Scope, wanted: bytes) -> bytes:
+    return next((value for name, value in scope["headers"] if name == wanted), b"")
 
 
 def _encoding_of(api_key: str) -> str:
@@ -65,7 +70,8 @@ class CrashGuard:
                 raise  # the answer has begun: the closed connection shows that it is not whole
             # The client gets no details of the error.
             _log.error("%s %s failed", scope.get("method"), scope.get("path"), exc_info=error)
-            answer = error_response(ApiError(500, "internal error", type="server_error", code="internal_error"))
+            failure = ApiError(500, "internal error", type="server_error", code="internal_error")
+            answer = error_response(scope["path"], failure)
             await answer(scope, receive, send)
 
 

@@ -11,6 +11,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from splitrank.serving.protocol.messages import EngineStats
 from splitrank.serving.protocol.sampling_params import SamplingParams
+from splitrank.serving.text.detokenizer import PLAIN_TEXT, TextForm
 from splitrank.serving.text.model_info import ModelInfo
 from splitrank.serving.text.text_engine import TextOutput, TextSource
 from splitrank.serving.text.tokenizer import Tokenizer
@@ -93,12 +94,14 @@ class MeteredEngine:
     def info(self) -> ModelInfo:
         return self._engine.info
 
-    async def stream(self, prompt_token_ids: list[int], params: SamplingParams) -> AsyncGenerator[TextOutput, None]:
+    async def stream(
+        self, prompt_token_ids: list[int], params: SamplingParams, form: TextForm = PLAIN_TEXT
+    ) -> AsyncGenerator[TextOutput, None]:
         """Measures and passes on the outputs. A choice that does not finish counts as ``aborted``."""
         metrics, reason = self._metrics, "aborted"
         start = last = time.monotonic()
         try:
-            async with aclosing(self._engine.stream(prompt_token_ids, params)) as outputs:
+            async with aclosing(self._engine.stream(prompt_token_ids, params, form)) as outputs:
                 async for output in outputs:
                     now = time.monotonic()
                     if output.token_ids:

@@ -17,7 +17,9 @@ import msgspec
 
 from splitrank.serving.launch.processes import exit_with_parent
 from splitrank.serving.openai.errors import ApiError
-from splitrank.serving.openai.parser import ParsedRequest, RequestParser
+from splitrank.serving.openai.parser import RequestParser
+from splitrank.serving.openai.requests import DirectAnswer, ParsedRequest
+from splitrank.serving.openai.settings import ApiSettings
 from splitrank.serving.options.console import be_lenient_with_streams
 from splitrank.serving.text.model_info import ModelInfo
 from splitrank.serving.text.tokenizer import Tokenizer
@@ -31,6 +33,7 @@ class Setup(msgspec.Struct, frozen=True):
 
     tokenizer: TokenizerFiles
     info: ModelInfo
+    settings: ApiSettings
     parent_pid: int
     log_level: str
 
@@ -54,9 +57,10 @@ class Refusal(msgspec.Struct, frozen=True):
 
 
 class Reply(msgspec.Struct, frozen=True):
-    """One of the three is set. ``crash`` is a bug of ours in one line; its traceback is in the log."""
+    """One of the four is set. ``crash`` is a bug of ours in one line; its traceback is in the log."""
 
     request: ParsedRequest | None = None
+    direct: DirectAnswer | None = None
     refusal: Refusal | None = None
     crash: str | None = None
 
@@ -68,7 +72,8 @@ def frame(message: msgspec.Struct) -> bytes:
 
 def answer(parser: RequestParser, url: str, body: bytes) -> Reply:
     try:
-        return Reply(request=parser.parse(url, body))
+        parsed = parser.parse(url, body)
+        return Reply(direct=parsed) if isinstance(parsed, DirectAnswer) else Reply(request=parsed)
     except ApiError as error:
         return Reply(refusal=Refusal(error.status, error.message, error.type, error.param, error.code))
     except Exception as error:
@@ -86,7 +91,7 @@ def main() -> int:
             return 0
         exit_with_parent(setup.parent_pid)
         logging.basicConfig(level=setup.log_level.upper(), format="parse worker: %(message)s")
-        parser = RequestParser(Tokenizer(setup.tokenizer), setup.info)
+        parser = RequestParser(Tokenizer(setup.tokenizer), setup.info, setup.settings)
         while (work := _read(incoming, Work)) is not None:
             connection.sendall(frame(answer(parser, work.url, incoming.read(work.num_bytes))))
     return 0

@@ -19,7 +19,7 @@ import msgspec
 from splitrank.serving.http.parse_worker import LENGTH, Reply, Setup, Work, frame
 from splitrank.serving.launch.processes import POLL_S
 from splitrank.serving.openai.errors import ApiError, unavailable
-from splitrank.serving.openai.parser import ParsedRequest
+from splitrank.serving.openai.parser import Parsed
 from splitrank.serving.openai.service import OpenAIService
 
 SMALL_BODY_BYTES = 64 * 2**10  # 20 ms of JSON, template and tokenizing at most
@@ -42,7 +42,7 @@ class Parsing:
         self._idle = [*self.workers]
         self._free = asyncio.Semaphore(NUM_WORKERS)
 
-    async def parse(self, service: OpenAIService, url: str, body: bytes) -> ParsedRequest:
+    async def parse(self, service: OpenAIService, url: str, body: bytes) -> Parsed:
         """Raises ``ApiError``: what ``RequestParser.parse`` refuses, and 503 after ``TIMEOUT_S``."""
         try:
             async with asyncio.timeout(TIMEOUT_S):
@@ -54,7 +54,7 @@ class Parsing:
             message = f"preparing the prompt took longer than {TIMEOUT_S:g} s"
             raise unavailable(message, "prompt_timeout") from None
 
-    async def _parse_large(self, service: OpenAIService, url: str, body: bytes) -> ParsedRequest:
+    async def _parse_large(self, service: OpenAIService, url: str, body: bytes) -> Parsed:
         worker = self._idle.pop()  # the one that was used last: its process runs already
         try:
             reply = await worker.ask(service, url, body)
@@ -62,9 +62,10 @@ class Parsing:
             self._idle.append(worker)
         if reply.refusal is not None:
             raise reply.refusal.as_error()
-        if reply.request is None:
+        parsed = reply.request or reply.direct
+        if parsed is None:
             raise RuntimeError(f"in the parse worker: {reply.crash}")
-        return reply.request
+        return parsed
 
     async def aclose(self) -> None:
         """Ends the parsing of all requests, within ``REAP_LIMIT_S``."""
@@ -113,7 +114,8 @@ class ParseWorker:
                 self._writer.transport.abort()
                 raise
         _log.info("parse worker %d starts", self._process.pid)
-        await self._write(frame(Setup(service.tokenizer.files, service.info, os.getpid(), self._log_level)))
+        setup = Setup(service.tokenizer.files, service.info, service.settings, os.getpid(), self._log_level)
+        await self._write(frame(setup))
 
     async def _write(self, data: bytes) -> None:
         view = memoryview(data)

@@ -13,8 +13,8 @@ from starlette.types import Receive, Send
 
 from splitrank.serving.http.state import ServerState
 from splitrank.serving.launch.engine_client import EngineDeadError
+from splitrank.serving.openai.dialects import error_body, error_events
 from splitrank.serving.openai.errors import ApiError, unavailable
-from splitrank.serving.openai.service import DONE
 
 KEEP_ALIVE_S = 15.0
 EVENT_HEADERS = [
@@ -34,8 +34,9 @@ def json_response(body: Any, status: int = 200, headers: dict[str, str] | None =
     return Response(msgspec.json.encode(body), status, headers, media_type="application/json")
 
 
-def error_response(error: ApiError) -> Response:
-    return json_response(error.body(), error.status, error.headers)
+def error_response(path: str, error: ApiError) -> Response:
+    """In the terms of the API that ``path`` belongs to."""
+    return json_response(error_body(path, error), error.status, error.headers)
 
 
 async def while_connected(work: Coroutine[Any, Any, Result], receive: Receive, state: ServerState) -> Result:
@@ -75,7 +76,8 @@ class EventStream:
     While there is no event, comments keep the connection alive, also before the first one (in a long queue).
     """
 
-    def __init__(self, send: Send, keep_alive_s: float) -> None:
+    def __init__(self, path: str, send: Send, keep_alive_s: float) -> None:
+        self._path = path
         self._send = send
         self._keep_alive_s = keep_alive_s
         self._started = False
@@ -91,7 +93,7 @@ class EventStream:
         except Exception as error:
             if not self._started:
                 raise
-            await self._write(_error_event(error) + DONE)
+            await self._write(error_events(self._path, as_api_error(error)))
         finally:
             keep_alive.cancel()
             await asyncio.gather(keep_alive, return_exceptions=True)
@@ -117,8 +119,9 @@ class EventStream:
         await self._send({"type": "http.response.body", "body": data, "more_body": True})
 
 
-def _error_event(error: Exception) -> bytes:
-    if not isinstance(error, ApiError):
-        _log.error("a stream failed", exc_info=error)
-        error = ApiError(500, "internal error", type="server_error", code="internal_error")
-    return b"data: " + msgspec.json.encode(error.body()) + b"\n\n"
+def as_api_error(error: Exception) -> ApiError:
+    """A bug of ours is logged; the client learns nothing of our insides."""
+    if isinstance(error, ApiError):
+        return error
+    _log.error("a stream failed", exc_info=error)
+    return ApiError(500, "internal error", type="server_error", code="internal_error")

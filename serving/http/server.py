@@ -17,9 +17,11 @@ from splitrank.serving.http.app import create_app
 from splitrank.serving.http.metrics import MeteredEngine, Metrics
 from splitrank.serving.http.parsing import Parsing
 from splitrank.serving.http.protocol import HeadTimeoutProtocol
+from splitrank.serving.http.request_log import WithRequestId
 from splitrank.serving.http.responses import KEEP_ALIVE_S
 from splitrank.serving.http.state import ServerState
 from splitrank.serving.openai.service import OpenAIService
+from splitrank.serving.openai.settings import ApiSettings
 from splitrank.serving.options.config import ServeConfig, environment_api_key
 from splitrank.serving.text.text_engine import TextEngine, start_text_engine
 
@@ -36,6 +38,7 @@ async def serve(
 
     The port is bound before the model loads. Raises ``ValueError`` or ``EngineStartError``, one line for the user.
     """
+    settings = ApiSettings.of(config)
     listener = _bind(config.host, config.port)
     with closing(listener), _stop_signals() as stop:
         _configure_logging(config.log_level)
@@ -48,7 +51,8 @@ async def serve(
                 if engine is None:
                     return 0  # asked to stop while loading
                 try:
-                    state.set_ready(OpenAIService(MeteredEngine(engine, metrics)), engine.client)
+                    service = OpenAIService(MeteredEngine(engine, metrics), settings)
+                    state.set_ready(service, engine.client)
                     _announce(engine, listener, config.host)
                     return await _until_end(engine, state, stop, http, config.drain_timeout_s)
                 finally:
@@ -126,7 +130,7 @@ async def _http_server(
             lifespan="off",
             ws="none",
             log_config=None,
-            access_log=config.log_level in ("debug", "info"),
+            access_log=False,  # ours has more to say (request_log.py)
             server_header=False,
             headers=[("Keep-Alive", f"timeout={int(config.keep_alive_timeout_s)}")],
             timeout_keep_alive=config.keep_alive_timeout_s,  # type: ignore[arg-type]  # asyncio takes a float
@@ -194,7 +198,11 @@ async def _unless(stop: asyncio.Event, start: Awaitable[TextEngine]) -> TextEngi
 
 
 def _configure_logging(level: str) -> None:
-    logging.basicConfig(stream=sys.stderr, level=level.upper(), format="%(levelname)s %(name)s: %(message)s")
+    handler = logging.StreamHandler(sys.stderr)
+    handler.addFilter(WithRequestId())
+    logging.basicConfig(
+        handlers=[handler], level=level.upper(), format="%(levelname)s %(name)s:%(request)s %(message)s"
+    )
     if level != "debug":
         logging.getLogger("uvicorn.error").setLevel(logging.WARNING)  # its start and stop lines repeat ours
 

@@ -15,7 +15,7 @@ from typing import Any, Protocol, Self, TypeVar
 from splitrank.serving.offline import llm_requests
 from splitrank.serving.offline.llm_requests import Conversations, Params, Prompts
 from splitrank.serving.openai.formats import Collected
-from splitrank.serving.options.config import EngineConfig
+from splitrank.serving.options.config import MOST_REQUESTS_AT_ONCE, EngineConfig
 from splitrank.serving.options.options import refuse_empty
 from splitrank.serving.options.progress import progress
 from splitrank.serving.protocol.messages import TokenLogprobs
@@ -79,7 +79,8 @@ class LLM:
         config = _make_config(model, {"tp": tp, "pp": pp, **options})
         self._seed, self._calls = config.seed, itertools.count()
         # As many open requests as the engine accepts, at most twice what a step can compute.
-        self._limit = config.max_running_requests + min(config.max_running_requests, config.max_queued_requests)
+        running = config.max_running_requests or MOST_REQUESTS_AT_ONCE
+        self._limit = running + min(running, config.max_queued_requests)
         self._runner = _LoopThread()
         try:
             self._engine: Engine = self._runner.run(start_text_engine(config))

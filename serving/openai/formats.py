@@ -3,11 +3,13 @@
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from splitrank.serving.openai.logprobs import CompletionLogprobs, JoinedLists, chat_logprobs
-from splitrank.serving.openai.parser import Generation, ParsedRequest, Prompt
+from splitrank.serving.openai.logprobs import CompletionLogprobs, JoinedLists, TokenNames, chat_logprobs
+from splitrank.serving.openai.requests import Generation, ParsedRequest, Prompt
+from splitrank.serving.openai.tool_calls import call_delta, whole_calls
 from splitrank.serving.protocol.messages import TokenLogprobs
 from splitrank.serving.text.text_engine import TextOutput
 from splitrank.serving.text.tokenizer import Tokenizer
+from splitrank.serving.text.tool_calls import CallDelta
 
 
 @dataclass
@@ -15,24 +17,36 @@ class Collected:
     """The outputs of one choice, joined."""
 
     pieces: list[str] = field(default_factory=list)
+    reasoning_pieces: list[str] = field(default_factory=list)
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprobs] | None = None
     finish_reason: str | None = None
     stop_reason: str | int | None = None
     num_cached_tokens: int = 0
+    is_thinking: bool = False
+    calls: list[CallDelta] = field(default_factory=list)
+    has_calls: bool = False
 
     @property
     def text(self) -> str:
         return "".join(self.pieces)
 
+    @property
+    def reasoning(self) -> str:
+        return "".join(self.reasoning_pieces)
+
     def add(self, output: TextOutput) -> None:
         self.pieces.append(output.text)
+        self.reasoning_pieces.append(output.reasoning)
         self.token_ids += output.token_ids
         if output.logprobs is not None:
             self.logprobs = self.logprobs or []
             self.logprobs += output.logprobs
         self.finish_reason, self.stop_reason = output.finish_reason, output.stop_reason
         self.num_cached_tokens = output.num_cached_tokens
+        self.is_thinking = output.is_thinking
+        self.calls += output.calls
+        self.has_calls = output.has_calls
 
 
 class ChoiceFormat(Protocol):
@@ -44,46 +58,62 @@ class ChoiceFormat(Protocol):
 
     def whole(self, answer: Collected) -> dict[str, Any]: ...
 
-    def opening(self) -> dict[str, Any] | None:
-        """First part of a stream, before any token; None: there is none."""
+    def opening(self, is_needed: bool) -> dict[str, Any] | None:
+        """First part of a stream, before any token; None: there is none, unless it ``is_needed`` to carry something."""
 
-    def part(self, output: TextOutput) -> dict[str, Any]: ...
+    def parts(self, output: TextOutput) -> list[dict[str, Any]]:
+        """At least one; what belongs to the tokens and not to the text is in the last one."""
 
     def ending(self, output: TextOutput) -> dict[str, Any]:
         """Last part: the reason alone, without text."""
 
 
 class ChatChoice:
-    def __init__(self, tokenizer: Tokenizer, prompt: Prompt) -> None:
-        self._tokenizer = tokenizer
+    """Thoughts go by both names that clients look for: ``reasoning_content`` and ``reasoning``."""
+
+    def __init__(self, names: TokenNames, prompt: Prompt) -> None:
+        self._names = names
         self._collected = JoinedLists()
 
     def collect(self, output: TextOutput) -> None:
         if output.logprobs is not None:
-            self._collected.add({"content": chat_logprobs(self._tokenizer, output.token_ids, output.logprobs)})
+            self._collected.add({"content": chat_logprobs(self._names, output.token_ids, output.logprobs)})
 
     def whole(self, answer: Collected) -> dict[str, Any]:
-        message = {"role": "assistant", "content": answer.text, "refusal": None}
+        # A thought that was cut off, or a call alone: there is no answer, not even an empty one.
+        has_no_text = answer.is_thinking or (answer.calls and not answer.text)
+        message: dict[str, Any] = {
+            "role": "assistant",
+            "content": None if has_no_text else answer.text,
+            **_reasoning(answer.reasoning or None),
+            "refusal": None,
+        }
+        if answer.calls:
+            message["tool_calls"] = whole_calls(answer.calls)
         logprobs = self._collected.whole()
         return {"message": message, "logprobs": logprobs and {**logprobs, "refusal": None}, **_reasons(answer)}
 
-    def opening(self) -> dict[str, Any]:
+    def opening(self, is_needed: bool) -> dict[str, Any]:
         return {"delta": {"role": "assistant", "content": ""}, "logprobs": None, "finish_reason": None}
 
-    def part(self, output: TextOutput) -> dict[str, Any]:
-        logprobs = None
+    def parts(self, output: TextOutput) -> list[dict[str, Any]]:
+        deltas: list[dict[str, Any]] = [_reasoning(output.reasoning)] if output.reasoning else []
+        if output.text or not (deltas or output.calls):
+            deltas.append({"content": output.text})
+        deltas += [{"tool_calls": [call_delta(one)]} for one in output.calls]
+        parts = [{"delta": delta, "logprobs": None, "finish_reason": None} for delta in deltas]
         if output.logprobs is not None:
-            content = chat_logprobs(self._tokenizer, output.token_ids, output.logprobs)
-            logprobs = {"content": content, "refusal": None}
-        return {"delta": {"content": output.text}, "logprobs": logprobs, "finish_reason": None}
+            content = chat_logprobs(self._names, output.token_ids, output.logprobs)
+            parts[-1]["logprobs"] = {"content": content, "refusal": None}
+        return parts
 
     def ending(self, output: TextOutput) -> dict[str, Any]:
         return {"delta": {}, "logprobs": None, **_reasons(output)}
 
 
 class CompletionChoice:
-    def __init__(self, tokenizer: Tokenizer, prompt: Prompt) -> None:
-        self._logprobs = CompletionLogprobs(tokenizer)
+    def __init__(self, names: TokenNames, prompt: Prompt) -> None:
+        self._logprobs = CompletionLogprobs(names)
         self._echoed = prompt.text
         self._collected = JoinedLists()
 
@@ -94,12 +124,12 @@ class CompletionChoice:
     def whole(self, answer: Collected) -> dict[str, Any]:
         return {"text": self._echoed + answer.text, "logprobs": self._collected.whole(), **_reasons(answer)}
 
-    def opening(self) -> dict[str, Any] | None:
-        return {"text": self._echoed, "logprobs": None, "finish_reason": None} if self._echoed else None
+    def opening(self, is_needed: bool) -> dict[str, Any] | None:
+        return {"text": self._echoed, "logprobs": None, "finish_reason": None} if self._echoed or is_needed else None
 
-    def part(self, output: TextOutput) -> dict[str, Any]:
+    def parts(self, output: TextOutput) -> list[dict[str, Any]]:
         logprobs = None if output.logprobs is None else self._logprobs.add(output.token_ids, output.logprobs)
-        return {"text": output.text, "logprobs": logprobs, "finish_reason": None}
+        return [{"text": output.text, "logprobs": logprobs, "finish_reason": None}]
 
     def ending(self, output: TextOutput) -> dict[str, Any]:
         return {"text": "", "logprobs": None, **_reasons(output)}
@@ -107,8 +137,16 @@ class CompletionChoice:
 
 def choice_format(request: ParsedRequest, tokenizer: Tokenizer, generation: Generation) -> ChoiceFormat:
     kind = ChatChoice if request.kind == "chat" else CompletionChoice
-    return kind(tokenizer, request.prompt_of(generation))
+    names = TokenNames(tokenizer, request.names_ids, request.form.shows_special)
+    return kind(names, request.prompt_of(generation))
+
+
+def _reasoning(text: str | None) -> dict[str, str | None]:
+    return {"reasoning_content": text, "reasoning": text}
 
 
 def _reasons(answer: Collected | TextOutput) -> dict[str, Any]:
-    return {"finish_reason": answer.finish_reason, "stop_reason": answer.stop_reason}
+    reason = answer.finish_reason
+    if reason == "stop" and answer.has_calls:
+        reason = "tool_calls"
+    return {"finish_reason": reason, "stop_reason": answer.stop_reason}

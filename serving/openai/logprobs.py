@@ -9,12 +9,30 @@ from splitrank.serving.protocol.messages import TokenLogprobs
 from splitrank.serving.text.tokenizer import Tokenizer
 
 
-def token_name(token: bytes) -> str:
-    """The token as text; ``bytes:\\xe2\\x80`` if it is no whole characters, as OpenAI writes it."""
-    try:
-        return token.decode("utf-8")
-    except UnicodeDecodeError:
-        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in token)
+class TokenNames:
+    """Tokens as log probabilities name them. ``as_ids``: ``token_id:5``, which is never the name of two tokens."""
+
+    def __init__(self, tokenizer: Tokenizer, as_ids: bool = False, shows_special: bool = False) -> None:
+        self._tokenizer = tokenizer
+        self._as_ids = as_ids
+        self._shows_special = shows_special
+
+    def name(self, token_id: int) -> str:
+        """The token as text; ``bytes:\\xe2\\x80`` if it is no whole characters, as OpenAI writes it."""
+        if self._as_ids:
+            return f"token_id:{token_id}"
+        token = self.bytes(token_id)
+        try:
+            return token.decode("utf-8")
+        except UnicodeDecodeError:
+            return "bytes:" + "".join(f"\\x{byte:02x}" for byte in token)
+
+    def bytes(self, token_id: int) -> bytes:
+        return self._tokenizer.token_bytes(token_id)
+
+    def is_shown(self, token_id: int) -> bool:
+        """Whether the token is part of the answer's text."""
+        return self._shows_special or not self._tokenizer.is_special(token_id)
 
 
 def _number(logprob: float) -> float:
@@ -41,26 +59,25 @@ class JoinedLists:
         return {name: msgspec.Raw(b"[" + content + b"]") for name, content in joined.items()} or None
 
 
-def chat_logprobs(tokenizer: Tokenizer, token_ids: list[int], logprobs: list[TokenLogprobs]) -> list[dict[str, Any]]:
+def chat_logprobs(names: TokenNames, token_ids: list[int], logprobs: list[TokenLogprobs]) -> list[dict[str, Any]]:
     """The list ``content``: one object a token."""
     content = []
     for token_id, entry in zip(token_ids, logprobs, strict=True):
         top = zip(entry.top_ids, entry.top_logprobs, strict=True)
-        alternatives = [_chat_entry(tokenizer, top_id, logprob) for top_id, logprob in top]
-        content.append({**_chat_entry(tokenizer, token_id, entry.logprob), "top_logprobs": alternatives})
+        alternatives = [_chat_entry(names, top_id, logprob) for top_id, logprob in top]
+        content.append({**_chat_entry(names, token_id, entry.logprob), "top_logprobs": alternatives})
     return content
 
 
-def _chat_entry(tokenizer: Tokenizer, token_id: int, logprob: float) -> dict[str, Any]:
-    token = tokenizer.token_bytes(token_id)
-    return {"token": token_name(token), "logprob": _number(logprob), "bytes": list(token)}
+def _chat_entry(names: TokenNames, token_id: int, logprob: float) -> dict[str, Any]:
+    return {"token": names.name(token_id), "logprob": _number(logprob), "bytes": list(names.bytes(token_id))}
 
 
 class CompletionLogprobs:
     """Builds ``{tokens, token_logprobs, top_logprobs, text_offset}`` of one choice, also piece by piece."""
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer = tokenizer
+    def __init__(self, names: TokenNames) -> None:
+        self._names = names
         self._offset = 0  # characters of text before the next token
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
@@ -68,7 +85,7 @@ class CompletionLogprobs:
         """The object for the next tokens; offsets go on from the tokens before."""
         tokens, offsets = [], []
         for token_id in token_ids:
-            tokens.append(token_name(self._tokenizer.token_bytes(token_id)))
+            tokens.append(self._names.name(token_id))
             offsets.append(self._advance(token_id))
         return {
             "tokens": tokens,
@@ -79,14 +96,11 @@ class CompletionLogprobs:
 
     def _advance(self, token_id: int) -> int:
         offset = self._offset
-        if not self._tokenizer.is_special(token_id):
-            self._offset += len(self._decoder.decode(self._tokenizer.token_bytes(token_id)))
+        if self._names.is_shown(token_id):
+            self._offset += len(self._decoder.decode(self._names.bytes(token_id)))
         return offset
 
     def _top(self, token_id: int, entry: TokenLogprobs) -> dict[str, float]:
         """The best alternatives and the chosen token, which may not be one of them."""
         top_ids, values = [*entry.top_ids, token_id], [*entry.top_logprobs, entry.logprob]
-        return {
-            token_name(self._tokenizer.token_bytes(top_id)): value
-            for top_id, value in zip(top_ids, values, strict=True)
-        }
+        return {self._names.name(top_id): value for top_id, value in zip(top_ids, values, strict=True)}

@@ -6,12 +6,12 @@ from typing import Any
 import msgspec
 
 from splitrank.serving.openai.errors import ApiError, bad_request, context_length_exceeded
+from splitrank.serving.openai.settings import ApiSettings
 from splitrank.serving.openai.types import ChatBody, CommonBody, CompletionBody
 from splitrank.serving.protocol.sampling_params import SamplingParams
 from splitrank.serving.protocol.seeds import derive_seed
 from splitrank.serving.text.model_info import ModelInfo
 
-MAX_STOP_STRINGS = 4
 DEFAULT_COMPLETION_TOKENS = 16
 _SAME_NAME = (
     "min_tokens",
@@ -27,14 +27,16 @@ _SAME_NAME = (
 )
 
 
-def sampling_params(body: ChatBody | CompletionBody, info: ModelInfo, num_prompt_tokens: int) -> SamplingParams:
+def sampling_params(
+    body: ChatBody | CompletionBody, info: ModelInfo, settings: ApiSettings, num_prompt_tokens: int
+) -> SamplingParams:
     """Checked parameters for one prompt. Raises ``ApiError`` 400 that names the field."""
     given = {name: value for name in _SAME_NAME if (value := getattr(body, name)) is not None}
     if body.top_k is not None:
         given["top_k"] = 0 if body.top_k == -1 or body.top_k >= info.vocab_size else body.top_k  # 0: all
     given |= {
-        "max_tokens": _max_tokens(body, info, num_prompt_tokens),
-        "stop": _stop_strings(body),
+        "max_tokens": _max_tokens(body, info, num_prompt_tokens, settings.clip_max_tokens),
+        "stop": (body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ()),
         "stop_token_ids": _token_ids(body.stop_token_ids or [], info, "stop_token_ids"),
         "logit_bias": _logit_bias(body, info),
         "logprobs": _num_logprobs(body),
@@ -66,7 +68,7 @@ def _token_ids(token_ids: list[int], info: ModelInfo, param: str) -> tuple[int, 
     return tuple(token_ids)
 
 
-def _max_tokens(body: ChatBody | CompletionBody, info: ModelInfo, num_prompt_tokens: int) -> int:
+def _max_tokens(body: ChatBody | CompletionBody, info: ModelInfo, num_prompt_tokens: int, clip: bool) -> int:
     room = info.max_model_len - num_prompt_tokens
     if isinstance(body, ChatBody):
         param = "max_tokens" if body.max_completion_tokens is None else "max_completion_tokens"
@@ -76,9 +78,9 @@ def _max_tokens(body: ChatBody | CompletionBody, info: ModelInfo, num_prompt_tok
         asked = body.max_tokens
     if room < 1:
         raise context_length_exceeded(info.max_model_len, num_prompt_tokens, prompt_param)
-    if asked is not None and asked > room:
+    if asked is not None and asked > room and not clip:
         raise _no_room(info.max_model_len, num_prompt_tokens, asked, param)
-    return min(default, room) if asked is None else asked
+    return min(default if asked is None else asked, room)
 
 
 def _no_room(max_model_len: int, num_prompt_tokens: int, asked: int, param: str) -> ApiError:
@@ -88,13 +90,6 @@ def _no_room(max_model_len: int, num_prompt_tokens: int, asked: int, param: str)
         f"and {param} is {asked}."
     )
     return bad_request(message, param, "context_length_exceeded")
-
-
-def _stop_strings(body: CommonBody) -> tuple[str, ...]:
-    stop = [body.stop] if isinstance(body.stop, str) else body.stop or []
-    if len(stop) > MAX_STOP_STRINGS:
-        raise bad_request(f"stop may hold {MAX_STOP_STRINGS} strings at most, not {len(stop)}", "stop")
-    return tuple(stop)
 
 
 def _logit_bias(body: CommonBody, info: ModelInfo) -> dict[int, float]:
@@ -112,6 +107,4 @@ def _num_logprobs(body: ChatBody | CompletionBody) -> int | None:
         return body.logprobs
     if body.top_logprobs is not None and not body.logprobs:
         raise bad_request("top_logprobs needs logprobs: true", "top_logprobs")
-    if body.top_logprobs is not None and not 0 <= body.top_logprobs <= 20:
-        raise bad_request(f"top_logprobs must be between 0 and 20, not {body.top_logprobs}", "top_logprobs")
     return (body.top_logprobs or 0) if body.logprobs else None

@@ -3,25 +3,46 @@
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import replace
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 
+from splitrank.serving.openai.dialects import DONE, named_event
 from splitrank.serving.openai.errors import engine_errors_as_api_errors
 from splitrank.serving.openai.formats import ChoiceFormat, Collected, choice_format
 from splitrank.serving.openai.merge import merge
-from splitrank.serving.openai.parser import Generation, ParsedRequest, RequestParser
+from splitrank.serving.openai.messages.answer import MessageWriter
+from splitrank.serving.openai.parser import Parsed, RequestParser
+from splitrank.serving.openai.requests import Generation, Kind, ParsedRequest
+from splitrank.serving.openai.responses.answer import ResponseWriter
+from splitrank.serving.openai.settings import DEFAULT_SETTINGS, ApiSettings
+from splitrank.serving.openai.usage import Usage
 from splitrank.serving.text.model_info import ModelInfo
 from splitrank.serving.text.text_engine import TextOutput, TextSource
 from splitrank.serving.text.tokenizer import Tokenizer
 
-DONE = b"data: [DONE]\n\n"
 _OBJECTS = {  # kind: prefix of the id, object of a body, object of a stream's chunk
     "chat": ("chatcmpl-", "chat.completion", "chat.completion.chunk"),
     "completion": ("cmpl-", "text_completion", "text_completion"),
+}
+
+
+class AnswerWriter(Protocol):
+    """Writes the one answer to a request: ``add`` its outputs, then ``finish``, then it is ``whole``."""
+
+    def add(self, output: TextOutput) -> list[dict[str, Any]]: ...
+
+    def finish(self, usage: Usage) -> list[dict[str, Any]]: ...
+
+    def whole(self) -> dict[str, Any]: ...
+
+
+_WRITERS: dict[Kind, Callable[[ParsedRequest, str], AnswerWriter]] = {
+    "response": ResponseWriter,
+    "message": MessageWriter,
 }
 
 
@@ -31,9 +52,10 @@ class OpenAIService:
     Cancelling or closing either of them aborts every engine request behind it.
     """
 
-    def __init__(self, engine: TextSource) -> None:
+    def __init__(self, engine: TextSource, settings: ApiSettings = DEFAULT_SETTINGS) -> None:
         self._engine = engine
-        self._parser = RequestParser(engine.tokenizer, engine.info)
+        self.settings = settings
+        self._parser = RequestParser(engine.tokenizer, engine.info, settings)
 
     @property
     def info(self) -> ModelInfo:
@@ -43,7 +65,7 @@ class OpenAIService:
     def tokenizer(self) -> Tokenizer:
         return self._engine.tokenizer
 
-    def parse(self, url: str, body: bytes) -> ParsedRequest:
+    def parse(self, url: str, body: bytes) -> Parsed:
         """See ``RequestParser.parse``. Takes as long as tokenizing takes: call it in a thread."""
         return self._parser.parse(url, body)
 
@@ -51,55 +73,83 @@ class OpenAIService:
         """Raises ``ApiError`` 404 for any other name than the served one."""
         self._parser.check_model(name)
 
-    async def complete(self, request: ParsedRequest) -> dict[str, Any]:
-        """The response body, once all choices are finished; parts of it are ``msgspec.Raw`` JSON."""
+    async def complete(self, request: ParsedRequest, usage: Usage | None = None) -> dict[str, Any]:
+        """The response body, once all choices are finished; parts of it are ``msgspec.Raw`` JSON. ``usage`` counts."""
+        usage = usage or Usage(request)
+        if request.kind in _WRITERS:
+            writer = self._writer(request)
+            async with aclosing(self._written(request, writer, usage)) as events:
+                async for _ in events:
+                    pass
+            return writer.whole()
         try:
             async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(self._collect(request, generation)) for generation in request.generations]
+                tasks = [group.create_task(self._collect(request, one, usage)) for one in request.generations]
         except BaseExceptionGroup as errors:
             raise errors.exceptions[0] from None  # the others failed of the same cause, or were cancelled
-        answers, choices = zip(*(task.result() for task in tasks), strict=True)
-        num_tokens = sum(len(answer.token_ids) for answer in answers)
-        usage = _usage(request, num_tokens, [answer.num_cached_tokens for answer in answers])
-        return {**self._envelope(request, stream=False), "choices": choices, "usage": usage}
+        choices = [task.result() for task in tasks]
+        return {**self._envelope(request, stream=False), "choices": choices, "usage": usage.whole()}
 
-    async def stream_events(self, request: ParsedRequest) -> AsyncGenerator[bytes, None]:
-        """Server-sent events, ``[DONE]`` last. The first comes with the first token: the request was accepted then."""
+    async def stream_events(self, request: ParsedRequest, usage: Usage | None = None) -> AsyncGenerator[bytes, None]:
+        """Server-sent events. The first comes with the first token: the request was accepted then."""
+        usage = usage or Usage(request)
+        if request.kind in _WRITERS:
+            async with aclosing(self._written(request, self._writer(request), usage)) as events:
+                async for event in events:
+                    yield named_event(event)
+            return
         envelope = self._envelope(request, stream=True)
         if request.include_usage:
             envelope["usage"] = None
         formats = [choice_format(request, self._engine.tokenizer, generation) for generation in request.generations]
         started = [False] * len(formats)
-        num_tokens, num_cached = 0, [0] * len(formats)
         sources = [self._outputs(request, generation) for generation in request.generations]
         with engine_errors_as_api_errors():
             async with aclosing(merge(sources)) as outputs:
                 async for index, output in outputs:
-                    num_tokens += len(output.token_ids)
-                    num_cached[index] = output.num_cached_tokens
+                    usage.add(index, output)
                     parts = _parts(request, request.generations[index], formats[index], output, not started[index])
                     started[index] = True
+                    if request.usage_in_chunks:
+                        envelope["usage"] = usage.whole()
                     for part in parts:
                         yield _event({**envelope, "choices": [{"index": index, **part}]})
         if request.include_usage:
-            yield _event({**envelope, "choices": [], "usage": _usage(request, num_tokens, num_cached)})
+            yield _event({**envelope, "choices": [], "usage": usage.whole()})
         yield DONE
 
-    def _outputs(self, request: ParsedRequest, generation: Generation) -> AsyncGenerator[TextOutput, None]:
-        return self._engine.stream(request.prompt_of(generation).token_ids, generation.params)
+    def _writer(self, request: ParsedRequest) -> AnswerWriter:
+        return _WRITERS[request.kind](request, self._engine.info.name)
 
-    async def _collect(self, request: ParsedRequest, generation: Generation) -> tuple[Collected, dict[str, Any]]:
-        """One answer and its choice."""
+    async def _written(
+        self, request: ParsedRequest, writer: AnswerWriter, usage: Usage
+    ) -> AsyncGenerator[dict[str, Any], None]:
+        """Events of an API whose answers are rows of blocks."""
+        with engine_errors_as_api_errors():
+            async with aclosing(self._outputs(request, request.generations[0])) as outputs:
+                async for output in outputs:
+                    usage.add(0, output)
+                    for event in writer.add(output):
+                        yield event
+        for event in writer.finish(usage):
+            yield event
+
+    def _outputs(self, request: ParsedRequest, generation: Generation) -> AsyncGenerator[TextOutput, None]:
+        return self._engine.stream(request.prompt_of(generation).token_ids, generation.params, request.form)
+
+    async def _collect(self, request: ParsedRequest, generation: Generation, usage: Usage) -> dict[str, Any]:
+        """One choice, whole."""
         answer, format = Collected(), choice_format(request, self._engine.tokenizer, generation)
         with engine_errors_as_api_errors():
             async with aclosing(self._outputs(request, generation)) as outputs:
                 async for output in outputs:
+                    usage.add(generation.index, output)
                     format.collect(output)
                     answer.add(output if output.logprobs is None else replace(output, logprobs=None))
         choice = {"index": generation.index, **format.whole(answer)}
         if request.return_token_ids:
             choice |= {"prompt_token_ids": request.prompt_of(generation).token_ids, "token_ids": answer.token_ids}
-        return answer, choice
+        return choice
 
     def _envelope(self, request: ParsedRequest, stream: bool) -> dict[str, Any]:
         prefix, body_object, chunk_object = _OBJECTS[request.kind]
@@ -117,30 +167,18 @@ def _parts(
 ) -> list[dict[str, Any]]:
     """What one output adds to a stream: opening, text, ending, each only if there is something to say."""
     parts: list[dict[str, Any]] = []
-    if is_first and (opening := format.opening() or ({} if request.return_token_ids else None)) is not None:
+    if is_first and (opening := format.opening(is_needed=request.return_token_ids)) is not None:
         parts.append(opening)
         if request.return_token_ids:
             opening["prompt_token_ids"] = request.prompt_of(generation).token_ids
-    if output.text or output.logprobs or (request.return_token_ids and output.token_ids):
-        parts.append(format.part(output))
+    has_news = output.text or output.reasoning or output.calls or output.logprobs
+    if has_news or (request.return_token_ids and output.token_ids):
+        parts += format.parts(output)
         if request.return_token_ids:
             parts[-1]["token_ids"] = output.token_ids
     if output.finish_reason is not None:
         parts.append(format.ending(output))
     return parts
-
-
-def _usage(request: ParsedRequest, num_completion_tokens: int, num_cached: list[int]) -> dict[str, Any]:
-    """``num_cached``: of the prompt, by choice. Choices of one prompt count once, with what all of them had."""
-    cached: dict[int, int] = {}
-    for generation, count in zip(request.generations, num_cached, strict=True):
-        cached[generation.prompt] = min(count, cached.get(generation.prompt, count))
-    return {
-        "prompt_tokens": request.num_prompt_tokens,
-        "completion_tokens": num_completion_tokens,
-        "total_tokens": request.num_prompt_tokens + num_completion_tokens,
-        "prompt_tokens_details": {"cached_tokens": sum(cached.values())},
-    }
 
 
 def _event(chunk: dict[str, Any]) -> bytes:

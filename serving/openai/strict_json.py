@@ -1,9 +1,15 @@
-"""A request's body as a JSON object."""
+"""A request's body: bytes to a JSON object, and that to the types of its fields."""
 
-from typing import Any
+import difflib
+import re
+from typing import Any, TypeVar
+
+import msgspec
 
 from splitrank.serving.openai.errors import bad_request
 from splitrank.serving.text.strict_json import StrictJSONError, parse_json
+
+Body = TypeVar("Body", bound=msgspec.Struct)
 
 
 def parse_object(body: bytes) -> dict[str, Any]:
@@ -17,3 +23,31 @@ def parse_object(body: bytes) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise bad_request("the body must be a JSON object")
     return value
+
+
+def convert(raw: dict[str, Any], body_type: type[Body]) -> Body:
+    """Raises ``ApiError`` 400 that names the field."""
+    try:
+        return msgspec.convert(raw, body_type, strict=True)
+    except msgspec.ValidationError as error:
+        message = str(error)
+        at = re.search(r" - at `(?:key in )?\$\.?(.*)`$", message)
+        missing = re.search(r"missing required field `(\w+)`$", message)
+        param = at[1] if at else missing[1] if missing else None
+        raise bad_request(message.replace(" - at `$.", " - at `"), param) from None
+
+
+def convert_known(raw: dict[str, Any], body_type: type[Body]) -> Body:
+    """As ``convert``; a field that the type does not have is refused, unless it is null."""
+    known = body_type.__struct_fields__
+    for name, value in raw.items():
+        if name not in known and value is not None:
+            message = f"{name[:40]} is not supported{nearest(name, known)}"
+            raise bad_request(message, name[:40], "unsupported_value")
+    return convert(raw, body_type)
+
+
+def nearest(name: str, known: tuple[str, ...]) -> str:
+    """The end of a refusal: what was meant, perhaps."""
+    matches = difflib.get_close_matches(name[:40], known, n=1)
+    return f"; did you mean {matches[0]}?" if matches else " by this server"

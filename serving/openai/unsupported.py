@@ -1,10 +1,12 @@
 """Refuses fields that this server does not support, unless their value changes nothing. None is ignored silently."""
 
-import difflib
 from collections.abc import Mapping
 from typing import Any
 
+import msgspec
+
 from splitrank.serving.openai.errors import bad_request
+from splitrank.serving.openai.strict_json import nearest
 from splitrank.serving.openai.types import ChatBody, CompletionBody, StreamOptions
 
 Harmless = Mapping[str, tuple[Any, ...]]
@@ -23,7 +25,6 @@ _LABELS = frozenset(
 )
 # By name: the values that change nothing (null is one for all). A name that is not in this file is refused, too.
 _BOTH: dict[str, tuple[Any, ...]] = {
-    "add_special_tokens": (True,),
     "allowed_token_ids": ([],),
     "bad_words": ([],),
     "best_of": (1,),
@@ -47,22 +48,16 @@ _BOTH: dict[str, tuple[Any, ...]] = {
     "regex": (),
     "repeat_penalty": (1,),
     "response_format": ({"type": "text"},),
-    "return_tokens_as_token_ids": (False,),
-    "separate_reasoning": (False,),
-    "skip_special_tokens": (True,),
     "spaces_between_special_tokens": (True,),
     "stop_regex": ([],),
     "structured_outputs": (),
-    "truncate_prompt_tokens": (),
     "typical_p": (1,),
     "use_beam_search": (False,),
     "xtc_probability": (0,),
 }
 _CHAT: dict[str, tuple[Any, ...]] = {
-    "add_generation_prompt": (True,),
     "audio": (),
     "chat_template": (),
-    "continue_final_message": (False,),
     "documents": ([],),
     "echo": (False,),
     "function_call": ("none", "auto"),
@@ -70,19 +65,17 @@ _CHAT: dict[str, tuple[Any, ...]] = {
     "mm_processor_kwargs": ({},),
     "modalities": (["text"],),
     "prediction": (),
-    "reasoning_effort": (),
-    "tool_choice": ("none", "auto"),
-    "tools": ([],),
     "verbosity": (),
     "web_search_options": (),
 }
 _COMPLETION: dict[str, tuple[Any, ...]] = {
+    "separate_reasoning": (False,),
     "max_completion_tokens": (),
     "prompt_embeds": (),
     "suffix": ("",),
     "top_logprobs": (),
 }
-_STREAM_OPTIONS: dict[str, tuple[Any, ...]] = {"continuous_usage_stats": (False,), "include_obfuscation": (False,)}
+_STREAM_OPTIONS: dict[str, tuple[Any, ...]] = {"include_obfuscation": (False,)}
 # Of a message, only what would change the prompt: clients send back whatever an answer had, annotations and the like.
 _MESSAGE: dict[str, tuple[Any, ...]] = {"audio": (), "function_call": (), "partial": (False,), "prefix": (False,)}
 
@@ -100,17 +93,17 @@ def refuse_unsupported(body: dict[str, Any], is_chat: bool) -> None:
             _refuse(asked, _MESSAGE, (), f"messages[{index}].")
 
 
+def refuse_others(body: dict[str, Any], body_type: type[msgspec.Struct], harmless: Harmless) -> None:
+    """As ``refuse_unsupported``, for a body of any other API: only ``harmless`` values of what its type lacks."""
+    _refuse(body, harmless, body_type.__struct_fields__, "")
+
+
 def _refuse(values: dict[str, Any], harmless: Harmless, obeyed: tuple[str, ...], path: str) -> None:
     for name, value in values.items():
         if name in obeyed or name in _LABELS or _is_harmless(value, harmless.get(name, ())):
             continue
-        hint = _hint(name) if name in harmless else _nearest(name, obeyed)
+        hint = _hint(name) if name in harmless else nearest(name, obeyed)
         raise bad_request(f"{path}{name[:40]} is not supported{hint}", path + name[:40], "unsupported_value")
-
-
-def _nearest(name: str, obeyed: tuple[str, ...]) -> str:
-    matches = difflib.get_close_matches(name[:40], obeyed, n=1)
-    return f"; did you mean {matches[0]}?" if matches else " by this server"
 
 
 def _is_harmless(value: Any, harmless: tuple[Any, ...]) -> bool:
@@ -122,8 +115,6 @@ def _is_harmless(value: Any, harmless: tuple[Any, ...]) -> bool:
 
 def _hint(name: str) -> str:
     match name:
-        case "reasoning_effort":
-            return '; chat_template_kwargs {"enable_thinking": false} turns thinking off'
         case "max_completion_tokens":
             return " for completions; use max_tokens"
         case "repeat_penalty":

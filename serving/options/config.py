@@ -12,7 +12,12 @@ from splitrank.comm.selection import BACKENDS, CODECS, AllReduceOptions
 from splitrank.models.dtypes import COMPUTED_DTYPES
 from splitrank.serving.options.checked import INT64_MAX, Bounds, as_type, shown
 
+LOAD_FORMATS = ("auto", "dummy")
+DEVICES = ("auto", "cpu", "cuda")  # cuda is also ROCm's
+MOST_REQUESTS_AT_ONCE = 256  # of a step on a GPU
 LEAST_BODY_BYTES = 64  # shorter than any request
+REASONING_PARSERS = ("qwen3", "none")
+TOOL_CALL_PARSERS = ("qwen3_coder", "none")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
 
@@ -65,8 +70,11 @@ class LayoutConfig(Options):
         0, "longest prompt plus output in tokens; 0: the model's, at most 32768 and what fits", bounds=COUNT_OR_ZERO
     )
     max_running_requests: int = option(
-        32, "requests computed at once (one recurrent-state slot each)", bounds=Bounds(1, 2**20)
+        0,
+        "requests computed at once (one recurrent-state slot each); 0: 32, on a GPU up to 256 by its memory",
+        bounds=Bounds(0, 2**20),
     )
+    device: str = option("auto", "auto takes GPUs where there is one for each rank, else the CPU", choices=DEVICES)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -78,10 +86,28 @@ class LayoutConfig(Options):
             raise ValueError(f"pp_partition {list(self.pp_partition)} leaves a stage without layers")
 
 
+@dataclass(frozen=True)
+class DeviceDefaults:
+    """What 0 means on a kind of device."""
+
+    max_running_requests: int
+    mem_fraction_static: float
+    chunked_prefill_size: int
+    max_prefill_tokens: int
+
+
+CPU_DEFAULTS = DeviceDefaults(32, 0.6, 512, 512)
+GPU_DEFAULTS = DeviceDefaults(MOST_REQUESTS_AT_ONCE, 0.9, 2048, 8192)
+
+
 @dataclass(frozen=True, kw_only=True)
 class EngineConfig(LayoutConfig):
     """Options of every command that runs the model. ``0`` means: derived from the model and the machine."""
 
+    devices: tuple[int, ...] = option(
+        (), "GPU of each rank, e.g. 0,1; the first ones if not given", bounds=COUNT_OR_ZERO
+    )
+    share_devices: bool = option(False, "let several ranks share a GPU, to compare layouts where there are few")
     threads_per_rank: int = option(
         0, "torch threads of a rank; 0: cores divided by ranks, at least 1", bounds=Bounds(0, 1024)
     )
@@ -91,13 +117,19 @@ class EngineConfig(LayoutConfig):
         0, "KV pages; 0: what the memory fraction holds, at most what all requests can use", bounds=COUNT_OR_ZERO
     )
     mem_fraction_static: float = option(
-        0.6, "part of the memory for weights, KV pages and states of all ranks", bounds=Bounds(0, 1, above=True)
+        0.0,
+        "part of the memory for weights, KV pages and states of all ranks; 0: 0.6, on a GPU 0.9",
+        bounds=Bounds(0, 1),
     )
     chunked_prefill_size: int = option(
-        512, "prefill chunk in tokens; chunks end at absolute multiples of it", bounds=Bounds(64, 2**20)
+        0,
+        "prefill chunk in tokens; chunks end at absolute multiples of it; 0: 512, on a GPU 2048",
+        bounds=Bounds(0, 2**20),
     )
     max_prefill_tokens: int = option(
-        0, "prompt tokens of one step, of several requests; 0: as many as a chunk has", bounds=Bounds(0, 2**24)
+        0,
+        "prompt tokens of one step, of several requests; 0: as many as a chunk has, on a GPU 8192",
+        bounds=Bounds(0, 2**24),
     )
     prefix_cache_mib: int = option(
         512,
@@ -106,6 +138,9 @@ class EngineConfig(LayoutConfig):
     )
     seed: int = option(
         0, "for answers without a seed of their own; serve gives each a random one", bounds=Bounds(0, INT64_MAX)
+    )
+    load_format: str = option(
+        "auto", "dummy: weights from the config alone, for measuring without a checkpoint", choices=LOAD_FORMATS
     )
     verify_weights: bool = option(
         False, "before serving, compare every loaded weight with the checkpoint, read again in a slow, simple way"
@@ -124,18 +159,23 @@ class EngineConfig(LayoutConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         AllReduceOptions(self.all_reduce, self.all_reduce_codec)
+        if self.load_format == "dummy" and self.verify_weights:
+            raise ValueError("load_format dummy: there is nothing that --verify-weights could read again")
         # The delta rule works in blocks of 64 tokens: a chunk that ends inside a block would change its bits.
         if self.chunked_prefill_size % 64:
             raise ValueError(f"chunked_prefill_size must be a multiple of 64, not {self.chunked_prefill_size}")
-        if 0 < self.max_prefill_tokens < self.chunked_prefill_size:
+        if 0 < self.chunked_prefill_size < 64:
+            raise ValueError(f"chunked_prefill_size must be at least 64, not {self.chunked_prefill_size}")
+        chunk = self.chunked_prefill_size or 64
+        if 0 < self.max_prefill_tokens < chunk:
             raise ValueError(
                 f"max_prefill_tokens {self.max_prefill_tokens} is less than a chunk: give at least "
-                f"chunked_prefill_size = {self.chunked_prefill_size}, or 0"
+                f"chunked_prefill_size = {chunk}, or 0"
             )
 
     def check_concurrency(self, *concurrency: int) -> None:
         """For commands that keep ``concurrency`` requests open: ``ValueError`` if the engine would refuse some."""
-        room = self.max_running_requests + self.max_queued_requests
+        room = (self.max_running_requests or CPU_DEFAULTS.max_running_requests) + self.max_queued_requests
         if max(concurrency, default=0) > room:
             raise ValueError(
                 f"concurrency must be at most max_running_requests + max_queued_requests = {room}, "
@@ -148,6 +188,18 @@ class ServedModelConfig(EngineConfig):
     """Options of the commands whose requests name the model."""
 
     served_model_name: str = option("", "the model's name in requests; the checkpoint folder's name if not given")
+    reasoning_parser: str = option(
+        "qwen3", "parts thoughts from a chat's answer; none: they stay in its content", choices=REASONING_PARSERS
+    )
+    tool_call_parser: str = option(
+        "qwen3_coder",
+        "finds tool calls in a chat's answer; none: they stay in its content",
+        choices=TOOL_CALL_PARSERS,
+    )
+    chat_template_kwargs: str = option(
+        "", 'variables of the chat template that a request need not give, as JSON: {"enable_thinking": false}'
+    )
+    clip_max_tokens: bool = option(False, "max_tokens beyond what the context leaves are cut, not refused with 400")
 
 
 @dataclass(frozen=True, kw_only=True)

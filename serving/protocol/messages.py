@@ -25,6 +25,8 @@ class LaunchSpec(msgspec.Struct, frozen=True, kw_only=True):
     partition: tuple[int, ...]  # layers a stage
     tie_word_embeddings: bool  # as served: config.json's, unless a head that differs is stored
     threads_per_rank: int
+    device: str = "cpu"  # or "cuda", which is also ROCm's
+    devices: tuple[int, ...] = ()  # of each rank, where device is "cuda"
     all_reduce: str = "auto"  # "auto", "quick" or "torch"
     all_reduce_codec: str = "none"  # "none", "int8", "int6" or "int4"
     max_model_len: int  # tokens, prompt + output
@@ -44,6 +46,7 @@ class LaunchSpec(msgspec.Struct, frozen=True, kw_only=True):
     load_timeout_s: float
     step_timeout_s: float
     heartbeat_timeout_s: float
+    load_format: str = "auto"  # or "dummy"
     verify_weights: bool  # compare loaded weights with the files, read again
     log_level: str
     show_progress: bool
@@ -52,6 +55,16 @@ class LaunchSpec(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def world_size(self) -> int:
         return self.tp_size * self.pp_size
+
+    @property
+    def num_scratch(self) -> int:
+        """Slots and pages beyond those of requests: one on a GPU, for rows that pad a step to the size of a graph."""
+        return int(self.device == "cuda")
+
+    @property
+    def scratch_page(self) -> int | None:
+        """The page behind those of requests."""
+        return self.num_pages if self.num_scratch else None
 
     @property
     def max_in_flight(self) -> int:

@@ -48,7 +48,7 @@ class SamplingParams(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
 
 
 _TYPES = get_type_hints(SamplingParams)
-_BOUNDS = {  # of each number in the field; of a dictionary's keys
+BOUNDS = {  # of each number in the field; of a dictionary's keys
     "max_tokens": Bounds(1, INT64_MAX),
     "min_tokens": Bounds(0, INT64_MAX),
     "temperature": Bounds(0, 2),
@@ -72,7 +72,7 @@ def _checked(name: str, value: Any, kind: Any) -> Any:
     value = as_type(name, value, kind)
     if name == "top_k" and value == -1:
         value = 0
-    if name in _BOUNDS and value is not None:
+    if name in BOUNDS and value is not None:
         for number in value if isinstance(value, tuple | dict) else (value,):
-            _BOUNDS[name].check(name, number)
+            BOUNDS[name].check(name, number)
     return value

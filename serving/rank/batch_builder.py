@@ -4,6 +4,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import accumulate
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,10 +21,11 @@ class PlannedBatch:
     """``sampled`` are the slots of ``batch.sample_rows``, row for row: decodes, then chunks, in the plan's order.
     ``copies`` holds the states that are copied inside a chunk, by snapshot number."""
 
-    batch: Batch
+    batch: Any  # ``models.batch.Batch``, or on a GPU ``models.ops.gpu.batch.GpuBatch``
     host_slots: npt.NDArray[np.int64]  # batch.decode_slots
     sampled: list[int]
     copies: dict[int, StateCopy] = field(default_factory=dict)
+    ends: tuple[tuple[int, int], ...] = ()  # of chunks: slot, and tokens that it has after the step
 
 
 def make_batch(
@@ -33,16 +35,16 @@ def make_batch(
 
     A prompt's token alone, behind others, is computed as a decode row: it has a state.
     """
-    singles = [chunk for chunk in chunks if _is_single(table, chunk)]
+    singles = [chunk for chunk in chunks if is_single(table, chunk)]
     host_slots = np.array(decodes + [chunk.slot for chunk in singles], dtype=np.int64)
     batch = _decode_batch(table, host_slots)
     if not chunks:
         return PlannedBatch(batch, host_slots, decodes)
-    longer = [chunk for chunk in chunks if not _is_single(table, chunk)]
-    copies = [_copies_inside(table, chunk, saved) for chunk in longer]
+    longer = [chunk for chunk in chunks if not is_single(table, chunk)]
+    copies = [copies_inside_of(table, chunk, saved) for chunk in longer]
     prefills = _prefill_rows(table, longer, copies, batch.num_decodes)
     spans = [torch.arange(chunk.start, chunk.start + chunk.length, device=table.device) for chunk in prefills.chunks]
-    tokens = [table.rows[chunk.slot].prompt[_span(table, chunk)] for chunk in singles + longer]
+    tokens = [table.rows[chunk.slot].prompt[span_of(table, chunk)] for chunk in singles + longer]
     indices = [_kv_index(table, row[None], span) for row, span in zip(prefills.pages, spans, strict=True)]
     ends = {chunk.slot: chunk.row + chunk.length for chunk in prefills.chunks}
     ends |= {slot: row + 1 for row, slot in enumerate(host_slots.tolist())}
@@ -56,7 +58,8 @@ def make_batch(
         sample_rows=_ints([ends[slot] - 1 for slot in sampled], table),
     )
     copies_inside = {number: copy for inside in copies for number, copy in inside.items()}
-    return PlannedBatch(batch, host_slots, sampled, copies_inside)
+    after = tuple((chunk.slot, chunk.start + chunk.length) for chunk in prefills.chunks)
+    return PlannedBatch(batch, host_slots, sampled, copies_inside, after)
 
 
 def _decode_batch(table: RequestTable, host_slots: npt.NDArray[np.int64]) -> Batch:
@@ -84,18 +87,20 @@ def _no_prefills(device: torch.device) -> PrefillRows:
     return PrefillRows((), torch.zeros(1, dtype=torch.int32, device=device), empty.int(), empty, empty.view(0, 0))
 
 
-def _is_single(table: RequestTable, chunk: ChunkPlan) -> bool:
+def is_single(table: RequestTable, chunk: ChunkPlan) -> bool:
+    """Whether a chunk is computed as a decode row: one token, of a sequence that has a state."""
     return chunk.num_tokens == 1 and table.host_lengths[chunk.slot] > 0
 
 
-def _span(table: RequestTable, chunk: ChunkPlan) -> slice:
+def span_of(table: RequestTable, chunk: ChunkPlan) -> slice:
+    """Which tokens of its prompt a chunk computes."""
     start = int(table.host_lengths[chunk.slot])
     return slice(start, start + chunk.num_tokens)
 
 
-def _copies_inside(table: RequestTable, chunk: ChunkPlan, saved: Collection[SnapshotPlan]) -> dict[int, StateCopy]:
+def copies_inside_of(table: RequestTable, chunk: ChunkPlan, saved: Collection[SnapshotPlan]) -> dict[int, StateCopy]:
     """By snapshot number, those of this row that lie before the chunk's last token; nearest first."""
-    span = _span(table, chunk)
+    span = span_of(table, chunk)
     inside = [one for one in saved if one.slot == chunk.slot and one.num_tokens < span.stop]
     inside.sort(key=lambda one: one.num_tokens)
     return {one.snapshot: StateCopy(one.num_tokens - span.start) for one in inside}
@@ -106,7 +111,7 @@ def _prefill_rows(
 ) -> PrefillRows:
     """``plans`` stand behind ``first_row`` decode rows."""
     ends = list(accumulate((plan.num_tokens for plan in plans), initial=0))
-    spans = [_span(table, plan) for plan in plans]
+    spans = [span_of(table, plan) for plan in plans]
     chunks = tuple(
         Chunk(first_row + offset, plan.num_tokens, span.start, plan.slot, tuple(inside.values()))
         for plan, span, inside, offset in zip(plans, spans, copies, ends, strict=False)  # the last end begins nothing

@@ -3,6 +3,7 @@
 import argparse
 import logging
 import sys
+from collections import deque
 
 import torch
 
@@ -14,7 +15,9 @@ from splitrank.serving.options.progress import progress
 from splitrank.serving.protocol.messages import LaunchSpec
 from splitrank.serving.rank.rank_link import RankLink, StepOrderError
 from splitrank.serving.rank.thread_wait import ThreadWait
-from splitrank.serving.rank.worker import Worker
+from splitrank.serving.rank.worker import LaunchedStep, Worker
+
+_LOOK_S = 0.001  # between two looks at a step that the device computes, while no plan comes
 
 # Errors of files, peers and memory, and weights that differ from the files: the engine gets their text. Any other error
 # is a bug of ours: the engine gets its type, too, and the log the trace.
@@ -78,14 +81,36 @@ def _load(worker: Worker) -> str:
 def _serve(worker: Worker, link: RankLink, phase: _Phase) -> None:
     """The loop of a rank: receive a plan, execute it, send the result."""
     thread_wait = ThreadWait(worker.spec.threads_per_rank)
-    while (received := link.receive()) is not None:
+    launched: deque[LaunchedStep] = deque()
+    while True:
+        if _next_is_result(worker, link, launched):
+            _collect(worker, link, launched.popleft())
+            thread_wait.look()
+            continue
+        if (received := link.receive()) is None:
+            return
         plan, plan_hash = received
         phase.enter(f"step {plan.step}")
-        result = worker.execute(plan, plan_hash)
-        link.finish(plan.step)
-        if result is not None:
-            link.send_result(result)
-        thread_wait.look()
+        launched.append(worker.launch(plan, plan_hash))
+
+
+def _next_is_result(worker: Worker, link: RankLink, launched: deque[LaunchedStep]) -> bool:
+    """Whether to collect a step before the next is launched: it is done, or no plan has come when it is done."""
+    if not launched:
+        return False
+    if not worker.steps.overlaps or len(launched) >= worker.spec.max_in_flight:
+        return True
+    while not launched[0].is_done:
+        if link.has_plan(_LOOK_S):
+            return False
+    return True
+
+
+def _collect(worker: Worker, link: RankLink, step: LaunchedStep) -> None:
+    result = worker.collect(step)
+    link.finish(step.step)
+    if result is not None:
+        link.send_result(result)
 
 
 if __name__ == "__main__":

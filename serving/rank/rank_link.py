@@ -56,6 +56,10 @@ class RankLink:
         self._phase = "serve"
         self._send(RankReady(rank=self._rank, report=report, stage_report=stage_report))
 
+    def has_plan(self, timeout_s: float) -> bool:
+        """Whether a message is there, or comes within ``timeout_s``."""
+        return bool(self._socket.poll(int(timeout_s * 1000)))
+
     def receive(self) -> tuple[StepPlan, str] | None:
         """The next plan and its hash; None to shut down. The wait has no limit, since the engine may be idle. If the
         front dies, this process ends; if the engine dies, the front ends this process."""

@@ -63,7 +63,7 @@ def _sample(logits: torch.Tensor, states: list[SamplingState]) -> list[SampledRo
     return [
         SampledRow(token, _logprobs(row, token, state.params.logprobs))
         if math.isfinite(largest)
-        else SampledRow(-1, failure=_bad_numbers(largest, state))
+        else SampledRow(-1, failure=bad_numbers(largest, state.num_output))
         for row, token, largest, state in zip(logits, tokens.tolist(), best.tolist(), states, strict=True)
     ]
 
@@ -94,9 +94,13 @@ def _sampling_rows(states: list[SamplingState], vocab_size: int) -> SamplingRows
     )
 
 
-def _bad_numbers(largest: float, state: SamplingState) -> RowFailure:
-    what = "hold NaN" if math.isnan(largest) else "hold infinity" if largest > 0 else "are all minus infinity"
-    reason = f"the model's logits for output token {state.num_output} {what}"
+def bad_numbers(largest: float, output_token: int, infinity: str = "infinity") -> RowFailure:
+    """Why a row whose largest logit is not finite has no token; ``output_token`` is counted from 0.
+
+    ``infinity``: what a largest logit of +inf stands for.
+    """
+    what = "hold NaN" if math.isnan(largest) else f"hold {infinity}" if largest > 0 else "are all minus infinity"
+    reason = f"the model's logits for output token {output_token} {what}"
     _log.warning("a request fails: %s", reason)
     return RowFailure("invalid_numbers", reason)
 

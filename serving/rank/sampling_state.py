@@ -66,6 +66,11 @@ class SamplingState:
     def changes_logits(self) -> bool:
         return bool(self.params.logit_bias) or self._has_repetition or self._has_counts or self._bans_stops
 
+    @property
+    def needs_host(self) -> bool:
+        """Whether the host must see the logits: a device only draws."""
+        return self.changes_logits or self.params.logprobs is not None
+
     def append(self, token: int) -> None:
         self.num_output += 1
         if self._has_repetition:

@@ -42,7 +42,7 @@ class TokenFeedback:
             if self._is_first:
                 self._table.put_tokens(slots, shared)
             else:
-                self._mesh.feedback.send((shared,), step, plan_hash)
+                self._mesh.feedback.send((shared.to("cpu"),), step, plan_hash)
         elif self._is_first:
             self._outstanding.append(_Outstanding(step, plan_hash, slots))
             self._awaited.update(dict.fromkeys(slots, step))

@@ -1,7 +1,7 @@
 """One rank's work: build the stage, load its weights, execute step plans. Knows no sockets: tests drive it directly."""
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -13,12 +13,11 @@ from splitrank.comm.selection import AllReduceOptions
 from splitrank.models.cache import StageCache
 from splitrank.models.checkpoint import Checkpoint, open_checkpoint
 from splitrank.models.config import read_config
+from splitrank.models.dummy_weights import fill_dummy
 from splitrank.models.hidden_states import HiddenStates
 from splitrank.models.layers.parameter import prepare
 from splitrank.models.loader import load_weights
 from splitrank.models.memory import GIB, rank_memory
-from splitrank.models.ops.cpu.operations import CpuOperations
-from splitrank.models.ops.operations import Operations
 from splitrank.models.qwen3_5 import Stage
 from splitrank.models.rounding import pages_needed
 from splitrank.models.sharding import TensorShard, stage_slice
@@ -26,14 +25,31 @@ from splitrank.models.torch_dtype import torch_dtype
 from splitrank.models.verify_weights import verify_weights
 from splitrank.models.weight_plan import WeightPlan, audit_plan, plan_weights
 from splitrank.serving.protocol.messages import LaunchSpec, StepPlan, StepResult
-from splitrank.serving.rank.batch_builder import PlannedBatch, make_batch
+from splitrank.serving.rank.batch_builder import PlannedBatch
+from splitrank.serving.rank.device import make_operations, make_steps
 from splitrank.serving.rank.request_table import MovedRow, RequestTable
-from splitrank.serving.rank.sampler import sample
+from splitrank.serving.rank.sampler import SampledRow
 from splitrank.serving.rank.sampling_state import SamplingState
+from splitrank.serving.rank.steps import Logits, PendingTokens
 from splitrank.serving.rank.token_feedback import TokenFeedback
 
 # Joining is collective, and a rank joins only when it has started: on a loaded machine that takes a while.
 JOIN_TIMEOUT_S = 120.0
+
+
+@dataclass(frozen=True)
+class LaunchedStep:
+    """A step on its way. ``tokens``: on the sampling rank, if rows of it are sampled."""
+
+    step: int
+    plan_hash: str
+    sampled: list[int]
+    tokens: PendingTokens | None
+
+    @property
+    def is_done(self) -> bool:
+        """Whether ``collect`` would not wait for the device."""
+        return self.tokens is None or self.tokens.is_ready()
 
 
 class Worker:
@@ -46,12 +62,14 @@ class Worker:
         self.stage_slice = stage_slice(self.position.pp_rank, spec.pp_size, spec.partition)
         self.shard = TensorShard(self.position.tp_rank, spec.tp_size)
         self.dtype = torch_dtype(spec.dtype)
-        self.ops: Operations = CpuOperations()
+        self.ops = make_operations(spec, rank, self.config, self.shard)
         timeout_s = max(spec.step_timeout_s, JOIN_TIMEOUT_S)
         options = AllReduceOptions(spec.all_reduce, spec.all_reduce_codec)
-        self.mesh = Mesh(self.position, Path(spec.run_dir) / "rendezvous", timeout_s, options)
+        self.mesh = Mesh(self.position, Path(spec.run_dir) / "rendezvous", timeout_s, options, self.ops.device)
         max_pages = pages_needed(spec.max_model_len, spec.page_size)
-        self.table = RequestTable(spec.max_running_requests, max_pages, spec.page_size, self.ops.device)
+        self.table = RequestTable(
+            spec.max_running_requests, max_pages, spec.page_size, self.ops.device, spec.scratch_page
+        )
         self._feedback = TokenFeedback(self.table, self.mesh, spec.max_in_flight)
         self._swapped: dict[int, tuple[MovedRow, list[torch.Tensor]]] = {}  # by request
         self._snapshots: dict[int, list[torch.Tensor]] = {}
@@ -73,14 +91,18 @@ class Worker:
     @cached_property
     def plan(self) -> WeightPlan:
         """This rank's weight plan, audited, from the checkpoint's headers."""
-        plan = plan_weights(self.config, self.stage_slice, self.shard, self.spec.dtype, self.checkpoint)
+        checkpoint = None if self.spec.load_format == "dummy" else self.checkpoint
+        plan = plan_weights(self.config, self.stage_slice, self.shard, self.spec.dtype, checkpoint)
         audit_plan(plan)
         return plan
 
     def load(self, on_progress: Callable[[int], object] = lambda num_bytes: None) -> str:
         """Builds the stage, loads it, allocates its state; returns the report line of this rank."""
         self.model = Stage(self.config, self.stage_slice, self.spec.partition, self.shard, self.dtype, self.ops)
-        bytes_written = load_weights(self.model, self.plan, self.checkpoint, on_progress)
+        if self.spec.load_format == "dummy":
+            bytes_written = fill_dummy(self.model, self.plan, self.config, on_progress)
+        else:
+            bytes_written = load_weights(self.model, self.plan, self.checkpoint, on_progress)
         if self.spec.verify_weights:
             verify_weights(self.model, self.config, self.shard, self.checkpoint, str(self.position))
         self.cache = StageCache(
@@ -88,21 +110,25 @@ class Worker:
             self.stage_slice,
             self.shard,
             self.dtype,
-            self.spec.num_pages,
+            self.spec.num_pages + self.spec.num_scratch,
             self.spec.page_size,
-            self.spec.max_running_requests,
+            self.spec.max_running_requests + self.spec.num_scratch,
             self.ops,
         )
         report = self._report(bytes_written)
         prepare(self.model, self.ops)
+        self.steps = make_steps(
+            self.spec, self.model, self.cache, self.table, self.mesh.collectives, self.is_sampling_rank
+        )
         return report
 
     def _report(self, bytes_written: int) -> str:
         """One line of the start-up table; the bytes that the loader wrote are those of the plan."""
         assert bytes_written == self.plan.num_bytes, (bytes_written, self.plan.num_bytes)
-        expected = rank_memory(self.config, self.plan, self.spec.dtype)
-        tokens = self.spec.num_pages * self.spec.page_size
-        planned = expected.total(tokens, self.spec.max_running_requests) - expected.weight_bytes
+        spec = self.spec
+        expected = rank_memory(self.config, self.plan, spec.dtype, self.ops.target)
+        tokens = (spec.num_pages + spec.num_scratch) * spec.page_size
+        planned = expected.total(tokens, spec.max_running_requests + spec.num_scratch) - expected.weight_bytes
         assert self.cache.num_bytes == planned, (self.cache.num_bytes, planned)
         layers = self.stage_slice
         verified = ", verified" if self.spec.verify_weights else ""
@@ -113,42 +139,58 @@ class Worker:
             f"states {self.spec.max_running_requests * expected.state_bytes_per_request / GIB:.2f} GiB"
         )
 
-    @torch.inference_mode()
     def execute(self, plan: StepPlan, plan_hash: str) -> StepResult | None:
-        """Runs one step; the sampling rank returns its result."""
+        """Runs one step to its end; the sampling rank returns its result."""
+        return self.collect(self.launch(plan, plan_hash))
+
+    @torch.inference_mode()
+    def launch(self, plan: StepPlan, plan_hash: str) -> LaunchedStep:
+        """Starts one step. If ``steps.overlaps``, the next may be launched before this one is collected."""
         self._feedback.take(plan)
         self._move_rows(plan)
         self._restore_snapshots(plan)
-        batch = make_batch(self.table, plan.decodes, plan.chunks, plan.saved)
-        logits = self._forward(batch, plan.step, plan_hash) if plan.has_rows else None
-        self.table.advance(batch.batch, batch.host_slots)
-        self._save_snapshots(plan, batch)
-        result = self._sample(batch, logits, plan.step, plan_hash) if self.is_sampling_rank else None
-        self._feedback.spread(result.token_ids if result else None, batch.sampled, plan.step, plan_hash)
+        planned = self.steps.make_batch(plan.decodes, plan.chunks, plan.saved)
+        logits = self._forward(planned, plan.step, plan_hash) if plan.has_rows else None
+        self.table.advance(planned.host_slots, planned.ends)
+        self._save_snapshots(plan, planned)
+        tokens = self._sample(planned, logits) if logits is not None and self.is_sampling_rank else None
+        return LaunchedStep(plan.step, plan_hash, planned.sampled, tokens)
+
+    @torch.inference_mode()
+    def collect(self, launched: LaunchedStep) -> StepResult | None:
+        """Waits for the tokens of a step and hands them on; the sampling rank returns the step's result."""
+        rows = launched.tokens.collect() if launched.tokens is not None else []
+        result = self._result(launched, rows) if self.is_sampling_rank else None
+        if not self.steps.overlaps:  # else the device has kept the tokens where the next step finds them
+            tokens = result.token_ids if result else None
+            self._feedback.spread(tokens, launched.sampled, launched.step, launched.plan_hash)
         return result
 
-    def _sample(self, batch: PlannedBatch, logits: torch.Tensor | None, step: int, plan_hash: str) -> StepResult:
-        states = [row.sampling for slot in batch.sampled if (row := self.table.rows[slot]).sampling is not None]
-        rows = sample(logits, states) if logits is not None and states else []
+    def _sample(self, planned: PlannedBatch, logits: Logits) -> PendingTokens | None:
+        states = [row.sampling for slot in planned.sampled if (row := self.table.rows[slot]).sampling is not None]
+        return self.steps.sample(planned, logits, states) if states else None
+
+    def _result(self, launched: LaunchedStep, rows: list[SampledRow]) -> StepResult:
         self.mesh.collectives.check()  # the tokens are on the host: nothing of this step is still running
         failures = {number: row.failure for number, row in enumerate(rows) if row.failure is not None}
         logprobs = {number: row.logprobs for number, row in enumerate(rows) if row.logprobs is not None}
-        return StepResult(step, plan_hash, [row.token for row in rows], logprobs, failures)
+        return StepResult(launched.step, launched.plan_hash, [row.token for row in rows], logprobs, failures)
 
-    def _forward(self, planned: PlannedBatch, step: int, plan_hash: str) -> torch.Tensor | None:
+    def _forward(self, planned: PlannedBatch, step: int, plan_hash: str) -> Logits | None:
         """Receives from the stage before, runs this stage, sends to the next; logits on the last stage."""
         batch, link = planned.batch, self.mesh.link
         states = None
         if not self.stage_slice.is_first:
             shape = (batch.num_tokens, self.config.hidden_size)
-            states = HiddenStates(*link.receive(2, shape, self.dtype, step, plan_hash))
-        output = self.model(batch, states, self.cache, self.mesh.collectives)
+            received = link.receive(2, shape, self.dtype, step, plan_hash)
+            states = HiddenStates(*(part.to(self.ops.device) for part in received))
+        output = self.steps.forward(planned, states)
         if isinstance(output, HiddenStates):
+            on_host = tuple(part.to("cpu") for part in output)
             self.mesh.collectives.check()
-            link.send(tuple(output), step, plan_hash)
+            link.send(on_host, step, plan_hash)
             return None
-        logits: torch.Tensor = output
-        return logits
+        return output
 
     def _move_rows(self, plan: StepPlan) -> None:
         """Rows leave before others come in and get their slots and pages."""
@@ -158,14 +200,18 @@ class Worker:
             self._release(request)
         for out in plan.swap_out:
             pages = self.table.pages_of(out.slot, int(self.table.host_lengths[out.slot]))
-            saved = self.cache.save(pages, out.slot)
+            saved = self.cache.save_to_host(pages, out.slot)
             self._swapped[out.request_number] = (self.table.take(out.slot), saved)
         for new in plan.admitted:
             sampling = SamplingState(new.prompt_token_ids, new.params, self.spec.eos_token_ids)
             self.table.admit(new, sampling if self.is_sampling_rank else None)
+            if self.is_sampling_rank:
+                self.steps.admit(new.slot, sampling)
         back = [(one.slot, *self._swapped.pop(one.request_number)) for one in plan.swap_in]
         for slot, moved, _ in back:
             self.table.put(slot, moved)
+            if moved.row.sampling is not None:
+                self.steps.admit(slot, moved.row.sampling)
         for pages_of_row in plan.pages:
             self.table.add_pages(pages_of_row)
         for slot, moved, saved in back:

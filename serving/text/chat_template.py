@@ -1,23 +1,30 @@
 """Renders a checkpoint's chat template the way ``transformers`` does, without importing it."""
 
 import json
+import uuid
 from datetime import datetime
+from enum import Enum
 from typing import Any, NoReturn
 
 import jinja2
 import jinja2.ext
+import jinja2.meta
 import jinja2.nodes
 import jinja2.parser
 import jinja2.utils
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from splitrank.serving.text.strict_json import StrictJSONError, parse_json
+from splitrank.serving.text.chat_messages import ChatTemplateError, normalize_messages
 
 RESERVED_VARIABLES = frozenset({"messages", "tools", "documents", "add_generation_prompt", "chat_template"})
 
 
-class ChatTemplateError(ValueError):
-    """The template refuses the messages, or cannot read them; one line."""
+class Ending(Enum):
+    """How a prompt ends."""
+
+    ANSWER = "answer"  # where the assistant's next message begins
+    NOTHING = "nothing"  # with the last message
+    OPEN = "open"  # inside the last message, which goes on
 
 
 class ChatTemplate:
@@ -25,22 +32,36 @@ class ChatTemplate:
 
     def __init__(self, source: str, variables: dict[str, str]) -> None:
         try:
-            self._template = _environment().from_string(source)
+            environment = _environment()
+            self.takes_tools = "tools" in jinja2.meta.find_undeclared_variables(environment.parse(source))
+            self._template = environment.from_string(source)
         except jinja2.TemplateSyntaxError as error:
             raise ValueError(f"the chat template has a syntax error in line {error.lineno}: {error.message}") from None
         self._variables = variables
 
-    def render(self, messages: list[dict[str, Any]], variables: dict[str, Any]) -> str:
-        """Text of the prompt that asks for the assistant's next message.
+    def render(
+        self,
+        messages: list[dict[str, Any]],
+        variables: dict[str, Any],
+        tools: list[dict[str, Any]] | None = None,
+        ending: Ending = Ending.ANSWER,
+    ) -> str:
+        """Text of the prompt.
 
-        ``messages`` as OpenAI clients send them; ``variables`` (``chat_template_kwargs``) reach the template as they
-        are. Raises ``ChatTemplateError``.
+        ``messages`` and ``tools`` as OpenAI clients send them; ``variables`` (``chat_template_kwargs``) reach the
+        template as they are. Raises ``ChatTemplateError``, also for tools that the template would not mention.
         """
+        if tools and not self.takes_tools:
+            raise ChatTemplateError("the chat template of this checkpoint knows no tools")
         if reserved := sorted(RESERVED_VARIABLES & variables.keys()):
             raise ChatTemplateError(f"chat_template_kwargs must not set {reserved[0]!r}")
-        names = {"tools": None, "documents": None, "add_generation_prompt": True, **self._variables, **variables}
+        given = {"tools": tools or None, "documents": None, "add_generation_prompt": ending is Ending.ANSWER}
+        names = {**given, **self._variables, **variables}
         try:
-            return self._template.render(messages=normalize_messages(messages), **names)
+            plain = normalize_messages(messages)
+            if ending is Ending.OPEN:
+                return self._render_open(plain, names)
+            return self._template.render(messages=plain, **names)
         except ChatTemplateError:
             raise
         except RecursionError:
@@ -49,52 +70,16 @@ class ChatTemplate:
             # The template comes with the checkpoint. Any error in it is reported as a refusal of these messages.
             raise ChatTemplateError(f"the chat template refuses the messages: {_one_line(error)}") from None
 
-
-def normalize_messages(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Rewrites messages that Qwen's template would refuse; drops keys without a value.
-
-    ``developer`` becomes ``system``, system messages that lead the conversation become one, text parts become one
-    string, ``reasoning`` becomes ``reasoning_content``, and arguments of past tool calls, JSON strings on the wire,
-    become objects.
-    """
-    if not messages:
-        raise ChatTemplateError("messages must hold at least one message")
-    plain = [_normalize_message(message) for message in messages]
-    leading = next((index for index, message in enumerate(plain) if message["role"] != "system"), len(plain))
-    if leading > 1:
-        joined = "\n\n".join(message["content"] for message in plain[:leading])
-        plain[:leading] = [{"role": "system", "content": joined}]
-    return plain
-
-
-def _normalize_message(message: dict[str, Any]) -> dict[str, Any]:
-    plain = {key: value for key, value in message.items() if value is not None}
-    if plain.get("role") == "developer":
-        plain["role"] = "system"
-    content = plain.get("content", "")
-    plain["content"] = content if isinstance(content, str) else "".join(part["text"] for part in content)
-    reasoning = plain.pop("reasoning", None)
-    if reasoning is not None and plain.setdefault("reasoning_content", reasoning) != reasoning:
-        raise ChatTemplateError("reasoning and reasoning_content of a message differ; give one of them")
-    if "tool_calls" in plain:
-        plain["tool_calls"] = [_normalize_tool_call(call) for call in plain["tool_calls"]]
-    return plain
-
-
-def _normalize_tool_call(call: dict[str, Any]) -> dict[str, Any]:
-    function = call.get("function")
-    if not isinstance(function, dict) or not isinstance(function.get("name"), str):
-        raise ChatTemplateError("a tool call in the messages has no function name")
-    what = f"arguments of the tool call {function['name'][:40]!r}"
-    arguments = function.get("arguments") or {}
-    if isinstance(arguments, str):
-        try:
-            arguments = parse_json(arguments, what)
-        except StrictJSONError as error:
-            raise ChatTemplateError(str(error)) from None
-    if not isinstance(arguments, dict):
-        raise ChatTemplateError(f"{what}: not a JSON object")
-    return {**call, "function": {**function, "arguments": arguments}}
+    def _render_open(self, messages: list[dict[str, Any]], names: dict[str, Any]) -> str:
+        """A mark behind the last message's text shows where the template would end it."""
+        last, mark = messages[-1], uuid.uuid4().hex
+        if last.get("tool_calls"):
+            raise ChatTemplateError("a message that calls tools cannot be continued")
+        marked = [*messages[:-1], {**last, "content": last["content"] + mark}]
+        before, found, _ = self._template.render(messages=marked, **names).rpartition(mark)
+        if not found:
+            raise ChatTemplateError("the chat template does not show the text of the last message")
+        return before
 
 
 # ------------------------------------------------------------------ the environment, as transformers sets it up

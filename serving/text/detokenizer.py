@@ -1,13 +1,19 @@
-"""Token ids to text, one request at a time: whole characters only, and nothing of a stop string.
+"""Token ids to text, one request at a time: whole characters only, no stop string, thoughts and tool calls apart.
 
 ``push`` of every token and one ``finish`` give, joined, the decode of all ids up to the stop, however they are split.
 """
+
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import tokenizers
 from tokenizers.decoders import DecodeStream
 
 from splitrank.serving.protocol.sampling_params import SamplingParams
+from splitrank.serving.text.marked_text import MarkerFinder
+from splitrank.serving.text.thinking import ThinkingSplitter
 from splitrank.serving.text.tokenizer import Tokenizer
+from splitrank.serving.text.tool_calls import CALL_OPENING, CallDelta, CallForm, ToolCallParser
 
 # A character has at most 4 bytes, so at most 4 tokens wait for their end. More waiting ids are undecodable, and
 # DecodeStream decodes all of them again at each step.
@@ -17,9 +23,10 @@ MAX_PENDING = 8
 class IncrementalDecoder:
     """``DecodeStream`` with guards: it ends a cut last character, bounds what waits, and survives its own errors."""
 
-    def __init__(self, backend: tokenizers.Tokenizer) -> None:
+    def __init__(self, backend: tokenizers.Tokenizer, shows_special: bool = False) -> None:
         self._backend = backend
-        self._stream = DecodeStream(skip_special_tokens=True)
+        self._skips_special = not shows_special
+        self._stream = DecodeStream(skip_special_tokens=self._skips_special)
         self._pending: list[int] = []
 
     def push(self, token_id: int) -> str:
@@ -51,67 +58,104 @@ class IncrementalDecoder:
         return self.finish()
 
     def _restart(self, token_ids: list[int]) -> None:
-        self._stream = DecodeStream(skip_special_tokens=True)
+        self._stream = DecodeStream(skip_special_tokens=self._skips_special)
         self._pending = list(token_ids)
         for token_id in token_ids:
             text = self._stream.step(self._backend, token_id)
             assert text is None, "an id that waited for its end had text of its own"
 
     def _decode(self, token_ids: list[int]) -> str:
-        return self._backend.decode(token_ids, skip_special_tokens=True)
+        return self._backend.decode(token_ids, skip_special_tokens=self._skips_special)
 
 
 class StopStringFinder:
     """Cuts text at the first stop string to be completed, and holds back what may become one."""
 
     def __init__(self, stop: tuple[str, ...], include_match: bool = False) -> None:
-        self._stop = stop
+        self._finder = MarkerFinder(stop)
         self._include_match = include_match
-        self._held = ""
 
     def push(self, text: str) -> tuple[str, str | None]:
         """Text that may be shown, and the stop string that ended it."""
-        text = self._held + text
-        matches = [(start + len(stop), start, stop) for stop in self._stop if (start := text.find(stop)) >= 0]
-        if matches:
-            # The earliest end, not the earliest start: so the answer does not depend on how the text arrives.
-            end, start, stop = min(matches)
-            return text[: end if self._include_match else start], stop
-        shown = len(text) - self._num_held(text)
-        self._held = text[shown:]
-        return text[:shown], None
+        shown, stop, _ = self._finder.push(text)
+        return (shown + stop if stop is not None and self._include_match else shown), stop
 
     def finish(self) -> str:
         """What was held back, once no more text comes."""
-        held, self._held = self._held, ""
-        return held
+        return self._finder.finish()
 
-    def _num_held(self, text: str) -> int:
-        """Length of the longest end of ``text`` that a stop string starts with."""
-        longest = max((len(stop) for stop in self._stop), default=0) - 1
-        for length in range(min(longest, len(text)), 0, -1):
-            if any(stop.startswith(text[-length:]) for stop in self._stop):
-                return length
-        return 0
+
+@dataclass(frozen=True)
+class TextForm:
+    """How the text of one answer is read. ``thinking``: it begins inside ``<think>``; thoughts are parted from it.
+    ``calls``: calls of tools are, too. ``shows_special``: special tokens show their names."""
+
+    thinking: bool = False
+    calls: CallForm | None = None
+    shows_special: bool = False
+
+
+PLAIN_TEXT = TextForm()
+
+
+class ShownText(NamedTuple):
+    """What some tokens add. ``has_ended``: by the stop string ``stop``, or by the only tool call that is allowed (then
+    push no more)."""
+
+    reasoning: str
+    text: str
+    calls: list[CallDelta]
+    has_ended: bool = False
+    stop: str | None = None
 
 
 class Detokenizer:
-    """Decoder and stop strings of one request. Stop strings count in text after the first ``min_tokens`` tokens."""
+    """Decoder, thoughts, stop strings and tool calls of one request.
 
-    def __init__(self, tokenizer: Tokenizer, params: SamplingParams) -> None:
-        self._decoder = IncrementalDecoder(tokenizer.backend)
+    Stop strings count in the answer with its calls, not in thoughts, and after the first ``min_tokens`` tokens.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, params: SamplingParams, form: TextForm) -> None:
+        self._decoder = IncrementalDecoder(tokenizer.backend, form.shows_special)
+        self._splitter = ThinkingSplitter(form.thinking, CALL_OPENING if form.calls is not None else "")
+        self._calls = None if form.calls is None else ToolCallParser(form.calls)
         self._finder = StopStringFinder(params.stop, params.include_stop_str_in_output)
         self._num_unchecked = params.min_tokens
+        self.num_reasoning_tokens = 0  # up to the end of thinking, its tag included
 
-    def push(self, token_id: int) -> tuple[str, str | None]:
-        """Text to show, and the stop string that was found (then push no more)."""
-        text = self._decoder.push(token_id)
+    @property
+    def is_thinking(self) -> bool:
+        return self._splitter.is_thinking
+
+    @property
+    def has_calls(self) -> bool:
+        """Whether the answer called tools, and each call came to its end."""
+        return self._calls is not None and self._calls.num_calls > 0 and not self._calls.is_inside_call
+
+    def push(self, token_id: int) -> ShownText:
+        self.num_reasoning_tokens += self._splitter.is_thinking
+        reasoning, text = self._splitter.push(self._decoder.push(token_id))
+        stop = None
         if self._num_unchecked > 0:
             self._num_unchecked -= 1
-            return text, None
-        return self._finder.push(text)
+        else:
+            text, stop = self._finder.push(text)
+        return self._shown(reasoning, text, stop, is_cut=stop is not None)
 
-    def finish(self) -> tuple[str, str | None]:
-        """The rest, when the engine ended the request; a stop string may still complete in it."""
-        text, stop = self._finder.push(self._decoder.finish())
-        return (text, stop) if stop is not None else (text + self._finder.finish(), None)
+    def finish(self, is_cut: bool = False) -> ShownText:
+        """The rest, when the engine ended the request; a stop string may still complete in it. ``is_cut``: not the
+        model ended it."""
+        reasoning, text = self._splitter.push(self._decoder.finish())
+        reasoning += self._splitter.finish()
+        text, stop = self._finder.push(text)
+        text += self._finder.finish()
+        return self._shown(reasoning, text, stop, is_cut=is_cut or stop is not None, is_last=True)
+
+    def _shown(self, reasoning: str, text: str, stop: str | None, is_cut: bool, is_last: bool = False) -> ShownText:
+        if self._calls is None:
+            return ShownText(reasoning, text, [], stop is not None, stop)
+        self._calls.push(text)
+        has_ended = stop is not None or self._calls.has_ended
+        if is_last or stop is not None:
+            self._calls.finish(is_cut)
+        return ShownText(reasoning, *self._calls.take(), has_ended, stop)

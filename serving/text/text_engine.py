@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Protocol
@@ -17,22 +17,28 @@ from splitrank.serving.launch.stop_tokens import describe_stop_tokens, stop_toke
 from splitrank.serving.options.config import EngineConfig
 from splitrank.serving.protocol.messages import EngineStats, LaunchSpec, RequestOutput, TokenLogprobs
 from splitrank.serving.protocol.sampling_params import SamplingParams
-from splitrank.serving.text.detokenizer import Detokenizer
+from splitrank.serving.text.detokenizer import PLAIN_TEXT, Detokenizer, ShownText, TextForm
 from splitrank.serving.text.model_info import ModelInfo, model_info
 from splitrank.serving.text.request_errors import RequestEndedError
 from splitrank.serving.text.tokenizer import Tokenizer, check_vocabulary
+from splitrank.serving.text.tool_calls import CallDelta
 
 
 @dataclass(frozen=True)
 class TextOutput:
     """New text and tokens of one request. Text may lag behind the tokens: it shows whole characters only."""
 
-    text: str
+    text: str  # of the answer
     token_ids: list[int]
     logprobs: list[TokenLogprobs] | None = None  # one for each of token_ids
     finish_reason: str | None = None  # "stop" or "length": the last output
     stop_reason: str | int | None = None  # the stop string or stop token id, if one of those ended it
     num_cached_tokens: int = 0  # of the prompt
+    reasoning: str = ""  # new text of thoughts, where they are parted from the answer
+    num_reasoning_tokens: int = 0  # of all outputs so far
+    is_thinking: bool = False  # the thoughts have not ended yet
+    calls: list[CallDelta] = field(default_factory=list)  # of tools
+    has_calls: bool = False  # so far, and each of them has ended
 
 
 class Client(Protocol):
@@ -57,7 +63,9 @@ class TextSource(Protocol):
     @property
     def info(self) -> ModelInfo: ...
 
-    def stream(self, prompt_token_ids: list[int], params: SamplingParams) -> AsyncGenerator[TextOutput, None]: ...
+    def stream(
+        self, prompt_token_ids: list[int], params: SamplingParams, form: TextForm = PLAIN_TEXT
+    ) -> AsyncGenerator[TextOutput, None]: ...
 
 
 class TextEngine:
@@ -68,13 +76,15 @@ class TextEngine:
         self.tokenizer = tokenizer
         self.info = info
 
-    async def stream(self, prompt_token_ids: list[int], params: SamplingParams) -> AsyncGenerator[TextOutput, None]:
+    async def stream(
+        self, prompt_token_ids: list[int], params: SamplingParams, form: TextForm = PLAIN_TEXT
+    ) -> AsyncGenerator[TextOutput, None]:
         """Outputs as the engine sends them, the last one with a ``finish_reason``.
 
         Closing or cancelling it aborts the request. Raises ``RequestEndedError`` if the engine refuses or
         ends the request, and ``EngineDeadError`` if it dies.
         """
-        detokenizer = Detokenizer(self.tokenizer, params)
+        detokenizer = Detokenizer(self.tokenizer, params, form)
         async with aclosing(_as_generator(self.client.stream(prompt_token_ids, params))) as outputs:
             async for output in outputs:
                 if output.finish_reason in ("error", "abort"):
@@ -93,21 +103,31 @@ def _to_text(output: RequestOutput, detokenizer: Detokenizer, params: SamplingPa
     num_shown = len(output.token_ids)
     if output.stop_token_id is not None and not params.include_stop_str_in_output:
         num_shown -= 1
-    pieces: list[str] = []
+    pieces: list[ShownText] = []
+    token_ids, logprobs = output.token_ids, output.logprobs
     for index, token_id in enumerate(output.token_ids[:num_shown]):
-        text, stop = detokenizer.push(token_id)
-        pieces.append(text)
-        if stop is not None:
-            logprobs = output.logprobs[: index + 1] if output.logprobs is not None else None
-            shown = output.token_ids[: index + 1]
-            return TextOutput("".join(pieces), shown, logprobs, "stop", stop, output.num_cached_tokens)
-    stop = None
-    if output.finish_reason is not None:
-        text, stop = detokenizer.finish()
-        pieces.append(text)
-    reason, stop_reason = (output.finish_reason, _stop_token(output, params)) if stop is None else ("stop", stop)
-    text = "".join(pieces)
-    return TextOutput(text, output.token_ids, output.logprobs, reason, stop_reason, output.num_cached_tokens)
+        pieces.append(detokenizer.push(token_id))
+        if pieces[-1].has_ended:
+            token_ids = token_ids[: index + 1]
+            logprobs = logprobs[: index + 1] if logprobs is not None else None
+            break
+    else:
+        if output.finish_reason is not None:
+            pieces.append(detokenizer.finish(is_cut=output.finish_reason != "stop"))
+    has_ended, stop = (pieces[-1].has_ended, pieces[-1].stop) if pieces else (False, None)
+    return TextOutput(
+        text="".join(piece.text for piece in pieces),
+        token_ids=token_ids,
+        logprobs=logprobs,
+        finish_reason="stop" if has_ended else output.finish_reason,
+        stop_reason=_stop_token(output, params) if stop is None else stop,
+        num_cached_tokens=output.num_cached_tokens,
+        reasoning="".join(piece.reasoning for piece in pieces),
+        num_reasoning_tokens=detokenizer.num_reasoning_tokens,
+        is_thinking=detokenizer.is_thinking,
+        calls=[delta for piece in pieces for delta in piece.calls],
+        has_calls=detokenizer.has_calls,
+    )
 
 
 def _stop_token(output: RequestOutput, params: SamplingParams) -> int | None:

@@ -10,7 +10,8 @@ from typing import Any
 
 import tokenizers
 
-from splitrank.serving.text.chat_template import ChatTemplate, ChatTemplateError
+from splitrank.serving.text.chat_messages import ChatTemplateError
+from splitrank.serving.text.chat_template import ChatTemplate, Ending
 from splitrank.serving.text.prompt_length import PromptLength, component_state
 from splitrank.serving.text.strict_json import find_surrogate
 from splitrank.serving.text.tokenizer_files import TokenizerFiles, read_tokenizer_files
@@ -39,36 +40,40 @@ class Tokenizer:
         """One more than the largest token id."""
         return max(self.backend.get_vocab(with_added_tokens=True).values(), default=-1) + 1
 
-    def encode(self, text: str, max_tokens: int | None = None) -> list[int]:
+    def encode(self, text: str, max_tokens: int | None = None, add_special_tokens: bool = True) -> list[int]:
         """Ids of a plain prompt, with the special tokens that the tokenizer adds on its own (Qwen's adds none).
 
-        Raises ``ValueError`` for a lone surrogate, and ``PromptTooLongError`` for a text that certainly has more than
+        ``add_special_tokens`` false: without those, as for a rendered chat, whose template wrote them. Raises
+        ``ValueError`` for a lone surrogate, and ``PromptTooLongError`` for a text that certainly has more than
         ``max_tokens`` tokens, before it is tokenized whole.
         """
-        return self._encode(text, max_tokens, add_special_tokens=True)
-
-    def decode(self, token_ids: list[int]) -> str:
-        """Text of all ids. Special tokens and unknown ids have no text."""
-        return self.backend.decode_batch([token_ids], skip_special_tokens=True)[0]
-
-    def render_chat(self, messages: list[dict[str, Any]], variables: dict[str, Any] | None = None) -> str:
-        """The text of the prompt. Raises ``ChatTemplateError``."""
-        if self._template is None:
-            raise ChatTemplateError("this checkpoint has no chat template; use plain completions")
-        return self._template.render(messages, variables or {})
-
-    def encode_chat(
-        self, messages: list[dict[str, Any]], variables: dict[str, Any] | None = None, max_tokens: int | None = None
-    ) -> list[int]:
-        """Ids of the rendered chat. The template has written all special tokens. Raises what both functions raise."""
-        return self._encode(self.render_chat(messages, variables), max_tokens, add_special_tokens=False)
-
-    def _encode(self, text: str, max_tokens: int | None, add_special_tokens: bool) -> list[int]:
         if found := find_surrogate(text):
             raise ValueError(f"the text holds the lone surrogate {found}")
         if max_tokens is not None:
             self._length.check(text, max_tokens)
         return self.backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0].ids
+
+    def decode(self, token_ids: list[int], shows_special: bool = False) -> str:
+        """Text of all ids at once; ids without an entry show nothing, nor do special tokens unless asked."""
+        return self.backend.decode_batch([token_ids], skip_special_tokens=not shows_special)[0]
+
+    def render_chat(
+        self,
+        messages: list[dict[str, Any]],
+        variables: dict[str, Any] | None = None,
+        tools: list[dict[str, Any]] | None = None,
+        ending: Ending = Ending.ANSWER,
+    ) -> str:
+        """The prompt's text. Raises ``ChatTemplateError`` with what the template refused."""
+        if self._template is None:
+            raise ChatTemplateError("this checkpoint has no chat template; use plain completions")
+        return self._template.render(messages, variables or {}, tools, ending)
+
+    def encode_chat(
+        self, messages: list[dict[str, Any]], variables: dict[str, Any] | None = None, max_tokens: int | None = None
+    ) -> list[int]:
+        """Ids of the rendered chat: the template wrote every special token itself. Raises as both of them do."""
+        return self.encode(self.render_chat(messages, variables), max_tokens, add_special_tokens=False)
 
     def token_bytes(self, token_id: int) -> bytes:
         """The bytes of one token, also if they are no whole character."""

@@ -19,8 +19,8 @@ class TokenizerFiles(msgspec.Struct, frozen=True):
 
 
 def read_tokenizer_files(folder: Path) -> TokenizerFiles:
-    """``tokenizer.json``, ``tokenizer_config.json`` and ``chat_template.jinja``. Raises ``ValueError``, one line that
-    names the file."""
+    """``tokenizer.json``, ``tokenizer_config.json``, and the template: ``chat_template.jinja``, else
+    ``chat_template.json``, else the config's. Raises ``ValueError``, one line that names the file."""
     file = folder / "tokenizer.json"
     if not file.is_file():
         raise ValueError(f"no tokenizer: {folder} has no file tokenizer.json")
@@ -29,6 +29,8 @@ def read_tokenizer_files(folder: Path) -> TokenizerFiles:
     special = {name: _token_text(value) for name, value in config.items() if name.endswith("_token")}
     if template_file.is_file():
         template: str | None = _read_text(template_file)
+    elif (older_file := folder / "chat_template.json").is_file():
+        template, template_file = _config_template(read_json_object(older_file), older_file), older_file
     else:
         template, template_file = _config_template(config, config_file), config_file
     return TokenizerFiles(

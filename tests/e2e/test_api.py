@@ -195,3 +195,37 @@ def test_usage_says_what_came_from_the_prefix_cache(server: Server) -> None:
     assert last.usage.prompt_tokens_details.cached_tokens == 192
     twice = complete(server, prompt=prompts[1], max_tokens=1, n=2, temperature=1.0).usage
     assert (twice.prompt_tokens, twice.prompt_tokens_details.cached_tokens) == (201, 192)
+
+
+# ------------------------------------------------------------------ thinking, and the APIs of agents
+
+
+def test_the_three_apis_of_chats_say_the_same(server: Server) -> None:
+    asked = {"model": server.model, "temperature": 0}
+    chat = ask_chat(server, max_tokens=200).choices[0].message
+    response = server.client.responses.create(**asked, input=QUESTION[0]["content"], max_output_tokens=200)
+    assert response.output_text == chat.content
+    assert response.output[0].content[0].text == chat.reasoning_content
+    body = {**asked, "messages": QUESTION, "max_tokens": 200, "thinking": {"type": "adaptive"}}
+    thought, text = server.http.post("/v1/messages", json=body).json()["content"]
+    assert (thought["thinking"], text["text"]) == (chat.reasoning_content, chat.content)
+
+
+def test_thoughts_are_apart_from_the_answer(server: Server) -> None:
+    problem = [{"role": "user", "content": "Mia has 14 shells. Leo has 9 more shells than Mia. How many have they?"}]
+    whole = ask_chat(server, messages=problem, max_tokens=256, stop=["In all"])
+    message = whole.choices[0].message
+    assert (whole.choices[0].stop_reason, message.content) == ("In all", message.content.partition("In all")[0])
+    assert "In all" in message.reasoning_content
+    assert message.reasoning_content == message.reasoning
+    assert "14 + 9" in message.reasoning_content
+    assert "think>" not in message.reasoning_content + message.content
+    stream = ask_chat(server, messages=problem, max_tokens=256, stop=["In all"], stream=True)
+    deltas = [chunk.choices[0].delta for chunk in stream]
+    assert "".join(getattr(delta, "reasoning_content", "") for delta in deltas) == message.reasoning_content
+    assert "".join(delta.content or "" for delta in deltas) == message.content
+    usage = whole.usage
+    assert 0 < usage.completion_tokens_details.reasoning_tokens < usage.completion_tokens
+    direct = ask_chat(server, messages=problem, max_tokens=256, reasoning_effort="none").choices[0].message
+    assert direct.reasoning_content is None
+    assert "14 + 9" in direct.content

@@ -69,7 +69,7 @@ WRONG_VALUES: list[dict[str, Any]] = [
     {"n": 1000},
     {"seed": 2**63},
     {"stop": [""]},
-    {"stop": ["a", "b", "c", "d", "e"]},
+    {"stop": ["a"] * 17},
     {"stop": 5},
     {"stop_token_ids": [4096]},
     {"stop_token_ids": [-1]},
@@ -95,7 +95,6 @@ def test_wrong_values_name_the_field(server: Server, wrong: dict[str, Any]) -> N
 
 
 UNSUPPORTED: list[dict[str, Any]] = [
-    {"tools": [{"type": "function", "function": {"name": "f"}}]},
     {"response_format": {"type": "json_object"}},
     {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:,"}}]}]},
 ]

@@ -12,6 +12,7 @@ End to end there is no such bound: with random weights a rounding flips an exper
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -139,7 +140,7 @@ def test_moe_on_tokens_whose_experts_are_beyond_doubt(models: Models, hidden: to
     kept = hidden[margin > 6 * ROUNDING * logits.abs().max()]
     assert len(kept) > LENGTH // 2
     layer = worker.model.layers[1]
-    states = worker.ops.experts(without_residual(kept), layer.post_attention_layernorm, layer.mlp)
+    states = worker.ops.experts(without_residual(kept), layer.post_attention_layernorm, layer.mlp, None)
 
     def call(layer: nn.Module, dtype: torch.dtype) -> torch.Tensor:
         output: torch.Tensor = layer.mlp(layer.post_attention_layernorm(kept.to(dtype))[None])[0]
@@ -151,12 +152,11 @@ def test_moe_on_tokens_whose_experts_are_beyond_doubt(models: Models, hidden: to
 @torch.inference_mode()
 def test_embedding_has_no_rounding_and_the_head_two(models: Models, hidden: torch.Tensor) -> None:
     model, token_ids = models.runner.worker.model, torch.tensor(random_tokens(LENGTH, 384))
-    embedded = model.embed_tokens(token_ids, model.ops, SingleRank())
+    batch = replace(models.batch(), token_ids=token_ids, sample_rows=torch.arange(LENGTH))
+    embedded = model.embed_tokens(batch, model.ops, SingleRank())
     assert torch.equal(embedded.float(), models.exact.model.embed_tokens(token_ids))
-    logits = model.lm_head(without_residual(hidden), torch.arange(LENGTH), model.norm, model.ops, SingleRank())
-    assert logits.dtype == torch.float32
-    ours = logits.bfloat16()
-    assert torch.equal(ours.float(), logits)
+    ours = model.lm_head(without_residual(hidden), batch, model.norm, model.ops, SingleRank())
+    assert ours.dtype == torch.bfloat16
 
     def call(reference: nn.Module, dtype: torch.dtype) -> torch.Tensor:
         logits: torch.Tensor = reference.lm_head(reference.model.norm(hidden.to(dtype)))

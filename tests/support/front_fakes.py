@@ -110,10 +110,11 @@ class FakeClient:
         self.closed = True
 
 
-def make_engine(folder: Path, script_text: str = "hello", **options: Any) -> TextEngine:
+def make_engine(folder: Path, script_text: str = "hello", max_model_len: int = 100, **options: Any) -> TextEngine:
     """Call it in a running event loop."""
     tokenizer = make_tokenizer(folder)
-    return TextEngine(FakeClient(answer(tokenizer, script_text), **options), tokenizer, make_info(tokenizer))
+    info = make_info(tokenizer, max_model_len)
+    return TextEngine(FakeClient(answer(tokenizer, script_text), **options), tokenizer, info)
 
 
 @dataclass

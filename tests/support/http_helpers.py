@@ -11,11 +11,11 @@ from tests.support.front_fakes import LIMIT_S, Front, make_engine, running
 
 
 def serving(folder: Path, work: Callable[[Front], Awaitable[None]], text: str = "hello", **options: Any) -> None:
-    """Runs ``work`` against a server; ``hang_after`` goes to the fake client, the rest to the config."""
-    hang_after = options.pop("hang_after", None)
+    """Runs ``work`` against a server; ``hang_after`` and ``max_model_len`` go to the fakes, the rest to the config."""
+    fakes = {name: options.pop(name) for name in ("hang_after", "max_model_len") if name in options}
 
     async def scenario() -> None:
-        async with running(make_engine(folder, text, hang_after=hang_after), **options) as front:
+        async with running(make_engine(folder, text, **fakes), **options) as front:
             await work(front)
 
     asyncio.run(asyncio.wait_for(scenario(), 3 * LIMIT_S))

@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 
 from splitrank.serving.protocol.messages import LaunchSpec, StepPlan, plan_hash
 from splitrank.serving.rank.batch_builder import PlannedBatch
+from splitrank.serving.rank.steps import Logits
 from splitrank.serving.rank.worker import Worker
 
 
@@ -31,10 +32,11 @@ class RecordingWorker(Worker):
         super().__init__(spec, rank)
         self.logits: list[torch.Tensor] = []
 
-    def _forward(self, planned: PlannedBatch, step: int, plan_hash: str) -> torch.Tensor | None:
+    def _forward(self, planned: PlannedBatch, step: int, plan_hash: str) -> Logits | None:
         logits = super()._forward(planned, step, plan_hash)
         if logits is not None:
-            self.logits.append(logits.clone())
+            rows = logits if self.spec.device == "cpu" else logits.logits[: len(planned.sampled)]
+            self.logits.append(rows.float().cpu().clone())
         return logits
 
 

@@ -13,7 +13,8 @@ from splitrank.models.config import read_config
 from splitrank.models.rounding import pages_needed
 from splitrank.serving.protocol.messages import AdmittedRequest, ChunkPlan, LaunchSpec, NewPages
 from splitrank.serving.protocol.sampling_params import SamplingParams
-from splitrank.serving.rank.batch_builder import PlannedBatch, make_batch
+from splitrank.serving.rank.batch_builder import PlannedBatch
+from splitrank.serving.rank.gpu_batch_builder import PlannedGpuBatch
 from splitrank.serving.rank.request_table import RequestTable
 from splitrank.serving.rank.worker import Worker
 
@@ -127,13 +128,17 @@ class StageRunner:
         """One step of all shares together; logits [len(tokens), vocab] of every row, a tensor a share."""
         table = self.worker.table
         chunks = [share.enter(table) for share in shares]
-        planned = make_batch(table, [], chunks)
+        planned = self.worker.steps.make_batch([], chunks, ())
+        firsts = _first_rows(planned, [(chunk.slot, chunk.num_tokens) for chunk in chunks])
         batch = replace(planned.batch, sample_rows=torch.arange(planned.batch.num_tokens))
-        logits = self.worker._forward(PlannedBatch(batch, planned.host_slots, planned.sampled), 0, "")
+        if isinstance(planned, PlannedGpuBatch):  # a step of a GPU draws at once, for the rows of the plan
+            worker = self.worker
+            logits = worker.model(batch, None, worker.cache, worker.mesh.collectives)
+        else:
+            logits = self.worker._forward(replace(planned, batch=batch), 0, "")
         assert logits is not None
-        table.advance(batch, planned.host_slots)
-        rows = {chunk.slot: chunk.rows for chunk in batch.prefills.chunks}
-        rows |= {slot: slice(row, row + 1) for row, slot in enumerate(batch.decode_slots.tolist())}
+        table.advance(planned.host_slots, planned.ends)
+        rows = {slot: slice(first, first + count) for slot, (first, count) in firsts.items()}
         return [logits[rows[share.sequence.slot]] for share in shares]
 
     def prefill(self, sequence: Sequence, tokens: list[int], chunk: int = CHUNK) -> torch.Tensor:
@@ -144,6 +149,17 @@ class StageRunner:
     def decode(self, sequence: Sequence, tokens: list[int]) -> torch.Tensor:
         """One step a given token; logits [len(tokens), vocab]."""
         return torch.cat([self.step(sequence.take([token]))[0] for token in tokens])
+
+
+def _first_rows(planned: PlannedBatch, chunks: list[tuple[int, int]]) -> dict[int, tuple[int, int]]:
+    """First row and number of rows of each slot: decode rows first, then the chunks (slot, tokens) in their order."""
+    singles = {slot: (row, 1) for row, slot in enumerate(planned.host_slots.tolist())}
+    firsts, row = dict(singles), len(singles)
+    for slot, count in chunks:
+        if slot not in singles:
+            firsts[slot] = (row, count)
+            row += count
+    return firsts
 
 
 def random_tokens(length: int, vocab_size: int, seed: int = 0) -> list[int]:

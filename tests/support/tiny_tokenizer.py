@@ -12,6 +12,7 @@ from tokenizers.pre_tokenizers import ByteLevel
 
 SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<think>", "</think>")
 CHAT_TEMPLATE = """\
+{%- for tool in tools or [] %}{{- tool | tojson }}{%- endfor %}
 {%- for message in messages %}
 {{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>' + '\\n' }}
 {%- endfor %}

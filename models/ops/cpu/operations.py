@@ -11,7 +11,7 @@ from splitrank.models.layers.linear import Linear
 from splitrank.models.layers.linear_attention import LinearAttention
 from splitrank.models.layers.moe import SparseMoe
 from splitrank.models.layers.norm import GatedRMSNorm, RMSNorm
-from splitrank.models.layers.rotary import CosSin
+from splitrank.models.layers.rotary import CosSin, RotaryEmbedding
 from splitrank.models.ops.cpu import memory
 from splitrank.models.ops.cpu.attention_mixer import mix_attention
 from splitrank.models.ops.cpu.delta_mixer import mix_delta
@@ -24,6 +24,7 @@ class CpuOperations:
     """Stateless: weights are tensors in torch's or oneDNN's layout (``linear.pack``)."""
 
     device = torch.device("cpu")
+    target = "cpu"
 
     def empty(self, *shape: int, dtype: torch.dtype) -> torch.Tensor:
         return memory.empty(*shape, dtype=dtype)
@@ -34,16 +35,23 @@ class CpuOperations:
     def store(self, weight: torch.Tensor) -> torch.Tensor:
         return pack(weight)
 
+    def store_router(self, router: torch.Tensor, shared_gate_up: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return pack(router), pack(shared_gate_up)
+
     def store_experts(self, gate_up: torch.Tensor, down: torch.Tensor) -> list[Expert]:
         return stored_experts(gate_up, down)
 
-    def embed(self, weight: torch.Tensor, token_ids: torch.Tensor, start: int | None) -> torch.Tensor:
+    def embed(self, weight: torch.Tensor, batch: Batch, start: int | None) -> torch.Tensor:
+        token_ids = batch.token_ids
         if start is None:
             return F.embedding(token_ids, weight)
         here = (token_ids >= start) & (token_ids < start + weight.shape[0])
         rows = F.embedding(torch.where(here, token_ids - start, 0), weight)
         # Filled, not multiplied: row 0 may hold what no other token should get, and 0 * NaN is NaN.
         return rows.masked_fill_(~here[:, None], 0.0)
+
+    def cos_sin(self, batch: Batch, rotary: RotaryEmbedding, dtype: torch.dtype) -> CosSin:
+        return rotary(batch.positions, dtype)
 
     def add_norm_project(
         self, states: HiddenStates, norm: RMSNorm, projection: Linear
@@ -57,8 +65,9 @@ class CpuOperations:
         return mix_delta(projected, layer, batch, slots)
 
     def norm_gate_project(
-        self, mixed: torch.Tensor, gate: torch.Tensor, norm: GatedRMSNorm, projection: Linear
+        self, mixed: torch.Tensor, gate: torch.Tensor | None, norm: GatedRMSNorm, projection: Linear
     ) -> torch.Tensor:
+        assert gate is not None
         gated = gated_rms_norm(mixed, gate, norm.weight, norm.eps)
         return linear(gated.flatten(1), projection.stored)
 
@@ -70,15 +79,19 @@ class CpuOperations:
     def project(self, x: torch.Tensor, projection: Linear) -> torch.Tensor:
         return linear(x, projection.stored)
 
-    def experts(self, states: HiddenStates, norm: RMSNorm, layer: SparseMoe) -> HiddenStates:
+    def experts(self, states: HiddenStates, norm: RMSNorm, layer: SparseMoe, batch: Batch) -> HiddenStates:
         residual = states.residual + states.hidden
         x = rms_norm(residual, norm.scale, norm.eps)
-        logits = linear(x, layer.router.stored)
+        router, shared_gate_up = layer.stored_router
+        logits = linear(x, router)
         chosen, weights = route(logits[:, :-1], layer.top_k, x.dtype)
         routed = routed_experts(x, chosen, weights, layer.experts.stored)
-        shared = swiglu(x, layer.shared_expert.gate_up_proj.stored, layer.shared_expert.down_proj.stored)
+        shared = swiglu(x, shared_gate_up, layer.shared_expert.down_proj.stored)
         return HiddenStates(routed + torch.sigmoid(logits[:, -1:]) * shared, residual)
 
-    def head(self, states: HiddenStates, rows: torch.Tensor, norm: RMSNorm, weight: torch.Tensor) -> torch.Tensor:
-        chosen = (states.residual + states.hidden).index_select(0, rows)
+    def joined(self, states: HiddenStates) -> HiddenStates:
+        return states
+
+    def head(self, states: HiddenStates, batch: Batch, norm: RMSNorm, weight: torch.Tensor) -> torch.Tensor:
+        chosen = (states.residual + states.hidden).index_select(0, batch.sample_rows)
         return linear(rms_norm(chosen, norm.scale, norm.eps), weight)

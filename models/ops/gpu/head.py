@@ -41,7 +41,8 @@ def _argmax_fma(
     wait_for_previous(PDL)
     for row in tl.static_range(NUM_ROWS):
         y = product_with_row(rows, x, row, K, BLOCK_K).to(x.dtype.element_ty).to(tl.float32)
-        value, at = tl.max(tl.where((n < N) & (y == y), y, float("-inf")), 0, return_indices=True)
+        y = tl.where(y == y, y, float("inf"))
+        value, at = tl.max(tl.where(n < N, y, float("-inf")), 0, return_indices=True)
         tl.store(best + row * tl.num_programs(0) + tl.program_id(0), value)
         tl.store(best_at + row * tl.num_programs(0) + tl.program_id(0), first + at)
 
@@ -68,7 +69,8 @@ def _argmax_dot(
     wait_for_previous(PDL)
     y = product_with_tokens(x, weight, n, t, N, num_rows, K, BLOCK_N, BLOCK_K, BLOCK_T)
     y = y.to(x.dtype.element_ty).to(tl.float32)
-    value, at = tl.max(tl.where((n < N)[:, None] & (y == y), y, float("-inf")), 0, return_indices=True)
+    y = tl.where(y == y, y, float("inf"))
+    value, at = tl.max(tl.where((n < N)[:, None], y, float("-inf")), 0, return_indices=True)
     tl.store(best + t * num_blocks + block, value, mask=t < num_rows)
     tl.store(best_at + t * num_blocks + block, block * BLOCK_N + at, mask=t < num_rows)
 
@@ -110,7 +112,8 @@ def head_argmax(
     """x [T, K] (normed), weight [V, K] (vocabulary rows from ``start`` on) -> values [T] float32, tokens [T] int32.
 
     best [T, argmax_blocks] float32 and best_at, the same in int32, are scratch. Ranks that split the vocabulary compare
-    their values. NaN is below every number, so that a row of it has an id, too.
+    their values. NaN counts as +inf, so that a row that holds one has an id, and a value
+    that says so.
     """
     (rows, width), (columns, _), dtype = x.shape, weight.shape, x.dtype
     blocks = argmax_blocks(columns, tile)

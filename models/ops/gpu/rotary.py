@@ -10,18 +10,23 @@ from splitrank.models.ops.gpu.tiles import Tile
 
 
 @triton.jit
-def _cos_sin(positions, inverse_frequencies, out, HALF: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr):
+def _cos_sin(positions, inverse_frequencies, scale, out, HALF: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     i = tl.arange(0, BLOCK)
     frequency = tl.load(inverse_frequencies + i, mask=i < HALF, other=0.0)
     wait_for_previous(PDL)
     angle = tl.load(positions + row).to(tl.float32) * frequency
-    tl.store(out + row * 2 * HALF + i, tl.cos(angle).to(out.dtype.element_ty), mask=i < HALF)
-    tl.store(out + row * 2 * HALF + HALF + i, tl.sin(angle).to(out.dtype.element_ty), mask=i < HALF)
+    tl.store(out + row * 2 * HALF + i, (tl.cos(angle) * scale).to(out.dtype.element_ty), mask=i < HALF)
+    tl.store(out + row * 2 * HALF + HALF + i, (tl.sin(angle) * scale).to(out.dtype.element_ty), mask=i < HALF)
 
 
-def cos_sin(positions: torch.Tensor, inverse_frequencies: torch.Tensor, out: torch.Tensor, tile: Tile) -> None:
-    """positions [T] int32, inverse_frequencies [r / 2] float32 -> out [T, r]: cosines, then sines, in out's dtype."""
+def cos_sin(
+    positions: torch.Tensor, inverse_frequencies: torch.Tensor, scale: float, out: torch.Tensor, tile: Tile
+) -> None:
+    """positions [T] int32, inverse_frequencies [r / 2] float32 -> out [T, r]: cosines, then sines, in out's dtype.
+
+    All are multiplied by ``scale``, YaRN's attention factor.
+    """
     (rows,), (half,) = positions.shape, inverse_frequencies.shape
     launch(
         _cos_sin,
@@ -29,6 +34,7 @@ def cos_sin(positions: torch.Tensor, inverse_frequencies: torch.Tensor, out: tor
         tile,
         positions=Operand(positions, (rows,), torch.int32),
         inverse_frequencies=Operand(inverse_frequencies, (half,), torch.float32),
+        scale=float(scale),
         out=Operand(out, (rows, 2 * half), out.dtype),
         HALF=half,
         BLOCK=triton.next_power_of_2(half),

@@ -6,16 +6,19 @@ from the sequence's own first row, so that a sequence's arithmetic does not depe
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from splitrank.models.rounding import ceil_div
 
 BLOCK = 64
 TILE = 128
+Numbers = dict[str, torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -72,11 +75,20 @@ def place(
         "blocks": ([number for block in blocks for number in block], (len(blocks), 2)),
         "tiles": ([number for tile in tiles for number in tile], (len(tiles), 2)),
     }
-    # Each part begins at 16 bytes: the compiler makes another kernel for an address that does not.
-    padded = [[*numbers, *[0] * (-len(numbers) % 4)] for numbers, _ in parts.values()]
-    flat = torch.tensor([number for numbers in padded for number in numbers], dtype=torch.int32).to(device)
-    views = {
-        name: part[: len(numbers)].view(shape)
-        for (name, (numbers, shape)), part in zip(parts.items(), flat.split([len(p) for p in padded]), strict=True)
-    }
-    return Sequences(num_rows=firsts[-1], **views)
+    flat = to_device({name: numbers for name, (numbers, _) in parts.items()}, device)
+    return Sequences(num_rows=firsts[-1], **{name: flat[name].view(shape) for name, (_, shape) in parts.items()})
+
+
+def to_device(parts: Mapping[str, Sequence[int] | npt.NDArray[np.int64]], device: torch.device | str) -> Numbers:
+    """Numbers by name -> int32 tensors [n], parts of one that is copied once, without waiting for the device.
+
+    Each begins at 16 bytes: the compiler makes another kernel for an address that does not.
+    """
+    begins = [0, *accumulate(4 * ceil_div(len(part), 4) for part in parts.values())]
+    on_gpu = torch.device(device).type == "cuda"
+    flat = torch.zeros(begins[-1], dtype=torch.int32, pin_memory=on_gpu)
+    view = flat.numpy()
+    for begin, part in zip(begins, parts.values(), strict=False):  # the last begins nothing
+        view[begin : begin + len(part)] = part
+    flat = flat.to(device, non_blocking=True)
+    return {name: flat[begin : begin + len(part)] for begin, (name, part) in zip(begins, parts.items(), strict=False)}

@@ -1,5 +1,7 @@
 """The embedding, split by rows of the vocabulary."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -22,6 +24,6 @@ def test_a_token_of_another_rank_adds_zeros_whatever_this_rank_holds(rank: int, 
     embedding = Embedding(10, 4, TensorShard(rank, 2), torch.float32, ops)
     embedding.weight.data.fill_(bad)
     own, other = 5 * rank + 2, 5 * (1 - rank) + 2
-    found = embedding(torch.tensor([other, own]), ops, OneOfTwo())
+    found = embedding(SimpleNamespace(token_ids=torch.tensor([other, own])), ops, OneOfTwo())
     assert found[0].tolist() == [0.0] * 4
     assert not found[1].isfinite().any()

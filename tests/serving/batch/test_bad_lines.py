@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from splitrank.serving.openai.parser import ParsedRequest, RequestParser
+from splitrank.serving.openai.parser import RequestParser
+from splitrank.serving.openai.requests import ParsedRequest
 from splitrank.serving.protocol.messages import RequestOutput, TokenLogprobs
 from splitrank.serving.text.tokenizer import Tokenizer
 from tests.support.batch_runs import ALL, NAMES, Batch, request

@@ -51,12 +51,17 @@ def test_every_line_is_answered_once(batch: Batch, capsys: pytest.CaptureFixture
     assert "20 of 20 requests" in captured.err
 
 
-def test_chat_lines(batch: Batch) -> None:
+def test_chat_lines(batch: Batch, capsys: pytest.CaptureFixture[str]) -> None:
     body = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 99}
     batch.input.write_text(json.dumps({**request("chat"), "url": "/v1/chat/completions", "body": body}))
     assert batch.run() == 0
     message = batch.results()["chat"]["response"]["body"]["choices"][0]["message"]
-    assert message["role"] == "assistant"
+    assert (message["role"], message["content"]) == ("assistant", None)
+    assert "HI" in message["reasoning_content"]
+    assert batch.run(reasoning_parser="none") == 2
+    assert "was written with reasoning_parser = qwen3, but now it is none" in capsys.readouterr().err
+    assert batch.run(reasoning_parser="none", overwrite=True) == 0
+    message = batch.results()["chat"]["response"]["body"]["choices"][0]["message"]
     assert "HI" in message["content"]
 
 

@@ -21,7 +21,7 @@ from splitrank.serving.text.text_engine import TextEngine
 from tests.support.front_fakes import LIMIT_S, FakeClient, Front, refuse
 from tests.support.http_helpers import check_error, post_head, raw, serving
 
-CHAT = {"messages": [{"role": "user", "content": "hi"}]}
+CHAT: dict[str, Any] = {"messages": [{"role": "user", "content": "hi"}], "enable_thinking": False}
 
 
 @asynccontextmanager
@@ -39,12 +39,10 @@ def test_openai_client(tmp_path: Path) -> None:
             models = [model async for model in client.models.list()]
             assert [model.id for model in models] == ["tiny"]
             assert (await client.models.retrieve("tiny")).id == "tiny"
-            messages: Any = CHAT["messages"]
-            chat = await client.chat.completions.create(model="tiny", messages=messages)
+            asked = {"model": "tiny", "messages": CHAT["messages"], "reasoning_effort": "none"}
+            chat = await client.chat.completions.create(**asked)
             assert chat.choices[0].message.content == "hello"
-            stream = await client.chat.completions.create(
-                model="tiny", messages=messages, stream=True, stream_options={"include_usage": True}
-            )
+            stream = await client.chat.completions.create(**asked, stream=True, stream_options={"include_usage": True})
             chunks = [chunk async for chunk in stream]
             assert "".join(c.choices[0].delta.content or "" for c in chunks if c.choices) == "hello"
             assert chunks[-1].usage == chat.usage
@@ -52,6 +50,37 @@ def test_openai_client(tmp_path: Path) -> None:
             assert (text.choices[0].text, text.choices[0].finish_reason) == ("hel", "length")
 
     serving(tmp_path, work)
+
+
+TOOL: Any = {
+    "type": "function",
+    "function": {"name": "look", "parameters": {"type": "object", "properties": {"at": {"type": "string"}}}},
+}
+CALL = "<tool_call>\n<function=look>\n<parameter=at>\n it\n</parameter>\n</function>\n</tool_call>"
+
+
+def test_openai_client_thinks_and_calls(tmp_path: Path) -> None:
+    async def work(front: Front) -> None:
+        async with openai_client(front) as client:
+            asked: Any = {"model": "tiny", "messages": CHAT["messages"], "tools": [TOOL]}
+            whole = (await client.chat.completions.create(**asked)).choices[0]
+            async with client.chat.completions.stream(**asked) as stream:
+                kinds = [event.type async for event in stream]
+                joined = (await stream.get_final_completion()).choices[0]
+            assert "tool_calls.function.arguments.done" in kinds
+            for choice in (whole, joined):
+                message: Any = choice.message
+                assert (message.content, message.reasoning_content) == ("I look.", "a thought")
+                assert choice.finish_reason == "tool_calls"
+                [call] = message.tool_calls
+                assert (call.function.name, call.function.arguments) == ("look", '{"at": " it"}')
+                result = {"role": "tool", "tool_call_id": call.id, "content": [{"type": "text", "text": "nothing"}]}
+                turn: Any = [*CHAT["messages"], message.model_dump(exclude_none=True), result]
+                assert (
+                    (await client.chat.completions.create(**asked | {"messages": turn})).choices[0].message.tool_calls
+                )
+
+    serving(tmp_path, work, "a thought\n</think>\n\nI look.\n\n" + CALL, max_model_len=1000)
 
 
 def test_openai_client_sees_its_exceptions(tmp_path: Path) -> None:
@@ -155,7 +184,7 @@ def test_a_crash_shows_nothing_of_our_insides(tmp_path: Path, caplog: pytest.Log
     serving(tmp_path, work)
 
 
-def crash_of_one(*_: object) -> Any:
+def crash_of_one(*_: object, **__: object) -> Any:
     raise KeyError("secret /path")
 
 
@@ -166,7 +195,7 @@ def crash_of_one(*_: object) -> Any:
         (ChatTemplate, "render"),
         (Detokenizer, "push"),
         (Detokenizer, "finish"),
-        (ChatChoice, "part"),
+        (ChatChoice, "parts"),
         (ChatChoice, "collect"),
         (ChatChoice, "ending"),
         (ChatChoice, "whole"),
@@ -352,7 +381,7 @@ def test_engines_are_closed(tmp_path: Path) -> None:
 def test_a_prompt_that_takes_too_long_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async def work(front: Front) -> None:
         may_end = threading.Event()
-        monkeypatch.setattr(front.engine.tokenizer, "encode_chat", lambda *_: [1] if may_end.wait(LIMIT_S) else [2])
+        monkeypatch.setattr(front.engine.tokenizer, "encode", lambda *_, **__: [1] if may_end.wait(LIMIT_S) else [2])
         try:
             check_error(await front.http.post("/v1/chat/completions", json=CHAT), 503, "prompt_timeout")
             assert (await front.http.get("/health")).status_code == 200

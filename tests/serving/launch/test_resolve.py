@@ -1,16 +1,19 @@
 """From config, checkpoint and machine to the launch spec; and refusals before any process starts."""
 
-from dataclasses import replace
+import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from splitrank.models.config import read_config
-from splitrank.models.memory import RankMemory, plan_all_ranks, rank_memory
-from splitrank.serving.launch.resolve import Capacity, resolve_launch, size_cache
+from splitrank.models.memory import plan_all_ranks
+from splitrank.serving.launch import devices
+from splitrank.serving.launch.devices import Gpu
+from splitrank.serving.launch.resolve import resolve_launch
 from splitrank.serving.options.config import EngineConfig
-from tests.support.checkpoints import make_reference, random_text_config, write_checkpoint, write_tokenizer
+from tests.support.checkpoints import hub_config, make_reference, random_text_config, write_checkpoint, write_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -18,13 +21,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("resolve")
     config = random_text_config(num_hidden_layers=5)
     return write_tokenizer(write_checkpoint(make_reference(config), path, shards=2), config.vocab_size)
-
-
-@pytest.fixture(scope="module")
-def ranks(folder: Path) -> list[RankMemory]:
-    """pp = 2: the first stage has no full attention."""
-    config = read_config(folder)
-    return [rank_memory(config, plan, "bfloat16") for plan in plan_all_ranks(config, 1, (3, 2), "bfloat16")]
 
 
 def options(folder: Path, **changes: Any) -> EngineConfig:
@@ -97,25 +93,50 @@ def test_no_such_model() -> None:
         resolve_launch(options(Path("no/such/folder")))
 
 
-def test_memory_is_what_the_fullest_rank_has(ranks: list[RankMemory]) -> None:
-    """Half the memory for two ranks: a quarter each, beside weights and four states."""
-    config = EngineConfig(page_size=16, max_running_requests=4, mem_fraction_static=0.5)
-    assert ranks[0].kv_bytes_per_token == 0
-    budget = ranks[1].total(tokens=16 * 100 + 5, requests=4)
-    assert size_cache(config, ranks, 800, memory_bytes=4 * budget) == Capacity(100, 800)
-    plenty = 4 * ranks[1].total(tokens=10**6, requests=4)
-    assert size_cache(config, ranks, 800, memory_bytes=plenty) == Capacity(4 * 50, 800)
+# ------------------------------------------------------------ GPUs
 
 
-def test_too_little_memory_shortens_an_automatic_length_only(ranks: list[RankMemory]) -> None:
-    config = EngineConfig(page_size=16, max_running_requests=4, mem_fraction_static=0.5)
-    memory, last = 2 * ranks[1].total(tokens=16 * 10, requests=4), ranks[1:]
-    assert size_cache(config, last, 800, memory_bytes=memory) == Capacity(10, 160)
-    with pytest.raises(ValueError, match="10 KV pages of 16 tokens cannot hold one request of 800 tokens"):
-        size_cache(replace(config, max_model_len=800), last, 800, memory_bytes=memory)
+@pytest.fixture
+def one_gpu(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """A machine whose only GPU has so many bytes."""
+
+    def install(num_bytes: int) -> None:
+        monkeypatch.setattr(devices, "probe", lambda: [Gpu("NVIDIA H200", num_bytes, num_bytes)])
+
+    return install
 
 
-def test_weights_that_do_not_fit_are_refused_with_the_numbers(ranks: list[RankMemory]) -> None:
-    config = EngineConfig(max_running_requests=4, mem_fraction_static=0.5)
-    with pytest.raises(ValueError, match=r"rank 0 \(stage 0, tp 0\) needs .* GiB for weights and 4 recurrent states"):
-        size_cache(config, ranks, 800, memory_bytes=1024)
+def test_on_a_gpu_the_spec_has_its_device_and_what_fits(folder: Path, one_gpu: Callable[[int], None]) -> None:
+    one_gpu(8 * 2**30)
+    spec = resolve_launch(options(folder, device="cuda", dtype="float32"))
+    assert (spec.device, spec.devices, spec.num_scratch, spec.scratch_page) == ("cuda", (0,), 1, spec.num_pages)
+    assert (spec.max_running_requests, spec.chunked_prefill_size, spec.max_prefill_tokens) == (256, 2048, 8192)
+
+
+def test_too_small_a_gpu_is_refused_with_the_bytes_and_what_would_fit(
+    folder: Path, one_gpu: Callable[[int], None]
+) -> None:
+    weights = sum(plan.num_bytes for plan in plan_all_ranks(read_config(folder), 1, (5,), "float32"))
+    one_gpu(int(0.8 * weights))
+    said = r"rank 0 \(stage 0, tp 0\) needs .* GiB .* NVIDIA H200, .*; would fit on such GPUs: --pp 2, --tp 2"
+    with pytest.raises(ValueError, match=said):
+        resolve_launch(options(folder, device="cuda", dtype="float32", prefix_cache_mib=0))
+
+
+@pytest.mark.parametrize(
+    ("shape", "said"),
+    [
+        ({"head_dim": 40}, "head_dim 40: on a GPU a power of two of at least 16"),
+        ({"linear_key_head_dim": 8}, "linear_key_head_dim 8: on a GPU a power of two of at least 16"),
+        ({"moe_intermediate_size": 20}, r"moe_intermediate_size at tp 1 20: on a GPU a multiple of 8 \(bfloat16\)"),
+        ({"linear_conv_kernel_dim": 5}, "linear_conv_kernel_dim 5: on a GPU at most 4"),
+    ],
+)
+def test_sizes_that_no_kernel_takes(
+    tmp_path: Path, one_gpu: Callable[[int], None], shape: dict[str, int], said: str
+) -> None:
+    one_gpu(8 * 2**30)
+    config = hub_config(random_text_config(num_hidden_layers=2, **shape), "text", "bfloat16", tied=False)
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=said):
+        resolve_launch(options(tmp_path, device="cuda", load_format="dummy"))

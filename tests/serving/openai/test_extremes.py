@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from splitrank.serving.openai.errors import ApiError
-from splitrank.serving.openai.parser import CHAT_URL, COMPLETIONS_URL, ParsedRequest, RequestParser
+from splitrank.serving.openai.parser import CHAT_URL, COMPLETIONS_URL, RequestParser
+from splitrank.serving.openai.requests import ParsedRequest
 from splitrank.serving.text.tokenizer import Tokenizer
 from tests.support.front_fakes import VOCAB_SIZE, make_info
 from tests.support.tiny_tokenizer import write_tokenizer
@@ -86,28 +87,28 @@ def with_arguments(arguments: str) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    "arguments",
     [
-        ('{"a": "\\ud83d"}', "lone surrogate \\ud83d"),
-        ('{"\\ud83d": 1}', "lone surrogate \\ud83d"),
-        ('{"a": ["x", "\\udc00y"]}', "lone surrogate \\udc00"),
-        ('{"a": NaN}', "NaN is not a JSON number"),
-        ('{"a": -Infinity}', "-Infinity is not a JSON number"),
-        ('{"a": 1e999}', "too large"),
-        ('{"a": ' + "9" * 5000 + "}", "not valid JSON"),
-        ('{"a": 1, "a": 2}', "duplicate key 'a'"),
-        ('{"a": ' + "[" * 990 + "]" * 990 + "}", "nested too deeply"),
-        ('{"a": ' + "[" * 5000 + "]" * 5000 + "}", "nested too deeply"),
-        ('{"a": ' + '{"b":' * 990 + "1" + "}" * 990 + "}", "nested too deeply"),
-        ('{"a": ', "not valid JSON"),
-        ('"a"', "not a JSON object"),
+        '{"a": "\\ud83d"}',
+        '{"\\ud83d": 1}',
+        '{"a": NaN}',
+        '{"a": 1e999}',
+        '{"a": ' + "9" * 5000 + "}",
+        '{"a": 1, "a": 2}',
+        '{"a": ' + "[" * 5000 + "]" * 5000 + "}",
+        '{"a": ' + '{"b":' * 990 + "1" + "}" * 990 + "}",
+        '{"a": ',
+        '"a"',
+        "[1]",
+        "no JSON",
     ],
-    ids=range(13),
+    ids=range(12),
 )
-def test_arguments_are_as_strict_as_the_body(parser: RequestParser, arguments: str, said: str) -> None:
-    error = refused(parser, CHAT_URL, messages=with_arguments(arguments))
-    assert error.param == "messages"
-    assert said in error.message
+def test_arguments_that_are_no_object_do_not_leave_a_chat_stuck(parser: RequestParser, arguments: str) -> None:
+    """A model wrote them, or they were cut off: each later turn has them, and the model sees them as they are."""
+    as_argument = json.dumps({"arguments": json.loads(arguments) if arguments == "[1]" else arguments})
+    shown = parse(parser, CHAT_URL, messages=with_arguments(as_argument))
+    assert parse(parser, CHAT_URL, messages=with_arguments(arguments)) == shown
 
 
 def test_arguments_nested_in_the_body_itself(parser: RequestParser) -> None:
@@ -138,8 +139,6 @@ def test_a_template_variable_of_the_client_cannot_crash(parser: RequestParser) -
         ("repeat_penalty", 1.1, 1.0),
         ("grammar", "root ::= x", None),
         ("cache_salt", "abc", None),
-        ("separate_reasoning", True, False),
-        ("return_tokens_as_token_ids", True, False),
         ("dry_multiplier", 0.8, 0),
         ("xtc_probability", 0.5, 0.0),
         ("mirostat", 2, 0),
@@ -172,10 +171,10 @@ def test_labels_are_taken(parser: RequestParser, url: str) -> None:
 
 
 def test_stream_options_that_would_be_ignored(parser: RequestParser) -> None:
-    for name in ("continuous_usage_stats", "include_obfuscation", "never_heard_of"):
+    for name in ("include_obfuscation", "never_heard_of"):
         error = refused(parser, CHAT_URL, stream=True, stream_options={"include_usage": True, name: True})
         assert error.param == f"stream_options.{name}"
-    options = {"include_usage": True, "continuous_usage_stats": False, "include_obfuscation": False}
+    options = {"include_usage": True, "include_obfuscation": False}
     assert parse(parser, CHAT_URL, stream=True, stream_options=options).include_usage
 
 

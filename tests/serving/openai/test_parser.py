@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from splitrank.serving.openai.errors import ApiError
-from splitrank.serving.openai.parser import CHAT_URL, COMPLETIONS_URL, ParsedRequest, RequestParser
+from splitrank.serving.openai.parser import CHAT_URL, COMPLETIONS_URL, RequestParser
+from splitrank.serving.openai.requests import ParsedRequest
 from splitrank.serving.protocol.sampling_params import SamplingParams
 from tests.support.front_fakes import VOCAB_SIZE, make_info, make_tokenizer
 
@@ -102,7 +103,7 @@ def test_a_pair_of_surrogates_is_one_character(parser: RequestParser) -> None:
         ({"n": 9}, "n"),
         ({"stop": ""}, "stop"),
         ({"stop": ["a", ""]}, "stop"),
-        ({"stop": ["a", "b", "c", "d", "e"]}, "stop"),
+        ({"stop": ["a"] * 17}, "stop"),
         ({"stop": [1]}, "stop[0]"),
         ({"stop_token_ids": [VOCAB_SIZE]}, "stop_token_ids"),
         ({"stop_token_ids": ["1"]}, "stop_token_ids[0]"),
@@ -182,15 +183,11 @@ def test_a_missing_prompt_is_named(parser: RequestParser) -> None:
 @pytest.mark.parametrize(
     ("fields", "harmless"),
     [
-        ({"tools": [{"type": "function"}]}, {"tools": []}),
-        ({"tool_choice": "required"}, {"tool_choice": "auto"}),
         ({"functions": [{}]}, {"functions": None}),
         ({"response_format": {"type": "json_object"}}, {"response_format": {"type": "text"}}),
         ({"modalities": ["audio"]}, {"modalities": ["text"]}),
         ({"audio": {}}, {"audio": None}),
-        ({"reasoning_effort": "low"}, {"reasoning_effort": None}),
         ({"chat_template": "{{ 1 }}"}, {"chat_template": None}),
-        ({"skip_special_tokens": False}, {"skip_special_tokens": True}),
         ({"length_penalty": True}, {"length_penalty": 1.0}),
         ({"prompt_logprobs": 1}, {"prompt_logprobs": None}),
     ],

@@ -2,10 +2,9 @@
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import msgspec
 import pytest
@@ -13,48 +12,18 @@ import pytest
 from splitrank.serving.launch.engine_client import EngineDeadError
 from splitrank.serving.openai.errors import ApiError
 from splitrank.serving.openai.formats import ChatChoice, Collected, CompletionChoice
-from splitrank.serving.openai.parser import CHAT_URL, COMPLETIONS_URL, Prompt
+from splitrank.serving.openai.logprobs import TokenNames
+from splitrank.serving.openai.parser import CHAT_URL, COMPLETIONS_URL
+from splitrank.serving.openai.requests import Prompt
 from splitrank.serving.openai.service import OpenAIService
 from splitrank.serving.protocol.messages import RequestOutput, TokenLogprobs
 from splitrank.serving.text.text_engine import TextEngine, TextOutput
-from tests.support.front_fakes import LIMIT_S, FakeClient, make_engine, make_tokenizer, refuse
+from tests.support.front_fakes import FakeClient, make_tokenizer, refuse
+from tests.support.service_helpers import complete, stream, with_engine
 
-Result = TypeVar("Result")
-CHAT: dict[str, Any] = {"messages": [{"role": "user", "content": "hi"}]}
+THINKING: dict[str, Any] = {"messages": [{"role": "user", "content": "hi"}]}
+CHAT: dict[str, Any] = THINKING | {"enable_thinking": False}
 PROMPT: dict[str, Any] = {"prompt": "hi"}
-
-
-def with_engine(
-    folder: Path, work: Callable[[TextEngine], Awaitable[Result]], text: str = "hello", **options: Any
-) -> Result:
-    async def scenario() -> Result:
-        return await asyncio.wait_for(work(make_engine(folder, text, **options)), LIMIT_S)
-
-    return asyncio.run(scenario())
-
-
-def complete(folder: Path, url: str, body: dict[str, Any], text: str = "hello") -> dict[str, Any]:
-    async def work(engine: TextEngine) -> dict[str, Any]:
-        service = OpenAIService(engine)
-        return await service.complete(service.parse(url, json.dumps(body).encode()))
-
-    answer: dict[str, Any] = json.loads(msgspec.json.encode(with_engine(folder, work, text)))
-    return answer
-
-
-def stream(folder: Path, url: str, body: dict[str, Any], text: str = "hello") -> list[dict[str, Any]]:
-    """The chunks; checks the framing and the end."""
-
-    async def work(engine: TextEngine) -> list[bytes]:
-        service = OpenAIService(engine)
-        return [
-            e async for e in service.stream_events(service.parse(url, json.dumps(body | {"stream": True}).encode()))
-        ]
-
-    events = with_engine(folder, work, text)
-    assert all(event.startswith(b"data: ") and event.endswith(b"\n\n") and event.count(b"\n") == 2 for event in events)
-    assert events[-1] == b"data: [DONE]\n\n"
-    return [json.loads(event[6:]) for event in events[:-1]]
 
 
 def test_chat_body(tmp_path: Path) -> None:
@@ -65,7 +34,13 @@ def test_chat_body(tmp_path: Path) -> None:
     assert body["choices"] == [
         {
             "index": 0,
-            "message": {"role": "assistant", "content": "hello", "refusal": None},
+            "message": {
+                "role": "assistant",
+                "content": "hello",
+                "reasoning_content": None,
+                "reasoning": None,
+                "refusal": None,
+            },
             "logprobs": None,
             "finish_reason": "stop",
             "stop_reason": None,
@@ -75,6 +50,7 @@ def test_chat_body(tmp_path: Path) -> None:
     assert usage["prompt_tokens"] + usage["completion_tokens"] == usage["total_tokens"]
     assert usage["completion_tokens"] == 5  # h el l o <|im_end|>
     assert usage["prompt_tokens_details"] == {"cached_tokens": 0}
+    assert usage["completion_tokens_details"] == {"reasoning_tokens": 0}
 
 
 def test_completion_body(tmp_path: Path) -> None:
@@ -206,7 +182,7 @@ def test_a_long_answer_is_no_work_at_its_end(tmp_path: Path) -> None:
     tokenizer = make_tokenizer(tmp_path)
     output = TextOutput("a", [5], [TokenLogprobs(-0.5, [5, 6], [-0.5, -1.0])])
     for kind in (ChatChoice, CompletionChoice):
-        choice, answer = kind(tokenizer, Prompt([1], "")), Collected()
+        choice, answer = kind(TokenNames(tokenizer), Prompt([1], "")), Collected()
         for _ in range(3):
             choice.collect(output)
             answer.add(output)

@@ -99,7 +99,7 @@ def test_no_sampled_row_in_the_middle_of_a_prompt() -> None:
 def test_rows_come_go_and_move() -> None:
     table = table_of((1, [5, 6, 7], 3, [2, 3]))
     planned = make_batch(table, [1], [])
-    table.advance(planned.batch, planned.host_slots)
+    table.advance(planned.host_slots, planned.ends)
     moved = table.take(1)
     assert (moved.length, int(moved.last_token), moved.row.request, table.slot_of(51)) == (4, 101, 51, None)
     assert table.pages[1].tolist() == [0] * 5

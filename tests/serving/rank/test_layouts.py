@@ -1,98 +1,17 @@
-"""Real processes over the grid pp 1..4 x tp 1, 2, 4: pp alone changes no bit, tp changes the rounding of sums.
-
-Five layers, so that no pp from 2 to 4 divides them and some stages have no full attention; a vocabulary that no tp
-divides; two kv heads and two key heads, which four tensor ranks share.
-"""
+"""Real processes over the grid pp 1..4 x tp 1, 2, 4: pp alone changes no bit, tp changes the rounding of sums."""
 
 from itertools import product
-from pathlib import Path
-from typing import Any
 
-import msgspec
 import pytest
 import torch
-from safetensors.torch import load_file
 
-from splitrank.models.sharding import equal_partition
-from splitrank.serving.protocol.messages import ChunkPlan, NewPages, StepPlan
-from tests.support.checkpoints import make_reference, random_text_config, write_checkpoint
-from tests.support.forked import RankProcess, finish_all
-from tests.support.stage_rank import Run
-from tests.support.stage_runner import CHUNK, admitted, launch_spec, random_tokens, relative_error
+from tests.support.layout_runs import DTYPES, VOCAB_SIZE, Layouts, num_sampled, plans
+from tests.support.stage_runner import relative_error
 
-NUM_LAYERS, VOCAB_SIZE = 5, 389
 GRID = list(product((2, 3, 4), (1, 2, 4)))  # pp, tp; pp = 1 is what each is compared with
-DTYPES = ("float32", "bfloat16")
 # A sum of n <= 128 products taken in another order differs by about sqrt(n) * 2^-24 of its size. Ten row-parallel sums
 # and as many GEMMs of another width: sqrt(20 * 128) * 2^-24 = 3e-6; norms over few numbers and softmax amplify by ten.
 TP_BOUND = 3e-5
-
-Outcome = dict[str, torch.Tensor]
-
-
-def plans() -> list[StepPlan]:
-    """A prompt of three chunks, one of a single token, one in the middle; given and sampled tokens, decode and prefill
-    in one step. Given tokens stand in the prompt and are computed one by one."""
-    given = [30, 60, 388 - 2, 0, 99]
-    long, one, late = (random_tokens(length, VOCAB_SIZE, seed=length) for length in (150, 1, 40))
-    long, one, late = long + [t + 1 for t in given], [*one, 17, 23, *given], late + [t + 2 for t in given]
-    new_long, new_one, new_late = (admitted(*row) for row in ((0, 3, long), (1, 0, one), (2, 6, late)))
-    pages = {3: [7, *range(20, 32)], 0: [5, 9], 6: [11, 2, 40, 3]}
-
-    def tokens(slot: int, count: int = 1) -> ChunkPlan:
-        return ChunkPlan(slot, count, sample=True)
-
-    steps: list[dict[str, list]] = [
-        {
-            "admitted": [new_long, new_one],
-            "pages": [NewPages(slot, pages[slot]) for slot in (3, 0)],
-            "chunks": [tokens(3, CHUNK), tokens(0)],
-        },
-        {"chunks": [tokens(3, CHUNK), tokens(0)]},
-        {
-            "admitted": [new_late],
-            "pages": [NewPages(6, pages[6])],
-            "chunks": [tokens(6, 40), tokens(0), tokens(3, 150 - 2 * CHUNK)],
-        },
-        *({"chunks": [tokens(0), tokens(3), tokens(6)]} for _ in given),
-        *({"decodes": slots} for slots in ([6], [0, 3, 6], [3, 0], [6, 3])),
-        {"decodes": [0], "released": [0]},  # whose last token nobody has taken
-        {"decodes": [6], "admitted": [admitted(3, 3, one)], "pages": [NewPages(3, [21, 20])], "chunks": [tokens(3, 8)]},
-        {"decodes": [3, 6, 0]},
-    ]
-    return [StepPlan(step, "", **parts) for step, parts in enumerate(steps)]
-
-
-def num_sampled(plan: StepPlan) -> int:
-    return len(plan.decodes) + len(plan.chunks)
-
-
-class Layouts:
-    """Runs each layout once, in both dtypes, and remembers what came out."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder, self._outcomes = folder, dict[tuple[int, int], dict[str, Outcome]]()
-        config = random_text_config(num_hidden_layers=NUM_LAYERS, vocab_size=VOCAB_SIZE)
-        write_checkpoint(make_reference(config, seed=21), folder / "model", shards=2)
-
-    def outcome(self, pp: int, tp: int) -> dict[str, Outcome]:
-        if (pp, tp) not in self._outcomes:
-            self._outcomes[pp, tp] = self._run(pp, tp)
-        return self._outcomes[pp, tp]
-
-    def _run(self, pp: int, tp: int) -> dict[str, Outcome]:
-        runs = {dtype: self._prepare(pp, tp, dtype) for dtype in DTYPES}
-        job = self._folder / f"pp{pp}-tp{tp}.job"
-        job.write_bytes(msgspec.msgpack.encode(list(runs.values())))
-        finish_all([RankProcess("tests.support.stage_rank", job, rank) for rank in range(pp * tp)])
-        return {dtype: load_file(run.output) for dtype, run in runs.items()}
-
-    def _prepare(self, pp: int, tp: int, dtype: str) -> Run:
-        run_dir = self._folder / f"pp{pp}-tp{tp}-{dtype}"
-        run_dir.mkdir()
-        layout: dict[str, Any] = {"pp_size": pp, "tp_size": tp, "partition": equal_partition(NUM_LAYERS, pp)}
-        spec = launch_spec(self._folder / "model", run_dir, dtype=dtype, **layout)
-        return Run(spec, plans(), str(run_dir / "outcome.safetensors"))
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ from tokenizers.decoders import DecodeStream
 
 from splitrank.serving.protocol.sampling_params import SamplingParams
 from splitrank.serving.text import detokenizer as module
-from splitrank.serving.text.detokenizer import Detokenizer, IncrementalDecoder, StopStringFinder
+from splitrank.serving.text.detokenizer import PLAIN_TEXT, Detokenizer, IncrementalDecoder, StopStringFinder, TextForm
 from splitrank.serving.text.tokenizer import Tokenizer
 from tests.support.tiny_tokenizer import write_tokenizer
 
@@ -126,22 +126,41 @@ def test_what_was_held_back_is_shown_at_the_end() -> None:
     assert find(["Question", ":"], ("Question: ",)) == ("Question:", None)
 
 
-def run(tokenizer: Tokenizer, text: str, params: SamplingParams) -> tuple[str, str | None]:
-    detokenizer = Detokenizer(tokenizer, params)
-    shown = ""
+def run(
+    tokenizer: Tokenizer, text: str, params: SamplingParams, form: TextForm = PLAIN_TEXT
+) -> tuple[str, str, str | None]:
+    """Thoughts, answer, stop string."""
+    detokenizer = Detokenizer(tokenizer, params, form)
+    reasoning = shown = ""
     for token_id in tokenizer.encode(text):
-        piece, match = detokenizer.push(token_id)
-        shown += piece
-        if match is not None:
-            return shown, match
-    piece, match = detokenizer.finish()
-    return shown + piece, match
+        piece = detokenizer.push(token_id)
+        reasoning, shown = reasoning + piece.reasoning, shown + piece.text
+        if piece.stop is not None:
+            return reasoning, shown, piece.stop
+    piece = detokenizer.finish()
+    return reasoning + piece.reasoning, shown + piece.text, piece.stop
 
 
 def test_stop_string_over_tokens_and_bytes(tokenizer: Tokenizer) -> None:
-    assert run(tokenizer, "one 🦊🦊 two", SamplingParams(stop=("🦊 t",))) == ("one 🦊", "🦊 t")
+    assert run(tokenizer, "one 🦊🦊 two", SamplingParams(stop=("🦊 t",))) == ("", "one 🦊", "🦊 t")
 
 
 def test_min_tokens_come_before_any_stop_string(tokenizer: Tokenizer) -> None:
-    assert run(tokenizer, "7,7,7", SamplingParams(stop=(",",))) == ("7", ",")
-    assert run(tokenizer, "7,7,7", SamplingParams(stop=(",",), min_tokens=2)) == ("7,7", ",")
+    assert run(tokenizer, "7,7,7", SamplingParams(stop=(",",))) == ("", "7", ",")
+    assert run(tokenizer, "7,7,7", SamplingParams(stop=(",",), min_tokens=2)) == ("", "7,7", ",")
+
+
+def test_stop_strings_count_in_the_answer_only(tokenizer: Tokenizer) -> None:
+    text, thinking = "a, b\n</think>\n\n7,7", TextForm(thinking=True)
+    assert run(tokenizer, text, SamplingParams(stop=(",",)), thinking) == ("a, b", "7", ",")
+    assert run(tokenizer, text, SamplingParams(stop=("\n",)), thinking) == ("a, b", "7,7", None)
+    assert run(tokenizer, text, SamplingParams(stop=("think>",)), thinking) == ("a, b", "7,7", None)
+    assert run(tokenizer, text, SamplingParams(stop=("think>",))) == ("", "a, b\n</", "think>")
+    assert run(tokenizer, "a, b 🦊"[:-1], SamplingParams(stop=(",",)), thinking) == ("a, b ", "", None)
+
+
+def test_thoughts_are_counted_to_their_end(tokenizer: Tokenizer) -> None:
+    detokenizer = Detokenizer(tokenizer, SamplingParams(), TextForm(thinking=True))
+    for token_id in tokenizer.encode("1,2</think>3,4"):
+        detokenizer.push(token_id)
+    assert (detokenizer.num_reasoning_tokens, detokenizer.is_thinking) == (4, False)

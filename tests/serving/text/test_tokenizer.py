@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
-from splitrank.serving.text.chat_template import ChatTemplate, ChatTemplateError
+from splitrank.serving.text.chat_messages import ChatTemplateError
+from splitrank.serving.text.chat_template import ChatTemplate, Ending
 from splitrank.serving.text.tokenizer import Tokenizer, check_vocabulary
 from tests.support.qwen_template import QWEN_TEMPLATE
 from tests.support.tiny_tokenizer import write_tokenizer
@@ -72,6 +73,13 @@ def test_template_of_the_config_file(folder: Path, as_list: bool) -> None:
     assert Tokenizer.from_folder(folder).render_chat([USER]) == USER["content"]
 
 
+def test_the_older_template_file_comes_before_the_config(folder: Path) -> None:
+    (folder / "chat_template.jinja").unlink()
+    (folder / "chat_template.json").write_text(json.dumps({"chat_template": "{{ messages[0].content }}"}))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": "wrong"}))
+    assert Tokenizer.from_folder(folder).render_chat([USER]) == USER["content"]
+
+
 def test_text_and_bytes(folder: Path, tokenizer: Tokenizer) -> None:
     text = "Grüße, 世界 <|im_end|> 🦊"
     token_ids = tokenizer.encode(text)
@@ -82,10 +90,28 @@ def test_text_and_bytes(folder: Path, tokenizer: Tokenizer) -> None:
     assert tokenizer.token_bytes(1000) == b""  # a row of the embedding without an entry
 
 
-def test_developer_and_leading_system_messages_become_one(tokenizer: Tokenizer) -> None:
-    messages = [{"role": "system", "content": "A"}, {"role": "developer", "content": "B"}, USER]
-    merged = [{"role": "system", "content": "A\n\nB"}, USER]
-    assert tokenizer.render_chat(messages) == tokenizer.render_chat(merged)
+def test_system_messages_become_one_at_the_start(tokenizer: Tokenizer) -> None:
+    a, b, c = ({"role": role, "content": text} for role, text in (("system", "A"), ("developer", "B"), ("system", "C")))
+    empty = {"role": "system", "content": ""}
+    turns = [USER, {"role": "assistant", "content": "Yes."}, USER]
+    merged = [{"role": "system", "content": "A\n\nB\n\nC"}, *turns]
+    for messages in ([a, b, c, *turns], [a, turns[0], b, *turns[1:], c], [a, empty, *turns, b, c]):
+        assert tokenizer.render_chat(messages) == tokenizer.render_chat(merged)
+
+
+def test_endings(tokenizer: Tokenizer) -> None:
+    messages = [USER, {"role": "assistant", "content": " Two is\n"}]
+    whole = tokenizer.render_chat(messages, ending=Ending.NOTHING)
+    assert tokenizer.render_chat(messages) == whole + "<|im_start|>assistant\n<think>\n"
+    opened = tokenizer.render_chat(messages, ending=Ending.OPEN)
+    assert opened.endswith("<|im_start|>assistant\nTwo is\n")  # what the model has said so far, not trimmed at its end
+    assert whole.startswith(opened.rstrip())
+    assert tokenizer.render_chat([USER], ending=Ending.OPEN).endswith(USER["content"])
+    calling = [USER, {"role": "assistant", "content": "", "tool_calls": [TOOL_CALL]}]
+    with pytest.raises(ChatTemplateError, match="calls tools cannot be continued"):
+        tokenizer.render_chat(calling, ending=Ending.OPEN)
+    with pytest.raises(ChatTemplateError, match="does not show the text"):
+        ChatTemplate("{{ messages[0].role }}", {}).render([USER], {}, ending=Ending.OPEN)
 
 
 def test_parts_and_json_arguments(tokenizer: Tokenizer) -> None:
@@ -104,9 +130,6 @@ def test_parts_and_json_arguments(tokenizer: Tokenizer) -> None:
     [
         ([], "at least one message"),
         ([{"role": "system", "content": "A"}], "No user query found"),
-        ([USER, {"role": "system", "content": "A"}], "System message must be at the beginning"),
-        ([USER, {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{"}}]}], "'f'"),
-        ([USER, {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "[1]"}}]}], "'f'"),
         ([USER, {"role": "assistant", "tool_calls": [{}]}], "no function name"),
         ([{"role": "ghost", "content": "A"}, USER], "Unexpected message role"),
     ],

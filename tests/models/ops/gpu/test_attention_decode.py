@@ -46,7 +46,7 @@ class Step:
         self.keys, self.values = self.keys.clone(), self.values.clone()
         positions = torch.tensor(self.contexts, dtype=torch.int32, device=device)
         rotations = nan(device, dtype, len(self.contexts), 8)
-        cos_sin(positions, ROTARY._inverse_frequencies.to(device), rotations, Tile(num_warps=1))
+        cos_sin(positions, ROTARY.inverse_frequencies.to(device), 1.0, rotations, Tile(num_warps=1))
         memory = split_memory(len(self.contexts), self.heads, self.kv_heads, dim, device)
         memory.partials.fill_(torch.nan)
         out = nan(device, dtype, len(self.contexts), self.heads, dim)
@@ -164,6 +164,6 @@ def test_a_row_does_not_depend_on_its_neighbours(device: torch.device) -> None:
 def test_cosines_and_sines(device: torch.device) -> None:
     positions = torch.tensor([0, 1, 77, 262_143], dtype=torch.int32, device=device)
     out = nan(device, torch.float32, 4, 8)
-    cos_sin(positions, ROTARY._inverse_frequencies.to(device), out, Tile(num_warps=1))
+    cos_sin(positions, ROTARY.inverse_frequencies.to(device), 1.0, out, Tile(num_warps=1))
     cos, sin = ROTARY(positions.long().cpu(), torch.float32)
     torch.testing.assert_close(out.cpu(), torch.cat((cos[:, 0, :4], sin[:, 0, :4]), -1), rtol=0, atol=2e-6)

@@ -53,8 +53,10 @@ def test_a_row_of_nan_gives_an_id(device: torch.device, tile: Tile) -> None:
     x, weight = normal(device, torch.float32, 3, 32), normal(device, torch.float32, 50, 32)
     _, clean = argmax(x, weight, tile)
     x[1] = torch.nan
-    tokens = argmax(x, weight, tile)[1].tolist()
+    values, found = argmax(x, weight, tile)
+    tokens = found.tolist()
     assert 0 <= tokens[1] < 50
+    assert values[1] == torch.inf
     assert [tokens[0], tokens[2]] == [clean[0], clean[2]]
 
 

@@ -1,0 +1,135 @@
+"""A body of /v1/responses as the chat that it means."""
+
+from typing import Any
+
+import msgspec
+
+from splitrank.serving.openai.errors import ApiError, bad_request
+from splitrank.serving.openai.responses.types import (
+    HARMLESS,
+    FunctionCall,
+    FunctionCallOutput,
+    InputItem,
+    InputMessage,
+    InputText,
+    OutputText,
+    Reasoning,
+    ReasoningOptions,
+    ResponseBody,
+    ResponseToolChoice,
+    TextOptions,
+)
+from splitrank.serving.openai.strict_json import convert
+from splitrank.serving.openai.types import (
+    ChatBody,
+    FunctionDefinition,
+    FunctionName,
+    Message,
+    NamedToolChoice,
+    Tool,
+)
+from splitrank.serving.openai.unsupported import refuse_others
+
+_NAMES = {"max_completion_tokens": "max_output_tokens", "messages": "input"}  # of the chat: of the response
+
+
+def read_response(raw: dict[str, Any]) -> ResponseBody:
+    """Raises ``ApiError`` 400 that names the field."""
+    refuse_others(raw, ResponseBody, HARMLESS)
+    items = raw.get("input")
+    if isinstance(items, list):
+        typed = [{"type": "message", **item} if isinstance(item, dict) and "role" in item else item for item in items]
+        raw = {**raw, "input": typed}
+    body = convert(raw, ResponseBody)
+    kind = body.text.format.type if body.text is not None and body.text.format is not None else "text"
+    if kind != "text":
+        raise bad_request(f"text of format {kind[:40]!r} is not supported", "text.format", "unsupported_value")
+    return body
+
+
+def as_chat(body: ResponseBody) -> ChatBody:
+    """Fields of the same meaning; the rest has no counterpart."""
+    choice = body.tool_choice
+    return ChatBody(
+        messages=_messages(body),
+        max_completion_tokens=body.max_output_tokens,
+        tools=[
+            Tool("function", FunctionDefinition(one.name, one.description, one.parameters, one.strict))
+            for one in body.tools or []
+        ],
+        tool_choice=NamedToolChoice("function", FunctionName(choice.name))
+        if isinstance(choice, ResponseToolChoice)
+        else choice,
+        parallel_tool_calls=body.parallel_tool_calls,
+        reasoning_effort=None if body.reasoning is None else body.reasoning.effort,
+        chat_template_kwargs=body.chat_template_kwargs,
+        stream=body.stream,
+        **body.sampling(),
+    )
+
+
+def in_our_terms(error: ApiError) -> ApiError:
+    """An error about the chat, with the names of the response."""
+    for chat_name, name in _NAMES.items():
+        if error.param is not None and error.param.startswith(chat_name):
+            error.param = name + error.param.removeprefix(chat_name)
+            error.message = error.message.replace(chat_name, name)
+    return error
+
+
+def echo(body: ResponseBody) -> dict[str, Any]:
+    """What a response repeats of its request."""
+    choice = "auto" if body.tool_choice is None else msgspec.to_builtins(body.tool_choice)
+    return {
+        "instructions": body.instructions,
+        "max_output_tokens": body.max_output_tokens,
+        "metadata": body.metadata or {},
+        "parallel_tool_calls": body.parallel_tool_calls is not False,
+        "reasoning": msgspec.to_builtins(body.reasoning or ReasoningOptions()),
+        "text": {"format": {"type": "text"}} | _without_none(body.text or TextOptions()),
+        "tool_choice": choice,
+        "tools": [msgspec.to_builtins(tool) for tool in body.tools or []],
+    }
+
+
+def _without_none(struct: msgspec.Struct) -> dict[str, Any]:
+    return {name: value for name, value in msgspec.to_builtins(struct).items() if value is not None}
+
+
+def _messages(body: ResponseBody) -> list[Message]:
+    """Items of one answer (thoughts, text, calls) become one message of the assistant."""
+    messages = [] if body.instructions is None else [Message("system", body.instructions)]
+    items: list[InputItem] = [InputMessage("user", body.input)] if isinstance(body.input, str) else body.input
+    for item in items:
+        _append(messages, item)
+    return messages
+
+
+def _append(messages: list[Message], item: InputItem) -> None:
+    match item:
+        case InputMessage(role="assistant"):
+            message = _answer(messages, is_new=lambda last: last.content is not None or last.tool_calls is not None)
+            message.content = _text(item.content)
+        case InputMessage():
+            messages.append(Message(item.role, _text(item.content)))
+        case FunctionCall():
+            message = _answer(messages, is_new=lambda last: False)
+            function = {"name": item.name, "arguments": item.arguments}
+            call = {"id": item.call_id, "type": "function", "function": function}
+            message.tool_calls = [*(message.tool_calls or []), call]
+        case FunctionCallOutput():
+            messages.append(Message("tool", _text(item.output), tool_call_id=item.call_id))
+        case Reasoning():
+            message = _answer(messages, is_new=lambda last: True)
+            message.reasoning_content = "".join(part.text for part in item.content or item.summary)
+
+
+def _answer(messages: list[Message], is_new: Any) -> Message:
+    """The message of the assistant that the next item belongs to."""
+    if not messages or messages[-1].role != "assistant" or is_new(messages[-1]):
+        messages.append(Message("assistant"))
+    return messages[-1]
+
+
+def _text(content: str | list[InputText | OutputText] | list[InputText]) -> str:
+    return content if isinstance(content, str) else "".join(part.text for part in content)

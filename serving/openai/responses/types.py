@@ -1,0 +1,109 @@
+"""Bodies of /v1/responses: the fields that are obeyed."""
+
+from typing import Annotated, Any, Literal
+
+import msgspec
+
+from splitrank.serving.openai.types import Effort, SamplingBody, bound, said
+
+
+class InputText(msgspec.Struct, tag_field="type", tag="input_text"):
+    text: str
+
+
+class OutputText(msgspec.Struct, tag_field="type", tag="output_text"):
+    """Of an earlier answer."""
+
+    text: str
+
+
+class SummaryText(msgspec.Struct, tag_field="type", tag="summary_text"):
+    text: str
+
+
+class ReasoningText(msgspec.Struct, tag_field="type", tag="reasoning_text"):
+    text: str
+
+
+class InputMessage(msgspec.Struct, tag_field="type", tag="message"):
+    """``type`` may be left out."""
+
+    role: Literal["user", "assistant", "system", "developer"]
+    content: str | list[InputText | OutputText]
+
+
+class FunctionCall(msgspec.Struct, tag_field="type", tag="function_call"):
+    call_id: str
+    name: str
+    arguments: Annotated[str, said("JSON; what is none is shown to the model as it is")]
+
+
+class FunctionCallOutput(msgspec.Struct, tag_field="type", tag="function_call_output"):
+    call_id: str
+    output: str | list[InputText]
+
+
+class Reasoning(msgspec.Struct, tag_field="type", tag="reasoning"):
+    """Thoughts of an earlier answer, as that had them."""
+
+    summary: list[SummaryText] = []
+    content: list[ReasoningText] | None = None
+
+
+InputItem = InputMessage | FunctionCall | FunctionCallOutput | Reasoning
+
+
+class ResponseTool(msgspec.Struct, tag_field="type", tag="function"):
+    name: str
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: Annotated[bool | None, said("taken, and not enforced")] = None
+
+
+class ResponseToolChoice(msgspec.Struct, tag_field="type", tag="function"):
+    name: str
+
+
+class ReasoningOptions(msgspec.Struct):
+    effort: Annotated[Effort | None, said("none and minimal turn thinking off, the others on")] = None
+    summary: Annotated[Literal["auto", "concise", "detailed"] | None, said("thoughts are given whole")] = None
+
+
+class TextFormat(msgspec.Struct):
+    type: Annotated[str, said("text is the only one")]
+
+
+class TextOptions(msgspec.Struct):
+    format: TextFormat | None = None
+    verbosity: Literal["medium"] | None = None
+
+
+class ResponseBody(SamplingBody, kw_only=True):
+    """Nothing is stored: a conversation is sent whole."""
+
+    input: str | Annotated[list[InputItem], msgspec.Meta(min_length=1)]
+    model: Annotated[str | None, said("the served name; it may be left out")] = None
+    instructions: Annotated[str | None, said("the system message")] = None
+    max_output_tokens: Annotated[int, bound("max_tokens", "thoughts included")] | None = None
+    tools: list[ResponseTool] | None = None
+    tool_choice: Literal["none", "auto", "required"] | ResponseToolChoice | None = None
+    parallel_tool_calls: bool | None = None
+    reasoning: ReasoningOptions | None = None
+    text: TextOptions | None = None
+    stream: bool | None = None
+    metadata: dict[str, str] | None = None
+    chat_template_kwargs: Annotated[dict[str, Any] | None, said("variables of the template")] = None
+    include: Annotated[list[Literal["reasoning.encrypted_content"]] | None, said("thoughts are never encrypted")] = None
+
+
+# Fields that are not obeyed, with the values that ask for nothing; null always does.
+HARMLESS: dict[str, tuple[Any, ...]] = {
+    "background": (False,),
+    "conversation": (),
+    "max_tool_calls": (),
+    "previous_response_id": (),
+    "prompt": (),
+    "stream_options": ({}, {"include_obfuscation": False}),
+    "top_logprobs": (0,),
+    "truncation": ("disabled",),
+}

@@ -1,0 +1,93 @@
+"""A chat's tools: what the template is told of them, and how calls are found in the answer."""
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from splitrank.serving.openai.errors import bad_request
+from splitrank.serving.openai.settings import ApiSettings
+from splitrank.serving.openai.types import ChatBody, NamedToolChoice, Tool
+from splitrank.serving.text.argument_types import parameter_types
+from splitrank.serving.text.thinking import THINK_END, ends_inside_thinking
+from splitrank.serving.text.tool_calls import CALL_OPENING, CallForm
+
+MAX_TOOLS = 1024
+_NAME = re.compile(r"[^\s<>]{1,128}")  # what can stand between <function= and >
+
+
+@dataclass(frozen=True)
+class AskedTools:
+    """``described``: as templates read them. ``form`` None: calls stay text."""
+
+    described: list[dict[str, Any]]
+    form: CallForm | None
+
+    def opening(self, prompt: str) -> str:
+        """What must stand behind ``prompt`` for the answer to be a call of the function that was named."""
+        if self.form is None or self.form.forced is None:
+            return ""
+        closing = f"\n{THINK_END}\n\n" if ends_inside_thinking(prompt) else ""
+        return f"{closing}{CALL_OPENING}{self.form.forced}>\n"
+
+
+NO_TOOLS = AskedTools([], None)
+
+
+def asked_tools(body: ChatBody, settings: ApiSettings) -> AskedTools:
+    """Raises ``ApiError`` 400 for what cannot be obeyed."""
+    tools = body.tools or []
+    _check_names(tools)
+    choice = "auto" if body.tool_choice is None else body.tool_choice
+    if not tools and not isinstance(choice, str):
+        raise bad_request("tool_choice names a function, but there are no tools", "tool_choice")
+    if not tools and choice == "required":
+        raise bad_request("tool_choice is required, but there are no tools", "tool_choice")
+    if not tools or choice == "none":
+        return NO_TOOLS  # a model that is told of no tools calls none
+    described = [_described(tool) for tool in tools]
+    forced = _forced(choice, tools)
+    if not settings.finds_tool_calls:
+        if forced is not None:
+            raise bad_request("tool_choice needs a server with a --tool-call-parser", "tool_choice")
+        return AskedTools(described, None)
+    types = {tool.function.name: parameter_types(tool.function.parameters or {}) for tool in tools}
+    one_only = forced is not None or body.parallel_tool_calls is False
+    return AskedTools(described, CallForm(types, one_only=one_only, forced=forced))
+
+
+def _check_names(tools: list[Tool]) -> None:
+    if len(tools) > MAX_TOOLS:
+        raise bad_request(f"tools may hold {MAX_TOOLS} at most, not {len(tools)}", "tools")
+    seen: set[str] = set()
+    for index, tool in enumerate(tools):
+        name, param = tool.function.name, f"tools[{index}].function.name"
+        if not _NAME.fullmatch(name):
+            raise bad_request(f"{param} must be 1 to 128 characters without spaces, < and >, not {name[:140]!r}", param)
+        if name in seen:
+            raise bad_request(f"{param}: there are two tools {name!r}", param)
+        seen.add(name)
+
+
+def _forced(choice: str | NamedToolChoice, tools: list[Tool]) -> str | None:
+    """The one function that must be called. Its name is made part of the prompt, which leaves the model no choice."""
+    names = [tool.function.name for tool in tools]
+    if isinstance(choice, NamedToolChoice):
+        if choice.function.name not in names:
+            raise bad_request(f"tool_choice names {choice.function.name[:140]!r}, which is no tool", "tool_choice")
+        return choice.function.name
+    if choice == "required" and len(names) > 1:
+        message = (
+            "tool_choice required is supported with one tool only: nothing holds the model to calling one of "
+            f"{len(names)}; name one, or give auto"
+        )
+        raise bad_request(message, "tool_choice", "unsupported_value")
+    return names[0] if choice == "required" else None
+
+
+def _described(tool: Tool) -> dict[str, Any]:
+    """Without ``strict``, which models were not trained on."""
+    function = msgspec.to_builtins(tool.function)
+    function.pop("strict", None)
+    return {"type": "function", "function": function}

@@ -1,0 +1,52 @@
+"""Steps of a CPU: each is computed before the next begins."""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+import torch
+
+from splitrank.comm.collectives import Collectives
+from splitrank.models.cache import StageCache
+from splitrank.models.hidden_states import HiddenStates
+from splitrank.models.qwen3_5 import Stage
+from splitrank.serving.protocol.messages import ChunkPlan, SnapshotPlan
+from splitrank.serving.rank.batch_builder import PlannedBatch, make_batch
+from splitrank.serving.rank.request_table import RequestTable
+from splitrank.serving.rank.sampler import SampledRow, sample
+from splitrank.serving.rank.sampling_state import SamplingState
+
+
+@dataclass(frozen=True)
+class SampledTokens:
+    """Tokens that are on the host already."""
+
+    rows: list[SampledRow]
+
+    def is_ready(self) -> bool:
+        return True
+
+    def collect(self) -> list[SampledRow]:
+        return self.rows
+
+
+class CpuSteps:
+    """``Steps`` of a CPU."""
+
+    overlaps = False
+
+    def __init__(self, model: Stage, cache: StageCache, table: RequestTable, collectives: Collectives) -> None:
+        self._model, self._cache, self._table, self._collectives = model, cache, table, collectives
+
+    def admit(self, slot: int, state: SamplingState) -> None:
+        """The sampler reads the state itself."""
+
+    def make_batch(self, decodes: list[int], chunks: list[ChunkPlan], saved: Collection[SnapshotPlan]) -> PlannedBatch:
+        return make_batch(self._table, decodes, chunks, saved)
+
+    def forward(self, planned: PlannedBatch, states: HiddenStates | None) -> HiddenStates | torch.Tensor:
+        output: HiddenStates | torch.Tensor = self._model(planned.batch, states, self._cache, self._collectives)
+        self._table.lengths.index_copy_(0, planned.batch.decode_slots, planned.batch.decode_lengths)
+        return output
+
+    def sample(self, planned: PlannedBatch, logits: torch.Tensor, states: list[SamplingState]) -> SampledTokens:
+        return SampledTokens(sample(logits.float(), states))

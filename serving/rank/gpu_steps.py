@@ -1,0 +1,212 @@
+"""Steps of a GPU: launched without waiting for the one before. Sampled tokens stay on the device for the next step.
+
+Steps of decode rows alone run as CUDA graphs (``decode_graphs.py``); all others are launched kernel by kernel. A row
+whose logits the host changes (penalties, bias, bans) or reports (logprobs) is sampled by the host, and only that row.
+"""
+
+import math
+from collections.abc import Collection
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from splitrank.comm.collectives import Collectives
+from splitrank.models.cache import StageCache
+from splitrank.models.hidden_states import HiddenStates
+from splitrank.models.ops.gpu.batch import GpuBatch
+from splitrank.models.ops.gpu.launch import INTERPRETED
+from splitrank.models.ops.gpu.operations import GpuOperations
+from splitrank.models.ops.gpu.rows import advance_rows, gather_sampling, keep_tokens
+from splitrank.models.ops.gpu.sampling import SamplingMemory, SamplingRows, sample, sampling_memory
+from splitrank.models.ops.gpu.tiles import Tile
+from splitrank.models.qwen3_5 import Stage
+from splitrank.serving.protocol.messages import ChunkPlan, SnapshotPlan
+from splitrank.serving.rank.decode_graphs import DecodeGraphs, StepOutput
+from splitrank.serving.rank.gpu_batch_builder import PlannedGpuBatch, make_gpu_batch
+from splitrank.serving.rank.request_table import RequestTable
+from splitrank.serving.rank.sampler import SampledRow, bad_numbers
+from splitrank.serving.rank.sampler import sample as sample_on_host
+from splitrank.serving.rank.sampling_state import SamplingState
+
+_SAMPLING_TILE = Tile(num_warps=8, pdl=True)
+
+
+class DeviceSampler:
+    """Parameters of all slots, and the draw for the rows of a step, on the device."""
+
+    def __init__(self, table: RequestTable, vocab_size: int, max_rows: int) -> None:
+        self._table, self._vocab_size, device = table, vocab_size, table.device
+        self.params = _sampling_rows(len(table.lengths), device)
+        self._memory = sampling_memory(max_rows, vocab_size, device)
+
+    def admit(self, slot: int, state: SamplingState) -> None:
+        params = state.params
+        self.params.temperature[slot] = params.temperature
+        self.params.top_k[slot] = min(params.top_k, self._vocab_size)  # users write 2^63 for "all"
+        self.params.top_p[slot] = params.top_p
+        self.params.min_p[slot] = params.min_p
+        self.params.seeds[slot] = 0 if state.is_greedy else state.seed
+        self.params.positions[slot] = state.num_output
+
+    def sample(
+        self, logits: torch.Tensor, slots: torch.Tensor, num_live: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """logits [S, vocab], slots [S] -> tokens [S] int32, and each row's largest logit; the table keeps tokens."""
+        count, device = slots.shape[0], slots.device
+        rows = _sampling_rows(count, device)
+        gather_sampling(slots, self.params, rows)
+        tokens = torch.empty(count, dtype=torch.int32, device=device)
+        largest = torch.empty(count, dtype=torch.float32, device=device)
+        memory = SamplingMemory(*(part[:count] for part in vars(self._memory).values()))
+        sample(logits, rows, memory, tokens, largest, _SAMPLING_TILE)
+        self.keep(slots, tokens, num_live)
+        return tokens, largest
+
+    def keep(self, slots: torch.Tensor, tokens: torch.Tensor, num_live: torch.Tensor) -> None:
+        """The table has the tokens for the next step, and each slot counts one draw more."""
+        keep_tokens(slots, tokens, self._table.last_tokens, self.params.positions, num_live)
+
+
+def _sampling_rows(count: int, device: torch.device) -> SamplingRows:
+    dtypes = (torch.float32, torch.int32, torch.float64, torch.float32, torch.int64, torch.int64)
+    return SamplingRows(*(torch.zeros(count, dtype=dtype, device=device) for dtype in dtypes))
+
+
+@dataclass(frozen=True)
+class DeviceTokens:
+    """Tokens on their way to the host. ``by_host``: rows that the host has sampled, by number."""
+
+    tokens: torch.Tensor  # [S], in pinned memory
+    largest: torch.Tensor
+    arrived: torch.cuda.Event | None
+    places: list[int]  # each row's output token, counted from 0
+    by_host: dict[int, SampledRow]
+
+    def is_ready(self) -> bool:
+        return self.arrived is None or bool(self.arrived.query())  # type: ignore[no-untyped-call]
+
+    def collect(self) -> list[SampledRow]:
+        if self.arrived is not None:
+            self.arrived.synchronize()
+        rows = zip(self.tokens.tolist(), self.largest.tolist(), self.places, strict=True)
+        return [self.by_host.get(number) or _row(*row) for number, row in enumerate(rows)]
+
+
+def _row(token: int, largest: float, place: int) -> SampledRow:
+    if math.isfinite(largest):
+        return SampledRow(token)
+    return SampledRow(-1, failure=bad_numbers(largest, place, "NaN or infinity"))
+
+
+@dataclass(frozen=True)
+class DecodeRows:
+    """A batch of which a graph finds everything in the tables."""
+
+    num_tokens: int
+
+
+class GpuSteps:
+    """``Steps`` of a GPU; also in Triton's interpreter, without graphs."""
+
+    def __init__(
+        self,
+        model: Stage,
+        cache: StageCache,
+        table: RequestTable,
+        collectives: Collectives,
+        sampler: DeviceSampler | None,
+        overlaps: bool,
+    ) -> None:
+        self._model, self._cache, self._table, self._collectives = model, cache, table, collectives
+        self._sampler, self.overlaps = sampler, overlaps
+        self._graphs: DecodeGraphs | None = None
+
+    def capture(self, max_rows: int, inputs: HiddenStates | None) -> None:
+        """Graphs of decode steps of up to ``max_rows`` rows; ``inputs`` [max_rows, H] each: from the stage before."""
+        kinds = (False, True) if self._sampler is not None else (False,)
+        self._graphs = DecodeGraphs(self._table, max_rows, self._compute, kinds, inputs)
+
+    def admit(self, slot: int, state: SamplingState) -> None:
+        if self._sampler is not None:
+            self._sampler.admit(slot, state)
+
+    def make_batch(
+        self, decodes: list[int], chunks: list[ChunkPlan], saved: Collection[SnapshotPlan]
+    ) -> PlannedGpuBatch:
+        if self._graphs is not None and decodes and not chunks:
+            return PlannedGpuBatch(DecodeRows(len(decodes)), np.array(decodes, dtype=np.int64), decodes)
+        return make_gpu_batch(self._table, decodes, chunks, saved)
+
+    def forward(self, planned: PlannedGpuBatch, states: HiddenStates | None) -> HiddenStates | StepOutput:
+        batch = planned.batch
+        if isinstance(batch, DecodeRows):
+            assert self._graphs is not None
+            output = self._graphs.launch(planned.sampled, states, self._is_greedy(planned.sampled))
+        else:
+            assert planned.sample_slots is not None
+            assert planned.num_samples is not None
+            output = self._compute(batch, states, planned.sample_slots, planned.num_samples, greedy=False)
+            if batch.num_decodes:
+                advance_rows(batch.decode_slots, self._table.lengths, batch.num_live)
+        if output.states is not None:
+            return HiddenStates(*(part[: batch.num_tokens] for part in output.states))
+        return output
+
+    def sample(self, planned: PlannedGpuBatch, output: StepOutput, states: list[SamplingState]) -> DeviceTokens:
+        assert output.tokens is not None
+        assert output.largest is not None
+        places = [state.num_output for state in states]
+        by_host = self._sample_on_host(planned.sampled, output.logits, states)
+        for number, state in enumerate(states):
+            if number not in by_host:
+                state.num_output += 1
+        count = len(states)
+        return DeviceTokens(*_to_host(output.tokens[:count], output.largest[:count]), places, by_host)
+
+    def _compute(
+        self, batch: GpuBatch, states: HiddenStates | None, slots: torch.Tensor, num_live: torch.Tensor, greedy: bool
+    ) -> StepOutput:
+        """The stage, and the draw for ``slots``, of which ``num_live`` are no padding."""
+        model, sampler = self._model, self._sampler
+        states = model.run_layers(batch, states, self._cache, self._collectives)
+        if not model.stage.is_last:
+            return StepOutput(states=model.ops.joined(states))
+        if greedy:
+            assert sampler is not None
+            assert isinstance(model.ops, GpuOperations)
+            tokens, largest = model.ops.likeliest(states, model.norm, model.lm_head.stored)
+            sampler.keep(slots, tokens, num_live)
+            return StepOutput(tokens=tokens, largest=largest)
+        logits = model.logits(states, batch, self._collectives)
+        if sampler is None or batch.num_samples == 0:
+            return StepOutput(logits=logits)
+        return StepOutput(None, logits, *sampler.sample(logits, slots, num_live))
+
+    def _is_greedy(self, slots: list[int]) -> bool:
+        """Whether nothing but the likeliest token of each row is wanted, which only the sampling rank knows."""
+        states = [self._table.rows[slot].sampling for slot in slots]
+        return all(state is not None and state.is_greedy and not state.needs_host for state in states)
+
+    def _sample_on_host(
+        self, slots: list[int], logits: torch.Tensor | None, states: list[SamplingState]
+    ) -> dict[int, SampledRow]:
+        numbers = [number for number, state in enumerate(states) if state.needs_host]
+        if not numbers:
+            return {}
+        assert logits is not None
+        rows = sample_on_host(logits[numbers].float().cpu(), [states[number] for number in numbers])
+        tokens = torch.tensor([max(0, row.token) for row in rows], dtype=torch.int32)
+        self._table.put_tokens([slots[number] for number in numbers], tokens)
+        return dict(zip(numbers, rows, strict=True))
+
+
+def _to_host(tokens: torch.Tensor, largest: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.cuda.Event | None]:
+    if INTERPRETED:
+        return tokens, largest, None
+    copies = [torch.empty(part.shape, dtype=part.dtype, pin_memory=True) for part in (tokens, largest)]
+    for copy, part in zip(copies, (tokens, largest), strict=True):
+        copy.copy_(part, non_blocking=True)
+    arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
+    arrived.record()
+    return copies[0], copies[1], arrived

@@ -1,0 +1,40 @@
+"""Ranks as processes on a GPU that they share: pp changes no bit, tp the rounding of sums, and a CPU says the same.
+
+Sampled requests, so that every step has logits: greedy ones would take the likeliest token without storing any.
+"""
+
+import pytest
+import torch
+
+from splitrank.serving.protocol.sampling_params import SamplingParams
+from tests.support.layout_runs import DTYPES, Layouts
+from tests.support.stage_runner import relative_error
+
+pytestmark = [pytest.mark.gpu, pytest.mark.timeout(600)]
+
+SAMPLED = SamplingParams(temperature=0.8, seed=7, max_tokens=100)
+# Twice the CPU's bound for layouts (tests/serving/rank/test_layouts.py): two devices differ in every sum.
+BOUND = 1e-4
+
+
+@pytest.fixture(scope="module")
+def layouts(tmp_path_factory: pytest.TempPathFactory) -> Layouts:
+    devices = {"device": "cuda", "devices": (0,) * 4, "all_reduce": "torch"}
+    return Layouts(tmp_path_factory.mktemp("gpu"), SAMPLED, **devices)
+
+
+@pytest.mark.parametrize(("pp", "tp"), [(2, 1), (3, 1), (2, 2)])
+def test_pp_alone_changes_no_bit(layouts: Layouts, pp: int, tp: int) -> None:
+    for dtype in DTYPES:
+        expected, found = layouts.outcome(1, tp)[dtype], layouts.outcome(pp, tp)[dtype]
+        assert torch.isfinite(expected["logits"]).all()
+        assert torch.equal(found["logits"], expected["logits"])
+        assert torch.equal(found["tokens"], expected["tokens"])
+
+
+def test_tp_and_a_cpu_differ_by_rounding_only(layouts: Layouts, tmp_path_factory: pytest.TempPathFactory) -> None:
+    found = layouts.outcome(1, 1)["float32"]
+    on_cpu = Layouts(tmp_path_factory.mktemp("cpu"), SAMPLED).outcome(1, 1)["float32"]
+    for expected in (on_cpu, layouts.outcome(1, 2)["float32"]):
+        assert relative_error(found["logits"], expected["logits"]) <= BOUND
+        assert torch.equal(found["tokens"], expected["tokens"])
