@@ -107,7 +107,10 @@ class MeteredEngine:
                     if output.token_ids:
                         if last == start:
                             metrics.prompt_tokens.inc(len(prompt_token_ids))
-                        (metrics.first_token if last == start else metrics.inter_token).observe(now - last)
+                            metrics.first_token.observe(now - last)
+                        else:
+                            for _ in output.token_ids:  # several that came together share the time
+                                metrics.inter_token.observe((now - last) / len(output.token_ids))
                         metrics.generated_tokens.inc(len(output.token_ids))
                         last = now
                     reason = output.finish_reason or reason

@@ -14,6 +14,7 @@ import zmq
 import zmq.asyncio
 
 from splitrank.serving.launch.launcher import make_run_dir, remove_run_dir, spawn_all
+from splitrank.serving.launch.output_stream import OutputStream
 from splitrank.serving.launch.processes import Children
 from splitrank.serving.protocol.messages import (
     AbortRequest,
@@ -63,7 +64,7 @@ class EngineClient:
         self._socket.setsockopt(zmq.SNDHWM, 0)  # no limit is needed: a stream sends two messages at most
         self._socket.bind(front_address(self._spec.run_dir))
         self._ready = asyncio.Event()
-        self._streams: dict[str, asyncio.Queue[RequestOutput | None]] = {}
+        self._streams: dict[str, OutputStream] = {}
         self._numbers = itertools.count()
         self._failure: str | None = None  # the error that the engine has sent
         self._silence_s: float | None = None  # since the last message; None before the first
@@ -133,15 +134,14 @@ class EngineClient:
         if self.death is not None:
             raise EngineDeadError(self.death)
         request_id = str(next(self._numbers))
-        queue: asyncio.Queue[RequestOutput | None] = asyncio.Queue()
-        self._streams[request_id] = queue
+        stream = self._streams[request_id] = OutputStream()
         open_in_engine, num_cached = True, 0
         try:
             # Random, if nobody gave a seed: a server that is started again does not repeat its answers.
             seeded = with_seed(params, self._spec.seed, uuid.uuid4().hex)
             self._post(AddRequest(request_id, prompt_token_ids, seeded))
             while open_in_engine:
-                output = await queue.get()
+                output = await stream.get()
                 if output is None:
                     raise EngineDeadError(self.death)
                 open_in_engine = output.finish_reason is None
@@ -175,9 +175,9 @@ class EngineClient:
     def _on_message(self, message: EngineToFront) -> None:
         if isinstance(message, RequestOutputs):
             for output in (output for step in message.steps for output in step.all()):
-                queue = self._streams.get(output.request_id)
-                if queue is not None:  # None: the request was aborted before this output arrived
-                    queue.put_nowait(output)
+                stream = self._streams.get(output.request_id)
+                if stream is not None:  # None: the request was aborted before this output arrived
+                    stream.put(output)
         elif isinstance(message, EngineStats):
             self.stats = message
         elif isinstance(message, EngineReady):
@@ -234,8 +234,8 @@ class EngineClient:
 
     def _end_streams(self, reason: str) -> None:
         self.death = reason
-        for queue in self._streams.values():
-            queue.put_nowait(None)
+        for stream in self._streams.values():
+            stream.close()
 
     async def _end(self, exit_limit_s: float) -> None:
         """Reaps all processes, then closes sockets, ends tasks and removes the run folder."""

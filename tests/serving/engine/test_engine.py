@@ -8,6 +8,7 @@ from contextlib import aclosing, asynccontextmanager
 import pytest
 
 from splitrank.serving.launch.engine_client import EngineClient, EngineDeadError
+from splitrank.serving.launch.output_stream import OutputStream
 from splitrank.serving.protocol.messages import AddRequest, FrontToEngine, RequestOutput
 from splitrank.serving.protocol.sampling_params import SamplingParams
 from splitrank.serving.protocol.wire import encode
@@ -160,6 +161,17 @@ def test_a_refusal_is_an_output_and_the_engine_lives_on() -> None:
     run(test)
 
 
+def test_a_late_reader_gets_all_that_has_come_in_one_output() -> None:
+    async def test() -> None:
+        async with engine() as client, aclosing(client.stream([1], SamplingParams(max_tokens=30))) as stream:
+            first = await anext(stream)
+            await until(lambda: is_through(client, 30))
+            [rest] = [output async for output in stream]
+            assert (first.token_ids + rest.token_ids, rest.finish_reason) == (expected_tokens([1], 30, 50), "length")
+
+    run(test)
+
+
 def test_a_closed_client_ends_its_streams_and_refuses_new_ones() -> None:
     async def test() -> None:
         async with engine(max_model_len=10_000, num_pages=2500) as client:
@@ -182,8 +194,7 @@ def test_a_message_that_cannot_be_read_ends_its_own_request_only() -> None:
     async def test() -> None:
         async with engine(max_model_len=2000, num_pages=500) as client:
             others = asyncio.create_task(generate(client, [1], max_tokens=300))
-            ends: asyncio.Queue[RequestOutput | None] = asyncio.Queue()
-            client._streams["bad"] = ends
+            ends = client._streams["bad"] = OutputStream()
             bad = {"type": "AddRequest", "request_id": "bad", "prompt_token_ids": [1], "params": {"max_tokens": 16.0}}
             for message in (b"", b"\xc1", encode([1]), encode({"type": "AddRequest", "request_id": 7}), encode(bad)):
                 client._socket.send(message)

@@ -1,0 +1,63 @@
+"""The outputs of one request, between the task that reads the engine's messages and the task that reads the request."""
+
+import asyncio
+
+from splitrank.serving.protocol.messages import RequestOutput
+
+
+class OutputStream:
+    """A queue for one reader that joins what waits: a reader that is late gets all tokens since then in one output.
+
+    So a front that falls behind the engine has less work for each token, and catches up.
+    """
+
+    def __init__(self) -> None:
+        self._waiting: list[RequestOutput] = []
+        self._reader: asyncio.Future[None] | None = None
+        self._is_closed = False
+
+    def put(self, output: RequestOutput) -> None:
+        self._waiting.append(output)
+        self._wake()
+
+    def close(self) -> None:
+        """No more outputs come. The reader gets those that wait, then None."""
+        self._is_closed = True
+        self._wake()
+
+    async def get(self) -> RequestOutput | None:
+        """All that has come since the last call, as one output; an error stays apart from the tokens before it."""
+        while not self._waiting:
+            if self._is_closed:
+                return None
+            self._reader = asyncio.get_running_loop().create_future()
+            try:
+                await self._reader
+            finally:
+                self._reader = None
+        waiting = self._waiting
+        is_error = waiting[-1].finish_reason in ("error", "abort")
+        self._waiting = waiting[-1:] if is_error and len(waiting) > 1 else []
+        return _joined(waiting[:-1] if self._waiting else waiting)
+
+    def _wake(self) -> None:
+        if self._reader is not None and not self._reader.done():
+            self._reader.set_result(None)
+
+
+def _joined(outputs: list[RequestOutput]) -> RequestOutput:
+    """Successive outputs of a request as one."""
+    last = outputs[-1]
+    if len(outputs) == 1:
+        return last
+    logprobs = [logprob for output in outputs for logprob in output.logprobs or ()]
+    return RequestOutput(
+        request_id=last.request_id,
+        token_ids=[token for output in outputs for token in output.token_ids],
+        logprobs=logprobs or None,
+        finish_reason=last.finish_reason,
+        stop_token_id=last.stop_token_id,
+        error=last.error,
+        error_code=last.error_code,
+        num_cached_tokens=max(output.num_cached_tokens for output in outputs),
+    )
