@@ -46,7 +46,7 @@ class ApiDocument:
         """A POST route; ``chunk`` is an event of its stream."""
         content = self._json(answer)
         if chunk is not None:
-            content["text/event-stream"] = {"schema": self._reference(chunk)}
+            content["text/event-stream"] = {"schema": self._event(chunk)}
         documentation = self._route(summary, content, tuple(ERRORS), error)
         documentation["openapi_extra"]["requestBody"] = {"required": True, "content": self._json(body)}
         return documentation
@@ -68,6 +68,12 @@ class ApiDocument:
         for status in errors:
             responses[status] = {"description": ERRORS[status], "content": self._json(error)}
         return {"summary": summary, "responses": responses, "openapi_extra": {}}
+
+    def _event(self, chunk: type[Any]) -> dict[str, Any]:
+        """One event of a stream."""
+        whole = {"type": "string", "contentMediaType": "application/json", "contentSchema": self._reference(chunk)}
+        properties = {"event": {"type": "string"}, "data": {"anyOf": [{"const": "[DONE]"}, whole]}}
+        return {"type": "object", "required": ["data"], "properties": properties}
 
     def _json(self, kind: type[Any]) -> dict[str, Any]:
         return {"application/json": {"schema": self._reference(kind)}}
