@@ -2,7 +2,7 @@
 
 
 class Occupancy:
-    """Adds up stage-seconds while steps are in flight. A step is in one stage at a time, so k steps fill k stages at most.
+    """Adds up stage-seconds while steps are in flight. A step is in one stage at a time, so k steps fill at most k.
 
     ``stage_busy_s`` is therefore an upper bound of the time that stages compute, and ``bubble_s`` a lower bound of the
     time that they wait for each other. Time without any step in flight is in neither: nobody asked for anything.

@@ -40,6 +40,11 @@ class ServerState:
             raise self.refusal()
         return self._service
 
+    @property
+    def model_name(self) -> str:
+        """The served model's name; empty while it loads."""
+        return "" if self._service is None else self._service.info.name
+
     def stats(self) -> EngineStats | None:
         """The engine's latest report."""
         return None if self._client is None else self._client.stats
