@@ -8,7 +8,7 @@ from starlette.responses import Response
 _FOLDER = Path(__file__).parent / "page"
 _HTML, _CSS, _SCRIPT = (f"text/{kind}; charset=utf-8" for kind in ("html", "css", "javascript"))
 _HEADERS = {
-    # The browser holds the page to it: nothing from elsewhere, nothing inline, so no answer of a model becomes a script.
+    # Nothing from elsewhere and nothing inline: whatever a model answers, it does not become a script.
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
     "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
