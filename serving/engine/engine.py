@@ -5,8 +5,10 @@ import time
 from collections import deque
 from dataclasses import dataclass
 
+import msgspec
 import zmq
 
+from splitrank.serving.engine.occupancy import Occupancy
 from splitrank.serving.engine.rank_watch import RankWatch
 from splitrank.serving.engine.scheduler import Scheduler
 from splitrank.serving.protocol.messages import (
@@ -14,6 +16,7 @@ from splitrank.serving.protocol.messages import (
     AddRequest,
     EngineFailed,
     EngineReady,
+    EngineStats,
     EngineToFront,
     FrontToEngine,
     LaunchSpec,
@@ -59,8 +62,10 @@ class Engine:
 
     def __init__(self, spec: LaunchSpec) -> None:
         self._spec = spec
+        self._started = time.monotonic()
         self._scheduler = Scheduler(spec, spec.pp_size, plans_ahead=True)
-        self._watch = RankWatch(spec, time.monotonic())
+        self._watch = RankWatch(spec, self._started)
+        self._occupancy = Occupancy(spec.pp_size, self._started)
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._front = connect_front(self._context, spec)
         self._ranks = bind_ranks(self._context, spec)
@@ -153,6 +158,7 @@ class Engine:
             if outputs.request_ids or outputs.others:
                 self._outputs.append(outputs)
             self._last_commit_at = time.monotonic()
+            self._occupancy.update(len(self._sent), self._last_commit_at)
 
     def _check_result(self, result: StepResult) -> None:
         due = self._sent[0] if self._sent else None
@@ -170,7 +176,9 @@ class Engine:
             self._last_hash = plan_hash(data)
             for rank in range(self._spec.world_size):
                 self._send_rank(rank, data)
-            self._sent.append(SentStep(plan.step, self._last_hash, time.monotonic()))
+            sent = SentStep(plan.step, self._last_hash, time.monotonic())
+            self._sent.append(sent)
+            self._occupancy.update(len(self._sent), sent.sent_at)
 
     def _send_rank(self, rank: int, data: bytes) -> None:
         try:
@@ -196,7 +204,18 @@ class Engine:
             self._scheduler.check()
         if became_idle or now - self._last_stats_at >= STATS_S:
             self._last_stats_at = now
-            self._send_front(self._scheduler.stats())
+            self._send_front(self._stats(now))
+
+    def _stats(self, now: float) -> EngineStats:
+        self._occupancy.update(len(self._sent), now)
+        return msgspec.structs.replace(
+            self._scheduler.stats(),
+            uptime_s=now - self._started,
+            num_stages=self._spec.pp_size,
+            stage_busy_s=self._occupancy.stage_busy_s,
+            bubble_s=self._occupancy.bubble_s,
+            ranks=self._watch.stats(now) if self._ready else [],
+        )
 
     def _send_front(self, message: EngineToFront) -> bool:
         """Whether the message was sent. If not, the front has ``FRONT_BACKLOG`` unread messages."""

@@ -1,6 +1,6 @@
 """Which ranks are ready, silent, failed, or late with a step. It has no clock: callers pass the time."""
 
-from splitrank.serving.protocol.messages import Heartbeat, LaunchSpec, RankFailed, RankReady, RankToEngine
+from splitrank.serving.protocol.messages import Heartbeat, LaunchSpec, RankFailed, RankReady, RankStats, RankToEngine
 from splitrank.serving.protocol.wire import rank_name
 
 
@@ -33,6 +33,14 @@ class RankWatch:
     def reports(self) -> list[str]:
         ready = [self._ready[rank] for rank in sorted(self._ready)]
         return [one.report for one in ready] + [one.stage_report for one in ready if one.stage_report]
+
+    def stats(self, now: float) -> list[RankStats]:
+        """Of all ranks, in rank order; call it when all are ready."""
+        return [self._stats_of(rank, now) for rank in range(self._spec.world_size)]
+
+    def _stats_of(self, rank: int, now: float) -> RankStats:
+        beat = self._beats.get(rank) or Heartbeat(rank, "serve", -1)  # ready, and its first heartbeat is on its way
+        return RankStats(now - self._last_message_at[rank], beat.phase, beat.last_step)
 
     @property
     def rank_error(self) -> str | None:

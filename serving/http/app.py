@@ -20,11 +20,13 @@ from splitrank.serving.http.generate import GenerateEndpoint
 from splitrank.serving.http.guards import ApiKeyGuard, CrashGuard, OriginForm
 from splitrank.serving.http.metrics import CountRequests, Metrics
 from splitrank.serving.http.openapi import ApiDocument, Documentation, path_parameter
+from splitrank.serving.http.page_files import PAGE_FILES, PageFile
 from splitrank.serving.http.parsing import Parsing
 from splitrank.serving.http.request_log import RequestLog
 from splitrank.serving.http.responses import error_response
 from splitrank.serving.http.routes import METRICS_TYPE, SmallRoutes
 from splitrank.serving.http.state import ServerState
+from splitrank.serving.http.statistics import Statistics
 from splitrank.serving.openai import answers, tokens, types
 from splitrank.serving.openai.dialects import MESSAGES_URL, RESPONSES_URL
 from splitrank.serving.openai.errors import ApiError
@@ -66,6 +68,8 @@ def create_app(
         middleware=middleware,
         exception_handlers={ApiError: _handle_api_error, HTTPException: _handle_http_exception},
     )
+    for path, file in PAGE_FILES.items():
+        _add(app, path, PageFile(*file).route, {"include_in_schema": False})
     document = ApiDocument()
     _add_small_routes(app, SmallRoutes(state, metrics, created), document)
     bodies = Bodies(body_timeout_s)
@@ -116,6 +120,9 @@ def _add_small_routes(app: FastAPI, routes: SmallRoutes, document: ApiDocument) 
     _add(app, "/ready", routes.ready, getting(answers.Status, "Whether requests are taken", 503))
     _add(app, "/version", routes.version, getting(answers.Version, "This server's version", 401))
     _add(app, "/metrics", routes.metrics, getting(METRICS_TYPE, "Prometheus metrics", 401))
+    _add(
+        app, "/stats", routes.stats, getting(Statistics, "State, ranks and the engine's statistics, for the page", 401)
+    )
     _add(app, "/v1/models", routes.models, getting(answers.ModelList, "The served model", 401, 503))
     one = getting(answers.Model, "The served model, by its name", 401, 404, 503)
     one["openapi_extra"]["parameters"] = [path_parameter("model")]

@@ -5,10 +5,12 @@ import logging
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from splitrank.serving.http.page_files import PAGE_FILES
 from splitrank.serving.http.responses import error_response
 from splitrank.serving.openai.errors import ApiError
 
-OPEN_PATHS = ("/health", "/ready")  # for load balancers, which have no key
+# Load balancers have no key, and a browser has none until the page has asked its user.
+OPEN_PATHS = ("/health", "/ready", *PAGE_FILES)
 _log = logging.getLogger(__name__)
 
 

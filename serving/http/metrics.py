@@ -1,14 +1,13 @@
-"""Prometheus metrics in a registry of their own."""
+"""Prometheus metrics of requests, in a registry of their own with the engine's (``engine_metrics``)."""
 
 import time
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
-from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
-from prometheus_client.registry import Collector
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from splitrank.serving.http.engine_metrics import EngineCollector
 from splitrank.serving.protocol.messages import EngineStats
 from splitrank.serving.protocol.sampling_params import SamplingParams
 from splitrank.serving.text.detokenizer import PLAIN_TEXT, TextForm
@@ -18,65 +17,88 @@ from splitrank.serving.text.tokenizer import Tokenizer
 
 LATENCY_BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
 TOKEN_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.25, 0.5, 1.0, 2.5)
-GAUGES = {
-    "num_running": "requests being computed",
-    "num_waiting": "requests waiting",
-    "num_preempted": "requests swapped out",
-    "free_pages": "free KV pages",
-    "num_pages": "KV pages",
-    "free_slots": "free recurrent-state slots",
-    "num_slots": "recurrent-state slots",
-}
-COUNTERS = {
-    "steps": "steps computed",
-    "cached_tokens": "tokens of prompts that came from snapshots of shared prefixes",
-    "preemptions": "requests swapped out so far",
-    "aborts": "requests aborted so far",
-}
+LENGTHS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000, 20_000, 50_000, 100_000, 200_000)
+FINISH_REASONS = ("stop", "length", "abort", "error")
 
 
 class Metrics:
-    """``stats`` is called at each scrape; it returns None before the engine's first report."""
+    """``stats`` is called at each scrape; it returns None before the engine's first report. ``model``: the served name,
+    once there is one."""
 
-    def __init__(self, stats: Callable[[], EngineStats | None]) -> None:
+    def __init__(self, stats: Callable[[], EngineStats | None], model: Callable[[], str]) -> None:
         self.registry = CollectorRegistry()
-        self.registry.register(_EngineCollector(stats))
+        self.registry.register(EngineCollector(stats, model))
         self.requests = Counter(
             "splitrank_http_requests", "answered requests", ["path", "status"], registry=self.registry
         )
-        self.generations = Counter(
-            "splitrank_generations", "finished choices", ["finish_reason"], registry=self.registry
+        self.finished = Counter(
+            "vllm:request_success",
+            "choices that have ended, by reason: stop, length, abort or error",
+            ["model_name", "finished_reason"],
+            registry=self.registry,
         )
         self.prompt_tokens = self._counter(
             "prompt_tokens", "prompt tokens of choices that began to be answered; n choices of one prompt count n times"
         )
-        self.generated_tokens = self._counter("generated_tokens", "tokens generated, of all choices")
-        self.first_token = self._histogram("time_to_first_token", "request to first token", LATENCY_BUCKETS_S)
-        self.inter_token = self._histogram("inter_token_latency", "one token to the next", TOKEN_BUCKETS_S)
-        self.duration = self._histogram("generation_duration", "request to last token", LATENCY_BUCKETS_S)
+        self.generated_tokens = self._counter("generation_tokens", "tokens generated, of all choices")
+        self.first_token = self._histogram("time_to_first_token_seconds", "request to first token", LATENCY_BUCKETS_S)
+        self.inter_token = self._histogram("inter_token_latency_seconds", "one token to the next", TOKEN_BUCKETS_S)
+        self.duration = self._histogram("e2e_request_latency_seconds", "request to its end", LATENCY_BUCKETS_S)
+        self.prompt_length = self._histogram("request_prompt_tokens", "prompt tokens of a choice", LENGTHS)
+        self.answer_length = self._histogram("request_generation_tokens", "generated tokens of a choice", LENGTHS)
 
     def _counter(self, name: str, help: str) -> Counter:
-        return Counter(f"splitrank_{name}", help, registry=self.registry)
+        return Counter(f"vllm:{name}", help, ["model_name"], registry=self.registry)
 
     def _histogram(self, name: str, help: str, buckets: tuple[float, ...]) -> Histogram:
-        return Histogram(f"splitrank_{name}_seconds", help, buckets=buckets, registry=self.registry)
+        return Histogram(f"vllm:{name}", help, ["model_name"], registry=self.registry, buckets=buckets)
 
     def text(self) -> bytes:
         """The exposition format."""
         return generate_latest(self.registry)
 
 
-class _EngineCollector(Collector):
-    def __init__(self, stats: Callable[[], EngineStats | None]) -> None:
-        self._stats = stats
+class ModelMetrics:
+    """The metrics of one model. Its series begin at zero, before there is anything to count."""
 
-    def collect(self) -> Iterator[Metric]:
-        if (stats := self._stats()) is None:
-            return
-        for name, help in GAUGES.items():
-            yield GaugeMetricFamily(f"splitrank_engine_{name}", help, value=getattr(stats, name))
-        for name, help in COUNTERS.items():
-            yield CounterMetricFamily(f"splitrank_engine_{name}", help, value=getattr(stats, name))
+    def __init__(self, metrics: Metrics, model: str) -> None:
+        self.finished = {reason: metrics.finished.labels(model, reason) for reason in FINISH_REASONS}
+        self.prompt_tokens = metrics.prompt_tokens.labels(model)
+        self.generated_tokens = metrics.generated_tokens.labels(model)
+        self.first_token = metrics.first_token.labels(model)
+        self.inter_token = metrics.inter_token.labels(model)
+        self.duration = metrics.duration.labels(model)
+        self.prompt_length = metrics.prompt_length.labels(model)
+        self.answer_length = metrics.answer_length.labels(model)
+
+
+class ChoiceMeter:
+    """What one choice adds to the metrics."""
+
+    def __init__(self, metrics: ModelMetrics, num_prompt_tokens: int) -> None:
+        self._metrics = metrics
+        self._num_prompt_tokens = num_prompt_tokens
+        self._num_tokens = 0
+        self._start = self._last = time.monotonic()
+
+    def tokens(self, count: int) -> None:
+        """``count`` tokens have just come."""
+        now, metrics = time.monotonic(), self._metrics
+        if self._num_tokens:
+            for _ in range(count):  # several that came together share the time
+                metrics.inter_token.observe((now - self._last) / count)
+        else:
+            metrics.prompt_tokens.inc(self._num_prompt_tokens)
+            metrics.first_token.observe(now - self._start)
+        metrics.generated_tokens.inc(count)
+        self._num_tokens += count
+        self._last = now
+
+    def end(self, reason: str) -> None:
+        self._metrics.finished[reason].inc()
+        self._metrics.duration.observe(time.monotonic() - self._start)
+        self._metrics.prompt_length.observe(self._num_prompt_tokens)
+        self._metrics.answer_length.observe(self._num_tokens)
 
 
 class MeteredEngine:
@@ -84,7 +106,7 @@ class MeteredEngine:
 
     def __init__(self, engine: TextSource, metrics: Metrics) -> None:
         self._engine = engine
-        self._metrics = metrics
+        self._metrics = ModelMetrics(metrics, engine.info.name)
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -97,30 +119,20 @@ class MeteredEngine:
     async def stream(
         self, prompt_token_ids: list[int], params: SamplingParams, form: TextForm = PLAIN_TEXT
     ) -> AsyncGenerator[TextOutput, None]:
-        """Measures and passes on the outputs. A choice that does not finish counts as ``aborted``."""
-        metrics, reason = self._metrics, "aborted"
-        start = last = time.monotonic()
+        """Measures and passes on the outputs. A choice that does not finish counts as ``abort``."""
+        meter, reason = ChoiceMeter(self._metrics, len(prompt_token_ids)), "abort"
         try:
             async with aclosing(self._engine.stream(prompt_token_ids, params, form)) as outputs:
                 async for output in outputs:
-                    now = time.monotonic()
                     if output.token_ids:
-                        if last == start:
-                            metrics.prompt_tokens.inc(len(prompt_token_ids))
-                            metrics.first_token.observe(now - last)
-                        else:
-                            for _ in output.token_ids:  # several that came together share the time
-                                metrics.inter_token.observe((now - last) / len(output.token_ids))
-                        metrics.generated_tokens.inc(len(output.token_ids))
-                        last = now
+                        meter.tokens(len(output.token_ids))
                     reason = output.finish_reason or reason
                     yield output
         except Exception:
             reason = "error"
             raise
         finally:
-            metrics.generations.labels(reason).inc()
-            metrics.duration.observe(time.monotonic() - start)
+            meter.end(reason)
 
 
 class CountRequests:

@@ -12,7 +12,7 @@ from splitrank.serving.openai.usage import Usage
 
 HEADER = b"x-request-id"
 USAGE = "splitrank.usage"  # where a route leaves its counts for the line
-PROBES = ("/health", "/ready", "/metrics")  # asked every few seconds: their lines are for debugging
+PROBES = ("/health", "/ready", "/metrics", "/stats")  # asked every few seconds: their lines are for debugging
 _GIVEN = re.compile(rb"[\x21-\x7e]{1,128}")
 _current: ContextVar[str] = ContextVar("request_id", default="")
 _log = logging.getLogger(__name__)

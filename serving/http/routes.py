@@ -7,6 +7,7 @@ from splitrank import __version__
 from splitrank.serving.http.metrics import Metrics
 from splitrank.serving.http.responses import json_response
 from splitrank.serving.http.state import ServerState
+from splitrank.serving.http.statistics import statistics
 from splitrank.serving.openai.service import OpenAIService
 
 METRICS_TYPE = "text/plain; version=0.0.4"
@@ -37,6 +38,10 @@ class SmallRoutes:
 
     async def metrics(self, request: Request) -> Response:
         return Response(self._metrics.text(), media_type=METRICS_TYPE)
+
+    async def stats(self, request: Request) -> Response:
+        """200 in every phase: it tells of loading and death, too."""
+        return json_response(statistics(self._state))
 
     async def models(self, request: Request) -> Response:
         return json_response({"object": "list", "data": [self._model(self._state.service)]})

@@ -43,7 +43,7 @@ async def serve(
     with closing(listener), _stop_signals() as stop:
         _configure_logging(config.log_level)
         state = ServerState()
-        metrics = Metrics(state.stats)
+        metrics = Metrics(state.stats, lambda: state.info.name if state.info else "")
         async with aclosing(Parsing(config.log_level)) as parsing:
             app = _app(config, state, metrics, parsing, keep_alive_s)
             async with _http_server(app, listener, config) as http:

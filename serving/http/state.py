@@ -8,6 +8,7 @@ from typing import Literal
 from splitrank.serving.openai.errors import ApiError, unavailable
 from splitrank.serving.openai.service import OpenAIService
 from splitrank.serving.protocol.messages import EngineStats
+from splitrank.serving.text.model_info import ModelInfo
 from splitrank.serving.text.text_engine import Client
 
 Phase = Literal["loading", "ready", "draining", "dead"]
@@ -39,6 +40,16 @@ class ServerState:
         if self.phase != "ready" or self._service is None:
             raise self.refusal()
         return self._service
+
+    @property
+    def info(self) -> ModelInfo | None:
+        """Of the served model; None while it loads."""
+        return None if self._service is None else self._service.info
+
+    @property
+    def reports(self) -> list[str]:
+        """What each rank said when it was ready, one line a rank, then those of stages."""
+        return [] if self._client is None else self._client.reports
 
     def stats(self) -> EngineStats | None:
         """The engine's latest report."""

@@ -160,6 +160,14 @@ class RequestOutputs(msgspec.Struct, frozen=True, tag=True):
     steps: list[StepOutputs]
 
 
+class RankStats(msgspec.Struct, frozen=True):
+    """What the engine last heard of a rank."""
+
+    heartbeat_age_s: float  # when the statistics were made
+    phase: str  # "load", "serve", "step 17", ...
+    last_step: int  # finished, as of the heartbeat
+
+
 class EngineStats(msgspec.Struct, frozen=True, tag=True):
     """Counters since start, and gauges; sent about once a second, and when the last open request has ended."""
 
@@ -176,6 +184,11 @@ class EngineStats(msgspec.Struct, frozen=True, tag=True):
     preemptions: int
     aborts: int
     cached_tokens: int = 0  # of prompts: taken from snapshots
+    uptime_s: float = 0.0  # of the engine process; rates are differences over differences of it
+    num_stages: int = 1
+    stage_busy_s: float = 0.0  # stage-seconds that steps in flight could fill, and could not: bounds (``Occupancy``)
+    bubble_s: float = 0.0
+    ranks: list[RankStats] = []  # in rank order; empty until all are ready
 
 
 # ---------------------------------------------------------------- steps

@@ -126,9 +126,10 @@ class Server:
         return found
 
     def metric(self, name: str) -> float:
-        """Value of a metric without labels."""
+        """Value of a metric of ours without labels, or of one of vLLM's (``vllm:...``) with the model's name."""
+        sample = f'{name}{{model_name="{self.model}"}}' if name.startswith("vllm:") else f"splitrank_{name}"
         lines = self.http.get("/metrics").text.splitlines()
-        return float(next(line.split()[1] for line in lines if line.startswith(f"splitrank_{name} ")))
+        return float(next(line.split()[1] for line in lines if line.startswith(f"{sample} ")))
 
     def is_idle(self) -> bool:
         """All slots and pages are back."""

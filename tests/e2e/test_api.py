@@ -39,7 +39,7 @@ def test_models_health_ready(server: Server) -> None:
 
 
 def test_metrics_count_tokens_and_steps(server: Server) -> None:
-    names = ("prompt_tokens_total", "generated_tokens_total")
+    names = ("vllm:prompt_tokens_total", "vllm:generation_tokens_total")
     before = [server.metric(name) for name in names]
     usage = complete(server).usage
     after = [server.metric(name) for name in names]

@@ -206,3 +206,19 @@ def test_a_message_that_cannot_be_read_ends_its_own_request_only() -> None:
             assert tokens(await generate(client, [2], max_tokens=5)) == expected_tokens([2], 5, 50)
 
     run(test)
+
+
+def test_stats_tell_of_stages_and_ranks() -> None:
+    async def work() -> None:
+        async with engine(pp_size=2) as client:
+            await generate(client, [1, 2, 3], max_tokens=4)
+            await until(lambda: is_through(client, 4))
+            stats = client.stats
+            assert stats is not None
+            assert stats.num_stages == 2
+            assert 0 < stats.stage_busy_s < 2 * stats.uptime_s
+            assert stats.bubble_s > 0  # one request cannot fill two stages
+            assert len(stats.ranks) == 2
+            assert all(0 <= one.heartbeat_age_s <= stats.uptime_s for one in stats.ranks)
+
+    run(work)

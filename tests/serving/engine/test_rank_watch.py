@@ -68,3 +68,12 @@ def test_the_first_rank_that_gave_up_is_the_cause() -> None:
     watch.on_message(RankFailed(1, "step 4", "no memory"), 1.0)
     watch.on_message(RankFailed(0, "step 4", "peer closed"), 1.0)
     assert watch.find_failure(1000.0, 4, 0.0) == "rank 1 (stage 0, tp 1) failed in step 4: no memory"
+
+
+def test_stats_have_the_age_and_the_words_of_the_last_heartbeat() -> None:
+    watch = watch_with({0: 4, 1: 5, 2: 5}, now=1.0)
+    watch.on_message(RankReady(3, "report 3"), 2.5)  # no heartbeat yet
+    watch.on_message(Heartbeat(1, "step 7", 6), 3.0)
+    stats = watch.stats(4.0)
+    assert [one.heartbeat_age_s for one in stats] == [3.0, 1.0, 3.0, 1.5]
+    assert [(one.phase, one.last_step) for one in stats[1:]] == [("step 7", 6), ("serve", 5), ("serve", -1)]

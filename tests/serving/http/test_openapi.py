@@ -26,7 +26,7 @@ def test_the_document(tmp_path: Path) -> None:
     async def work(front: Front) -> None:
         whole = await document(front)
         assert set(whole["paths"]) == {
-            "/health", "/ready", "/metrics", "/v1/models", "/v1/models/{model}", "/version",
+            "/health", "/ready", "/metrics", "/stats", "/v1/models", "/v1/models/{model}", "/version",
             "/tokenize", "/detokenize", "/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages",
             "/v1/messages/count_tokens",
         }  # fmt: skip
