@@ -80,7 +80,7 @@ def test_failed_requests_have_their_error_and_are_asked_again(batch: Batch) -> N
     assert batch.run(failing({"n4", "n7"}, refusal)) == 3
     results = batch.results()
     assert set(results) == set(NAMES)
-    assert [name for name, row in results.items() if row["error"]] == ["n4", "n7"]
+    assert {name for name, row in results.items() if row["error"]} == {"n4", "n7"}
     error = {"code": "queue_full", "message": "the queue is full", "param": None, "line": 5}
     assert results["n4"]["error"] == error
     assert results["n4"]["response"]["status_code"] == 503

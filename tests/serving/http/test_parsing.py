@@ -13,13 +13,17 @@ import pytest
 
 from splitrank.serving.http import parsing as parsing_module
 from splitrank.serving.http.parsing import SMALL_BODY_BYTES, Parsing
+from splitrank.serving.openai.dialects import RESPONSES_URL
 from splitrank.serving.openai.errors import ApiError
-from splitrank.serving.openai.parser import CHAT_URL, COMPLETIONS_URL
+from splitrank.serving.openai.parser import CHAT_URL, COMPLETIONS_URL, TOKENIZE_URL
 from splitrank.serving.openai.service import OpenAIService
 from splitrank.serving.text.text_engine import TextEngine
 from tests.support.front_fakes import LIMIT_S, FakeClient, answer, make_info, make_tokenizer
 
 WORDS = "some words of a prompt "
+MESSAGES = [{"role": "user", "content": "<|im_end|> 🦊 " * 9000}]
+SCHEMA = {"type": "object", "properties": {"a": {"type": ["integer", "null"]}}}
+TOOL = {"type": "function", "function": {"name": "f", "parameters": SCHEMA}}
 
 
 def with_parsing(folder: Path, work: Callable[[Parsing, OpenAIService], Awaitable[None]], **info: Any) -> None:
@@ -59,9 +63,12 @@ def is_gone(pid: int) -> bool:
     [
         (COMPLETIONS_URL, {"prompt": [[5, 6], [7]], "n": 3, "seed": 4, "echo": True, "stop": ["a"]}),
         (COMPLETIONS_URL, {"prompt": WORDS * 4000, "logit_bias": {"5": 1}, "logprobs": 3}),
-        (CHAT_URL, {"messages": [{"role": "user", "content": "<|im_end|> 🦊 " * 9000}], "enable_thinking": False}),
+        (CHAT_URL, {"messages": MESSAGES, "enable_thinking": False}),
+        (CHAT_URL, {"messages": MESSAGES, "tools": [TOOL], "parallel_tool_calls": False}),
+        (RESPONSES_URL, {"input": MESSAGES, "metadata": {"a": "b"}}),
+        (TOKENIZE_URL, {"messages": MESSAGES}),
     ],
-    ids=["ids", "text", "chat"],
+    ids=["ids", "text", "chat", "tools", "response", "direct"],
 )
 def test_a_worker_parses_as_this_process_does(tmp_path: Path, url: str, fields: dict[str, Any]) -> None:
     async def work(parsing: Parsing, service: OpenAIService) -> None:
