@@ -121,6 +121,11 @@ def test_the_demo_checkpoint_and_the_tables_are_package_data(wheel: zipfile.ZipF
             assert wheel.read(f"splitrank/{name}/{file.name}") == file.read_bytes()
 
 
+def test_the_page_is_in_the_wheel(wheel: zipfile.ZipFile) -> None:
+    for file in (ROOT / "serving" / "http" / "page").iterdir():
+        assert wheel.read(f"splitrank/serving/http/page/{file.name}") == file.read_bytes()
+
+
 def test_the_command_is_declared(wheel: zipfile.ZipFile) -> None:
     (name,) = (name for name in wheel.namelist() if name.endswith("entry_points.txt"))
     assert "splitrank = splitrank.serving.cli:console" in wheel.read(name).decode().replace("=splitrank", "= splitrank")

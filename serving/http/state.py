@@ -48,7 +48,7 @@ class ServerState:
 
     @property
     def reports(self) -> list[str]:
-        """What each rank said when it was ready, one line a rank, then those of stages."""
+        """The lines of the start: one a rank, in rank order, then others."""
         return [] if self._client is None else self._client.reports
 
     def stats(self) -> EngineStats | None:

@@ -16,7 +16,7 @@ class Statistics(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_model_len: int = 0
     fingerprint: str = ""
     defaults: dict[str, float] = {}  # sampling values of a request that gives none
-    reports: list[list[str]] = []  # by rank: its name, then what it holds; after the ranks, stages of several ranks
+    reports: list[list[str]] = []  # lines of the start in their parts; of each rank first: name, layers, bytes
     engine: EngineStats | None = None
 
 

@@ -25,10 +25,10 @@ POLL_S = 0.05
 class Page:
     """One tab. ``problems``: errors of scripts and of the console; ``urls``: all that was asked for."""
 
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def __init__(self, reader: asyncio.StreamReader, pipe: asyncio.WriteTransport) -> None:
         self.problems: list[str] = []
         self.urls: list[str] = []
-        self._reader, self._writer = reader, writer
+        self._reader, self._pipe = reader, pipe
         self._session = ""
         self._numbers = itertools.count(1)
         self._answers: dict[int, asyncio.Future[dict[str, Any]]] = {}
@@ -52,7 +52,7 @@ class Page:
         if self._session:
             message["sessionId"] = self._session
         answer = self._answers[number] = asyncio.get_running_loop().create_future()
-        self._writer.write(json.dumps(message).encode() + b"\0")
+        self._pipe.write(json.dumps(message).encode() + b"\0")
         received = await asyncio.wait_for(answer, scaled(START_S))
         assert "error" not in received, f"{method}: {received}"
         result: dict[str, Any] = received["result"]
@@ -140,8 +140,8 @@ async def browser() -> AsyncIterator[Page]:
     reader = asyncio.StreamReader(limit=2**26)
     protocol = asyncio.StreamReaderProtocol(reader)
     incoming, _ = await loop.connect_read_pipe(lambda: protocol, os.fdopen(our_input, "rb", 0))
-    outgoing, flow = await loop.connect_write_pipe(asyncio.streams.FlowControlMixin, os.fdopen(our_output, "wb", 0))
-    page = Page(reader, asyncio.StreamWriter(outgoing, flow, reader, loop))
+    outgoing, _ = await loop.connect_write_pipe(asyncio.BaseProtocol, os.fdopen(our_output, "wb", 0))
+    page = Page(reader, outgoing)
     listening = asyncio.create_task(page.listen())
     try:
         yield page

@@ -70,8 +70,7 @@ function drawRates() {
   show("steps", number(rate("steps")));
   const stages = reports.at(-1).num_stages;
   share("busy", rate("stage_busy_s") / stages);
-  const bubble = rate("bubble_s") / stages;
-  show("bubble", stages > 1 ? `bubble ${percent(bubble)}` : "");
+  share("bubble", rate("bubble_s") / stages);
   const top = Math.max(...curve, 1);
   const points = curve.map((value, at) => `${120 - 2 * (curve.length - 1 - at)},${29 - (27 * value) / top}`);
   document.querySelector("#history polyline").setAttribute("points", points.join(" "));
@@ -85,7 +84,7 @@ function share(id, value, text = percent(value)) {
 function drawGauges(engine) {
   show("running", engine.num_running);
   show("queue", engine.num_waiting);
-  show("swapped", engine.num_preempted ? `, ${engine.num_preempted} swapped out` : "");
+  show("swapped", engine.num_preempted);
   for (const name of ["pages", "slots"]) {
     const [total, free] = [engine[`num_${name}`], engine[`free_${name}`]];
     share(name, (total - free) / total, `${number(total - free)} of ${number(total)}`);
@@ -104,7 +103,7 @@ function drawStages(lines, engine) {
     const [name, ...holds] = lines[index] ?? [`rank ${index}`];
     const box = make("div", name);
     const list = document.createElement("ul");
-    const now = [`${rank.phase}, finished step ${rank.last_step}`, `heartbeat ${rank.heartbeat_age_s.toFixed(1)} s ago`];
+    const now = [`in ${rank.phase}, finished ${rank.last_step}`, `heartbeat ${rank.heartbeat_age_s.toFixed(1)} s ago`];
     list.append(...[...holds, ...now].map((text) => Object.assign(document.createElement("li"), { textContent: text })));
     box.append(list);
     stages[stage].append(box);

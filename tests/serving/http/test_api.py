@@ -115,7 +115,7 @@ def test_stream_headers(tmp_path: Path) -> None:
 
 def test_wrong_paths_and_methods(tmp_path: Path) -> None:
     async def work(front: Front) -> None:
-        for path in ("/", "/v1", "/v1/models/", "/v1/chat/completions/", "/nothing?x=1"):
+        for path in ("/page", "/v1", "/v1/models/", "/v1/chat/completions/", "/nothing?x=1"):
             check_error(await front.http.get(path), 404)
         wrong_method = await front.http.get("/v1/chat/completions")
         check_error(wrong_method, 405, "method_not_allowed")

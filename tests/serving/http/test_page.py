@@ -67,7 +67,7 @@ async def watch(page: Page, front: Front) -> None:
     assert [word in stages for word in ("layers 0-3", "weights 8 B", "heartbeat 0.5 s ago", "step 8")] == [True] * 4
     shown = {name: await page.text(f"#{name}") for name in ("pages", "slots", "hits", "running", "queue", "swapped")}
     assert shown == {
-        "pages": "1 of 5", "slots": "1 of 7", "hits": "75 %", "running": "1", "queue": "2", "swapped": ", 3 swapped out"
+        "pages": "1 of 5", "slots": "1 of 7", "hits": "75 %", "running": "1", "queue": "2", "swapped": "3"
     }  # fmt: skip
 
 
