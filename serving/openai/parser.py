@@ -5,6 +5,7 @@ from typing import Any
 
 from splitrank.serving.openai.dialects import MESSAGES_URL, RESPONSES_URL
 from splitrank.serving.openai.errors import ApiError, bad_request
+from splitrank.serving.openai.grammars import asked_grammar, grammar_behind
 from splitrank.serving.openai.messages import request as messages
 from splitrank.serving.openai.messages.types import HARMLESS, CountBody, MessageBody
 from splitrank.serving.openai.prompts import Prompts
@@ -135,10 +136,12 @@ class RequestParser:
             room = f"the {self._info.max_open_requests} places of this server, running and queued"
             raise bad_request(f"{len(prompts)} prompts x n = {n} is more than {room}", "n" if n > 1 else "prompt")
         generations: list[Generation] = []
+        grammar = asked_grammar(body)
         for position, prompt in enumerate(prompts):
             if not prompt.token_ids:
                 raise bad_request("the prompt is empty", "messages" if isinstance(body, ChatBody) else "prompt")
-            params = sampling_params(body, self._info, self._settings, len(prompt.token_ids))
+            held_to = grammar_behind(prompt.is_thinking, grammar)
+            params = sampling_params(body, self._info, self._settings, len(prompt.token_ids), held_to)
             for index in range(n):
                 own = choice_params(params, index)
                 generations.append(Generation(len(generations), position, own))

@@ -39,8 +39,8 @@ class Prompts:
             token_ids = self._encode(text, body, bool(body.add_special_tokens), is_limited)
         parts_thinking = self._settings.parts_thinking and body.separate_reasoning is not False
         shows_special = body.skip_special_tokens is False
-        form = TextForm(parts_thinking and ends_inside_thinking(text), tools.form, shows_special)
-        return Prompt(token_ids, ""), form
+        is_thinking = ends_inside_thinking(text)
+        return Prompt(token_ids, "", is_thinking), TextForm(parts_thinking and is_thinking, tools.form, shows_special)
 
     def texts(self, body: CompletionBody, is_limited: bool = True) -> list[Prompt]:
         return [self._text(prompt, body, is_limited) for prompt in _split_prompts(body.prompt)]

@@ -14,6 +14,7 @@ Kind = Literal["chat", "completion", "response", "message"]
 class Prompt:
     token_ids: list[int]
     text: str  # shown by echo; empty without it
+    is_thinking: bool = False  # it ends inside <think>
 
 
 @dataclass(frozen=True)

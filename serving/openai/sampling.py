@@ -28,7 +28,11 @@ _SAME_NAME = (
 
 
 def sampling_params(
-    body: ChatBody | CompletionBody, info: ModelInfo, settings: ApiSettings, num_prompt_tokens: int
+    body: ChatBody | CompletionBody,
+    info: ModelInfo,
+    settings: ApiSettings,
+    num_prompt_tokens: int,
+    grammar: str = "",
 ) -> SamplingParams:
     """Checked parameters for one prompt. Raises ``ApiError`` 400 that names the field."""
     given = {name: value for name in _SAME_NAME if (value := getattr(body, name)) is not None}
@@ -40,6 +44,7 @@ def sampling_params(
         "stop_token_ids": _token_ids(body.stop_token_ids or [], info, "stop_token_ids"),
         "logit_bias": _logit_bias(body, info),
         "logprobs": _num_logprobs(body),
+        "grammar": grammar,
     }
     values: dict[str, Any] = info.defaults | given
     try:

@@ -76,6 +76,34 @@ class StreamOptions(msgspec.Struct):
     continuous_usage_stats: Annotated[bool | None, said("usage in every chunk")] = None
 
 
+class JsonSchema(msgspec.Struct, forbid_unknown_fields=True):
+    name: str
+    schema: Annotated[dict[str, Any], said("left out: any JSON object")] | msgspec.UnsetType = msgspec.UNSET
+    strict: Annotated[bool | None, said("true: keywords that cannot be enforced are refused, not ignored")] = None
+    description: str | None = None
+
+
+class ResponseFormat(msgspec.Struct, forbid_unknown_fields=True):
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = None
+
+
+Schema = Annotated[dict[str, Any] | str, said("a JSON schema, or its text")]
+Choices = Annotated[list[str], msgspec.Meta(min_length=1)]
+
+
+class StructuredOutputs(msgspec.Struct, forbid_unknown_fields=True):
+    """One of the first five."""
+
+    json: Schema | None = None
+    json_object: Annotated[bool | None, said("any JSON object")] = None
+    regex: Annotated[str | None, said("Rust's syntax; the whole answer matches")] = None
+    choice: Choices | None = None
+    grammar: Annotated[str | None, said("Lark or GBNF")] = None
+    disable_any_whitespace: Annotated[bool | None, said("in JSON")] = None
+    whitespace_pattern: Annotated[str | None, said("between JSON's tokens")] = None
+
+
 class SamplingBody(msgspec.Struct, kw_only=True):
     """How tokens are chosen, in every API. ``None`` is: not given."""
 
@@ -114,6 +142,12 @@ class CommonBody(SamplingBody, kw_only=True):
     truncate_prompt_tokens: (
         Annotated[int, msgspec.Meta(ge=1, le=INT64_MAX, description="only so many, the last ones, are used")] | None
     ) = None
+    response_format: Annotated[ResponseFormat | None, said("of the answer, behind its thoughts")] = None
+    structured_outputs: StructuredOutputs | None = None
+    guided_json: Schema | None = None
+    guided_regex: str | None = None
+    guided_choice: Choices | None = None
+    guided_grammar: str | None = None
     user: Annotated[str | None, said("a label; changes nothing")] = None
 
 

@@ -31,10 +31,6 @@ _BOTH: dict[str, tuple[Any, ...]] = {
     "dry_multiplier": (0,),
     "ebnf": (),
     "early_stopping": (False,),
-    "guided_choice": (),
-    "guided_grammar": (),
-    "guided_json": (),
-    "guided_regex": (),
     "json_schema": (),
     "length_penalty": (1,),
     "logits_processors": ([],),
@@ -47,10 +43,8 @@ _BOTH: dict[str, tuple[Any, ...]] = {
     "prompt_logprobs": (),
     "regex": (),
     "repeat_penalty": (1,),
-    "response_format": ({"type": "text"},),
     "spaces_between_special_tokens": (True,),
     "stop_regex": ([],),
-    "structured_outputs": (),
     "typical_p": (1,),
     "use_beam_search": (False,),
     "xtc_probability": (0,),
@@ -119,7 +113,7 @@ def _hint(name: str) -> str:
             return " for completions; use max_tokens"
         case "repeat_penalty":
             return "; use repetition_penalty"
-        case "response_format":
-            return ' with any type but "text"'
+        case "regex" | "ebnf" | "json_schema":
+            return "; use structured_outputs"
         case _:
             return " by this server"

@@ -13,7 +13,8 @@ class SamplingParams(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
 
     ``temperature`` 0 is greedy. ``top_k`` 0 keeps all tokens; -1 becomes 0. ``logprobs`` None returns none; n returns
     those of the chosen token and of the n best ones (natural log, of the model's own distribution before temperature
-    and penalties). The detokenizer finds ``stop`` strings; the sampler and the engine apply everything else.
+    and penalties). ``grammar``, of llguidance's syntax, says which texts an answer may be; empty: any. The detokenizer
+    finds ``stop`` strings; the sampler and the engine apply everything else.
     """
 
     max_tokens: int = 16
@@ -32,6 +33,7 @@ class SamplingParams(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     ignore_eos: bool = False
     include_stop_str_in_output: bool = False
     logprobs: int | None = None
+    grammar: str = ""
 
     def __post_init__(self) -> None:
         for name, kind in _TYPES.items():
@@ -45,6 +47,7 @@ class SamplingParams(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
             if not text:
                 raise ValueError("stop must not hold an empty string")
             check_text("stop", text)
+        check_text("grammar", self.grammar)
 
 
 _TYPES = get_type_hints(SamplingParams)

@@ -40,18 +40,28 @@ def sample(logits: torch.Tensor, states: list[SamplingState]) -> list[SampledRow
     except Exception as error:
         _log.warning("%d rows cannot be sampled together (%s); one by one now", len(states), _one_line(error))
         rows = [_sample_alone(logits[row : row + 1], state) for row, state in enumerate(states)]
-    for row, state in zip(rows, states, strict=True):
+    return [_appended(row, state) for row, state in zip(rows, states, strict=True)]
+
+
+def _appended(row: SampledRow, state: SamplingState) -> SampledRow:
+    try:
         if row.failure is None:
             state.append(row.token)
-    return rows
+    except Exception as error:
+        return _failed(error)
+    return row
 
 
 def _sample_alone(logits: torch.Tensor, state: SamplingState) -> SampledRow:
     try:
         return _sample(logits, [state])[0]
     except Exception as error:
-        _log.exception("a row cannot be sampled")
-        return SampledRow(-1, failure=RowFailure("sampling_failed", f"sampling failed: {_one_line(error)}"))
+        return _failed(error)
+
+
+def _failed(error: Exception) -> SampledRow:
+    _log.error("a row cannot be sampled", exc_info=error)
+    return SampledRow(-1, failure=RowFailure("sampling_failed", f"sampling failed: {_one_line(error)}"))
 
 
 def _one_line(error: Exception) -> str:

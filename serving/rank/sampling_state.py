@@ -9,6 +9,7 @@ from functools import cached_property
 
 import torch
 
+from splitrank.serving.grammar.matcher import Matchers, TokenMatcher
 from splitrank.serving.protocol.sampling_params import SamplingParams
 
 
@@ -41,10 +42,18 @@ class TokenCounts:
 
 
 class SamplingState:
-    """``seed`` and ``num_output`` determine the next draw. The prompt is kept only for a repetition penalty."""
+    """``seed`` and ``num_output`` determine the next draw. The prompt is kept only for a repetition penalty.
+    ``matchers`` make what follows a grammar, which none but the sampling rank needs."""
 
-    def __init__(self, prompt: list[int], params: SamplingParams, eos_token_ids: tuple[int, ...]) -> None:
+    def __init__(
+        self,
+        prompt: list[int],
+        params: SamplingParams,
+        eos_token_ids: tuple[int, ...],
+        matchers: Matchers | None = None,
+    ) -> None:
         self.params = params
+        self._matchers = matchers
         self.num_output = 0
         self._has_repetition = params.repetition_penalty != 1.0
         self._has_counts = params.presence_penalty != 0.0 or params.frequency_penalty != 0.0
@@ -64,7 +73,8 @@ class SamplingState:
 
     @property
     def changes_logits(self) -> bool:
-        return bool(self.params.logit_bias) or self._has_repetition or self._has_counts or self._bans_stops
+        params = self.params
+        return bool(params.logit_bias or params.grammar or self._has_repetition or self._has_counts or self._bans_stops)
 
     @property
     def needs_host(self) -> bool:
@@ -77,9 +87,12 @@ class SamplingState:
             self._seen.add(token)
         if self._has_counts:
             self._output.add(token)
+        if self.params.grammar:
+            self._matcher.advance(token)
 
     def adjust_(self, logits: torch.Tensor) -> None:
-        """Applies bias, the three penalties, and the ban of stop tokens before ``min_tokens`` to logits [vocab].
+        """Applies bias, the three penalties, the ban of stop tokens before ``min_tokens``, and the grammar to logits
+        [vocab]. Raises ``GrammarError``.
 
         Logits that hold NaN or infinity are not changed: a change could hide that the row must fail.
         """
@@ -95,6 +108,8 @@ class SamplingState:
             logits.index_add_(0, self._output.ids, penalty, alpha=-1)
         if self._bans_stops:
             logits[list(self._stop_ids)] = -torch.inf
+        if params.grammar:
+            self._keep_to_grammar(logits)
         # Kept finite, also if every token is banned or a tiny penalty overflows: sampling subtracts the largest logit.
         limits = torch.finfo(logits.dtype)
         logits.clamp_(limits.min, limits.max)
@@ -104,6 +119,12 @@ class SamplingState:
         changed = torch.where(values > 0, values / penalty, values * penalty)
         logits.index_copy_(0, self._seen.ids, changed)
 
+    def _keep_to_grammar(self, logits: torch.Tensor) -> None:
+        allowed = torch.from_numpy(self._matcher.allowed(len(logits)))
+        logits.masked_fill_(~allowed, -torch.inf)
+        if logits.amax() == -torch.inf:  # nothing may follow but what min_tokens bans: the grammar goes first
+            logits.masked_fill_(allowed, 0.0)
+
     @property
     def _bans_stops(self) -> bool:
         return self.num_output < self.params.min_tokens and bool(self._stop_ids)
@@ -112,6 +133,11 @@ class SamplingState:
     def _bias(self) -> tuple[torch.Tensor, torch.Tensor]:
         bias = self.params.logit_bias
         return torch.tensor(list(bias), dtype=torch.int64), torch.tensor(list(bias.values()), dtype=torch.float32)
+
+    @cached_property
+    def _matcher(self) -> TokenMatcher:
+        assert self._matchers is not None, "only the sampling rank samples"
+        return self._matchers.matcher(self.params.grammar)
 
     @cached_property
     def _seen(self) -> TokenCounts:

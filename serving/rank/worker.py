@@ -24,6 +24,7 @@ from splitrank.models.sharding import TensorShard, stage_slice
 from splitrank.models.torch_dtype import torch_dtype
 from splitrank.models.verify_weights import verify_weights
 from splitrank.models.weight_plan import WeightPlan, audit_plan, plan_weights
+from splitrank.serving.grammar.matcher import Matchers
 from splitrank.serving.protocol.messages import LaunchSpec, StepPlan, StepResult
 from splitrank.serving.rank.batch_builder import PlannedBatch
 from splitrank.serving.rank.device import make_operations, make_steps
@@ -71,6 +72,7 @@ class Worker:
             spec.max_running_requests, max_pages, spec.page_size, self.ops.device, spec.scratch_page
         )
         self._feedback = TokenFeedback(self.table, self.mesh, spec.max_in_flight)
+        self._matchers = Matchers(Path(spec.model_dir), self.config.vocab_size, spec.eos_token_ids)
         self._swapped: dict[int, tuple[MovedRow, list[torch.Tensor]]] = {}  # by request
         self._snapshots: dict[int, list[torch.Tensor]] = {}
 
@@ -203,7 +205,7 @@ class Worker:
             saved = self.cache.save_to_host(pages, out.slot)
             self._swapped[out.request_number] = (self.table.take(out.slot), saved)
         for new in plan.admitted:
-            sampling = SamplingState(new.prompt_token_ids, new.params, self.spec.eos_token_ids)
+            sampling = SamplingState(new.prompt_token_ids, new.params, self.spec.eos_token_ids, self._matchers)
             self.table.admit(new, sampling if self.is_sampling_rank else None)
             if self.is_sampling_rank:
                 self.steps.admit(new.slot, sampling)

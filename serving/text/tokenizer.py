@@ -10,6 +10,7 @@ from typing import Any
 
 import tokenizers
 
+from splitrank.serving.grammar.byte_level import bytes_of
 from splitrank.serving.text.chat_messages import ChatTemplateError
 from splitrank.serving.text.chat_template import ChatTemplate, Ending
 from splitrank.serving.text.prompt_length import PromptLength, component_state
@@ -81,7 +82,7 @@ class Tokenizer:
         if entry is None:
             return b""
         if self._is_byte_level and token_id not in self._added_tokens:
-            return b"".join(_bytes_of(character) for character in entry)
+            return bytes_of(entry)
         return entry.encode() if token_id in self._added_tokens else self.decode([token_id]).encode()
 
     def is_special(self, token_id: int) -> bool:
@@ -112,18 +113,3 @@ def check_vocabulary(tokenizer: Tokenizer, vocab_size: int) -> None:
     if tokenizer.vocab_size > vocab_size:
         held = f"tokenizer.json has {tokenizer.vocab_size} token ids"
         raise ValueError(f"{held}, but the embedding of config.json only {vocab_size} rows")
-
-
-def _byte_alphabet() -> dict[str, int]:
-    """Byte-level BPE writes each byte as one printable character: itself, or one from 256 upwards."""
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    others = [byte for byte in range(256) if byte not in printable]
-    return {chr(byte): byte for byte in printable} | {chr(256 + index): byte for index, byte in enumerate(others)}
-
-
-BYTE_OF_CHARACTER = _byte_alphabet()
-
-
-def _bytes_of(character: str) -> bytes:
-    byte = BYTE_OF_CHARACTER.get(character)
-    return character.encode() if byte is None else bytes([byte])

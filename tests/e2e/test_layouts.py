@@ -1,5 +1,6 @@
 """``LLM`` in every layout gives the same greedy tokens; so do few pages, many chunks, and a full context."""
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -60,6 +61,16 @@ def test_layouts_give_the_same_tokens(one_rank: LLM, llm: LLM) -> None:
     expected = answers(one_rank, PROMPTS)
     assert [len(tokens) for tokens in expected] == [16] * len(PROMPTS)
     assert answers(llm, PROMPTS) == expected
+
+
+@pytest.mark.parametrize("llm", LAYOUTS, ids=str, indirect=True)
+def test_layouts_hold_answers_to_a_grammar(one_rank: LLM, llm: LLM) -> None:
+    texts = ["the sum is 42", "the product is 7", "nothing"]
+    held = SamplingParams(temperature=0, max_tokens=40, grammar=f"start: {' | '.join(map(json.dumps, texts))}")
+    params = [held, SHORT, held, SHORT]
+    generations = llm.generate(PROMPTS, params, show_progress=False)
+    assert [one.text in texts for one in generations] == [True, False] * 2
+    assert tokens_of(generations) == answers(one_rank, PROMPTS, params)
 
 
 def check_stages(llm: LLM, num_ranks: int, num_stages: int, words: list[str]) -> None:

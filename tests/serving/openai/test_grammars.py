@@ -1,0 +1,152 @@
+"""The forms of an answer that a request may ask for, as the engine gets them, and what is refused."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from splitrank.serving.grammar.forms import ANY_OBJECT, after_thinking, choice_grammar, json_grammar, regex_grammar
+from splitrank.serving.openai.errors import ApiError
+from splitrank.serving.openai.parser import CHAT_URL, COMPLETIONS_URL, RequestParser
+from splitrank.serving.text.tokenizer import Tokenizer
+from tests.support.front_fakes import make_info, make_tokenizer
+
+PROMPTS: dict[str, dict[str, Any]] = {
+    CHAT_URL: {"messages": [{"role": "user", "content": "hi"}], "enable_thinking": False},
+    COMPLETIONS_URL: {"prompt": "hi"},
+}
+SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
+UNIQUE = {"type": "array", "uniqueItems": True}
+TOOLS = [{"type": "function", "function": {"name": "f"}}]
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    return make_tokenizer(tmp_path_factory.mktemp("tokenizer"))
+
+
+def grammar_of(tokenizer: Tokenizer, url: str = CHAT_URL, **fields: Any) -> str:
+    parser = RequestParser(tokenizer, make_info(tokenizer))
+    request = parser.parse(url, json.dumps(PROMPTS[url] | fields).encode())
+    assert request.kind in ("chat", "completion")
+    return request.generations[0].params.grammar
+
+
+def refused(tokenizer: Tokenizer, url: str = CHAT_URL, **fields: Any) -> ApiError:
+    with pytest.raises(ApiError) as caught:
+        grammar_of(tokenizer, url, **fields)
+    assert caught.value.status == 400
+    return caught.value
+
+
+def format_of(schema: Any = SCHEMA, **others: Any) -> dict[str, Any]:
+    return {"type": "json_schema", "json_schema": {"name": "x", "schema": schema, **others}}
+
+
+ASKED: list[tuple[dict[str, Any], Any]] = [
+    ({"response_format": {"type": "json_object"}}, lambda: json_grammar(ANY_OBJECT)),
+    ({"response_format": format_of(strict=True)}, lambda: json_grammar(SCHEMA)),
+    ({"response_format": format_of()}, lambda: json_grammar(SCHEMA, is_strict=False)),
+    ({"guided_json": SCHEMA}, lambda: json_grammar(SCHEMA)),
+    ({"guided_json": json.dumps(SCHEMA)}, lambda: json_grammar(SCHEMA)),
+    ({"guided_regex": "a+"}, lambda: regex_grammar("a+")),
+    ({"guided_choice": ["yes", "no"]}, lambda: choice_grammar(["yes", "no"])),
+    ({"guided_grammar": 'start: "a"'}, lambda: 'start: "a"'),
+    ({"structured_outputs": {"json": SCHEMA}}, lambda: json_grammar(SCHEMA)),
+    ({"structured_outputs": {"json_object": True}}, lambda: json_grammar(ANY_OBJECT)),
+    ({"structured_outputs": {"regex": "a+"}}, lambda: regex_grammar("a+")),
+    ({"structured_outputs": {"choice": ["yes", "no"]}}, lambda: choice_grammar(["yes", "no"])),
+    ({"structured_outputs": {"grammar": 'start: "a"'}}, lambda: 'start: "a"'),
+    (
+        {"structured_outputs": {"json": SCHEMA, "disable_any_whitespace": True}},
+        lambda: json_grammar(SCHEMA, whitespace=""),
+    ),
+]
+
+
+@pytest.mark.parametrize(("fields", "expected"), ASKED, ids=[str(fields) for fields, _ in ASKED])
+def test_every_form_becomes_a_grammar(tokenizer: Tokenizer, fields: dict[str, Any], expected: Any) -> None:
+    for url in PROMPTS:
+        assert grammar_of(tokenizer, url, **fields) == expected()
+
+
+@pytest.mark.parametrize("fields", [{}, {"response_format": {"type": "text"}}, {"guided_json": None}], ids=str)
+def test_any_text_is_the_default(tokenizer: Tokenizer, fields: dict[str, Any]) -> None:
+    for url in PROMPTS:
+        assert grammar_of(tokenizer, url, **fields) == ""
+
+
+def test_behind_thoughts(tokenizer: Tokenizer) -> None:
+    """However the answer shows them."""
+    for fields in ({}, {"separate_reasoning": False}):
+        asked = {"enable_thinking": True, "guided_regex": "a+", **fields}
+        assert grammar_of(tokenizer, **asked) == after_thinking(regex_grammar("a+"))
+
+
+REFUSED: list[tuple[dict[str, Any], str, str]] = [
+    ({"response_format": {"type": "structural_tag"}}, "response_format.type", "structural_tag"),
+    ({"response_format": {"type": "json_schema"}}, "response_format.json_schema", "needs"),
+    ({"response_format": {"type": "json_object", "json_schema": {"name": "x"}}}, "response_format.json_schema", "not"),
+    ({"response_format": format_of({"type": "objct"})}, "response_format", "objct"),
+    ({"response_format": format_of(UNIQUE, strict=True)}, "response_format", "uniqueItems"),
+    ({"response_format": format_of({"$ref": "http://x/y"})}, "response_format", "http://x/y"),
+    ({"guided_json": "{"}, "guided_json", "guided_json"),
+    ({"guided_json": UNIQUE}, "guided_json", "uniqueItems"),
+    ({"guided_regex": "["}, "guided_regex", "unclosed"),
+    ({"guided_regex": "(?=a)b"}, "guided_regex", "look-ahead"),
+    ({"guided_choice": []}, "guided_choice", "length"),
+    ({"guided_grammar": "start: other"}, "guided_grammar", "unknown name"),
+    ({"guided_grammar": '{"grammars": []}'}, "guided_grammar", "Lark or GBNF"),
+    ({"guided_grammar": "?start: x"}, "guided_grammar", "GBNF"),
+    ({"guided_grammar": "start: <|im_end|>"}, "guided_grammar", "special tokens"),
+    ({"structured_outputs": {}}, "structured_outputs", "needs"),
+    ({"structured_outputs": {"structural_tag": "x"}}, "structured_outputs", "structural_tag"),
+    ({"structured_outputs": {"regex": "a", "choice": ["b"]}}, "structured_outputs.regex", "structured_outputs.choice"),
+    ({"guided_regex": "a", "response_format": {"type": "json_object"}}, "response_format", "guided_regex"),
+    ({"guided_regex": "a", "ignore_eos": True}, "ignore_eos", "guided_regex"),
+    ({"guided_regex": "a", "tools": TOOLS}, "guided_regex", "tool_choice none"),
+    ({"guided_regex": "a" * 70_000}, "guided_regex", "65536"),
+]
+
+
+@pytest.mark.parametrize(
+    ("fields", "param", "word"), REFUSED, ids=[f"{number}-{param}" for number, (_, param, _) in enumerate(REFUSED)]
+)
+def test_what_cannot_be_obeyed_is_named(tokenizer: Tokenizer, fields: dict[str, Any], param: str, word: str) -> None:
+    error = refused(tokenizer, **fields)
+    assert error.param == param
+    assert word in error.message
+    assert "\n" not in error.message
+
+
+def test_a_schema_that_is_not_strict_is_obeyed_as_far_as_it_can(tokenizer: Tokenizer) -> None:
+    assert grammar_of(tokenizer, response_format=format_of(UNIQUE))
+
+
+def test_tools_that_are_not_to_be_called_do_not_matter(tokenizer: Tokenizer) -> None:
+    assert grammar_of(tokenizer, guided_regex="a+", tools=TOOLS, tool_choice="none") == regex_grammar("a+")
+
+
+def test_a_grammar_that_takes_long_to_check(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("splitrank.serving.grammar.forms.MAX_CHECK_S", 0.0)
+    error = refused(tokenizer, guided_choice=["one", "two", "three of them"])
+    assert "too complex" in error.message
+
+
+def test_without_the_library(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "llguidance", None)
+    for fields, _ in ASKED:
+        error = refused(tokenizer, **fields)
+        assert "pip install splitrank[structured]" in error.message
+    assert grammar_of(tokenizer, response_format={"type": "text"}) == ""
+
+
+def test_the_front_builds_no_vocabulary(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """It would hold Python's lock, and so stop all streams, for as long as that takes."""
+    import llguidance
+
+    monkeypatch.setattr(llguidance, "LLTokenizer", None)
+    monkeypatch.setattr(llguidance._lib, "LLTokenizer", None)
+    assert grammar_of(tokenizer, guided_regex="a+b+c+", enable_thinking=True)
