@@ -14,6 +14,7 @@ from splitrank.serving.launch.demo_checkpoint import demo_checkpoint_path
 from splitrank.serving.launch.engine_client import EngineClient
 from splitrank.serving.launch.launcher import remove_run_dir
 from splitrank.serving.launch.resolve import resolve_launch
+from splitrank.serving.openai.requests import ParsedRequest
 from splitrank.serving.openai.service import OpenAIService
 from splitrank.serving.options.config import EngineConfig
 from splitrank.serving.protocol.messages import RequestOutput, RequestOutputs, StepOutputs
@@ -33,6 +34,7 @@ async def measure(num_streams: int, num_steps: int, at_once: int) -> dict[str, o
     service = OpenAIService(TextEngine(client, tokenizer, model_info(spec, "")))
     body = {"prompt": "Question:", "max_tokens": num_steps + 1, "temperature": 0, "stream": True}
     request = service.parse("/v1/completions", json.dumps(body).encode())
+    assert isinstance(request, ParsedRequest)
 
     async def read() -> None:
         async for _ in service.stream_events(request):
