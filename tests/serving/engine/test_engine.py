@@ -102,7 +102,8 @@ def test_hundreds_of_requests_with_preemption_and_aborts(pp: int, tp: int) -> No
                     break
         heard_by_all.append(len(heard))
         whole = expected_tokens(prompt, max_tokens, 50)
-        assert heard == whole[: leave_after or max_tokens]
+        num_wanted = len(whole[: leave_after or max_tokens])
+        assert heard == whole[: max(num_wanted, len(heard))]  # the last output it read may have several tokens
 
     async def leave_at_once(client: EngineClient) -> None:
         task = asyncio.create_task(generate(client, [1] * 20, max_tokens=20))
