@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 
 from splitrank.serving.http.page_files import PAGE_FILES
+from splitrank.serving.protocol.messages import RequestOutput
 from tests.serving.http.test_metrics import STATS
 from tests.support.browser import CHROMIUM, Page, browser
-from tests.support.front_fakes import LIMIT_S, Front, answer, refuse
+from tests.support.front_fakes import LIMIT_S, Front, Script, answer, refuse
 from tests.support.http_helpers import check_error, serving
 
 KEY = "the key"
@@ -71,7 +72,16 @@ async def watch(page: Page, front: Front) -> None:
     }  # fmt: skip
 
 
+def at_once(front: Front, text: str) -> Script:
+    """The whole answer in one piece: a piece that holds a tag would become one, if the page took it for HTML."""
+    encode = front.engine.tokenizer.encode
+    end = encode("<|im_end|>")[0]
+    outputs = [RequestOutput("0", encode(text)), RequestOutput("0", [end], None, "stop", end)]
+    return lambda prompt, params: outputs
+
+
 async def chat(page: Page, front: Front) -> None:
+    front.client.script = at_once(front, TEXT)
     await page.click("#new")
     await page.type("#temperature", "0.25")  # the settings are open since the key was asked for
     await page.type("#input", "hello there", enter=True)
@@ -79,6 +89,7 @@ async def chat(page: Page, front: Front) -> None:
     assert await page.text(".thoughts .text") == "a thought"
     assert await page.text(".assistant > .text") == "the <b>answer</b>"  # as text: what a model says is no HTML
     assert front.client.requests[-1][1].temperature == 0.25
+    front.client.script = answer(front.engine.tokenizer, TEXT)
     await page.type("#input", "and again", enter=True)
     await page.until("document.querySelectorAll('.facts').length === 2")
     await page.until(f"document.querySelector('{FACTS}').innerText.includes('generated')")
@@ -108,7 +119,6 @@ async def refused(page: Page, front: Front) -> None:
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: apt-get install chromium")
 def test_the_page_in_a_browser(tmp_path: Path) -> None:
     async def work(front: Front) -> None:
-        front.client.script = answer(front.engine.tokenizer, TEXT)
         front.client.reports = ["rank 0 (stage 0, tp 0)  layers 0-3  weights 8 B", "rank 1 (stage 1, tp 0)  layers 4-7"]
         async with browser() as page:
             await page.open(f"http://127.0.0.1:{front.port}/")
