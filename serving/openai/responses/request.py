@@ -4,9 +4,10 @@ from typing import Any
 
 import msgspec
 
-from splitrank.serving.openai.errors import ApiError, bad_request
+from splitrank.serving.openai.errors import ApiError
 from splitrank.serving.openai.responses.types import (
     HARMLESS,
+    AnyObject,
     FunctionCall,
     FunctionCallOutput,
     InputItem,
@@ -17,6 +18,7 @@ from splitrank.serving.openai.responses.types import (
     ReasoningOptions,
     ResponseBody,
     ResponseToolChoice,
+    SchemaFormat,
     TextOptions,
 )
 from splitrank.serving.openai.strict_json import convert
@@ -24,13 +26,19 @@ from splitrank.serving.openai.types import (
     ChatBody,
     FunctionDefinition,
     FunctionName,
+    JsonSchema,
     Message,
     NamedToolChoice,
+    ResponseFormat,
     Tool,
 )
 from splitrank.serving.openai.unsupported import refuse_others
 
-_NAMES = {"max_completion_tokens": "max_output_tokens", "messages": "input"}  # of the chat: of the response
+_NAMES = {
+    "max_completion_tokens": "max_output_tokens",
+    "messages": "input",
+    "response_format": "text.format",
+}  # of the chat: of the response
 
 
 def read_response(raw: dict[str, Any]) -> ResponseBody:
@@ -40,11 +48,7 @@ def read_response(raw: dict[str, Any]) -> ResponseBody:
     if isinstance(items, list):
         typed = [{"type": "message", **item} if isinstance(item, dict) and "role" in item else item for item in items]
         raw = {**raw, "input": typed}
-    body = convert(raw, ResponseBody)
-    kind = body.text.format.type if body.text is not None and body.text.format is not None else "text"
-    if kind != "text":
-        raise bad_request(f"text of format {kind[:40]!r} is not supported", "text.format", "unsupported_value")
-    return body
+    return convert(raw, ResponseBody)
 
 
 def as_chat(body: ResponseBody) -> ChatBody:
@@ -63,9 +67,21 @@ def as_chat(body: ResponseBody) -> ChatBody:
         parallel_tool_calls=body.parallel_tool_calls,
         reasoning_effort=None if body.reasoning is None else body.reasoning.effort,
         chat_template_kwargs=body.chat_template_kwargs,
+        response_format=_response_format(body),
         stream=body.stream,
         **body.sampling(),
     )
+
+
+def _response_format(body: ResponseBody) -> ResponseFormat | None:
+    match body.text.format if body.text is not None else None:
+        case SchemaFormat() as format:
+            schema = JsonSchema(format.name, format.schema, format.strict, format.description)
+            return ResponseFormat("json_schema", schema)
+        case AnyObject():
+            return ResponseFormat("json_object")
+        case _:
+            return None
 
 
 def in_our_terms(error: ApiError) -> ApiError:

@@ -69,12 +69,25 @@ class ReasoningOptions(msgspec.Struct):
     summary: Annotated[Literal["auto", "concise", "detailed"] | None, said("thoughts are given whole")] = None
 
 
-class TextFormat(msgspec.Struct):
-    type: Annotated[str, said("text is the only one")]
+class AnyText(msgspec.Struct, tag_field="type", tag="text"):
+    pass
+
+
+class AnyObject(msgspec.Struct, tag_field="type", tag="json_object"):
+    pass
+
+
+class SchemaFormat(msgspec.Struct, tag_field="type", tag="json_schema", forbid_unknown_fields=True):
+    """As response_format of a chat."""
+
+    name: str
+    schema: dict[str, Any]
+    strict: bool | None = None
+    description: str | None = None
 
 
 class TextOptions(msgspec.Struct):
-    format: TextFormat | None = None
+    format: AnyText | AnyObject | SchemaFormat | None = None
     verbosity: Literal["medium"] | None = None
 
 

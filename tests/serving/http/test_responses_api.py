@@ -8,6 +8,7 @@ from typing import Any
 import openai
 import pytest
 
+from splitrank.serving.grammar.forms import ANY_OBJECT, after_thinking, json_grammar
 from splitrank.serving.openai import answers
 from splitrank.serving.openai.responses.types_of_answers import Response, ResponseEvent
 from tests.support.front_fakes import Front
@@ -165,7 +166,9 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"tools": [{"type": "web_search"}]}, "tools[0].type"),
     ({"tools": [TOOL, TOOL]}, "tools[1].function.name"),
     ({"tool_choice": {"type": "function", "name": "other"}}, "tool_choice"),
-    ({"text": {"format": {"type": "json_object"}}}, "text.format"),
+    ({"text": {"format": {"type": "grammar"}}}, "text.format.type"),
+    ({"text": {"format": {"type": "json_schema", "name": "x", "schema": {"type": "objct"}}}}, "text.format"),
+    ({"text": {"format": {"type": "json_object"}}, "tools": [TOOL]}, "text.format"),
     ({"never": 1}, "never"),
 ]
 
@@ -176,6 +179,23 @@ def test_refused(tmp_path: Path) -> None:
             response = await front.http.post("/v1/responses", json=ASKED | {"tools": []} | fields)
             check_error(response, 400)
             assert response.json()["error"]["param"] == param
+
+    serving_agents(tmp_path, work)
+
+
+def test_the_form_of_an_answer(tmp_path: Path) -> None:
+    schema = {"type": "object", "properties": {"a": {"type": "integer"}}}
+    forms = [
+        ({"type": "json_object"}, json_grammar(ANY_OBJECT)),
+        ({"type": "json_schema", "name": "x", "schema": schema, "strict": True}, json_grammar(schema)),
+    ]
+
+    async def work(front: Front) -> None:
+        for form, grammar in forms:
+            response = await front.http.post("/v1/responses", json=ASKED | {"tools": [], "text": {"format": form}})
+            answered = response.json()["text"]["format"]
+            assert answered | form == answered
+            assert front.client.requests[-1][1].grammar == after_thinking(grammar)
 
     serving_agents(tmp_path, work)
 
