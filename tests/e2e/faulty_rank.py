@@ -45,7 +45,7 @@ def swap_experts(first: int, second: int) -> None:
 
 def skip_an_all_reduce(number: int) -> None:
     """Of every step, on all ranks alike: each goes on with its own part of that sum."""
-    execute = worker.Worker.execute
+    launch = worker.Worker.launch
 
     def faulty(self: worker.Worker, *arguments: Any) -> Any:
         collectives = self.mesh.collectives
@@ -56,11 +56,11 @@ def skip_an_all_reduce(number: int) -> None:
 
         collectives.all_reduce_ = all_reduce_  # type: ignore[method-assign]
         try:
-            return execute(self, *arguments)
+            return launch(self, *arguments)
         finally:
             collectives.all_reduce_ = sound  # type: ignore[method-assign]
 
-    worker.Worker.execute = faulty  # type: ignore[method-assign]
+    worker.Worker.launch = faulty  # type: ignore[method-assign]
 
 
 def share_a_page() -> None:
