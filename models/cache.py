@@ -4,6 +4,7 @@ They are allocated once, with the sizes of the launch spec, for the layers of th
 and slots to requests; a rank reads and writes those that a step plan names.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -52,7 +53,7 @@ class StageCache:
         num_slots: int,
         ops: Operations,
     ) -> None:
-        self.page_size, self._ops = page_size, ops
+        self.page_size = page_size
         shapes = LayerShapes.of(config, shard)
         self.layers: dict[int, LayerCache] = {
             layer: _kv_pages(shapes, dtype, num_pages, page_size, ops)
@@ -67,13 +68,14 @@ class StageCache:
 
     def save(self, pages: torch.Tensor, slot: int) -> list[torch.Tensor]:
         """Copies one sequence's pages and slot out, layer by layer, on the device."""
-        return [tensor[pages if isinstance(cache, KVPages) else slot].clone() for cache, tensor in self._walk()]
+        return list(self._copies(pages, slot))
 
     def save_to_host(self, pages: torch.Tensor, slot: int) -> list[torch.Tensor]:
-        """The same into host memory, which on a CPU is one copy too."""
-        if self._ops.target == "cpu":
-            return self.save(pages, slot)
-        return [tensor[pages if isinstance(cache, KVPages) else slot].to("cpu") for cache, tensor in self._walk()]
+        """The same into host memory, one tensor at a time."""
+        return [copy.to("cpu") for copy in self._copies(pages, slot)]
+
+    def _copies(self, pages: torch.Tensor, slot: int) -> Iterator[torch.Tensor]:
+        return (tensor[pages if isinstance(cache, KVPages) else slot].clone() for cache, tensor in self._walk())
 
     def save_inside(self, pages: torch.Tensor, states: list[torch.Tensor]) -> list[torch.Tensor]:
         """What ``save`` would have returned at the position in the last chunk at which the layers copied ``states``.

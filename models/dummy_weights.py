@@ -67,8 +67,8 @@ def dummy_values(name: str, shape: tuple[int, ...], runs: Runs, device: torch.de
 
 def tensor_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """Every tensor of a checkpoint with fused experts, by canonical name."""
-    shapes = dict(dense_shapes(config))
+    shapes, of_experts = dict(dense_shapes(config)), expert_shapes(config)
     for layer in range(config.num_hidden_layers):
         for projection in ("gate_up_proj", "down_proj"):
-            shapes[fused_expert_name(layer, projection)] = expert_shapes(config)[projection]
+            shapes[fused_expert_name(layer, projection)] = of_experts[projection]
     return shapes

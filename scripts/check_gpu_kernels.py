@@ -132,9 +132,7 @@ def move_rows(count: int, device: torch.device) -> None:
     gather_rows(slots, lengths, numbers(257, width), numbers(count), numbers(count, width))
     advance_rows(slots, lengths, num_live)
     keep_tokens(slots, numbers(count), lengths, numbers(257, dtype=torch.int64), num_live)
-    kinds = (torch.float32, torch.int32, torch.float64, torch.float32, torch.int64, torch.int64)
-    of_table, of_rows = (SamplingRows(*(numbers(n, dtype=kind) for kind in kinds)) for n in (257, count))
-    gather_sampling(slots, of_table, of_rows)
+    gather_sampling(slots, SamplingRows.empty(257, device), SamplingRows.empty(count, device))
 
 
 def _signature(call: Call) -> tuple[dict[str, str], dict[str, Any]]:

@@ -37,7 +37,9 @@ class DeviceSampler:
 
     def __init__(self, table: RequestTable, vocab_size: int, max_rows: int) -> None:
         self._table, self._vocab_size, device = table, vocab_size, table.device
-        self.params = _sampling_rows(len(table.lengths), device)
+        self.params = SamplingRows.empty(len(table.lengths), device)
+        for column in vars(self.params).values():
+            column.zero_()  # greedy, also in the scratch slot, which no request sets
         self._memory = sampling_memory(max_rows, vocab_size, device)
 
     def admit(self, slot: int, state: SamplingState) -> None:
@@ -54,7 +56,7 @@ class DeviceSampler:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """logits [S, vocab], slots [S] -> tokens [S] int32, and each row's largest logit; the table keeps tokens."""
         count, device = slots.shape[0], slots.device
-        rows = _sampling_rows(count, device)
+        rows = SamplingRows.empty(count, device)
         gather_sampling(slots, self.params, rows)
         tokens = torch.empty(count, dtype=torch.int32, device=device)
         largest = torch.empty(count, dtype=torch.float32, device=device)
@@ -66,11 +68,6 @@ class DeviceSampler:
     def keep(self, slots: torch.Tensor, tokens: torch.Tensor, num_live: torch.Tensor) -> None:
         """The table has the tokens for the next step, and each slot counts one draw more."""
         keep_tokens(slots, tokens, self._table.last_tokens, self.params.positions, num_live)
-
-
-def _sampling_rows(count: int, device: torch.device) -> SamplingRows:
-    dtypes = (torch.float32, torch.int32, torch.float64, torch.float32, torch.int64, torch.int64)
-    return SamplingRows(*(torch.zeros(count, dtype=dtype, device=device) for dtype in dtypes))
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from splitrank.models.torch_dtype import torch_dtype
 from splitrank.models.verify_weights import verify_weights
 from splitrank.models.weight_plan import WeightPlan, audit_plan, plan_weights
 from splitrank.serving.grammar.matcher import Matchers
-from splitrank.serving.protocol.messages import LaunchSpec, StepPlan, StepResult
+from splitrank.serving.protocol.messages import AdmittedRequest, LaunchSpec, StepPlan, StepResult
 from splitrank.serving.rank.batch_builder import PlannedBatch
 from splitrank.serving.rank.device import make_operations, make_steps
 from splitrank.serving.rank.request_table import MovedRow, RequestTable
@@ -205,9 +205,9 @@ class Worker:
             saved = self.cache.save_to_host(pages, out.slot)
             self._swapped[out.request_number] = (self.table.take(out.slot), saved)
         for new in plan.admitted:
-            sampling = SamplingState(new.prompt_token_ids, new.params, self.spec.eos_token_ids, self._matchers)
-            self.table.admit(new, sampling if self.is_sampling_rank else None)
-            if self.is_sampling_rank:
+            sampling = self._sampling_state(new) if self.is_sampling_rank else None
+            self.table.admit(new, sampling)
+            if sampling is not None:
                 self.steps.admit(new.slot, sampling)
         back = [(one.slot, *self._swapped.pop(one.request_number)) for one in plan.swap_in]
         for slot, moved, _ in back:
@@ -218,6 +218,9 @@ class Worker:
             self.table.add_pages(pages_of_row)
         for slot, moved, saved in back:
             self.cache.restore(saved, self.table.pages_of(slot, moved.length), slot)
+
+    def _sampling_state(self, new: AdmittedRequest) -> SamplingState:
+        return SamplingState(new.prompt_token_ids, new.params, self.spec.eos_token_ids, self._matchers)
 
     def _release(self, request: int) -> None:
         """Running or swapped out. One that was aborted before any plan knew it is neither."""

@@ -7,6 +7,7 @@ Legend: S rows, V vocabulary, N blocks.
 """
 
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 import triton
@@ -26,6 +27,9 @@ _MAX_CANDIDATES = tl.constexpr(MAX_CANDIDATES)
 _MAX_SMALL_TOP_K = tl.constexpr(MAX_SMALL_TOP_K)
 
 
+_PARAMETER_DTYPES = (torch.float32, torch.int32, torch.float64, torch.float32, torch.int64, torch.int64)
+
+
 @dataclass(frozen=True)
 class SamplingRows:
     """Parameters of S rows, each a tensor [S]. ``temperature`` 0 is greedy; ``top_k`` 0, ``top_p`` 1 and ``min_p`` 0
@@ -38,12 +42,16 @@ class SamplingRows:
     seeds: torch.Tensor  # int64
     positions: torch.Tensor  # int64
 
+    @classmethod
+    def empty(cls, rows: int, device: torch.device) -> Self:
+        """Storage for the parameters of ``rows`` rows."""
+        return cls(*(torch.empty(rows, dtype=dtype, device=device) for dtype in _PARAMETER_DTYPES))
+
     def operands(self) -> dict[str, Operand]:
-        dtypes = (torch.float32, torch.int32, torch.float64, torch.float32, torch.int64, torch.int64)
         shape = tuple(self.temperature.shape)
         return {
             name: Operand(tensor, shape, dtype)
-            for (name, tensor), dtype in zip(vars(self).items(), dtypes, strict=True)
+            for (name, tensor), dtype in zip(vars(self).items(), _PARAMETER_DTYPES, strict=True)
         }
 
 
