@@ -25,8 +25,7 @@ import triton.language as tl
 from decode_chain import Sampling, Shape, State, Step, Weights
 from torch.profiler import ProfilerActivity, profile
 
-from splitrank.models.ops.gpu import launch as border
-from splitrank.models.ops.gpu.launch import Call
+from splitrank.models.ops.gpu.launch import noted_launches
 from splitrank.models.ops.gpu.tiles import TileTable, load_tiles
 
 GB = 1e9
@@ -103,19 +102,11 @@ def needed_bytes(shape: Shape, rows: int, context: int, touched: float) -> dict[
 def launches(step: Step) -> list[str]:
     """The names of a step's launches in their order, as the table has them; two of one name have a number."""
     names = {id(tile): name for name, tile in step.tiles.items()}
-    found: list[str] = []
-    plain_run = border.run
-
-    def note(call: Call) -> None:
-        name = names.get(id(call.tile), call.name)
-        found.append(call.name if name in ("add_norm", "route", "attention_decode") else name)
-
-    try:
-        border.run = note
+    with noted_launches() as calls:
         step()
-    finally:
-        border.run = plain_run
-    return found
+    many = ("add_norm", "route", "attention_decode")
+    found = [(call.name, names.get(id(call.tile), call.name)) for call in calls]
+    return [kernel if name in many else name for kernel, name in found]
 
 
 def time_by_launch(graph: torch.cuda.CUDAGraph, names: list[str]) -> dict[str, tuple[int, float]]:

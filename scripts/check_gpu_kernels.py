@@ -27,8 +27,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from splitrank.models.ops.gpu import launch as border
-from splitrank.models.ops.gpu.launch import Call
+from splitrank.models.ops.gpu.launch import Call, noted_launches, options_of
 from splitrank.models.ops.gpu.rows import advance_rows, gather_rows, gather_sampling, keep_tokens
 from splitrank.models.ops.gpu.sampling import SamplingRows
 from splitrank.models.ops.gpu.tiles import load_tiles
@@ -102,18 +101,15 @@ def collect(machine: Machine, rows: Iterable[int], shape: Shape) -> list[Variant
     meta, table = torch.device("meta"), load_tiles(machine.gpu)
     calls: list[tuple[int, Call]] = []
     weights = Weights(shape, meta, torch.bfloat16, 1)
-    plain_run = border.run
-    try:
-        for count in rows:
-            border.run = lambda call, count=count: calls.append((count, call))  # type: ignore[misc]
+    for count in rows:
+        with noted_launches() as noted:
             Step(shape, weights, State(shape, count, 256, 64, meta, torch.bfloat16), count, table)()
             Sampling(shape, count, meta, 0.6, 20, 0.95)()
             move_rows(count, meta)
-        prefill = PREFILL[0] * PREFILL[1]
-        border.run = lambda call: calls.append((prefill, call))
+        calls += [(count, call) for call in noted]
+    with noted_launches() as noted:
         PrefillStep(*PREFILL, table, meta).layers(4)
-    finally:
-        border.run = plain_run
+    calls += [(PREFILL[0] * PREFILL[1], call) for call in noted]
     variants: dict[str, Variant] = {}
     for count, call in calls:
         key = f"{call.name} {sorted(_signature(call)[1].items())} {sorted(_signature(call)[0].items())} {call.tile}"
@@ -169,7 +165,7 @@ def compile_variant(variant: Variant, name: str) -> Row:
     if machine.target.backend == "hip":
         constants["PDL"] = False
     source = ASTSource(call.kernel, types, constants, {at: [["tt.divisibility", 16]] for at in wide})
-    options = border.options_of(call.tile)
+    options = options_of(call.tile)
     if constants["PDL"]:
         options["launch_pdl"] = True
     compiled = triton.compile(source, target=machine.target, options=options)

@@ -21,8 +21,7 @@ import torch
 from bench_gpu_kernels import graph_of, replay_us
 from decode_chain import Shape, State, Step, Weights
 
-from splitrank.models.ops.gpu import launch as border
-from splitrank.models.ops.gpu.launch import Call
+from splitrank.models.ops.gpu.launch import compile_ahead, noted_launches
 from splitrank.models.ops.gpu.tiles import Tile, TileTable, load_tiles
 
 # Most expensive first.
@@ -161,25 +160,19 @@ def compile_all(shape: Shape, rows: list[int], names: list[str], table: TileTabl
     """Compiles every ``share`` of what ``tune`` would launch, without launching it."""
     part, parts = map(int, share.split("/"))
     meta = torch.device("meta")
-    weights, calls = Weights(shape, meta, torch.bfloat16, 1), dict[str, Call]()
-
-    def note(call: Call) -> None:
-        constants = {k: v for k, v in call.arguments.items() if not isinstance(v, torch.Tensor)}
-        calls[f"{call.name} {call.tile} {constants}"] = call
-
-    border.run = note
-    for count in rows:
-        state = State(shape, count, 256, 64, meta, torch.bfloat16)
-        Step(shape, weights, state, count, table)()
-        for name in names:
-            for other in candidates(name, count):
-                for one in (other, replace(other, pdl=False)):
-                    Step(shape, weights, state, count, with_tile(table, name, count, one))()
+    weights = Weights(shape, meta, torch.bfloat16, 1)
+    with noted_launches() as noted:
+        for count in rows:
+            state = State(shape, count, 256, 64, meta, torch.bfloat16)
+            Step(shape, weights, state, count, table)()
+            for name in names:
+                for other in candidates(name, count):
+                    for one in (other, replace(other, pdl=False)):
+                        Step(shape, weights, state, count, with_tile(table, name, count, one))()
+    calls = {call.variant: call for call in noted}
     for call in [call for number, call in enumerate(calls.values()) if number % parts == part]:
-        pdl = {"launch_pdl": True} if call.tile.pdl else {}
         try:
-            options = border.options_of(call.tile) | pdl
-            call.kernel.warmup(**call.arguments, PDL=call.tile.pdl, grid=call.grid, **options)
+            compile_ahead(call)
         except Exception as error:
             print(f"tune_gpu: {call.name} {call.tile}: {str(error)[:200]}", file=sys.stderr)
 

@@ -1,5 +1,5 @@
-"""Which device the ranks run on, and what memory it offers. Asked of torch in a process of its own, since the front and
-the engine have no torch."""
+"""Which device the ranks run on, and what memory it offers. Asked in a process of its own, which holds no memory of a
+GPU afterwards."""
 
 import subprocess
 import sys
@@ -16,7 +16,7 @@ _DRIVERS = (Path("/dev/nvidiactl"), Path("/dev/kfd"))  # of NVIDIA and AMD; with
 
 
 class Gpu(msgspec.Struct, frozen=True):
-    """What torch says of a GPU."""
+    """What the driver says of a GPU."""
 
     name: str
     total_bytes: int

@@ -1,12 +1,12 @@
 """The device of a rank: its operations and its steps. What belongs to a GPU is imported only where one is used."""
 
+from typing import TYPE_CHECKING
+
 import torch
 
 from splitrank.comm.collectives import Collectives
 from splitrank.models.cache import StageCache
 from splitrank.models.config import ModelConfig
-from splitrank.models.hidden_states import HiddenStates
-from splitrank.models.layer_shapes import LayerShapes
 from splitrank.models.ops.cpu.operations import CpuOperations
 from splitrank.models.ops.operations import Operations
 from splitrank.models.qwen3_5 import Stage
@@ -16,26 +16,26 @@ from splitrank.serving.rank.cpu_steps import CpuSteps
 from splitrank.serving.rank.request_table import RequestTable
 from splitrank.serving.rank.steps import Steps
 
+if TYPE_CHECKING:
+    from splitrank.serving.rank.kernel_compiler import KernelCompiler
+
 
 def make_operations(spec: LaunchSpec, rank: int, config: ModelConfig, shard: TensorShard) -> Operations:
-    """Of the rank's device, which becomes the process's current one. ``ValueError`` if it is not there."""
+    """Of the rank's device. ``ValueError`` if it is not there."""
     if spec.device == "cpu":
         return CpuOperations()
-    from splitrank.models.ops.gpu.launch import INTERPRETED
-    from splitrank.models.ops.gpu.operations import GpuOperations
+    from splitrank.serving.rank.gpu_device import make_gpu_operations
 
-    device = torch.device("cpu") if INTERPRETED else _cuda_device(spec, rank)
-    return GpuOperations(device, LayerShapes.of(config, shard), spec.max_running_requests, spec.tp_size > 1)
+    return make_gpu_operations(spec, rank, config, shard)
 
 
-def _cuda_device(spec: LaunchSpec, rank: int) -> torch.device:
-    number = spec.devices[rank]
-    if not torch.cuda.is_available():
-        raise ValueError("device cuda: torch finds no GPU (a build without CUDA or ROCm, or a driver that is too old)")
-    if number >= torch.cuda.device_count():
-        raise ValueError(f"device {number} does not exist: torch finds {torch.cuda.device_count()}")
-    torch.cuda.set_device(number)
-    return torch.device("cuda", number)
+def start_compiling(spec: LaunchSpec, rank: int, device: torch.device) -> "KernelCompiler | None":
+    """The compiler of the kernels that ``make_steps`` needs, where they are compiled on the spot."""
+    if spec.device == "cpu":
+        return None
+    from splitrank.serving.rank.gpu_device import start_compiling
+
+    return start_compiling(spec, rank, device)
 
 
 def make_steps(
@@ -46,22 +46,9 @@ def make_steps(
     collectives: Collectives,
     is_sampling_rank: bool,
 ) -> Steps:
-    """How this rank computes its steps; on a GPU its graphs are captured here."""
+    """How this rank computes its steps."""
     if spec.device == "cpu":
         return CpuSteps(model, cache, table, collectives)
-    from splitrank.models.ops.gpu.launch import INTERPRETED
-    from splitrank.serving.rank.gpu_steps import DeviceSampler, GpuSteps
+    from splitrank.serving.rank.gpu_device import make_gpu_steps
 
-    rows = spec.max_running_requests
-    sampler = DeviceSampler(table, spec.vocab_size, rows) if is_sampling_rank else None
-    steps = GpuSteps(model, cache, table, collectives, sampler, overlaps=spec.world_size == 1)
-    # The all-reduce is not captured: its handshake counts calls on the host.
-    if spec.tp_size == 1 and not INTERPRETED:
-        with torch.inference_mode():
-            steps.capture(rows, None if model.stage.is_first else _empty_states(model, rows))
-    return steps
-
-
-def _empty_states(model: Stage, rows: int) -> HiddenStates:
-    shape = (rows, model.config.hidden_size)
-    return HiddenStates(*(model.ops.zeros(*shape, dtype=model.dtype) for _ in HiddenStates._fields))
+    return make_gpu_steps(spec, model, cache, table, collectives, is_sampling_rank)

@@ -22,7 +22,8 @@ from splitrank.models.ops.gpu.sampling import SamplingMemory, SamplingRows, samp
 from splitrank.models.ops.gpu.tiles import Tile
 from splitrank.models.qwen3_5 import Stage
 from splitrank.serving.protocol.messages import ChunkPlan, SnapshotPlan
-from splitrank.serving.rank.decode_graphs import DecodeGraphs, StepOutput
+from splitrank.serving.rank.decode_graphs import DecodeGraphs, DecodeStep, StepOutput
+from splitrank.serving.rank.device_writes import DeviceWrites
 from splitrank.serving.rank.gpu_batch_builder import PlannedGpuBatch, make_gpu_batch
 from splitrank.serving.rank.request_table import RequestTable
 from splitrank.serving.rank.sampler import SampledRow, bad_numbers
@@ -41,15 +42,20 @@ class DeviceSampler:
         for column in vars(self.params).values():
             column.zero_()  # greedy, also in the scratch slot, which no request sets
         self._memory = sampling_memory(max_rows, vocab_size, device)
+        self._writes = DeviceWrites(**vars(self.params))
 
     def admit(self, slot: int, state: SamplingState) -> None:
-        params = state.params
-        self.params.temperature[slot] = params.temperature
-        self.params.top_k[slot] = min(params.top_k, self._vocab_size)  # users write 2^63 for "all"
-        self.params.top_p[slot] = params.top_p
-        self.params.min_p[slot] = params.min_p
-        self.params.seeds[slot] = 0 if state.is_greedy else state.seed
-        self.params.positions[slot] = state.num_output
+        params, put = state.params, self._writes.put
+        put("temperature", slot, params.temperature)
+        put("top_k", slot, min(params.top_k, self._vocab_size))  # users write 2^63 for "all"
+        put("top_p", slot, params.top_p)
+        put("min_p", slot, params.min_p)
+        put("seeds", slot, 0 if state.is_greedy else state.seed)
+        put("positions", slot, state.num_output)
+
+    def flush(self) -> None:
+        """What was admitted holds for every draw that is launched from now on."""
+        self._writes.flush()
 
     def sample(
         self, logits: torch.Tensor, slots: torch.Tensor, num_live: torch.Tensor
@@ -121,8 +127,17 @@ class GpuSteps:
 
     def capture(self, max_rows: int, inputs: HiddenStates | None) -> None:
         """Graphs of decode steps of up to ``max_rows`` rows; ``inputs`` [max_rows, H] each: from the stage before."""
-        kinds = (False, True) if self._sampler is not None else (False,)
-        self._graphs = DecodeGraphs(self._table, max_rows, self._compute, kinds, inputs)
+        self._graphs = DecodeGraphs(self._table, max_rows, self._compute, self._kinds, inputs)
+
+    def run_decode(self, size: int, inputs: HiddenStates | None) -> None:
+        """The launches of the graphs of ``size`` rows, one by one."""
+        for greedy in self._kinds:
+            DecodeStep(size, self._table, inputs).run(self._compute, greedy)
+
+    @property
+    def _kinds(self) -> tuple[bool, ...]:
+        """Whether a step is greedy: of the graphs of a size."""
+        return (False, True) if self._sampler is not None else (False,)
 
     def admit(self, slot: int, state: SamplingState) -> None:
         if self._sampler is not None:
@@ -131,6 +146,9 @@ class GpuSteps:
     def make_batch(
         self, decodes: list[int], chunks: list[ChunkPlan], saved: Collection[SnapshotPlan]
     ) -> PlannedGpuBatch:
+        self._table.flush()
+        if self._sampler is not None:
+            self._sampler.flush()
         if self._graphs is not None and decodes and not chunks:
             return PlannedGpuBatch(DecodeRows(len(decodes)), np.array(decodes, dtype=np.int64), decodes)
         return make_gpu_batch(self._table, decodes, chunks, saved)

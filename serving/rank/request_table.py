@@ -14,6 +14,7 @@ import torch
 
 from splitrank.models.rounding import pages_needed
 from splitrank.serving.protocol.messages import AdmittedRequest, NewPages
+from splitrank.serving.rank.device_writes import DeviceWrites
 from splitrank.serving.rank.sampling_state import SamplingState
 
 
@@ -59,8 +60,10 @@ class RequestTable:
             else torch.zeros(count, dtype=dtype, device=device)
         )
         self.last_tokens = torch.zeros(count, dtype=dtype, device=device)
+        self._writes: DeviceWrites | None = None
         if scratch_page is not None:
             self.pages[num_slots, 0] = scratch_page
+            self._writes = DeviceWrites(pages=self.pages.view(-1), lengths=self.lengths)
         self.host_pages: list[list[int]] = [[] for _ in range(num_slots)]
         self.rows: dict[int, Row] = {}  # by slot
         self._slots: dict[int, int] = {}  # by request
@@ -90,6 +93,7 @@ class RequestTable:
 
     def take(self, slot: int) -> MovedRow:
         """Removes a row; its pages are no longer its own."""
+        self.flush()
         row = self.rows.pop(slot)
         del self._slots[row.request]
         self.pages[slot, : len(self.host_pages[slot])] = 0
@@ -100,12 +104,23 @@ class RequestTable:
         own = self.host_pages[new.slot]
         begin, end = len(own), len(own) + len(new.pages)
         own.extend(new.pages)
-        self.pages[new.slot, begin:end] = torch.tensor(new.pages, dtype=self.pages.dtype)
+        if self._writes is None:
+            self.pages[new.slot, begin:end] = torch.tensor(new.pages, dtype=self.pages.dtype)
+            return
+        first = new.slot * self.pages.shape[1] + begin
+        for place, page in enumerate(new.pages, first):
+            self._writes.put("pages", place, page)
+
+    def flush(self) -> None:
+        """On a GPU: what was changed since the last time is in the tensors for all that is launched from now on."""
+        if self._writes is not None:
+            self._writes.flush()
 
     def pages_of(self, slot: int, num_tokens: int) -> torch.Tensor:
         """The pages of a row's first ``num_tokens`` tokens."""
         count, has = pages_needed(num_tokens, self.page_size), len(self.host_pages[slot])
         assert count <= has, f"slot {slot} has {has} pages, not {count}"
+        self.flush()
         return self.pages[slot, :count]
 
     def advance(self, host_slots: npt.NDArray[np.int64], ends: Iterable[tuple[int, int]]) -> None:
@@ -124,5 +139,5 @@ class RequestTable:
 
     def set_length(self, slot: int, length: int) -> None:
         self.host_lengths[slot] = length
-        if self.scratch_page is not None:
-            self.lengths[slot] = length
+        if self._writes is not None:
+            self._writes.put("lengths", slot, length)

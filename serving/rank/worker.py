@@ -27,7 +27,7 @@ from splitrank.models.weight_plan import WeightPlan, audit_plan, plan_weights
 from splitrank.serving.grammar.matcher import Matchers
 from splitrank.serving.protocol.messages import AdmittedRequest, LaunchSpec, StepPlan, StepResult
 from splitrank.serving.rank.batch_builder import PlannedBatch
-from splitrank.serving.rank.device import make_operations, make_steps
+from splitrank.serving.rank.device import make_operations, make_steps, start_compiling
 from splitrank.serving.rank.request_table import MovedRow, RequestTable
 from splitrank.serving.rank.sampler import SampledRow
 from splitrank.serving.rank.sampling_state import SamplingState
@@ -64,6 +64,7 @@ class Worker:
         self.shard = TensorShard(self.position.tp_rank, spec.tp_size)
         self.dtype = torch_dtype(spec.dtype)
         self.ops = make_operations(spec, rank, self.config, self.shard)
+        self._compiler = start_compiling(spec, rank, self.ops.device)
         timeout_s = max(spec.step_timeout_s, JOIN_TIMEOUT_S)
         options = AllReduceOptions(spec.all_reduce, spec.all_reduce_codec)
         self.mesh = Mesh(self.position, Path(spec.run_dir) / "rendezvous", timeout_s, options, self.ops.device)
@@ -119,6 +120,8 @@ class Worker:
         )
         report = self._report(bytes_written)
         prepare(self.model, self.ops)
+        if self._compiler is not None:
+            self._compiler.wait()
         self.steps = make_steps(
             self.spec, self.model, self.cache, self.table, self.mesh.collectives, self.is_sampling_rank
         )
@@ -244,4 +247,6 @@ class Worker:
             del self._snapshots[snapshot]
 
     def close(self) -> None:
+        if self._compiler is not None:
+            self._compiler.close()
         self.mesh.close()

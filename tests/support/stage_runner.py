@@ -130,7 +130,7 @@ class StageRunner:
         chunks = [share.enter(table) for share in shares]
         planned = self.worker.steps.make_batch([], chunks, ())
         firsts = _first_rows(planned, [(chunk.slot, chunk.num_tokens) for chunk in chunks])
-        batch = replace(planned.batch, sample_rows=torch.arange(planned.batch.num_tokens))
+        batch = replace(planned.batch, sample_rows=torch.arange(planned.batch.num_tokens, device=table.device))
         if isinstance(planned, PlannedGpuBatch):  # a step of a GPU draws at once, for the rows of the plan
             worker = self.worker
             logits = worker.model(batch, None, worker.cache, worker.mesh.collectives)

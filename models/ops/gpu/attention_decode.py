@@ -201,7 +201,7 @@ def _splits(
     return mass, acc
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["table_stride"])
 def _attention_decode(
     projected,
     q_weight,

@@ -29,7 +29,7 @@ def token_block(rows, start, k, K: tl.constexpr, BLOCK_K: tl.constexpr):
     return tl.load(at) if K % BLOCK_K == 0 else tl.load(at, mask=(start + k < K)[:, None], other=0.0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows", "max_tiles"])
 def _experts_up(
     logits,
     x,
@@ -155,7 +155,7 @@ def _list_operands(routing: Routing, rows: int) -> dict[str, Operand]:
     }
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["max_tiles"])
 def _experts_down(
     act,
     down,

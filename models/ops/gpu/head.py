@@ -47,7 +47,7 @@ def _argmax_fma(
         tl.store(best_at + row * tl.num_programs(0) + tl.program_id(0), first + at)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])
 def _argmax_dot(
     x,
     weight,

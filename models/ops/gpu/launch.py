@@ -3,23 +3,27 @@
 With ``TRITON_INTERPRET=1``, set before this package is imported, kernels run on CPU tensors in Triton's interpreter.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from math import prod
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
+from triton.runtime import driver
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from splitrank.models.ops.gpu.tiles import Tile
 
 INTERPRETED = bool(triton.knobs.runtime.interpret)
+# What Triton's own dispatch of a launch costs the host (60 us on an H200's host) is saved where the compiled kernel of
+# a variant is known. ROCm's compiler also asks for the sizes of tensors, which ``Call.variant`` does not tell.
+_FINDS_BY_VARIANT = torch.version.hip is None
 
 
-@dataclass(frozen=True, slots=True)
-class Operand:
+class Operand(NamedTuple):
     """A tensor argument and what the kernel takes for granted about it.
 
     ``strided``: the last dim is contiguous, the others may have any stride (the kernel gets them as arguments);
@@ -40,7 +44,7 @@ class Operand:
         tensor = self.tensor
         if tensor.dtype != self.dtype:
             return f"is {tensor.dtype}, not {self.dtype}"
-        if tuple(tensor.shape) != self.shape:
+        if tensor.shape != self.shape:
             return f"has shape {list(tensor.shape)}, not {list(self.shape)}"
         if self.strided and tensor.stride(-1) != 1:
             return f"has stride {tensor.stride(-1)} in its last dim"
@@ -56,8 +60,7 @@ class Operand:
         return TensorDescriptor.from_tensor(self.tensor.view(rows, -1), list(self.block))
 
 
-@dataclass(frozen=True)
-class Call:
+class Call(NamedTuple):
     """One launch, checked but for the device."""
 
     kernel: Any
@@ -68,6 +71,39 @@ class Call:
     @property
     def name(self) -> str:
         return str(self.kernel.fn.__name__).lstrip("_")
+
+    @property
+    def variant(self) -> tuple[Any, ...]:
+        """Equal for two launches only if they run the same machine code: at least as fine as Triton's specialisation.
+
+        Constants; types; whether a number is 1, 16 divides it or it needs 64 bits; whether an address is aligned.
+        """
+        tile, constants, alike = self.tile, _constants(self.kernel.fn), _unspecialised(self.kernel)
+        parts: list[Any] = [self.kernel.fn, tile.num_warps, tile.num_stages, tile.pdl]
+        for name, value in self.arguments.items():
+            parts.append(name)
+            if isinstance(value, torch.Tensor):
+                parts += value.dtype, value.data_ptr() % 16 == 0
+            elif isinstance(value, TensorDescriptor):
+                parts += value.base.dtype, *value.block_shape
+            elif name in constants or type(value) is not int:
+                parts += type(value), value if name in constants else None
+            else:
+                parts += name not in alike and (value == 1, value % 16 == 0), value.bit_length() > 31
+        return tuple(parts)
+
+
+@cache
+def _constants(function: Callable[..., None]) -> frozenset[str]:
+    """The arguments that are part of the code."""
+    parameters = inspect.signature(function).parameters.values()
+    return frozenset(one.name for one in parameters if "constexpr" in str(one.annotation))
+
+
+def _unspecialised(kernel: Any) -> Sequence[str]:
+    """The numbers for any value of which there is one code."""
+    names = kernel.kwargs["do_not_specialize"] if INTERPRETED else kernel.do_not_specialize
+    return names or ()
 
 
 def launch(kernel: Any, grid: Sequence[int], tile: Tile, **arguments: Any) -> None:
@@ -91,22 +127,64 @@ def launch(kernel: Any, grid: Sequence[int], tile: Tile, **arguments: Any) -> No
 
 
 def run(call: Call) -> None:
-    """Launches on the current device; scripts that only compile replace it."""
-    device = torch.device("cpu") if INTERPRETED else torch.device("cuda", torch.cuda.current_device())
+    """Launches on the current device; within ``noted_launches`` replaced."""
+    device = torch.device("cpu") if INTERPRETED else _device(torch.cuda.current_device())
     for name, value in call.arguments.items():
         tensor = value.base if isinstance(value, TensorDescriptor) else value
         if isinstance(tensor, torch.Tensor) and tensor.device != device:
             raise ValueError(f"{call.name}: {name} lies on {tensor.device}, the launch is on {device}")
-    options = options_of(call.tile)
-    pdl = call.tile.pdl and not INTERPRETED and _has_pdl(device)
-    if pdl:
-        options["launch_pdl"] = True
-    call.kernel[call.grid](**call.arguments, PDL=pdl, **options)
+    if INTERPRETED or not _FINDS_BY_VARIANT:
+        call.kernel[call.grid](**call.arguments, **_options(call, device))
+        return
+    key = call.variant
+    if (compiled := _compiled.get(key)) is None:
+        compiled = _compiled[key] = _warm_up(call, device)
+    pdl = call.tile.pdl and _has_pdl(device)
+    values = [pdl if name == "PDL" else call.arguments[name] for name in call.kernel.arg_names]
+    compiled[(*call.grid, 1, 1)[:3]](*values)
+
+
+_compiled: dict[tuple[Any, ...], Any] = {}  # by variant, for the process's one device
+
+
+def compile_ahead(call: Call) -> None:
+    """Compiles a launch into Triton's cache on disk, and launches nothing: for tensors of the meta device as well.
+
+    With Triton's launcher of its signature, which is compiled when a kernel is first launched up to Triton 3.6.
+    """
+    compiled = _warm_up(call, _device(torch.cuda.current_device()))
+    driver.active.launcher_cls(compiled.src, compiled.metadata)
+
+
+@contextmanager
+def noted_launches() -> Iterator[list[Call]]:
+    """Within, launches are noted in their order and not made; tensors may be of the meta device."""
+    global run
+    calls: list[Call] = []
+    plain, run = run, calls.append  # type: ignore[assignment]
+    try:
+        yield calls
+    finally:
+        run = plain
 
 
 def options_of(tile: Tile) -> dict[str, Any]:
     """What the compiler is told. Products and sums fuse: the default, until Triton 3.10, and part of a sum's bits."""
     return {"num_warps": tile.num_warps, "num_stages": tile.num_stages, "enable_fp_fusion": True}
+
+
+def _warm_up(call: Call, device: torch.device) -> Any:
+    return call.kernel.warmup(**call.arguments, grid=call.grid, **_options(call, device))
+
+
+def _options(call: Call, device: torch.device) -> dict[str, Any]:
+    pdl = call.tile.pdl and not INTERPRETED and _has_pdl(device)
+    return {"PDL": pdl, **options_of(call.tile), **({"launch_pdl": True} if pdl else {})}
+
+
+@cache
+def _device(number: int) -> torch.device:
+    return torch.device("cuda", number)
 
 
 @cache

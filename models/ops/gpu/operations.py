@@ -29,18 +29,19 @@ from splitrank.models.ops.gpu.moe import experts_of_few, experts_of_many
 from splitrank.models.ops.gpu.norm import add_norm, gated_norm, sum_parts
 from splitrank.models.ops.gpu.packing import interleave_gate_up, pack_router
 from splitrank.models.ops.gpu.rotary import cos_sin
-from splitrank.models.ops.gpu.tiles import TileTable, load_tiles
+from splitrank.models.ops.gpu.tiles import TileTable
 
 
 class GpuOperations:
-    """Of one device. ``max_decodes``: decode rows of a step at most. ``joins_parts``: the experts' parts are summed at
-    once, since other tensor ranks hold parts too."""
+    """Of one device, with the blocks of ``tiles``. ``max_decodes``: decode rows of a step at most. ``joins_parts``: the
+    experts' parts are summed at once, since other tensor ranks hold parts too."""
 
     target = "cuda"
 
-    def __init__(self, device: torch.device, shapes: LayerShapes, max_decodes: int, joins_parts: bool) -> None:
-        self.device, self._joins_parts = device, joins_parts
-        self.tiles = device_tiles(device)
+    def __init__(
+        self, device: torch.device, tiles: TileTable, shapes: LayerShapes, max_decodes: int, joins_parts: bool
+    ) -> None:
+        self.device, self.tiles, self._joins_parts = device, tiles, joins_parts
         self.max_few = self.tiles.ranges["in_proj"][-1][0]
         if max_decodes > self.max_few:
             raise ValueError(
@@ -191,6 +192,6 @@ def _parts(states: HiddenStates) -> torch.Tensor:
     return states.hidden if states.hidden.dim() == 3 else states.hidden.unsqueeze(1)
 
 
-def device_tiles(device: torch.device) -> TileTable:
-    """The blocks for this GPU. Interpreted kernels take those of an H200."""
-    return load_tiles("NVIDIA H200" if INTERPRETED else torch.cuda.get_device_name(device))
+def gpu_name(device: torch.device) -> str:
+    """By which the table of tiles is chosen. Interpreted kernels take an H200's."""
+    return "NVIDIA H200" if INTERPRETED else torch.cuda.get_device_name(device)

@@ -73,7 +73,7 @@ def _project_fma(
         tl.store(out + row * N + n, y.to(out.dtype.element_ty), mask=n < N)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])
 def _project_dot(
     x,
     weight,

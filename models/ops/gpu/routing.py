@@ -79,7 +79,7 @@ def key_logit(key, NUM_EXPERTS: tl.constexpr):
     return bits.to(tl.float32, bitcast=True)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])
 def _route_together(
     logits,
     num_live,
@@ -167,7 +167,7 @@ def _add_shared(
     tl.store(tiles + tile, -1, mask=(tile >= routed_tiles + used) & (tile < max_tiles))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])
 def _choose(
     logits,
     num_live,
@@ -205,7 +205,7 @@ def _choose(
     tl.store(weights + row[:, None] * (TOP_K + 1) + place[None, :], shares, mask=stored)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows", "max_tiles"])
 def _place(
     chosen,
     num_live,

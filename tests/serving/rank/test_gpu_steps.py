@@ -126,6 +126,7 @@ def test_a_padded_decode_step_is_the_step_without_padding(folder: Path, tmp_path
     _, worker = run(folder, tmp_path / "padded", "cuda", [first])
     steps, table = worker.steps, worker.table
     assert isinstance(steps, GpuSteps)
+    table.flush()  # as before every step
     step = DecodeStep(4, table, None)
     step.numbers.copy_(torch.tensor([2, 0, 0, 0, 4, 1, table.scratch_slot, table.scratch_slot], dtype=torch.int32))
     with torch.inference_mode():

@@ -1,0 +1,76 @@
+"""What a rank needs of its GPU: operations, compiled kernels, steps with their graphs. Imported where a GPU is used."""
+
+import torch
+
+from splitrank.comm.collectives import Collectives
+from splitrank.models.cache import StageCache
+from splitrank.models.config import ModelConfig
+from splitrank.models.hidden_states import HiddenStates
+from splitrank.models.layer_shapes import LayerShapes
+from splitrank.models.ops.gpu.launch import INTERPRETED
+from splitrank.models.ops.gpu.operations import GpuOperations, gpu_name
+from splitrank.models.ops.gpu.tiles import load_tiles
+from splitrank.models.qwen3_5 import Stage
+from splitrank.models.sharding import TensorShard
+from splitrank.serving.protocol.messages import LaunchSpec
+from splitrank.serving.rank.gpu_steps import DeviceSampler, GpuSteps
+from splitrank.serving.rank.kernel_compiler import KernelCompiler
+from splitrank.serving.rank.planned_launches import longest_prompt
+from splitrank.serving.rank.request_table import RequestTable
+from splitrank.serving.rank.warm_up import run_prompt
+
+_FEW_ROWS = 128
+
+
+def make_gpu_operations(spec: LaunchSpec, rank: int, config: ModelConfig, shard: TensorShard) -> GpuOperations:
+    """On the rank's device, which becomes the process's current one. ``ValueError`` if it is not there."""
+    device = torch.device("cpu") if INTERPRETED else _cuda_device(spec, rank)
+    shapes, tiles = LayerShapes.of(config, shard), load_tiles(gpu_name(device))
+    return GpuOperations(device, tiles, shapes, spec.max_running_requests, spec.tp_size > 1)
+
+
+def _cuda_device(spec: LaunchSpec, rank: int) -> torch.device:
+    number = spec.devices[rank]
+    if not torch.cuda.is_available():
+        raise ValueError("device cuda: torch finds no GPU (a build without CUDA or ROCm, or a driver that is too old)")
+    if number >= torch.cuda.device_count():
+        raise ValueError(f"device {number} does not exist: torch finds {torch.cuda.device_count()}")
+    torch.cuda.set_device(number)
+    return torch.device("cuda", number)
+
+
+def start_compiling(spec: LaunchSpec, rank: int, device: torch.device) -> KernelCompiler | None:
+    """Compiles meanwhile what ``make_gpu_steps`` needs. Interpreted kernels are not compiled."""
+    return None if INTERPRETED else KernelCompiler(spec, rank, gpu_name(device))
+
+
+def make_gpu_steps(
+    spec: LaunchSpec,
+    model: Stage,
+    cache: StageCache,
+    table: RequestTable,
+    collectives: Collectives,
+    is_sampling_rank: bool,
+) -> GpuSteps:
+    """Captures the graphs, and runs a prompt, so that the first user does not wait until kernels are loaded."""
+    rows = spec.max_running_requests
+    sampler = DeviceSampler(table, spec.vocab_size, rows) if is_sampling_rank else None
+    steps = GpuSteps(model, cache, table, collectives, sampler, overlaps=spec.world_size == 1)
+    if INTERPRETED:
+        return steps
+    longest = longest_prompt(spec)
+    inputs = None if model.stage.is_first else _empty_states(model, max(rows, longest))
+    # The all-reduce is not captured: its handshake counts calls on the host.
+    if spec.tp_size == 1:
+        with torch.inference_mode():
+            steps.capture(rows, None if inputs is None else HiddenStates(*(part[:rows].clone() for part in inputs)))
+    for tokens in (min(_FEW_ROWS, longest), longest):  # the kernels of few rows, and those of many
+        run_prompt(steps, table, inputs, tokens, page=spec.num_pages)
+    torch.cuda.synchronize()
+    return steps
+
+
+def _empty_states(model: Stage, rows: int) -> HiddenStates:
+    """Stand-ins for what the stage before sends."""
+    shape = (rows, model.config.hidden_size)
+    return HiddenStates(*(model.ops.zeros(*shape, dtype=model.dtype) for _ in HiddenStates._fields))

@@ -1,0 +1,106 @@
+"""Every launch that the steps of a rank will make, from a run on torch's meta device: one layer of each kind, no GPU.
+
+A kernel is compiled once for each variant (``Call.variant``). Which variants there are follows from the model's sizes,
+the table of tiles and the numbers of rows, so they are known before the weights are loaded.
+"""
+
+from dataclasses import replace
+
+import torch
+
+from splitrank.comm.position import mesh_position
+from splitrank.models.cache import StageCache
+from splitrank.models.config import ModelConfig
+from splitrank.models.hidden_states import HiddenStates
+from splitrank.models.layer_shapes import LayerShapes
+from splitrank.models.layers.parameter import prepare
+from splitrank.models.ops.gpu.launch import Call, noted_launches
+from splitrank.models.ops.gpu.operations import GpuOperations
+from splitrank.models.ops.gpu.tiles import TileTable
+from splitrank.models.qwen3_5 import Stage
+from splitrank.models.rounding import pages_needed
+from splitrank.models.sharding import StageSlice, TensorShard
+from splitrank.models.torch_dtype import torch_dtype
+from splitrank.serving.protocol.messages import LaunchSpec
+from splitrank.serving.rank.decode_graphs import ladder
+from splitrank.serving.rank.gpu_steps import DeviceSampler, GpuSteps
+from splitrank.serving.rank.request_table import RequestTable
+from splitrank.serving.rank.warm_up import run_prompt
+
+META = torch.device("meta")
+
+
+class ShapesOnly:
+    """Collectives of ``size`` ranks on tensors without values."""
+
+    def __init__(self, rank: int, size: int) -> None:
+        self.rank, self.size = rank, size
+
+    def all_reduce_(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor
+
+    def all_gather_columns(self, tensor: torch.Tensor, widths: tuple[int, ...]) -> torch.Tensor:
+        return tensor.new_empty(*tensor.shape[:-1], sum(widths))
+
+    def check(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+@torch.inference_mode()
+def planned_launches(spec: LaunchSpec, rank: int, config: ModelConfig, tiles: TileTable) -> list[Call]:
+    """One launch of each variant, those of decode steps first."""
+    steps, table, inputs = meta_steps(spec, rank, config, tiles)
+    with noted_launches() as calls:
+        for size in reversed(ladder(spec.max_running_requests)):
+            steps.run_decode(size, _first_rows(inputs, size))
+        for rows in prompt_rows(tiles, longest_prompt(spec)):
+            run_prompt(steps, table, inputs, rows, page=0)
+    return list({call.variant: call for call in calls}.values())
+
+
+def longest_prompt(spec: LaunchSpec) -> int:
+    """Tokens of one prompt in a step."""
+    return min(spec.max_prefill_tokens, spec.max_model_len)
+
+
+def prompt_rows(tiles: TileTable, most: int) -> list[int]:
+    """Lengths of prompts that meet every tile up to ``most`` rows: each range's last number of rows, which 16 divides,
+    and one less. Kernels differ by whether 16 divides a number, and for 1."""
+    ends = {min(up_to, most) for ranges in tiles.ranges.values() for up_to, _ in ranges}
+    return sorted({rows for end in ends | {most} for rows in (end, end - 1) if rows > 1})
+
+
+def meta_steps(
+    spec: LaunchSpec, rank: int, config: ModelConfig, tiles: TileTable
+) -> tuple[GpuSteps, RequestTable, HiddenStates | None]:
+    """A rank's steps without values, on a stage with one layer of each kind; and what the stage before would send."""
+    position = mesh_position(rank, spec.pp_size, spec.tp_size)
+    kinds = tuple(dict.fromkeys(config.layer_types))
+    config = replace(config, num_hidden_layers=len(kinds) * spec.pp_size, layer_types=kinds * spec.pp_size)
+    partition = (len(kinds),) * spec.pp_size
+    first = position.pp_rank * len(kinds)
+    stage = StageSlice(position.pp_rank, spec.pp_size, first, first + len(kinds))
+    shard, dtype = TensorShard(position.tp_rank, spec.tp_size), torch_dtype(spec.dtype)
+    rows, max_pages = spec.max_running_requests, pages_needed(spec.max_model_len, spec.page_size)
+    ops = GpuOperations(META, tiles, LayerShapes.of(config, shard), rows, spec.tp_size > 1)
+    model = Stage(config, stage, partition, shard, dtype, ops)
+    prepare(model, ops)
+    num_pages = 1  # any number: no kernel depends on it
+    cache = StageCache(config, stage, shard, dtype, num_pages, spec.page_size, rows + spec.num_scratch, ops)
+    table = RequestTable(rows, max_pages, spec.page_size, META, scratch_page=0)
+    is_sampling = stage.is_last and position.tp_rank == 0
+    sampler = DeviceSampler(table, spec.vocab_size, rows) if is_sampling else None
+    steps = GpuSteps(model, cache, table, ShapesOnly(position.tp_rank, spec.tp_size), sampler, overlaps=False)
+    most = max(spec.max_prefill_tokens, rows)
+    return steps, table, None if stage.is_first else _states(most, config.hidden_size, dtype)
+
+
+def _states(rows: int, hidden_size: int, dtype: torch.dtype) -> HiddenStates:
+    return HiddenStates(*(torch.empty(rows, hidden_size, dtype=dtype, device=META) for _ in HiddenStates._fields))
+
+
+def _first_rows(states: HiddenStates | None, rows: int) -> HiddenStates | None:
+    return None if states is None else HiddenStates(*(part[:rows] for part in states))
