@@ -4,7 +4,7 @@
 
 Decode: a batch of equal requests of 128 prompt tokens; tokens a second from the time of 256 tokens less the time of
 one, so that prefill cancels out. Prefill: 16 prompts of 2,048 tokens with one token each. Greedy, medians. The same
-workloads as those that vLLM is measured with (``configs/perf/README.md``).
+workloads as those that vLLM is measured with (``configs/README.md``).
 """
 
 import argparse
