@@ -73,8 +73,8 @@ def sample(logits: torch.Tensor, params: SamplingRows) -> tuple[torch.Tensor, to
 
 def top_k(row: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
     """The k largest of [V] and their ids, largest first; of equal ones those with the smaller ids."""
-    blocks, rows = Blocks.of(row[None]), torch.zeros(1, dtype=torch.int64)
-    threshold = _kth_value(blocks, rows, torch.tensor([min(k, len(row))]))
+    blocks, rows = Blocks.of(row[None]), torch.zeros(1, dtype=torch.int64, device=row.device)
+    threshold = _kth_value(blocks, rows, rows + min(k, len(row)))
     _, ids, values = _at_least(blocks, rows, threshold)
     ordered, order = values.sort(descending=True, stable=True)
     return ordered[:k], ids[order[:k]]

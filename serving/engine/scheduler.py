@@ -323,8 +323,9 @@ class Scheduler:
         """``row`` of the result; None for a chunk that does not end its prompt."""
         if request.aborted:
             return None if request.num_in_flight else self._finish_aborted(request)
+        of_prompt = result.prompt_logprobs.get(request.number)
         if row is None:
-            return None
+            return None if of_prompt is None else RequestOutput(request.request_id, [], prompt_logprobs=of_prompt)
         token, logprobs, failure = result.token_ids[row], result.logprobs.get(row), result.failures.get(row)
         if request.ended:  # this row was planned before the request's last token was known
             request.was_regular &= failure is None  # a state that holds NaN is not kept as a snapshot
@@ -344,6 +345,7 @@ class Scheduler:
             finish_reason=reason,
             stop_token_id=token if reason == "stop" else None,
             num_cached_tokens=request.num_cached,
+            prompt_logprobs=of_prompt,
         )
 
     def _end(self, request: Request, is_regular: bool) -> None:

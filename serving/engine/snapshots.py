@@ -80,7 +80,9 @@ class Snapshots:
         if use is None:
             digests = chain_digests(request.prompt_token_ids, self._spec.prefix_block_size)
             use = self._uses[request.number] = _PrefixUse(digests)
-        use.start = self._cache.find(request.prompt_token_ids, use.digests, step)
+        # Log probabilities are wanted of every token, so every token is computed; other requests may use its snapshots.
+        is_whole = request.params.prompt_logprobs is not None
+        use.start = None if is_whole else self._cache.find(request.prompt_token_ids, use.digests, step)
         return use.start.num_tokens if use.start is not None else 0
 
     def admit(self, request: Request) -> None:

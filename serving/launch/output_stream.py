@@ -51,6 +51,7 @@ def _joined(outputs: list[RequestOutput]) -> RequestOutput:
     if len(outputs) == 1:
         return last
     logprobs = [logprob for output in outputs for logprob in output.logprobs or ()]
+    of_prompt = [logprob for output in outputs for logprob in output.prompt_logprobs or ()]
     return RequestOutput(
         request_id=last.request_id,
         token_ids=[token for output in outputs for token in output.token_ids],
@@ -60,4 +61,5 @@ def _joined(outputs: list[RequestOutput]) -> RequestOutput:
         error=last.error,
         error_code=last.error_code,
         num_cached_tokens=max(output.num_cached_tokens for output in outputs),
+        prompt_logprobs=of_prompt or None,
     )

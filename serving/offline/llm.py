@@ -39,7 +39,8 @@ class RequestError(RuntimeError):
 
 @dataclass(frozen=True)
 class LLMOutput:
-    """One answer. ``finish_reason`` is "stop" or "length". ``logprobs`` has one entry a token, if asked for."""
+    """One answer. ``finish_reason`` is "stop" or "length". ``logprobs`` and ``prompt_logprobs`` have one entry a
+    token, if asked for; that of the prompt's first token is None."""
 
     text: str
     token_ids: list[int]
@@ -47,6 +48,7 @@ class LLMOutput:
     finish_reason: str
     stop_reason: str | int | None
     logprobs: list[TokenLogprobs] | None
+    prompt_logprobs: list[TokenLogprobs | None] | None = None
 
 
 class Engine(Protocol):
@@ -181,7 +183,10 @@ async def _answer_one(engine: Engine, prompt: list[int], params: SamplingParams)
         async for output in outputs:
             answer.add(output)
     assert answer.finish_reason is not None, "the stream ended without a finish reason"
-    return LLMOutput(answer.text, answer.token_ids, prompt, answer.finish_reason, answer.stop_reason, answer.logprobs)
+    of_prompt = None if params.prompt_logprobs is None else [None, *(answer.prompt_logprobs or [])]
+    return LLMOutput(
+        answer.text, answer.token_ids, prompt, answer.finish_reason, answer.stop_reason, answer.logprobs, of_prompt
+    )
 
 
 class _LoopThread:

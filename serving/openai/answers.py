@@ -94,6 +94,15 @@ class AnswerMessage(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     tool_calls: list[ToolCall] = []
 
 
+class PromptToken(msgspec.Struct, forbid_unknown_fields=True):
+    logprob: float | None
+    rank: int
+    decoded_token: str
+
+
+PromptTokens = list[dict[str, PromptToken] | None]  # for each token of the prompt, by token id
+
+
 class Choice(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     index: int
     finish_reason: FinishReason | None
@@ -110,6 +119,7 @@ class ChatChoice(Choice, kw_only=True):
 class TextChoice(Choice, kw_only=True):
     text: str
     logprobs: CompletionLogprobs | None
+    prompt_logprobs: PromptTokens = []
 
 
 class Answer(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
@@ -123,6 +133,7 @@ class ChatCompletion(Answer, kw_only=True):
     object: Literal["chat.completion"]
     choices: list[ChatChoice]
     usage: Usage
+    prompt_logprobs: PromptTokens = []
 
 
 class Completion(Answer, kw_only=True):

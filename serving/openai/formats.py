@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from splitrank.serving.openai.logprobs import CompletionLogprobs, JoinedLists, TokenNames, chat_logprobs
+from splitrank.serving.openai.logprobs import CompletionLogprobs, JoinedLists, PromptLogprobs, TokenNames, chat_logprobs
 from splitrank.serving.openai.requests import Generation, ParsedRequest, Prompt
 from splitrank.serving.openai.tool_calls import call_delta, whole_calls
 from splitrank.serving.protocol.messages import TokenLogprobs
@@ -20,6 +20,7 @@ class Collected:
     reasoning_pieces: list[str] = field(default_factory=list)
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprobs] | None = None
+    prompt_logprobs: list[TokenLogprobs] | None = None  # from the prompt's second token on
     finish_reason: str | None = None
     stop_reason: str | int | None = None
     num_cached_tokens: int = 0
@@ -42,6 +43,8 @@ class Collected:
         if output.logprobs is not None:
             self.logprobs = self.logprobs or []
             self.logprobs += output.logprobs
+        if output.prompt_logprobs is not None:
+            self.prompt_logprobs = (self.prompt_logprobs or []) + output.prompt_logprobs
         self.finish_reason, self.stop_reason = output.finish_reason, output.stop_reason
         self.num_cached_tokens = output.num_cached_tokens
         self.is_thinking = output.is_thinking
@@ -71,11 +74,13 @@ class ChoiceFormat(Protocol):
 class ChatChoice:
     """Thoughts go by both names that clients look for: ``reasoning_content`` and ``reasoning``."""
 
-    def __init__(self, names: TokenNames, prompt: Prompt) -> None:
+    def __init__(self, names: TokenNames, prompt: Prompt, request: ParsedRequest) -> None:
         self._names = names
         self._collected = JoinedLists()
+        self._of_prompt = PromptLogprobs(names, prompt.token_ids, request.prompt_logprobs)
 
     def collect(self, output: TextOutput) -> None:
+        self._of_prompt.add(output.prompt_logprobs or [])
         if output.logprobs is not None:
             self._collected.add({"content": chat_logprobs(self._names, output.token_ids, output.logprobs)})
 
@@ -91,7 +96,8 @@ class ChatChoice:
         if answer.calls:
             message["tool_calls"] = whole_calls(answer.calls)
         logprobs = self._collected.whole()
-        return {"message": message, "logprobs": logprobs and {**logprobs, "refusal": None}, **_reasons(answer)}
+        shown = None if logprobs is None else {**logprobs, "refusal": None}
+        return {"message": message, "logprobs": shown, **_reasons(answer), **self._of_prompt.whole()}
 
     def opening(self, is_needed: bool) -> dict[str, Any]:
         return {"delta": {"role": "assistant", "content": ""}, "logprobs": None, "finish_reason": None}
@@ -112,24 +118,38 @@ class ChatChoice:
 
 
 class CompletionChoice:
-    def __init__(self, names: TokenNames, prompt: Prompt) -> None:
+    def __init__(self, names: TokenNames, prompt: Prompt, request: ParsedRequest) -> None:
         self._logprobs = CompletionLogprobs(names)
         self._echoed = prompt.text
+        self._opening = None  # log probabilities of the prompt's first token: there are none
         self._collected = JoinedLists()
+        self._of_prompt = PromptLogprobs(names, prompt.token_ids, request.prompt_logprobs)
+        if request.echoed_logprobs is not None:
+            self._opening = self._logprobs.open_prompt(prompt.token_ids, request.echoed_logprobs)
+            self._collected.add(self._opening)
 
     def collect(self, output: TextOutput) -> None:
-        if output.logprobs is not None:
-            self._collected.add(self._logprobs.add(output.token_ids, output.logprobs))
+        self._of_prompt.add(output.prompt_logprobs or [])
+        if (lists := self._lists(output)) is not None:
+            self._collected.add(lists)
 
     def whole(self, answer: Collected) -> dict[str, Any]:
-        return {"text": self._echoed + answer.text, "logprobs": self._collected.whole(), **_reasons(answer)}
+        shown = {"text": self._echoed + answer.text, "logprobs": self._collected.whole()}
+        return {**shown, **_reasons(answer), **self._of_prompt.whole()}
 
     def opening(self, is_needed: bool) -> dict[str, Any] | None:
-        return {"text": self._echoed, "logprobs": None, "finish_reason": None} if self._echoed or is_needed else None
+        is_needed = is_needed or bool(self._echoed)
+        return {"text": self._echoed, "logprobs": self._opening, "finish_reason": None} if is_needed else None
 
     def parts(self, output: TextOutput) -> list[dict[str, Any]]:
-        logprobs = None if output.logprobs is None else self._logprobs.add(output.token_ids, output.logprobs)
-        return [{"text": output.text, "logprobs": logprobs, "finish_reason": None}]
+        return [{"text": output.text, "logprobs": self._lists(output), "finish_reason": None}]
+
+    def _lists(self, output: TextOutput) -> dict[str, list[Any]] | None:
+        """Log probabilities of the prompt, if it is echoed with them, then those of the answer."""
+        of_prompt = output.prompt_logprobs if self._opening is not None else None
+        if output.logprobs is None and of_prompt is None:
+            return None
+        return self._logprobs.add(output.token_ids, output.logprobs or [], of_prompt or [])
 
     def ending(self, output: TextOutput) -> dict[str, Any]:
         return {"text": "", "logprobs": None, **_reasons(output)}
@@ -138,7 +158,7 @@ class CompletionChoice:
 def choice_format(request: ParsedRequest, tokenizer: Tokenizer, generation: Generation) -> ChoiceFormat:
     kind = ChatChoice if request.kind == "chat" else CompletionChoice
     names = TokenNames(tokenizer, request.names_ids, request.form.shows_special)
-    return kind(names, request.prompt_of(generation))
+    return kind(names, request.prompt_of(generation), request)
 
 
 def _reasoning(text: str | None) -> dict[str, str | None]:

@@ -11,7 +11,7 @@ from splitrank.serving.openai.messages.types import HARMLESS, CountBody, Message
 from splitrank.serving.openai.prompts import Prompts
 from splitrank.serving.openai.requests import DirectAnswer, Generation, Kind, ParsedRequest, Prompt
 from splitrank.serving.openai.responses import request as responses
-from splitrank.serving.openai.sampling import choice_params, sampling_params
+from splitrank.serving.openai.sampling import choice_params, echoed_logprobs, sampling_params
 from splitrank.serving.openai.settings import DEFAULT_SETTINGS, ApiSettings
 from splitrank.serving.openai.strict_json import convert, convert_known, parse_object
 from splitrank.serving.openai.tokens import DetokenizeBody, TokenizeBody, TokenRoutes
@@ -76,8 +76,8 @@ class RequestParser:
     def _completion(self, raw: dict[str, Any]) -> ParsedRequest:
         refuse_unsupported(raw, is_chat=False)
         body = convert(raw, CompletionBody)
-        if body.echo and body.logprobs is not None:
-            raise bad_request("echo with logprobs is not supported: there are no logprobs of the prompt", "echo")
+        if body.max_tokens == 0 and not body.echo and body.prompt_logprobs is None:
+            raise bad_request("max_tokens 0 needs echo or prompt_logprobs: there would be no answer", "max_tokens")
         form = TextForm(shows_special=body.skip_special_tokens is False)
         return self._request("completion", body, self._prompts.texts(body), form)
 
@@ -115,6 +115,8 @@ class RequestParser:
         options = body.stream_options
         if options is not None and not body.stream:
             raise bad_request("stream_options needs stream: true", "stream_options")
+        if body.stream and body.prompt_logprobs is not None:
+            raise bad_request("prompt_logprobs are not available in a stream", "prompt_logprobs", "unsupported_value")
         return ParsedRequest(
             kind=kind,
             prompts=tuple(prompts),
@@ -124,6 +126,9 @@ class RequestParser:
             usage_in_chunks=options is not None and bool(options.continuous_usage_stats),
             return_token_ids=bool(body.return_token_ids),
             names_ids=bool(body.return_tokens_as_token_ids),
+            prompt_logprobs=body.prompt_logprobs,
+            echoed_logprobs=echoed_logprobs(body),
+            has_answer=body.max_tokens != 0,
             form=form,
             echo=echo or {},
         )

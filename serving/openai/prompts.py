@@ -56,7 +56,7 @@ class Prompts:
             if len(token_ids) >= self._info.max_model_len:
                 raise context_length_exceeded(self._info.max_model_len, len(token_ids), "prompt")
             check_token_ids(token_ids, self._info, "prompt")
-        return Prompt(token_ids, self._tokenizer.decode(token_ids) if body.echo else "")
+        return Prompt(token_ids, self._tokenizer.decode(token_ids, shows_special=True) if body.echo else "")
 
     def _encode(
         self, text: str, body: ChatBody | CompletionBody, add_special_tokens: bool, is_limited: bool

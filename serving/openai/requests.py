@@ -28,7 +28,9 @@ class Generation:
 
 @dataclass(frozen=True)
 class ParsedRequest:
-    """``usage_in_chunks``: in each one of a stream. ``names_ids``: log probabilities name tokens by id."""
+    """``usage_in_chunks``: in each one of a stream. ``names_ids``: log probabilities name tokens by id.
+    ``prompt_logprobs`` and ``echoed_logprobs``: how many of each prompt token, in vLLM's form and among those of the
+    answer. Without ``has_answer`` only the prompt is wanted; the engine's one token is dropped."""
 
     kind: Kind
     prompts: tuple[Prompt, ...]
@@ -38,6 +40,9 @@ class ParsedRequest:
     usage_in_chunks: bool = False
     return_token_ids: bool = False
     names_ids: bool = False
+    prompt_logprobs: int | None = None
+    echoed_logprobs: int | None = None
+    has_answer: bool = True
     form: TextForm = PLAIN_TEXT
     echo: dict[str, Any] = field(default_factory=dict)  # what the answer repeats of the request
 

@@ -44,6 +44,9 @@ def sampling_params(
         "stop_token_ids": _token_ids(body.stop_token_ids or [], info, "stop_token_ids"),
         "logit_bias": _logit_bias(body, info),
         "logprobs": _num_logprobs(body),
+        "prompt_logprobs": max(
+            (n for n in (body.prompt_logprobs, echoed_logprobs(body)) if n is not None), default=None
+        ),
         "grammar": grammar,
     }
     values: dict[str, Any] = info.defaults | given
@@ -85,7 +88,8 @@ def _max_tokens(body: ChatBody | CompletionBody, info: ModelInfo, num_prompt_tok
         raise context_length_exceeded(info.max_model_len, num_prompt_tokens, prompt_param)
     if asked is not None and asked > room and not clip:
         raise _no_room(info.max_model_len, num_prompt_tokens, asked, param)
-    return min(default if asked is None else asked, room)
+    # For a prompt alone the engine samples one token, which is dropped.
+    return min(default if asked is None else max(asked, 1), room)
 
 
 def _no_room(max_model_len: int, num_prompt_tokens: int, asked: int, param: str) -> ApiError:
@@ -105,6 +109,11 @@ def _logit_bias(body: CommonBody, info: ModelInfo) -> dict[int, float]:
         check_token_ids([int(key)], info, "logit_bias")
         bias[int(key)] = value
     return bias
+
+
+def echoed_logprobs(body: ChatBody | CompletionBody) -> int | None:
+    """How many log probabilities of each prompt token stand before those of the answer."""
+    return body.logprobs if isinstance(body, CompletionBody) and body.echo else None
 
 
 def _num_logprobs(body: ChatBody | CompletionBody) -> int | None:

@@ -88,7 +88,11 @@ class OpenAIService:
         except BaseExceptionGroup as errors:
             raise errors.exceptions[0] from None  # the others failed of the same cause, or were cancelled
         choices = [task.result() for task in tasks]
-        return {**self._envelope(request, stream=False), "choices": choices, "usage": usage.whole()}
+        body = {**self._envelope(request, stream=False), "choices": choices, "usage": usage.whole()}
+        if request.kind == "chat" and request.prompt_logprobs is not None:
+            # There is one prompt, so vLLM has them beside the choices.
+            body["prompt_logprobs"] = [choice.pop("prompt_logprobs") for choice in choices].pop()
+        return body
 
     async def stream_events(self, request: ParsedRequest, usage: Usage | None = None) -> AsyncGenerator[bytes, None]:
         """Server-sent events. The first comes with the first token: the request was accepted then."""
@@ -135,7 +139,8 @@ class OpenAIService:
             yield event
 
     def _outputs(self, request: ParsedRequest, generation: Generation) -> AsyncGenerator[TextOutput, None]:
-        return self._engine.stream(request.prompt_of(generation).token_ids, generation.params, request.form)
+        outputs = self._engine.stream(request.prompt_of(generation).token_ids, generation.params, request.form)
+        return outputs if request.has_answer else _of_prompt_alone(outputs)
 
     async def _collect(self, request: ParsedRequest, generation: Generation, usage: Usage) -> dict[str, Any]:
         """One choice, whole."""
@@ -145,7 +150,7 @@ class OpenAIService:
                 async for output in outputs:
                     usage.add(generation.index, output)
                     format.collect(output)
-                    answer.add(output if output.logprobs is None else replace(output, logprobs=None))
+                    answer.add(replace(output, logprobs=None, prompt_logprobs=None))
         choice = {"index": generation.index, **format.whole(answer)}
         if request.return_token_ids:
             choice |= {"prompt_token_ids": request.prompt_of(generation).token_ids, "token_ids": answer.token_ids}
@@ -171,7 +176,7 @@ def _parts(
         parts.append(opening)
         if request.return_token_ids:
             opening["prompt_token_ids"] = request.prompt_of(generation).token_ids
-    has_news = output.text or output.reasoning or output.calls or output.logprobs
+    has_news = output.text or output.reasoning or output.calls or output.logprobs or output.prompt_logprobs
     if has_news or (request.return_token_ids and output.token_ids):
         parts += format.parts(output)
         if request.return_token_ids:
@@ -179,6 +184,20 @@ def _parts(
     if output.finish_reason is not None:
         parts.append(format.ending(output))
     return parts
+
+
+async def _of_prompt_alone(outputs: AsyncGenerator[TextOutput, None]) -> AsyncGenerator[TextOutput, None]:
+    """Without the one token that the engine has sampled."""
+    async with aclosing(outputs):
+        async for output in outputs:
+            reason = None if output.finish_reason is None else "length"
+            yield TextOutput(
+                "",
+                [],
+                finish_reason=reason,
+                num_cached_tokens=output.num_cached_tokens,
+                prompt_logprobs=output.prompt_logprobs,
+            )
 
 
 def _event(chunk: dict[str, Any]) -> bytes:

@@ -148,6 +148,7 @@ class CommonBody(SamplingBody, kw_only=True):
     guided_regex: str | None = None
     guided_choice: Choices | None = None
     guided_grammar: str | None = None
+    prompt_logprobs: Annotated[int, bound("prompt_logprobs", "so many of each prompt token; no streams")] | None = None
     user: Annotated[str | None, said("a label; changes nothing")] = None
 
 
@@ -171,5 +172,8 @@ class ChatBody(CommonBody, kw_only=True):
 
 class CompletionBody(CommonBody, kw_only=True):
     prompt: Annotated[str | list[str | Int | list[Int]], said("text, token ids, or several of either")]
-    logprobs: Annotated[int, bound("logprobs")] | None = None
-    echo: bool | None = None
+    max_tokens: Annotated[int, bound("max_tokens", "0 with echo or prompt_logprobs: the prompt alone", ge=0)] | None = (
+        None
+    )
+    logprobs: Annotated[int, bound("logprobs", "with echo also those of the prompt")] | None = None
+    echo: Annotated[bool | None, said("the text begins with the prompt")] = None

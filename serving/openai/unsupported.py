@@ -40,7 +40,6 @@ _BOTH: dict[str, tuple[Any, ...]] = {
     "no_repeat_ngram_size": (0,),
     "no_stop_trim": (False,),
     "priority": (0,),
-    "prompt_logprobs": (),
     "regex": (),
     "repeat_penalty": (1,),
     "spaces_between_special_tokens": (True,),

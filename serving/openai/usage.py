@@ -25,7 +25,7 @@ class Usage:
         self._num_tokens += len(output.token_ids)
         self._num_cached[index] = output.num_cached_tokens
         self._num_reasoning[index] = output.num_reasoning_tokens
-        if self._first_s is None:
+        if self._first_s is None and output.token_ids:
             self._first_s = time.monotonic() - self._began
         if output.finish_reason is not None:
             self._reasons.append(output.finish_reason)

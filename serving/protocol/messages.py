@@ -121,6 +121,7 @@ class TokenLogprobs(msgspec.Struct, frozen=True):
     logprob: float  # of the chosen token
     top_ids: list[int]  # best alternatives, best first
     top_logprobs: list[float]
+    rank: int = 0  # of a prompt's token among all, the likeliest is 1; sampled tokens have none
 
 
 class RequestOutput(msgspec.Struct, frozen=True, tag=True):
@@ -139,6 +140,7 @@ class RequestOutput(msgspec.Struct, frozen=True, tag=True):
     # "queue_full", "invalid_request", or a RowFailure's
     error_code: str | None = None
     num_cached_tokens: int = 0  # tokens of the prompt that a snapshot held
+    prompt_logprobs: list[TokenLogprobs] | None = None  # of the prompt's next tokens, from its second one on
 
 
 class StepOutputs(msgspec.Struct, frozen=True, array_like=True):
@@ -279,7 +281,7 @@ class StepResult(msgspec.Struct, frozen=True, tag=True):
     """From tensor rank 0 of the last stage: one token for each decode and each chunk with ``sample``, in that order.
 
     ``logprobs`` by row, of requests that asked for them. ``failures`` by row: the request ends with this error, and its
-    token has no meaning.
+    token has no meaning. ``prompt_logprobs`` by request, of the tokens that follow each one of its chunk.
     """
 
     step: int
@@ -287,6 +289,7 @@ class StepResult(msgspec.Struct, frozen=True, tag=True):
     token_ids: list[int]
     logprobs: dict[int, TokenLogprobs] = {}
     failures: dict[int, RowFailure] = {}
+    prompt_logprobs: dict[int, list[TokenLogprobs]] = {}
 
 
 class Shutdown(msgspec.Struct, frozen=True, tag=True):

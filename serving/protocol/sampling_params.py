@@ -13,8 +13,9 @@ class SamplingParams(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
 
     ``temperature`` 0 is greedy. ``top_k`` 0 keeps all tokens; -1 becomes 0. ``logprobs`` None returns none; n returns
     those of the chosen token and of the n best ones (natural log, of the model's own distribution before temperature
-    and penalties). ``grammar``, of llguidance's syntax, says which texts an answer may be; empty: any. The detokenizer
-    finds ``stop`` strings; the sampler and the engine apply everything else.
+    and penalties). ``prompt_logprobs``: the same of the prompt's tokens, from the second one on. ``grammar``, of
+    llguidance's syntax, says which texts an answer may be; empty: any. The detokenizer finds ``stop`` strings; the
+    sampler and the engine apply everything else.
     """
 
     max_tokens: int = 16
@@ -33,6 +34,7 @@ class SamplingParams(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     ignore_eos: bool = False
     include_stop_str_in_output: bool = False
     logprobs: int | None = None
+    prompt_logprobs: int | None = None
     grammar: str = ""
 
     def __post_init__(self) -> None:
@@ -65,6 +67,7 @@ BOUNDS = {  # of each number in the field; of a dictionary's keys
     "logit_bias": Bounds(0, INT64_MAX),
     "stop_token_ids": Bounds(0, INT64_MAX),
     "logprobs": Bounds(0, 20),
+    "prompt_logprobs": Bounds(0, 20),
 }
 _BIAS = Bounds(-100, 100)
 

@@ -12,20 +12,24 @@ import torch
 
 from splitrank.models.batch import Batch, Chunk, PrefillRows, StateCopy
 from splitrank.models.rounding import pages_needed
-from splitrank.serving.protocol.messages import ChunkPlan, SnapshotPlan
+from splitrank.serving.protocol.messages import ChunkPlan, SnapshotPlan, TokenLogprobs
+from splitrank.serving.rank.prompt_logprobs import Piece, ScoredRows, scored_rows
 from splitrank.serving.rank.request_table import RequestTable
 
 
 @dataclass(frozen=True)
 class PlannedBatch:
     """``sampled`` are the slots of ``batch.sample_rows``, row for row: decodes, then chunks, in the plan's order.
-    ``copies`` holds the states that are copied inside a chunk, by snapshot number."""
+    ``copies`` holds the states that are copied inside a chunk, by snapshot number. ``scored`` are chunks whose prompts
+    want log probabilities; ``Steps.forward`` fills ``prompt_logprobs`` on the sampling rank, by request."""
 
     batch: Any  # ``models.batch.Batch``, or on a GPU ``models.ops.gpu.batch.GpuBatch``
     host_slots: npt.NDArray[np.int64]  # batch.decode_slots
     sampled: list[int]
     copies: dict[int, StateCopy] = field(default_factory=dict)
     ends: tuple[tuple[int, int], ...] = ()  # of chunks: slot, and tokens that it has after the step
+    scored: tuple[ScoredRows, ...] = ()
+    prompt_logprobs: dict[int, list[TokenLogprobs]] = field(default_factory=dict)
 
 
 _NONE = torch.empty(0, dtype=torch.int64)
@@ -63,7 +67,11 @@ def make_batch(
     )
     copies_inside = {number: copy for inside in copies for number, copy in inside.items()}
     after = tuple((chunk.slot, chunk.start + chunk.length) for chunk in prefills.chunks)
-    return PlannedBatch(batch, host_slots, sampled, copies_inside, after)
+    pieces = [
+        *single_pieces(table, singles, len(decodes)),
+        *(Piece(chunk.slot, chunk.row, chunk.start, chunk.length) for chunk in prefills.chunks),
+    ]
+    return PlannedBatch(batch, host_slots, sampled, copies_inside, after, scored_rows(table, pieces))
 
 
 def _decode_batch(table: RequestTable, host_slots: npt.NDArray[np.int64]) -> Batch:
@@ -97,6 +105,15 @@ def _rows(count: int) -> npt.NDArray[np.int64]:
 def is_single(table: RequestTable, chunk: ChunkPlan) -> bool:
     """Whether a chunk is computed as a decode row: one token, of a sequence that has a state."""
     return chunk.num_tokens == 1 and table.host_lengths[chunk.slot] > 0
+
+
+def single_pieces(table: RequestTable, singles: list[ChunkPlan], first_row: int) -> list[Piece]:
+    """Chunks that are computed as decode rows, from ``first_row`` on."""
+    starts = (int(table.host_lengths[chunk.slot]) for chunk in singles)
+    return [
+        Piece(chunk.slot, first_row + row, start, 1)
+        for row, (chunk, start) in enumerate(zip(singles, starts, strict=True))
+    ]
 
 
 def span_of(table: RequestTable, chunk: ChunkPlan) -> slice:

@@ -11,6 +11,7 @@ from splitrank.models.hidden_states import HiddenStates
 from splitrank.models.qwen3_5 import Stage
 from splitrank.serving.protocol.messages import ChunkPlan, SnapshotPlan
 from splitrank.serving.rank.batch_builder import PlannedBatch, make_batch
+from splitrank.serving.rank.prompt_logprobs import score_prompts
 from splitrank.serving.rank.request_table import RequestTable
 from splitrank.serving.rank.sampler import SampledRow, sample
 from splitrank.serving.rank.sampling_state import SamplingState
@@ -44,8 +45,12 @@ class CpuSteps:
         return make_batch(self._table, decodes, chunks, saved)
 
     def forward(self, planned: PlannedBatch, states: HiddenStates | None) -> HiddenStates | torch.Tensor:
-        output: HiddenStates | torch.Tensor = self._model(planned.batch, states, self._cache, self._collectives)
-        return output
+        model, batch = self._model, planned.batch
+        states = model.run_layers(batch, states, self._cache, self._collectives)
+        if not model.stage.is_last:
+            return model.ops.joined(states)
+        planned.prompt_logprobs.update(score_prompts(model, states, planned, self._collectives))
+        return model.logits(states, batch, self._collectives)
 
     def sample(self, planned: PlannedBatch, logits: torch.Tensor, states: list[SamplingState]) -> SampledTokens:
         return SampledTokens(sample(logits.float(), states))

@@ -13,7 +13,8 @@ from splitrank.models.ops.gpu.batch import GpuBatch, Round
 from splitrank.models.ops.gpu.sequences import Sequences, place, to_device
 from splitrank.models.rounding import pages_needed
 from splitrank.serving.protocol.messages import ChunkPlan, SnapshotPlan
-from splitrank.serving.rank.batch_builder import PlannedBatch, copies_inside_of, is_single, span_of
+from splitrank.serving.rank.batch_builder import PlannedBatch, copies_inside_of, is_single, single_pieces, span_of
+from splitrank.serving.rank.prompt_logprobs import Piece, scored_rows
 from splitrank.serving.rank.request_table import RequestTable
 
 
@@ -79,8 +80,18 @@ def make_gpu_batch(
     )
     ends = tuple((chunk.slot, span_of(table, chunk).stop) for chunk in longer)
     copies_inside = {number: copy for inside in copies.values() for number, copy in inside.items()}
-    of_samples = numbers["sample_slots"], numbers["num_samples"]
-    return PlannedGpuBatch(batch, host_slots, sampled, copies_inside, ends, *of_samples)
+    pieces = single_pieces(table, singles, len(decodes))
+    pieces += [Piece(one.slot, first, one.start, one.length) for one, first in zip(segments, firsts, strict=False)]
+    return PlannedGpuBatch(
+        batch,
+        host_slots,
+        sampled,
+        copies_inside,
+        ends,
+        scored_rows(table, pieces),
+        sample_slots=numbers["sample_slots"],
+        num_samples=numbers["num_samples"],
+    )
 
 
 def _segments(table: RequestTable, chunk: ChunkPlan, copies: list[StateCopy]) -> list[_Segment]:

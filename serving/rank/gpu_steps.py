@@ -25,6 +25,7 @@ from splitrank.serving.protocol.messages import ChunkPlan, SnapshotPlan
 from splitrank.serving.rank.decode_graphs import DecodeGraphs, DecodeStep, StepOutput
 from splitrank.serving.rank.device_writes import DeviceWrites
 from splitrank.serving.rank.gpu_batch_builder import PlannedGpuBatch, make_gpu_batch
+from splitrank.serving.rank.prompt_logprobs import score_prompts
 from splitrank.serving.rank.request_table import RequestTable
 from splitrank.serving.rank.sampler import SampledRow, bad_numbers
 from splitrank.serving.rank.sampler import sample as sample_on_host
@@ -161,7 +162,9 @@ class GpuSteps:
         else:
             assert planned.sample_slots is not None
             assert planned.num_samples is not None
-            output = self._compute(batch, states, planned.sample_slots, planned.num_samples, greedy=False)
+            output = self._compute(
+                batch, states, planned.sample_slots, planned.num_samples, greedy=False, planned=planned
+            )
             if batch.num_decodes:
                 advance_rows(batch.decode_slots, self._table.lengths, batch.num_live)
         if output.states is not None:
@@ -180,9 +183,16 @@ class GpuSteps:
         return DeviceTokens(*_to_host(output.tokens[:count], output.largest[:count]), places, by_host)
 
     def _compute(
-        self, batch: GpuBatch, states: HiddenStates | None, slots: torch.Tensor, num_live: torch.Tensor, greedy: bool
+        self,
+        batch: GpuBatch,
+        states: HiddenStates | None,
+        slots: torch.Tensor,
+        num_live: torch.Tensor,
+        greedy: bool,
+        planned: PlannedGpuBatch | None = None,
     ) -> StepOutput:
-        """The stage, and the draw for ``slots``, of which ``num_live`` are no padding."""
+        """The stage, and the draw for ``slots``, of which ``num_live`` are no padding. ``planned`` may want log
+        probabilities of its prompts, for which the host waits."""
         model, sampler = self._model, self._sampler
         states = model.run_layers(batch, states, self._cache, self._collectives)
         if not model.stage.is_last:
@@ -193,6 +203,8 @@ class GpuSteps:
             tokens, largest = model.ops.likeliest(states, model.norm, model.lm_head.stored)
             sampler.keep(slots, tokens, num_live)
             return StepOutput(tokens=tokens, largest=largest)
+        if planned is not None:
+            planned.prompt_logprobs.update(score_prompts(model, states, planned, self._collectives))
         logits = model.logits(states, batch, self._collectives)
         if sampler is None or batch.num_samples == 0:
             return StepOutput(logits=logits)

@@ -25,6 +25,7 @@ class Row:
     request: int
     prompt: torch.Tensor  # [P] int64, on the host
     sampling: SamplingState | None = None
+    prompt_logprobs: int | None = None  # of ``SamplingParams``, on every rank: the head is split over tensor ranks
 
 
 @dataclass(frozen=True)
@@ -80,9 +81,8 @@ class RequestTable:
     def admit(self, new: AdmittedRequest, sampling: SamplingState | None) -> None:
         """A row without pages; ``new.start`` of its tokens will come from a snapshot."""
         prompt = torch.tensor(new.prompt_token_ids, dtype=torch.int64)
-        self.put(
-            new.slot, MovedRow(Row(new.request_number, prompt, sampling), new.start, self.last_tokens.new_zeros(()))
-        )
+        row = Row(new.request_number, prompt, sampling, new.params.prompt_logprobs)
+        self.put(new.slot, MovedRow(row, new.start, self.last_tokens.new_zeros(())))
 
     def put(self, slot: int, moved: MovedRow) -> None:
         assert slot not in self.rows, f"slot {slot} belongs to request {self.rows[slot].request}"

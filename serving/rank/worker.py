@@ -25,7 +25,7 @@ from splitrank.models.torch_dtype import torch_dtype
 from splitrank.models.verify_weights import verify_weights
 from splitrank.models.weight_plan import WeightPlan, audit_plan, plan_weights
 from splitrank.serving.grammar.matcher import Matchers
-from splitrank.serving.protocol.messages import AdmittedRequest, LaunchSpec, StepPlan, StepResult
+from splitrank.serving.protocol.messages import AdmittedRequest, LaunchSpec, StepPlan, StepResult, TokenLogprobs
 from splitrank.serving.rank.batch_builder import PlannedBatch
 from splitrank.serving.rank.device import make_operations, make_steps, start_compiling
 from splitrank.serving.rank.request_table import MovedRow, RequestTable
@@ -46,6 +46,7 @@ class LaunchedStep:
     plan_hash: str
     sampled: list[int]
     tokens: PendingTokens | None
+    prompt_logprobs: dict[int, list[TokenLogprobs]]
 
     @property
     def is_done(self) -> bool:
@@ -159,7 +160,7 @@ class Worker:
         self.table.advance(planned.host_slots, planned.ends)
         self._save_snapshots(plan, planned)
         tokens = self._sample(planned, logits) if logits is not None and self.is_sampling_rank else None
-        return LaunchedStep(plan.step, plan_hash, planned.sampled, tokens)
+        return LaunchedStep(plan.step, plan_hash, planned.sampled, tokens, planned.prompt_logprobs)
 
     @torch.inference_mode()
     def collect(self, launched: LaunchedStep) -> StepResult | None:
@@ -179,7 +180,8 @@ class Worker:
         self.mesh.collectives.check()  # the tokens are on the host: nothing of this step is still running
         failures = {number: row.failure for number, row in enumerate(rows) if row.failure is not None}
         logprobs = {number: row.logprobs for number, row in enumerate(rows) if row.logprobs is not None}
-        return StepResult(launched.step, launched.plan_hash, [row.token for row in rows], logprobs, failures)
+        tokens, of_prompts = [row.token for row in rows], launched.prompt_logprobs
+        return StepResult(launched.step, launched.plan_hash, tokens, logprobs, failures, of_prompts)
 
     def _forward(self, planned: PlannedBatch, step: int, plan_hash: str) -> Logits | None:
         """Receives from the stage before, runs this stage, sends to the next; logits on the last stage."""

@@ -39,6 +39,7 @@ class TextOutput:
     is_thinking: bool = False  # the thoughts have not ended yet
     calls: list[CallDelta] = field(default_factory=list)  # of tools
     has_calls: bool = False  # so far, and each of them has ended
+    prompt_logprobs: list[TokenLogprobs] | None = None  # of the prompt's next tokens, from its second one on
 
 
 class Client(Protocol):
@@ -90,6 +91,8 @@ class TextEngine:
                 if output.finish_reason in ("error", "abort"):
                     message = output.error or "the request was aborted by the engine"
                     raise RequestEndedError(message, output.error_code or "aborted")
+                if any(one.logprob != one.logprob for one in output.prompt_logprobs or ()):
+                    raise RequestEndedError("the model's logits for the prompt hold NaN", "invalid_numbers")
                 text_output = _to_text(output, detokenizer, params)
                 yield text_output
                 if text_output.finish_reason is not None:
@@ -127,6 +130,7 @@ def _to_text(output: RequestOutput, detokenizer: Detokenizer, params: SamplingPa
         is_thinking=detokenizer.is_thinking,
         calls=[delta for piece in pieces for delta in piece.calls],
         has_calls=detokenizer.has_calls,
+        prompt_logprobs=output.prompt_logprobs,
     )
 
 

@@ -229,3 +229,26 @@ def test_thoughts_are_apart_from_the_answer(server: Server) -> None:
     direct = ask_chat(server, messages=problem, max_tokens=256, reasoning_effort="none").choices[0].message
     assert direct.reasoning_content is None
     assert "14 + 9" in direct.content
+
+
+def test_a_harness_scores_continuations(server: Server) -> None:
+    """As lm-eval does: prompts as ids, of which the last ones are judged. The likeliest continuation is found to be so,
+    and prompts that share a beginning, which the prefix cache keeps, are computed whole."""
+    prompt = (
+        complete(server, max_tokens=70, extra_body={"return_token_ids": True, "ignore_eos": True}).choices[0].token_ids
+    )
+    likely = token_ids(server, prompt=prompt, max_tokens=6)
+    asked = [prompt + likely, prompt + likely[:2] + [likely[2] + 1]]
+    for _ in range(3):
+        answer = complete(server, prompt=asked, max_tokens=1, logprobs=1, echo=True)
+        (good, bad), usage = [choice.logprobs for choice in answer.choices], answer.usage
+        assert usage.prompt_tokens_details.cached_tokens == 0
+        for one, ids in ((good, asked[0]), (bad, asked[1])):
+            assert len(one.token_logprobs) == len(one.tokens) == len(one.text_offset) == len(ids) + 1
+            assert one.token_logprobs[0] is None
+        greedy = [
+            own == max(top.values())
+            for own, top in zip(good.token_logprobs[70:-1], good.top_logprobs[70:-1], strict=True)
+        ]
+        assert greedy == [True] * 6
+        assert bad.token_logprobs[72] < max(bad.top_logprobs[72].values())

@@ -44,12 +44,30 @@ def answer(tokenizer: Tokenizer, text: str) -> Script:
     token_ids, eos = tokenizer.encode(text), tokenizer.encode("<|im_end|>")[0]
 
     def script(prompt: list[int], params: SamplingParams) -> list[RequestOutput]:
+        of_prompt = _prompt_outputs(prompt, params)
         outputs = [_output(token_id, params) for token_id in token_ids]
         if len(outputs) < params.max_tokens:
-            return [*outputs, _output(eos, params, finish_reason="stop", stop_token_id=eos)]
-        return [*outputs[: params.max_tokens - 1], _output(token_ids[params.max_tokens - 1], params, "length")]
+            return [*of_prompt, *outputs, _output(eos, params, finish_reason="stop", stop_token_id=eos)]
+        outputs = outputs[: params.max_tokens - 1]
+        return [*of_prompt, *outputs, _output(token_ids[params.max_tokens - 1], params, "length")]
 
     return script
+
+
+def _prompt_outputs(prompt: list[int], params: SamplingParams) -> list[RequestOutput]:
+    """Two tokens an output. The best token is 0, then the prompt's own."""
+    if params.prompt_logprobs is None:
+        return []
+    scores = [
+        TokenLogprobs(
+            -float(place), [0, token][: params.prompt_logprobs], [-0.25, -float(place)][: params.prompt_logprobs], 2
+        )
+        for place, token in enumerate(prompt)
+    ]
+    return [
+        RequestOutput("0", [], prompt_logprobs=scores[begin : begin + 2][: len(prompt) - begin])
+        for begin in range(1, len(prompt), 2)
+    ]
 
 
 def refuse(code: str, message: str) -> Script:

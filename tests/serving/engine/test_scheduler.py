@@ -3,8 +3,10 @@
 import random
 from itertools import pairwise
 
+import msgspec
 import pytest
 
+from splitrank.serving.protocol.messages import StepPlan, StepResult, TokenLogprobs
 from tests.support.fake_model import FAILURE, expected_tokens, small_spec
 from tests.support.scheduler_loop import Loop
 
@@ -346,3 +348,27 @@ def test_every_depth_gives_the_tokens_of_the_simple_loop_and_preemption_happens(
         assert tokens == simple
         preemptions.append(loop.scheduler.stats().preemptions)
     assert all(preemptions), f"a workload without preemption proves nothing about it: {preemptions}"
+
+
+def test_log_probabilities_of_a_prompt_come_chunk_by_chunk() -> None:
+    class Scoring:
+        """The fake model, which also scores the tokens that follow each token of a chunk."""
+
+        def execute(self, plan: StepPlan, plan_hash: str) -> StepResult:
+            result = loop.model.execute(plan, plan_hash)
+            spans = [span for span in loop.model.spans if span.start < 20]
+            scores = {
+                one.request: [TokenLogprobs(-float(n), [], []) for n in range(one.start + 1, min(one.end + 1, 20))]
+                for one in spans
+            }
+            return msgspec.structs.replace(result, prompt_logprobs=scores)
+
+    loop = Loop(small_spec())
+    loop.executor = Scoring()
+    loop.add("a", list(range(20)), max_tokens=2, prompt_logprobs=0)
+    outputs = []
+    while loop.plan() is not None:
+        outputs += loop.scheduler.commit(loop.results.popleft()).all()
+    found = [[-int(one.logprob) for one in output.prompt_logprobs or ()] for output in outputs]
+    assert found == [[*range(1, 9)], [*range(9, 17)], [*range(17, 20)], []]
+    assert [len(output.token_ids) for output in outputs] == [0, 0, 1, 1]

@@ -314,3 +314,14 @@ def test_an_answer_that_stops_is_kept_as_far_as_it_was_computed(plans_ahead: boo
         history = [*prompt, *loop.tokens[name]]
         ends.append(len(history))
     assert cached(loop, "2", "3") == [end - (not plans_ahead) for end in ends[1:3]]
+
+
+def test_a_prompt_whose_log_probabilities_are_wanted_is_computed_whole() -> None:
+    """Others begin from its snapshots, and it begins from none."""
+    loop = Loop(caching_spec())
+    prompt = [*SHARED, 40, 41]
+    for name in ("first", "second"):
+        loop.add(name, prompt, max_tokens=2, prompt_logprobs=0)
+        loop.run()
+    ask(loop, "third", prompt)
+    assert cached(loop, "first", "second", "third") == [0, 0, 16]

@@ -78,6 +78,7 @@ KINDS = {
         ("/v1/chat/completions", CHAT | {"logprobs": True, "top_logprobs": 2}),
         ("/v1/completions", PROMPT | {"logprobs": 1, "return_token_ids": True}),
         ("/v1/completions", PROMPT | {"stop": "l", "echo": True, "n": 2}),
+        ("/v1/completions", PROMPT | {"logprobs": 2, "echo": True}),
     ],
 )
 def test_answers_are_what_it_says(tmp_path: Path, path: str, body: dict[str, Any]) -> None:

@@ -3,6 +3,8 @@
 import asyncio
 from collections.abc import Awaitable, Callable
 
+import msgspec
+
 from splitrank.serving.launch.output_stream import OutputStream
 from splitrank.serving.protocol.messages import RequestOutput, TokenLogprobs
 
@@ -21,10 +23,12 @@ def output(*tokens: int, **fields: object) -> RequestOutput:
 def test_what_has_come_together_is_one_output() -> None:
     async def test(stream: OutputStream) -> None:
         logprobs = [TokenLogprobs(-float(token), [token], [-1.0]) for token in range(3)]
-        stream.put(output(1, logprobs=logprobs[:1], num_cached_tokens=64))
+        stream.put(output(prompt_logprobs=logprobs[:2]))
+        stream.put(output(1, logprobs=logprobs[:1], num_cached_tokens=64, prompt_logprobs=logprobs[2:]))
         stream.put(output(2, logprobs=logprobs[1:2]))
         stream.put(output(3, logprobs=logprobs[2:], finish_reason="stop", stop_token_id=3))
         joined = output(1, 2, 3, logprobs=logprobs, finish_reason="stop", stop_token_id=3, num_cached_tokens=64)
+        joined = msgspec.structs.replace(joined, prompt_logprobs=logprobs)
         assert await stream.get() == joined
 
     run(test)

@@ -164,7 +164,11 @@ def test_bad_chat_values(parser: RequestParser, fields: dict[str, Any], param: s
         ({"prompt": ["a"] * 257}, "prompt"),
         ({"logprobs": 21}, "logprobs"),
         ({"logprobs": True}, "logprobs"),
-        ({"logprobs": 0, "echo": True}, "echo"),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"max_tokens": -1, "echo": True}, "max_tokens"),
+        ({"prompt_logprobs": -1}, "prompt_logprobs"),
+        ({"prompt_logprobs": 21}, "prompt_logprobs"),
+        ({"prompt_logprobs": 1, "stream": True}, "prompt_logprobs"),
     ],
 )
 def test_bad_completion_values(parser: RequestParser, fields: dict[str, Any], param: str) -> None:
@@ -188,7 +192,6 @@ def test_a_missing_prompt_is_named(parser: RequestParser) -> None:
         ({"audio": {}}, {"audio": None}),
         ({"chat_template": "{{ 1 }}"}, {"chat_template": None}),
         ({"length_penalty": True}, {"length_penalty": 1.0}),
-        ({"prompt_logprobs": 1}, {"prompt_logprobs": None}),
     ],
 )
 def test_unsupported_chat_values(parser: RequestParser, fields: dict[str, Any], harmless: dict[str, Any]) -> None:

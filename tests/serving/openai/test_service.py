@@ -14,7 +14,7 @@ from splitrank.serving.openai.errors import ApiError
 from splitrank.serving.openai.formats import ChatChoice, Collected, CompletionChoice
 from splitrank.serving.openai.logprobs import TokenNames
 from splitrank.serving.openai.parser import CHAT_URL, COMPLETIONS_URL
-from splitrank.serving.openai.requests import Prompt
+from splitrank.serving.openai.requests import ParsedRequest, Prompt
 from splitrank.serving.openai.service import OpenAIService
 from splitrank.serving.protocol.messages import RequestOutput, TokenLogprobs
 from splitrank.serving.text.text_engine import TextEngine, TextOutput
@@ -182,7 +182,8 @@ def test_a_long_answer_is_no_work_at_its_end(tmp_path: Path) -> None:
     tokenizer = make_tokenizer(tmp_path)
     output = TextOutput("a", [5], [TokenLogprobs(-0.5, [5, 6], [-0.5, -1.0])])
     for kind in (ChatChoice, CompletionChoice):
-        choice, answer = kind(TokenNames(tokenizer), Prompt([1], "")), Collected()
+        request = ParsedRequest("chat", (), ())
+        choice, answer = kind(TokenNames(tokenizer), Prompt([1], ""), request), Collected()
         for _ in range(3):
             choice.collect(output)
             answer.add(output)

@@ -17,6 +17,7 @@ from splitrank.serving.protocol.messages import (
     StepPlan,
     StepResult,
     SwapPlan,
+    TokenLogprobs,
 )
 from splitrank.serving.protocol.sampling_params import SamplingParams
 from splitrank.serving.rank.decode_graphs import DecodeStep
@@ -70,7 +71,7 @@ def pages(*slots: int) -> list[NewPages]:
 def test_mixed_steps_sampling_swaps_and_logprobs(folder: Path, tmp_path: Path) -> None:
     params = [
         SamplingParams(temperature=0.0),
-        SamplingParams(temperature=0.7, top_k=20, top_p=0.9, seed=5),
+        SamplingParams(temperature=0.7, top_k=20, top_p=0.9, seed=5, prompt_logprobs=2),
         SamplingParams(temperature=0.0, logprobs=2),
         SamplingParams(temperature=0.8, seed=1, presence_penalty=0.5),
     ]
@@ -92,15 +93,35 @@ def test_mixed_steps_sampling_swaps_and_logprobs(folder: Path, tmp_path: Path) -
         for row, logprobs in ours.logprobs.items():
             assert logprobs.top_ids == expected.logprobs[row].top_ids
             assert logprobs.top_logprobs == pytest.approx(expected.logprobs[row].top_logprobs, abs=1e-4)
+    assert [len(prompt_logprobs_of(result, 1)) for result in on_cpu[:3]] == [64, 5, 0]
+    compare_prompt_logprobs(on_gpu, on_cpu)
+
+
+def prompt_logprobs_of(result: StepResult, request: int) -> list[TokenLogprobs]:
+    return result.prompt_logprobs.get(request, [])
+
+
+def compare_prompt_logprobs(on_gpu: list[StepResult], on_cpu: list[StepResult]) -> None:
+    for ours, expected in zip(on_gpu, on_cpu, strict=True):
+        assert ours.prompt_logprobs.keys() == expected.prompt_logprobs.keys()
+        for request in expected.prompt_logprobs:
+            pairs = zip(prompt_logprobs_of(ours, request), prompt_logprobs_of(expected, request), strict=True)
+            for found, other in pairs:
+                assert (found.rank, found.top_ids) == (other.rank, other.top_ids)
+                assert found.logprob == pytest.approx(other.logprob, abs=1e-4)
 
 
 def test_a_state_saved_inside_a_chunk_is_gone_on_from(folder: Path, tmp_path: Path) -> None:
     """Two prompts that share 64 tokens; the second begins where the first was saved, in another slot."""
-    shared, greedy = prompt(80), SamplingParams(temperature=0.0)
+    shared, greedy, asks = (
+        prompt(80),
+        SamplingParams(temperature=0.0),
+        SamplingParams(temperature=0.0, prompt_logprobs=2),
+    )
     second = shared[:64] + prompt(7)
     plans = [
         StepPlan(
-            0, "", admitted=[admitted(0, 0, shared, greedy), admitted(1, 1, prompt(9), greedy)], pages=pages(0, 1),
+            0, "", admitted=[admitted(0, 0, shared, asks), admitted(1, 1, prompt(9), greedy)], pages=pages(0, 1),
             chunks=[ChunkPlan(0, 80, True), ChunkPlan(1, 9, True)], saved=[SnapshotPlan(7, 64, 0)],
         ),
         StepPlan(
@@ -111,6 +132,8 @@ def test_a_state_saved_inside_a_chunk_is_gone_on_from(folder: Path, tmp_path: Pa
     ]  # fmt: skip
     on_cpu, on_gpu = both(folder, tmp_path, plans)
     assert [result.token_ids for result in on_gpu] == [result.token_ids for result in on_cpu]
+    assert len(prompt_logprobs_of(on_cpu[0], 0)) == 79  # its rows lie in two rounds, with the other prompt's between
+    compare_prompt_logprobs(on_gpu, on_cpu)
 
 
 # Experts leave the parts of padded rows unwritten, and numpy warns of what lies there, in the interpreter.
