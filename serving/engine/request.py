@@ -19,11 +19,12 @@ class Request:
     The last prompt chunk samples generated token 0. A decode takes generated token n as input and samples n + 1. So the
     last generated token is no input, unless a step was planned before that token was known to be the last.
 
-    ``number`` is the order of arrival and is never reused: the smaller, the older.
+    ``number`` is the order of arrival and is never reused. ``order`` is the order in which requests are served: by
+    priority, then by arrival. "Older" means: of smaller order.
     """
 
     __slots__ = (
-        "_columns", "_pages", "aborted", "ended", "max_new_tokens", "num_cached", "number", "output_token_ids",
+        "_columns", "_pages", "aborted", "ended", "max_new_tokens", "num_cached", "number", "order", "output_token_ids",
         "params", "place", "prompt_token_ids", "request_id", "status", "was_regular",
     )  # fmt: skip
 
@@ -37,6 +38,7 @@ class Request:
         columns: RequestColumns,
     ) -> None:
         self.number, self.request_id, self.params = number, request_id, params
+        self.order = (params.priority, number)
         self.prompt_token_ids, self.max_new_tokens = prompt_token_ids, max_new_tokens
         self.output_token_ids: list[int] = []
         self.status = Status.WAITING

@@ -1,6 +1,6 @@
 """Which requests own KV pages and a slot, which are swapped out to host memory, and which are preempted for others.
 
-Older requests go first; the request number is the age. When a running request lacks pages, the youngest running ones
+Older requests go first, by ``Request.order``. When a running request lacks pages, the youngest running ones
 are swapped out until there are enough. So every running request is older than every swapped one. A request that a step
 in flight computes cannot be swapped out. The older request, and all that are younger, then wait for that step.
 """
@@ -32,7 +32,8 @@ class Residents:
     def places(self) -> Places:
         """Places of the running requests, oldest first."""
         if self._places is None:
-            self._places = np.array([self.running[number].place for number in sorted(self.running)], dtype=np.int64)
+            by_age = sorted(self.running.values(), key=lambda request: request.order)
+            self._places = np.array([request.place for request in by_age], dtype=np.int64)
         return self._places
 
     def by_age(self) -> list[Request]:
@@ -60,6 +61,11 @@ class Residents:
         self.running[request.number] = request
         self._places = None
 
+    @property
+    def next_swapped(self) -> Request | None:
+        """The oldest one."""
+        return min(self.swapped.values(), key=lambda request: request.order, default=None)
+
     def swap_in(self, builder: StepBuilder, request: Request) -> None:
         del self.swapped[request.number]
         self.start(request)
@@ -85,7 +91,7 @@ class Residents:
         victims: list[Request] = []
         num_free = self.pages.num_free
         for victim in reversed(self.by_age()):
-            if victim.number <= request.number or num_free >= missing:
+            if victim.order <= request.order or num_free >= missing:
                 break
             victims.append(victim)
             num_free += victim.num_pages
@@ -131,4 +137,5 @@ class Residents:
         assert self.places.tolist() == [request.place for request in self.by_age()]
         assert self._columns.num_pages[self.places].tolist() == [request.num_pages for request in self.by_age()]
         assert all(one.slot < 0 and not one.pages and not one.num_in_flight for one in self.swapped.values())
-        assert max(self.running, default=-1) < min(self.swapped, default=2**63), "a swapped request is older"
+        orders = [request.order for request in self.by_age()], sorted(one.order for one in self.swapped.values())
+        assert not all(orders) or orders[0][-1] < orders[1][0], "a swapped request is older"

@@ -3,13 +3,14 @@
 A step is filled in this order:
 1. running requests, oldest first: one token for each that decodes, the next prefill chunk for each other. Decodes are
    spread evenly over the microbatches; the chunks of a step have at most ``max_prefill_tokens`` tokens together;
-2. swapped-out requests, oldest first;
-3. new requests, in order of arrival.
-2 and 3 are skipped when a running request found no free KV pages; then the youngest running requests are swapped out
-(``residents.py``). So running requests are always older than swapped ones, and those are older than waiting ones. No
-request gets a page that an older one asked for and could have used.
+2. swapped-out and new requests, oldest first, until one has no room.
+2 is skipped when a running request found no free KV pages; then the youngest running requests are swapped out
+(``residents.py``). Age is the order of priority, then of arrival. So running requests are always older than swapped
+ones, and of one priority, swapped ones are older than waiting ones. No request gets a page that an older one asked for
+and could have used. A running request gives its slot up for none that comes later, whatever the priority.
 """
 
+from bisect import insort
 from collections import deque
 
 import numpy as np
@@ -51,7 +52,7 @@ class Scheduler:
         self._residents = Residents(spec, self._columns)
         self._snapshots = Snapshots(spec)
         self._requests: dict[str, Request] = {}  # every open one
-        self._waiting: deque[Request] = deque()
+        self._waiting: list[Request] = []  # oldest first
         self._in_flight: deque[StepInFlight] = deque()
         self._released: list[int] = []
         self._num_ended = 0  # open requests whose last output was sent, but that a step in flight still computes
@@ -72,7 +73,7 @@ class Scheduler:
         request = Request(self._next_number, message.request_id, prompt, message.params, max_new_tokens, self._columns)
         self._next_number += 1
         self._requests[request.request_id] = request
-        self._waiting.append(request)
+        insort(self._waiting, request, key=lambda one: one.order)
         return None
 
     def abort(self, request_id: str) -> RequestOutput | None:
@@ -120,9 +121,7 @@ class Scheduler:
         builder = StepBuilder()
         self._plan_running(builder)
         if not builder.is_short_of_pages:
-            self._swap_in(builder)
-            if not self._residents.swapped:
-                self._admit(builder)
+            self._bring_in(builder)
             if not builder.num_rows and self._num_microbatches > 1:
                 self._plan_running(builder, may_wait=True)
         return self._seal(builder, previous_hash) if builder.num_rows or (self.is_idle and self._released) else None
@@ -189,43 +188,48 @@ class Scheduler:
         num_tokens = request.next_end(self._spec.chunked_prefill_size) - request.num_scheduled
         return builder.num_prefill_tokens + num_tokens <= self._spec.max_prefill_tokens
 
-    def _swap_in(self, builder: StepBuilder) -> None:
-        """Oldest first, and only when there is room for its next chunk or token and for the rest of its prompt."""
-        for number in sorted(self._residents.swapped):
-            request = self._residents.swapped[number]
-            end = max(request.next_end(self._spec.chunked_prefill_size), len(request.prompt_token_ids))
-            if not self._residents.has_room(end):
-                return
-            self._residents.swap_in(builder, request)
-            # The step that swaps it in may compute its next chunk or token already.
-            if (
-                self._chunk_fits(builder, request)
-                if request.is_prefilling
-                else len(builder.decoding) < self._decode_limit()
-            ):
-                self._plan_request(builder, request)
-
-    def _admit(self, builder: StepBuilder) -> None:
+    def _bring_in(self, builder: StepBuilder) -> None:
+        """Swapped-out and waiting requests, oldest first, until one has no room."""
         # Short prompts are spread like decodes. If all went into one step, the other stages would idle.
         limit = rows_of_step(len(self._requests) - self._num_ended, self._num_microbatches, self._next_step)
-        while self._waiting and builder.num_rows < limit:
-            request = self._waiting[0]
-            if not self._residents.has_room(len(request.prompt_token_ids)):
-                return
-            request.num_scheduled = self._snapshots.cached_tokens(request, self._next_step)
-            if not self._chunk_fits(builder, request):
-                return
-            self._waiting.popleft()
-            self._residents.start(request)
-            request.num_cached = request.num_scheduled
-            builder.admitted.append(
-                AdmittedRequest(
-                    request.slot, request.number, request.prompt_token_ids, request.params, request.num_cached
-                )
-            )
-            self._counters.cached_tokens += request.num_cached
-            self._snapshots.admit(request)
+        has_come_in = True
+        while has_come_in:
+            swapped = self._residents.next_swapped
+            waiting = self._waiting[0] if self._waiting else None
+            if swapped is not None and (waiting is None or swapped.order < waiting.order):
+                has_come_in = self._swap_in(builder, swapped)
+            else:
+                has_come_in = waiting is not None and builder.num_rows < limit and self._admit(builder, waiting)
+
+    def _swap_in(self, builder: StepBuilder, request: Request) -> bool:
+        """Only when there is room for its next chunk or token and for the rest of its prompt."""
+        end = max(request.next_end(self._spec.chunked_prefill_size), len(request.prompt_token_ids))
+        if not self._residents.has_room(end):
+            return False
+        self._residents.swap_in(builder, request)
+        # The step that swaps it in may compute its next chunk or token already.
+        has_row = len(builder.decoding) < self._decode_limit()
+        if self._chunk_fits(builder, request) if request.is_prefilling else has_row:
             self._plan_request(builder, request)
+        return True
+
+    def _admit(self, builder: StepBuilder, request: Request) -> bool:
+        """The first of those that wait."""
+        if not self._residents.has_room(len(request.prompt_token_ids)):
+            return False
+        request.num_scheduled = self._snapshots.cached_tokens(request, self._next_step)
+        if not self._chunk_fits(builder, request):
+            return False
+        del self._waiting[0]
+        self._residents.start(request)
+        request.num_cached = request.num_scheduled
+        builder.admitted.append(
+            AdmittedRequest(request.slot, request.number, request.prompt_token_ids, request.params, request.num_cached)
+        )
+        self._counters.cached_tokens += request.num_cached
+        self._snapshots.admit(request)
+        self._plan_request(builder, request)
+        return True
 
     def _plan_request(self, builder: StepBuilder, request: Request) -> None:
         """Plans the next chunk or token of the request, if it can get the pages."""
@@ -380,10 +384,12 @@ class Scheduler:
         residents = self._residents
         places = [*residents.running.values(), *residents.swapped.values(), *self._waiting]
         assert sorted(id(one) for one in places) == sorted(id(one) for one in self._requests.values())
-        waiting = [request.number for request in self._waiting]
+        waiting = [request.order for request in self._waiting]
         assert waiting == sorted(waiting)
-        admitted = max([*residents.running, *residents.swapped], default=-1)
-        assert not waiting or admitted < waiting[0], "an older request waits behind a younger one"
+        first = dict(reversed(waiting))  # by priority
+        for one in [*residents.running.values(), *residents.swapped.values()]:
+            is_first = one.number < first.get(one.params.priority, one.number + 1)
+            assert is_first, "an older request waits behind a younger one"
         residents.check()
         self._snapshots.check({request.number for request in self._requests.values()})
         for request in residents.running.values():

@@ -118,6 +118,9 @@ def _check_params(index: int, num_prompt_tokens: int, params: SamplingParams, in
         )
     _check_ids([*params.stop_token_ids], info, f"stop_token_ids of prompt {index}")
     _check_ids([*params.logit_bias], info, f"logit_bias of prompt {index}")
+    _check_ids([*params.allowed_token_ids], info, f"allowed_token_ids of prompt {index}")
+    bad_ids = [token for word in params.bad_words_token_ids for token in word]
+    _check_ids(bad_ids, info, f"bad_words_token_ids of prompt {index}")
 
 
 def _check_ids(token_ids: list[int], info: ModelInfo, what: str) -> None:

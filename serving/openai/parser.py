@@ -11,7 +11,7 @@ from splitrank.serving.openai.messages.types import HARMLESS, CountBody, Message
 from splitrank.serving.openai.prompts import Prompts
 from splitrank.serving.openai.requests import DirectAnswer, Generation, Kind, ParsedRequest, Prompt
 from splitrank.serving.openai.responses import request as responses
-from splitrank.serving.openai.sampling import choice_params, echoed_logprobs, sampling_params
+from splitrank.serving.openai.sampling import bad_words_token_ids, choice_params, echoed_logprobs, sampling_params
 from splitrank.serving.openai.settings import DEFAULT_SETTINGS, ApiSettings
 from splitrank.serving.openai.strict_json import convert, convert_known, parse_object
 from splitrank.serving.openai.tokens import DetokenizeBody, TokenizeBody, TokenRoutes
@@ -37,6 +37,7 @@ class RequestParser:
     def __init__(self, tokenizer: Tokenizer, info: ModelInfo, settings: ApiSettings = DEFAULT_SETTINGS) -> None:
         self._info = info
         self._settings = settings
+        self._tokenizer = tokenizer
         self._prompts = Prompts(tokenizer, info, settings)
         tokens = TokenRoutes(tokenizer, info, self._prompts)
         self._readers: dict[str, Callable[[dict[str, Any]], Parsed]] = {
@@ -142,11 +143,12 @@ class RequestParser:
             raise bad_request(f"{len(prompts)} prompts x n = {n} is more than {room}", "n" if n > 1 else "prompt")
         generations: list[Generation] = []
         grammar = asked_grammar(body)
+        bad_words = bad_words_token_ids(body.bad_words or [], self._tokenizer)
         for position, prompt in enumerate(prompts):
             if not prompt.token_ids:
                 raise bad_request("the prompt is empty", "messages" if isinstance(body, ChatBody) else "prompt")
             held_to = grammar_behind(prompt.is_thinking, grammar)
-            params = sampling_params(body, self._info, self._settings, len(prompt.token_ids), held_to)
+            params = sampling_params(body, self._info, self._settings, len(prompt.token_ids), held_to, bad_words)
             for index in range(n):
                 own = choice_params(params, index)
                 generations.append(Generation(len(generations), position, own))

@@ -11,6 +11,7 @@ from splitrank.serving.openai.types import ChatBody, CommonBody, CompletionBody
 from splitrank.serving.protocol.sampling_params import SamplingParams
 from splitrank.serving.protocol.seeds import derive_seed
 from splitrank.serving.text.model_info import ModelInfo
+from splitrank.serving.text.tokenizer import Tokenizer
 
 DEFAULT_COMPLETION_TOKENS = 16
 _SAME_NAME = (
@@ -24,6 +25,7 @@ _SAME_NAME = (
     "repetition_penalty",
     "ignore_eos",
     "include_stop_str_in_output",
+    "priority",
 )
 
 
@@ -33,6 +35,7 @@ def sampling_params(
     settings: ApiSettings,
     num_prompt_tokens: int,
     grammar: str = "",
+    bad_words: tuple[tuple[int, ...], ...] = (),
 ) -> SamplingParams:
     """Checked parameters for one prompt. Raises ``ApiError`` 400 that names the field."""
     given = {name: value for name in _SAME_NAME if (value := getattr(body, name)) is not None}
@@ -48,6 +51,8 @@ def sampling_params(
             (n for n in (body.prompt_logprobs, echoed_logprobs(body)) if n is not None), default=None
         ),
         "grammar": grammar,
+        "bad_words_token_ids": bad_words,
+        "allowed_token_ids": _allowed_ids(body, info, grammar),
     }
     values: dict[str, Any] = info.defaults | given
     try:
@@ -74,6 +79,26 @@ def check_token_ids(token_ids: list[int], info: ModelInfo, param: str) -> None:
 def _token_ids(token_ids: list[int], info: ModelInfo, param: str) -> tuple[int, ...]:
     check_token_ids(token_ids, info, param)
     return tuple(token_ids)
+
+
+def bad_words_token_ids(words: list[str], tokenizer: Tokenizer) -> tuple[tuple[int, ...], ...]:
+    """The tokens of each word, at the beginning of a text and behind a space, as vLLM has it."""
+    found: dict[tuple[int, ...], None] = {}
+    for index, word in enumerate(words):
+        if not word.strip():
+            raise bad_request(f"bad_words[{index}] is empty", "bad_words")
+        for text in (word.lstrip(), " " + word.lstrip()):
+            try:
+                found[tuple(tokenizer.encode(text, add_special_tokens=False))] = None
+            except ValueError as error:
+                raise bad_request(f"bad_words[{index}]: {error}", "bad_words") from None
+    return tuple(found)
+
+
+def _allowed_ids(body: CommonBody, info: ModelInfo, grammar: str) -> tuple[int, ...]:
+    if body.allowed_token_ids and grammar:
+        raise bad_request("allowed_token_ids contradict a form: no allowed token may have it", "allowed_token_ids")
+    return tuple(dict.fromkeys(_token_ids(body.allowed_token_ids or [], info, "allowed_token_ids")))
 
 
 def _max_tokens(body: ChatBody | CompletionBody, info: ModelInfo, num_prompt_tokens: int, clip: bool) -> int:

@@ -12,6 +12,7 @@ from splitrank.serving.protocol.sampling_params import BOUNDS
 
 MAX_N = 8
 MAX_STOP_STRINGS = 16
+MAX_BAD_WORDS = 256
 MAX_TOP_LOGPROBS = 20
 # What msgpack carries to the engine; whatever a field means, a number beyond it is a mistake.
 Int = Annotated[int, msgspec.Meta(ge=-INT64_MAX - 1, le=INT64_MAX)]
@@ -148,6 +149,14 @@ class CommonBody(SamplingBody, kw_only=True):
     guided_regex: str | None = None
     guided_choice: Choices | None = None
     guided_grammar: str | None = None
+    bad_words: (
+        Annotated[
+            list[str], msgspec.Meta(max_length=MAX_BAD_WORDS, description="never said, as the tokenizer writes them")
+        ]
+        | None
+    ) = None
+    allowed_token_ids: Annotated[list[TokenId] | None, said("no others are chosen; empty: all are allowed")] = None
+    priority: Annotated[int, bound("priority", "lower numbers go first, equal ones in order of arrival")] | None = None
     prompt_logprobs: Annotated[int, bound("prompt_logprobs", "so many of each prompt token; no streams")] | None = None
     user: Annotated[str | None, said("a label; changes nothing")] = None
 

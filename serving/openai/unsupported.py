@@ -25,8 +25,6 @@ _LABELS = frozenset(
 )
 # By name: the values that change nothing (null is one for all). A name that is not in this file is refused, too.
 _BOTH: dict[str, tuple[Any, ...]] = {
-    "allowed_token_ids": ([],),
-    "bad_words": ([],),
     "best_of": (1,),
     "dry_multiplier": (0,),
     "ebnf": (),
@@ -39,7 +37,6 @@ _BOTH: dict[str, tuple[Any, ...]] = {
     "mirostat": (0,),
     "no_repeat_ngram_size": (0,),
     "no_stop_trim": (False,),
-    "priority": (0,),
     "regex": (),
     "repeat_penalty": (1,),
     "spaces_between_special_tokens": (True,),

@@ -14,8 +14,9 @@ class SamplingParams(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     ``temperature`` 0 is greedy. ``top_k`` 0 keeps all tokens; -1 becomes 0. ``logprobs`` None returns none; n returns
     those of the chosen token and of the n best ones (natural log, of the model's own distribution before temperature
     and penalties). ``prompt_logprobs``: the same of the prompt's tokens, from the second one on. ``grammar``, of
-    llguidance's syntax, says which texts an answer may be; empty: any. The detokenizer finds ``stop`` strings; the
-    sampler and the engine apply everything else.
+    llguidance's syntax, says which texts an answer may be; empty: any. An answer has none of ``bad_words_token_ids``,
+    and no token outside ``allowed_token_ids`` (empty: all are allowed). Requests of a lower ``priority`` number go
+    first. The detokenizer finds ``stop`` strings; the sampler and the engine apply everything else.
     """
 
     max_tokens: int = 16
@@ -36,6 +37,9 @@ class SamplingParams(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     logprobs: int | None = None
     prompt_logprobs: int | None = None
     grammar: str = ""
+    bad_words_token_ids: tuple[tuple[int, ...], ...] = ()
+    allowed_token_ids: tuple[int, ...] = ()
+    priority: int = 0
 
     def __post_init__(self) -> None:
         for name, kind in _TYPES.items():
@@ -50,6 +54,9 @@ class SamplingParams(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
                 raise ValueError("stop must not hold an empty string")
             check_text("stop", text)
         check_text("grammar", self.grammar)
+        for word in self.bad_words_token_ids:
+            if not word or min(word) < 0:
+                raise ValueError(f"bad_words_token_ids must hold lists of token ids, not {list(word)}")
 
 
 _TYPES = get_type_hints(SamplingParams)
@@ -68,6 +75,8 @@ BOUNDS = {  # of each number in the field; of a dictionary's keys
     "stop_token_ids": Bounds(0, INT64_MAX),
     "logprobs": Bounds(0, 20),
     "prompt_logprobs": Bounds(0, 20),
+    "allowed_token_ids": Bounds(0, INT64_MAX),
+    "priority": Bounds(-INT64_MAX - 1, INT64_MAX),
 }
 _BIAS = Bounds(-100, 100)
 

@@ -4,6 +4,7 @@ The tensors are made with the first token, so that an error in them shows while 
 """
 
 import math
+from collections import deque
 from collections.abc import Iterable
 from functools import cached_property
 
@@ -58,6 +59,9 @@ class SamplingState:
         self._has_repetition = params.repetition_penalty != 1.0
         self._has_counts = params.presence_penalty != 0.0 or params.frequency_penalty != 0.0
         self._prompt = prompt if self._has_repetition else []
+        # What a bad word of several tokens may have begun with.
+        longest = max(map(len, params.bad_words_token_ids), default=1)
+        self._recent: deque[int] = deque(maxlen=longest - 1)
         # Banned before ``min_tokens``, since they would end the request.
         self._stop_ids = (*params.stop_token_ids, *(() if params.ignore_eos else eos_token_ids))
 
@@ -74,7 +78,8 @@ class SamplingState:
     @property
     def changes_logits(self) -> bool:
         params = self.params
-        return bool(params.logit_bias or params.grammar or self._has_repetition or self._has_counts or self._bans_stops)
+        restricts = params.grammar or params.bad_words_token_ids or params.allowed_token_ids
+        return bool(params.logit_bias or restricts or self._has_repetition or self._has_counts or self._bans_stops)
 
     @property
     def needs_host(self) -> bool:
@@ -83,6 +88,7 @@ class SamplingState:
 
     def append(self, token: int) -> None:
         self.num_output += 1
+        self._recent.append(token)
         if self._has_repetition:
             self._seen.add(token)
         if self._has_counts:
@@ -91,8 +97,8 @@ class SamplingState:
             self._matcher.advance(token)
 
     def adjust_(self, logits: torch.Tensor) -> None:
-        """Applies bias, the three penalties, the ban of stop tokens before ``min_tokens``, and the grammar to logits
-        [vocab]. Raises ``GrammarError``.
+        """Applies bias, the three penalties, the bans (of stop tokens before ``min_tokens``, of bad words), the grammar
+        and the allowed tokens to logits [vocab]. Raises ``GrammarError``.
 
         Logits that hold NaN or infinity are not changed: a change could hide that the row must fail.
         """
@@ -108,11 +114,15 @@ class SamplingState:
             logits.index_add_(0, self._output.ids, penalty, alpha=-1)
         if self._bans_stops:
             logits[list(self._stop_ids)] = -torch.inf
+        if params.bad_words_token_ids:
+            logits[self._ends_of_bad_words()] = -torch.inf
         if params.grammar:
             self._keep_to_grammar(logits)
         # Kept finite, also if every token is banned or a tiny penalty overflows: sampling subtracts the largest logit.
         limits = torch.finfo(logits.dtype)
         logits.clamp_(limits.min, limits.max)
+        if params.allowed_token_ids:  # last: one of them is chosen, though all of them may be banned
+            self._keep_allowed(logits)
 
     def _penalize_repetition(self, logits: torch.Tensor) -> None:
         values, penalty = logits.index_select(0, self._seen.ids), self.params.repetition_penalty
@@ -127,6 +137,17 @@ class SamplingState:
         if logits.amax() < -largest / 2:  # nothing may follow but what min_tokens bans: the grammar goes first
             logits.add_(allowed, alpha=largest)
 
+    def _ends_of_bad_words(self) -> list[int]:
+        """Tokens that would complete one."""
+        recent = tuple(self._recent)
+        return [
+            word[-1] for word in self.params.bad_words_token_ids if recent[len(recent) - len(word) + 1 :] == word[:-1]
+        ]
+
+    def _keep_allowed(self, logits: torch.Tensor) -> None:
+        kept = logits.index_select(0, self._allowed)
+        logits.fill_(-torch.inf).index_copy_(0, self._allowed, kept)
+
     @property
     def _bans_stops(self) -> bool:
         return self.num_output < self.params.min_tokens and bool(self._stop_ids)
@@ -135,6 +156,10 @@ class SamplingState:
     def _bias(self) -> tuple[torch.Tensor, torch.Tensor]:
         bias = self.params.logit_bias
         return torch.tensor(list(bias), dtype=torch.int64), torch.tensor(list(bias.values()), dtype=torch.float32)
+
+    @cached_property
+    def _allowed(self) -> torch.Tensor:
+        return torch.tensor(self.params.allowed_token_ids, dtype=torch.int64)
 
     @cached_property
     def _matcher(self) -> TokenMatcher:

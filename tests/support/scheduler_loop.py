@@ -42,7 +42,11 @@ class Loop:
             self.results.append(result)
             self.spans[plan.step] = self.model.spans
             assert not (plan.swap_out and (plan.swap_in or plan.admitted)), "room is made and given away at once"
-            assert not (plan.admitted and self.scheduler.stats().num_preempted), "a new request before a swapped one"
+            swapped = self.scheduler._residents.next_swapped
+            admitted = [(one.params.priority, one.request_number) for one in plan.admitted]
+            assert swapped is None or all(order < swapped.order for order in admitted), (
+                "a new request before a swapped one"
+            )
         self.scheduler.check()
         return plan
 

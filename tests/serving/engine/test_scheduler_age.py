@@ -89,8 +89,8 @@ def test_an_older_decode_gets_the_page_before_a_younger_prompt(depth: int) -> No
     assert longest_gap(steps[0]) <= 2 * depth
 
 
-def random_loop(seed: int, max_tokens: int) -> tuple[Loop, int]:
-    """Eight requests at once, few pages, 2 to 4 steps in flight."""
+def random_loop(seed: int, max_tokens: int, priorities: tuple[int, ...] = (0,)) -> tuple[Loop, int]:
+    """Eight requests at once, few pages, 2 to 4 steps in flight; priorities in turns."""
     rng = random.Random(seed)
     depth = rng.choice([2, 3, 4])
     page_size = rng.choice([2, 3, 4])
@@ -98,7 +98,8 @@ def random_loop(seed: int, max_tokens: int) -> tuple[Loop, int]:
     more = {"max_running_requests": rng.choice([3, 4, 6, 8]), "chunked_prefill_size": rng.choice([4, 8, 16])}
     loop = Loop(small_spec(**sizes, **more), depth)
     for index in range(8):
-        loop.add(str(index), [index] * rng.randint(1, 14), max_tokens=rng.randint(8, max_tokens))
+        sizes = rng.randint(1, 14), rng.randint(8, max_tokens)
+        loop.add(str(index), [index] * sizes[0], max_tokens=sizes[1], priority=priorities[index % len(priorities)])
     return loop, depth
 
 
@@ -172,3 +173,66 @@ def test_the_ranks_are_told_when_the_last_request_has_ended() -> None:
     loop.add("never admitted", [1], max_tokens=1)
     loop.abort("never admitted")
     assert loop.plan() is None
+
+
+# ------------------------------------------------------------------ priorities
+
+
+def admitted_order(loop: Loop) -> list[int]:
+    order: list[int] = []
+    while (plan := loop.plan()) is not None or loop.results:
+        if plan is None:
+            loop.commit()
+        else:
+            order += [one.request_number for one in plan.admitted]
+    return order
+
+
+def test_who_waits_comes_in_by_priority_and_then_by_arrival() -> None:
+    loop = Loop(small_spec(max_running_requests=1))
+    for name, priority in (("a", 0), ("b", 5), ("c", -1), ("d", 0), ("e", -1)):
+        loop.add(name, [1, 2, 3], max_tokens=2, priority=priority)
+    assert admitted_order(loop) == [2, 4, 0, 3, 1]
+
+
+def test_a_running_request_keeps_its_slot() -> None:
+    loop = Loop(small_spec(max_running_requests=1))
+    loop.add("low", [1, 2, 3], max_tokens=9, priority=7)
+    loop.plan()
+    loop.add("high", [1, 2, 3], max_tokens=1, priority=-7)
+    loop.commit()
+    loop.run()
+    assert list(loop.ended) == ["low", "high"]
+    assert loop.scheduler.stats().preemptions == 0
+
+
+def test_the_lowest_priority_gives_up_its_pages_and_comes_back_last() -> None:
+    """Though it came first. A request that came later, of higher priority, goes before it, too."""
+    loop = Loop(small_spec(num_pages=6, max_running_requests=2))
+    loop.add("low", [1] * 8, max_tokens=12, priority=1)
+    loop.add("high", [2] * 5, max_tokens=12)
+    while not loop.scheduler.stats().num_preempted:
+        assert loop.plan() is not None
+        loop.commit()
+    loop.add("later", [3], max_tokens=1)
+    order = admitted_order(loop)
+    assert (order, list(loop.ended)) == ([2], ["later", "high", "low"])
+    assert loop.tokens["low"] == expected_tokens([1] * 8, 12, 50)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_priorities_change_the_order_and_no_token(seed: int) -> None:
+    loop, _ = random_loop(seed, max_tokens=18, priorities=(3, 0, 0, -2, 1))
+    requests = {one.number: one for one in loop.scheduler._requests.values()}
+    swapped: set[int] = set()
+    while not loop.scheduler.is_idle:
+        plan = loop.plan()
+        if plan is None:
+            loop.commit()
+            continue
+        swapped |= {swap.request_number for swap in plan.swap_out}
+        swapped -= {swap.request_number for swap in plan.swap_in}
+        least = min((requests[number].order for number in swapped), default=(9, 9))
+        assert all(requests[span.request].order < least for span in loop.spans[plan.step])
+    for number, request in requests.items():
+        assert loop.tokens[str(number)] == expected_tokens(request.prompt_token_ids, request.params.max_tokens, 50)

@@ -11,6 +11,7 @@ from splitrank.serving.openai.errors import ApiError
 from splitrank.serving.openai.parser import CHAT_URL, COMPLETIONS_URL, RequestParser
 from splitrank.serving.openai.requests import ParsedRequest
 from splitrank.serving.openai.settings import DEFAULT_SETTINGS, ApiSettings
+from splitrank.serving.protocol.sampling_params import SamplingParams
 from splitrank.serving.text.tokenizer import Tokenizer
 from tests.support.front_fakes import make_info, make_tokenizer
 from tests.support.service_helpers import complete, stream
@@ -140,3 +141,38 @@ def test_template_variables_of_the_server(tokenizer: Tokenizer) -> None:
 def test_bad_template_variables_of_the_server(text: str) -> None:
     with pytest.raises(ValueError, match="chat_template_kwargs"):
         settings(chat_template_kwargs=text)
+
+
+# ------------------------------------------------------------------ which tokens, and when
+
+
+def params_of(tokenizer: Tokenizer, url: str = COMPLETIONS_URL, **fields: Any) -> SamplingParams:
+    return parse(tokenizer, url, **fields).generations[0].params
+
+
+def test_bad_words_are_banned_as_the_tokenizer_writes_them(tokenizer: Tokenizer) -> None:
+    expected = [tokenizer.encode(text) for text in ("hello", " hello", "é", " é")]
+    for url in PROMPTS:
+        assert [*map(list, params_of(tokenizer, url, bad_words=["hello", " é"]).bad_words_token_ids)] == expected
+        assert params_of(tokenizer, url, bad_words=[]).bad_words_token_ids == ()
+        for bad in (["a", ""], [" "], ["\ud800"], ["a"] * 257, "a"):
+            assert str(refused(tokenizer, url, bad_words=bad).param).startswith("bad_words")
+
+
+def test_allowed_tokens(tokenizer: Tokenizer) -> None:
+    assert params_of(tokenizer, allowed_token_ids=[5, 6, 5]).allowed_token_ids == (5, 6)
+    assert params_of(tokenizer, allowed_token_ids=[]).allowed_token_ids == ()
+    for bad in ([512], [-1], [True]):
+        assert str(refused(tokenizer, COMPLETIONS_URL, allowed_token_ids=bad).param).startswith("allowed_token_ids")
+    assert refused(tokenizer, COMPLETIONS_URL, allowed_token_ids=[5], guided_choice=["a"]).param == "allowed_token_ids"
+
+
+def test_priority(tokenizer: Tokenizer) -> None:
+    assert [params_of(tokenizer, priority=one).priority for one in (-3, 0, 9, None)] == [-3, 0, 9, 0]
+    assert refused(tokenizer, COMPLETIONS_URL, priority=0.5).param == "priority"
+
+
+@pytest.mark.parametrize("fields", [{"suffix": "x"}, {"best_of": 2}, {"use_beam_search": True}])
+def test_what_is_not_supported_is_named(tokenizer: Tokenizer, fields: dict[str, Any]) -> None:
+    error = refused(tokenizer, COMPLETIONS_URL, **fields)
+    assert (error.param, error.code) == (next(iter(fields)), "unsupported_value")
