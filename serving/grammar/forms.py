@@ -4,6 +4,7 @@ The check needs no vocabulary, so the front never builds one, which would hold P
 """
 
 import json
+import re
 import time
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -19,7 +20,7 @@ MAX_CHECK_S = 0.25  # of this thread's processor time; a rank then takes a secon
 # to say writes spaces until max_tokens.
 WHITESPACE = r"( |\n[ \t]{0,40})"
 ANY_OBJECT: dict[str, Any] = {"type": "object"}
-_THINKING = 'start: thoughts "\\n\\n" @answer\nthoughts[lazy]: /(?s:.*)<\\/think>/'
+_THINKING = 'start: thoughts "\\n\\n" @answer\nthoughts[lazy]: THOUGHTS\nTHOUGHTS: /(?s:.*)<\\/think>/'
 
 
 def json_grammar(schema: Any, is_strict: bool = True, whitespace: str | None = None) -> str:
@@ -73,10 +74,50 @@ def written_grammar(text: str) -> str:
     return _checked(grammar)
 
 
-def after_thinking(grammar: str) -> str:
-    """The same behind thoughts of any text, their end, and the empty line that templates write there."""
-    inner = json.loads(grammar)["grammars"][0] if grammar.lstrip().startswith("{") else {"lark_grammar": grammar}
-    return json.dumps({"grammars": [{"lark_grammar": _THINKING}, {**inner, "name": "answer"}]})
+def lark_grammar(text: str, **others: str) -> str:
+    """A grammar of Lark's syntax that may name ``others`` as ``@name``."""
+    require_library()
+    if not others:
+        return _checked(text)
+    inner = [{**_parts(grammar)[0], "name": name} for name, grammar in others.items()]
+    return _checked(json.dumps({"grammars": [{"lark_grammar": text}, *inner]}))
+
+
+def after_thinking(grammar: str, without: str = "") -> str:
+    """The same behind thoughts, their end, and the empty line that templates write there. The thoughts are any text
+    that does not hold ``without``."""
+    first, *others = _parts(grammar)
+    thinking = _THINKING + (f" & ~/(?s:.*){_escaped(without)}(?s:.*)/" if without else "")
+    return json.dumps({"grammars": [{"lark_grammar": thinking}, {**first, "name": "answer"}, *others]})
+
+
+def _parts(grammar: str) -> list[dict[str, Any]]:
+    parts: list[dict[str, Any]] = [{"lark_grammar": grammar}]
+    if grammar.lstrip().startswith("{"):
+        parts = json.loads(grammar)["grammars"]
+    return parts
+
+
+def _escaped(text: str) -> str:
+    """A text as it stands inside ``/.../``."""
+    return re.escape(text).replace("\\\n", "\\n").replace("/", "\\/")
+
+
+def regex_literal(regex: str) -> str:
+    """``/regex/`` as Lark writes it."""
+    from llguidance import LLMatcher
+
+    grammar = json.loads(LLMatcher.grammar_from_regex(regex))["grammars"][0]["lark_grammar"]
+    return str(grammar).removeprefix("start: ")
+
+
+def is_regex(regex: str) -> bool:
+    """Whether the library can enforce it."""
+    try:
+        return bool(regex_grammar(regex))
+    except GrammarError:
+        require_library()
+        return False
 
 
 @lru_cache(maxsize=64)

@@ -10,38 +10,59 @@ from splitrank.serving.grammar.forms import (
     after_thinking,
     choice_grammar,
     json_grammar,
+    lark_grammar,
     regex_grammar,
     written_grammar,
 )
 from splitrank.serving.grammar.library import GrammarError
 from splitrank.serving.openai.errors import bad_request
+from splitrank.serving.openai.tool_grammars import calls_grammar
+from splitrank.serving.openai.tools import wanted_tools
 from splitrank.serving.openai.types import ChatBody, CommonBody, CompletionBody, ResponseFormat, StructuredOutputs
+from splitrank.serving.text.tool_calls import CALL_OPENING, CallForm
 
 Asked = tuple[str, Callable[[], str]]  # the field, and what makes its grammar
 
 
-def asked_grammar(body: ChatBody | CompletionBody) -> str:
-    """Empty: any text may be the answer. Raises ``ApiError`` 400 that names the field."""
+def asked_grammar(body: ChatBody | CompletionBody, calls: CallForm | None = None) -> str:
+    """Empty: any text may be the answer. ``calls``: how calls of tools are found in it.
+
+    An answer that must call a tool is calls alone, whatever form its text was to have: it has none. If it may call
+    some, it is calls, or a text of the form. Raises ``ApiError`` 400 that names the field.
+    """
     asked = list(_asked(body))
-    if not asked:
+    wanted = wanted_tools(body) if isinstance(body, ChatBody) else []
+    if not asked and not wanted:
         return ""
-    (param, make), *others = asked
-    if others:
-        raise bad_request(f"{param} and {others[0][0]} both say what the answer must be; give one of them", param)
+    param, make = asked[0] if asked else ("tool_choice", str)
+    if len(asked) > 1:
+        raise bad_request(f"{param} and {asked[1][0]} both say what the answer must be; give one of them", param)
     if body.ignore_eos:
         raise bad_request(f"ignore_eos contradicts {param}: its answer has an end", "ignore_eos")
-    if isinstance(body, ChatBody) and body.tools and body.tool_choice != "none":
-        message = f"{param} with tools is not supported: a call would not have that form; give tool_choice none"
-        raise bad_request(message, param, "unsupported_value")
+    form = _made(param, make)
+    if not isinstance(body, ChatBody) or not body.tools or body.tool_choice == "none":
+        return form
+    if calls is None:
+        raise bad_request(f"{param} with tools needs a server with a --tool-call-parser", param, "unsupported_value")
+    if wanted:
+        return _made("tool_choice", lambda: lark_grammar(calls_grammar(wanted, calls.one_only)))
+    tools = body.tools
+    return _made("tools", lambda: lark_grammar(calls_grammar(tools, calls.one_only, "@form"), form=form))
+
+
+def _made(param: str, make: Callable[[], str]) -> str:
     try:
         return make()
     except GrammarError as error:
         raise bad_request(f"{param}: {error}", param) from None
 
 
-def grammar_behind(prompt_is_thinking: bool, grammar: str) -> str:
-    """The grammar of all that comes behind the prompt, the rest of an open thought included."""
-    return after_thinking(grammar) if grammar and prompt_is_thinking else grammar
+def grammar_behind(prompt_is_thinking: bool, grammar: str, calls: CallForm | None = None) -> str:
+    """The grammar of all that comes behind the prompt, the rest of an open thought included. A call would end the
+    thought, so none may begin in it."""
+    if not grammar or not prompt_is_thinking:
+        return grammar
+    return after_thinking(grammar, without=CALL_OPENING if calls is not None else "")
 
 
 def _asked(body: CommonBody) -> Iterator[Asked]:

@@ -20,6 +20,7 @@ from splitrank.serving.openai.unsupported import refuse_others, refuse_unsupport
 from splitrank.serving.text.detokenizer import TextForm
 from splitrank.serving.text.model_info import ModelInfo
 from splitrank.serving.text.tokenizer import Tokenizer
+from splitrank.serving.text.tool_calls import CallForm
 
 CHAT_URL = "/v1/chat/completions"
 COMPLETIONS_URL = "/v1/completions"
@@ -121,7 +122,7 @@ class RequestParser:
         return ParsedRequest(
             kind=kind,
             prompts=tuple(prompts),
-            generations=self._generations(body, prompts),
+            generations=self._generations(body, prompts, form.calls),
             stream=bool(body.stream),
             include_usage=options is not None and bool(options.include_usage),
             usage_in_chunks=options is not None and bool(options.continuous_usage_stats),
@@ -134,7 +135,9 @@ class RequestParser:
             echo=echo or {},
         )
 
-    def _generations(self, body: ChatBody | CompletionBody, prompts: list[Prompt]) -> tuple[Generation, ...]:
+    def _generations(
+        self, body: ChatBody | CompletionBody, prompts: list[Prompt], calls: CallForm | None
+    ) -> tuple[Generation, ...]:
         n = 1 if body.n is None else body.n
         if n * len(prompts) > MAX_CHOICES:
             raise bad_request(f"{len(prompts)} prompts x n = {n} is more than {MAX_CHOICES} choices", "prompt")
@@ -142,12 +145,12 @@ class RequestParser:
             room = f"the {self._info.max_open_requests} places of this server, running and queued"
             raise bad_request(f"{len(prompts)} prompts x n = {n} is more than {room}", "n" if n > 1 else "prompt")
         generations: list[Generation] = []
-        grammar = asked_grammar(body)
+        grammar = asked_grammar(body, calls)
         bad_words = bad_words_token_ids(body.bad_words or [], self._tokenizer)
         for position, prompt in enumerate(prompts):
             if not prompt.token_ids:
                 raise bad_request("the prompt is empty", "messages" if isinstance(body, ChatBody) else "prompt")
-            held_to = grammar_behind(prompt.is_thinking, grammar)
+            held_to = grammar_behind(prompt.is_thinking, grammar, calls)
             params = sampling_params(body, self._info, self._settings, len(prompt.token_ids), held_to, bad_words)
             for index in range(n):
                 own = choice_params(params, index)

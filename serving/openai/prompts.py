@@ -35,7 +35,6 @@ class Prompts:
         with self._refusals("messages"):
             variables = template_variables(body, self._settings)
             text = self._tokenizer.render_chat(messages, variables, tools.described, prompt_ending(body))
-            text += tools.opening(text)
             token_ids = self._encode(text, body, bool(body.add_special_tokens), is_limited)
         parts_thinking = self._settings.parts_thinking and body.separate_reasoning is not False
         shows_special = body.skip_special_tokens is False

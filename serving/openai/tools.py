@@ -10,8 +10,7 @@ from splitrank.serving.openai.errors import bad_request
 from splitrank.serving.openai.settings import ApiSettings
 from splitrank.serving.openai.types import ChatBody, NamedToolChoice, Tool
 from splitrank.serving.text.argument_types import parameter_types
-from splitrank.serving.text.thinking import THINK_END, ends_inside_thinking
-from splitrank.serving.text.tool_calls import CALL_OPENING, CallForm
+from splitrank.serving.text.tool_calls import CallForm
 
 MAX_TOOLS = 1024
 _NAME = re.compile(r"[^\s<>]{1,128}")  # what can stand between <function= and >
@@ -23,13 +22,6 @@ class AskedTools:
 
     described: list[dict[str, Any]]
     form: CallForm | None
-
-    def opening(self, prompt: str) -> str:
-        """What must stand behind ``prompt`` for the answer to be a call of the function that was named."""
-        if self.form is None or self.form.forced is None:
-            return ""
-        closing = f"\n{THINK_END}\n\n" if ends_inside_thinking(prompt) else ""
-        return f"{closing}{CALL_OPENING}{self.form.forced}>\n"
 
 
 NO_TOOLS = AskedTools([], None)
@@ -47,14 +39,27 @@ def asked_tools(body: ChatBody, settings: ApiSettings) -> AskedTools:
     if not tools or choice == "none":
         return NO_TOOLS  # a model that is told of no tools calls none
     described = [_described(tool) for tool in tools]
-    forced = _forced(choice, tools)
+    wanted = wanted_tools(body)
     if not settings.finds_tool_calls:
-        if forced is not None:
+        if wanted:
             raise bad_request("tool_choice needs a server with a --tool-call-parser", "tool_choice")
         return AskedTools(described, None)
     types = {tool.function.name: parameter_types(tool.function.parameters or {}) for tool in tools}
-    one_only = forced is not None or body.parallel_tool_calls is False
-    return AskedTools(described, CallForm(types, one_only=one_only, forced=forced))
+    one_only = isinstance(choice, NamedToolChoice) or body.parallel_tool_calls is False
+    return AskedTools(described, CallForm(types, one_only=one_only))
+
+
+def wanted_tools(body: ChatBody) -> list[Tool]:
+    """Those of which one must be called; none: the model decides."""
+    tools, choice = body.tools or [], body.tool_choice
+    if choice == "required":
+        return tools
+    if not isinstance(choice, NamedToolChoice):
+        return []
+    named = [tool for tool in tools if tool.function.name == choice.function.name]
+    if not named:
+        raise bad_request(f"tool_choice names {choice.function.name[:140]!r}, which is no tool", "tool_choice")
+    return named
 
 
 def _check_names(tools: list[Tool]) -> None:
@@ -68,22 +73,6 @@ def _check_names(tools: list[Tool]) -> None:
         if name in seen:
             raise bad_request(f"{param}: there are two tools {name!r}", param)
         seen.add(name)
-
-
-def _forced(choice: str | NamedToolChoice, tools: list[Tool]) -> str | None:
-    """The one function that must be called. Its name is made part of the prompt, which leaves the model no choice."""
-    names = [tool.function.name for tool in tools]
-    if isinstance(choice, NamedToolChoice):
-        if choice.function.name not in names:
-            raise bad_request(f"tool_choice names {choice.function.name[:140]!r}, which is no tool", "tool_choice")
-        return choice.function.name
-    if choice == "required" and len(names) > 1:
-        message = (
-            "tool_choice required is supported with one tool only: nothing holds the model to calling one of "
-            f"{len(names)}; name one, or give auto"
-        )
-        raise bad_request(message, "tool_choice", "unsupported_value")
-    return names[0] if choice == "required" else None
 
 
 def _described(tool: Tool) -> dict[str, Any]:

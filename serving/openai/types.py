@@ -55,7 +55,7 @@ class FunctionDefinition(msgspec.Struct, omit_defaults=True):
     name: Annotated[str, said("1 to 128 characters without spaces, < and >")]
     description: str | None = None
     parameters: Annotated[dict[str, Any] | None, said("JSON schema of the arguments")] = None
-    strict: Annotated[bool | None, said("taken, and not enforced")] = None
+    strict: Annotated[bool | None, said("of a call that must come: what cannot be enforced is refused")] = None
 
 
 class Tool(msgspec.Struct):

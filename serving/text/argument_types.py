@@ -18,6 +18,16 @@ def parameter_types(schema: dict[str, Any]) -> dict[str, Types]:
     return {name: _types(one, schema, 0) for name, one in properties.items()} if isinstance(properties, dict) else {}
 
 
+def resolve(schema: Any, root: dict[str, Any]) -> Any:
+    """What a schema that is a reference inside ``root`` refers to."""
+    for _ in range(MAX_DEPTH):
+        reference = schema.get("$ref") if isinstance(schema, dict) else None
+        if not isinstance(reference, str):
+            break
+        schema = _resolve(reference, root)
+    return schema
+
+
 def _types(schema: Any, root: dict[str, Any], depth: int) -> Types:
     if not isinstance(schema, dict) or depth > MAX_DEPTH:
         return ()

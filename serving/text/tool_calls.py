@@ -29,12 +29,10 @@ _BEHIND_VALUE = {PARAMETER_END: (PARAMETER, FUNCTION_END, CALL_END), FUNCTION_EN
 
 @dataclass(frozen=True)
 class CallForm:
-    """``types``: of each tool's parameters, by names. ``one_only``: the answer ends with its first call. ``forced``:
-    the prompt ends inside a call, behind the name of this function."""
+    """``types``: of each tool's parameters, by names. ``one_only``: the answer ends with its first call."""
 
     types: dict[str, dict[str, Types]] = field(default_factory=dict)
     one_only: bool = False
-    forced: str | None = None
 
 
 class CallDelta(NamedTuple):
@@ -84,8 +82,6 @@ class ToolCallParser:
     # -------------------------------------------------------------- the grammar, from the top
 
     def _answer(self) -> Reading[None]:
-        if self._form.forced is not None:
-            yield from self._calls(self._form.forced)
         while not (self._form.one_only and self.num_calls):
             found = yield from self._reader.until((CALL,), self._text.add)
             if found is None:

@@ -96,3 +96,52 @@ def test_the_client_parses_into_its_own_types(server: Server) -> None:
         model="demo", messages=QUESTION, response_format=Count, temperature=0, extra_body=DIRECT
     )
     assert isinstance(answer.choices[0].message.parsed, Count)
+
+
+TOOLS = [
+    {
+        "type": "function",
+        "function": {
+            "name": "count",
+            "parameters": {
+                "type": "object",
+                "properties": {
+                    "number": {"type": "integer", "minimum": 0, "maximum": 99},
+                    "unit": {"type": "string", "pattern": "^[a-z]{1,9}$"},
+                },
+                "required": ["number", "unit"],
+            },
+        },
+    },
+    {"type": "function", "function": {"name": "give_up"}},
+]
+
+
+def check_call(function: Any) -> None:
+    arguments = json.loads(function.arguments)
+    if function.name == "give_up":
+        assert arguments == {}
+        return
+    assert (function.name, list(arguments)) == ("count", ["number", "unit"])
+    assert 0 <= arguments["number"] <= 99
+    assert 1 <= len(arguments["unit"]) <= 9
+
+
+def test_a_tool_that_must_be_called(server: Server) -> None:
+    """A model that was never trained on tools calls one, behind its thoughts, with arguments of the schema."""
+    asked = {"tools": TOOLS, "tool_choice": "required", "parallel_tool_calls": False}
+    (whole,) = ask(server, **asked).choices
+    assert (whole.finish_reason, whole.message.content) == ("tool_calls", None)
+    (call,) = whole.message.tool_calls
+    check_call(call.function)
+    deltas = [chunk.choices[0].delta for chunk in ask(server, stream=True, **asked)]
+    arguments = [one.function.arguments for delta in deltas for one in delta.tool_calls or []]
+    assert "".join(arguments) == call.function.arguments
+
+
+def test_an_agent_of_the_other_kind_must_call_a_tool(server: Server) -> None:
+    tools = [{"name": one["function"]["name"], "input_schema": one["function"].get("parameters", {})} for one in TOOLS]
+    body = {"model": "demo", "messages": QUESTION, "max_tokens": 200, "tools": tools, "temperature": 0}
+    answer = server.http.post("/v1/messages", json=body | {"tool_choice": {"type": "tool", "name": "give_up"}}).json()
+    assert answer["stop_reason"] == "tool_use"
+    assert [block["name"] for block in answer["content"] if block["type"] == "tool_use"] == ["give_up"]

@@ -106,7 +106,6 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"structured_outputs": {"regex": "a", "choice": ["b"]}}, "structured_outputs.regex", "structured_outputs.choice"),
     ({"guided_regex": "a", "response_format": {"type": "json_object"}}, "response_format", "guided_regex"),
     ({"guided_regex": "a", "ignore_eos": True}, "ignore_eos", "guided_regex"),
-    ({"guided_regex": "a", "tools": TOOLS}, "guided_regex", "tool_choice none"),
     ({"guided_regex": "a" * 70_000}, "guided_regex", "65536"),
 ]
 

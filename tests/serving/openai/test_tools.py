@@ -1,6 +1,7 @@
 """Tools of a chat: what the template is told, what is refused, and the calls in answers and streams."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -65,25 +66,19 @@ def test_the_template_is_told_of_the_tools(tokenizer: Tokenizer) -> None:
     assert parse(tokenizer, parallel_tool_calls=False).form.calls == CallForm(request.form.calls.types, one_only=True)
 
 
-@pytest.mark.parametrize("thinks", [True, False])
-@pytest.mark.parametrize(
-    "fields",
-    [{"tool_choice": {"type": "function", "function": {"name": "now"}}}, {"tools": [NOW], "tool_choice": "required"}],
-)
-def test_a_call_that_is_asked_for_is_begun_by_the_prompt(
-    tokenizer: Tokenizer, thinks: bool, fields: dict[str, Any]
-) -> None:
-    request = parse(tokenizer, enable_thinking=thinks, **fields)
-    ending = "<|im_start|>assistant\n<think>\n\n</think>\n\n<tool_call>\n<function=now>\n"
-    assert prompt(tokenizer, request).endswith(ending)
-    assert request.form.calls is not None
-    assert (request.form.thinking, request.form.calls.forced, request.form.calls.one_only) == (False, "now", True)
+def test_a_call_that_must_come_needs_the_library(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "llguidance", None)
+    for choice in ("required", {"type": "function", "function": {"name": "now"}}):
+        error = refused(tokenizer, tool_choice=choice)
+        assert error.param == "tool_choice"
+        assert "pip install splitrank[structured]" in error.message
+    assert parse(tokenizer, tool_choice="auto").form.calls is not None
 
 
 @pytest.mark.parametrize(
     ("fields", "param"),
     [
-        ({"tool_choice": "required"}, "tool_choice"),
+        ({"tool_choice": "required", "ignore_eos": True}, "ignore_eos"),
         ({"tool_choice": "required", "tools": None}, "tool_choice"),
         ({"tool_choice": "maybe"}, "tool_choice"),
         ({"tool_choice": {"type": "function", "function": {"name": "now"}}, "tools": []}, "tool_choice"),
@@ -186,7 +181,7 @@ def test_one_call_ends_the_answer(tmp_path: Path) -> None:
     choice, calls = answered(tmp_path, fields, f"{ADDED}\n{CALLED} and more")
     assert ([call["name"] for call in calls], choice["finish_reason"]) == (["add"], "tool_calls")
     fields = {"tool_choice": {"type": "function", "function": {"name": "add"}}}
-    choice, calls = answered(tmp_path, fields, f"{ADDED[ADDED.index('<param') :]}\n{CALLED} and more")
+    choice, calls = answered(tmp_path, fields, f"</think>\n\n{ADDED}\n{CALLED} and more")
     assert calls == [{"name": "add", "arguments": '{"a": 5, "note": "  x"}'}]
     assert (choice["finish_reason"], choice["message"]["content"]) == ("tool_calls", None)
 

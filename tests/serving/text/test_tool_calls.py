@@ -145,15 +145,6 @@ def test_only_one_call() -> None:
     assert [delta.name for delta in parser.take()[1]] == ["f", None]
 
 
-def test_a_forced_call_begins_inside_it() -> None:
-    form = CallForm({"f": {"x": ("string",)}}, one_only=True, forced="f")
-    assert parse_all_ways(call("f", x="1").removeprefix("<tool_call>\n<function=f>\n"), form) == (
-        "",
-        [("f", {"x": "1"})],
-    )
-    assert parse_all_ways("", form) == ("", [("f", {})])
-
-
 def test_a_call_inside_an_open_thought_ends_it() -> None:
     text = "I call <tool_call> now.\n" + call("f")
     for pieces in ([text], list(text)):
