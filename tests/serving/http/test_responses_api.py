@@ -168,7 +168,6 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"tool_choice": {"type": "function", "name": "other"}}, "tool_choice"),
     ({"text": {"format": {"type": "grammar"}}}, "text.format.type"),
     ({"text": {"format": {"type": "json_schema", "name": "x", "schema": {"type": "objct"}}}}, "text.format"),
-    ({"text": {"format": {"type": "json_object"}}, "tools": [TOOL]}, "text.format"),
     ({"never": 1}, "never"),
 ]
 
