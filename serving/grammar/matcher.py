@@ -1,6 +1,7 @@
 """Follows one answer through its grammar: which tokens may come next."""
 
-from functools import cached_property, lru_cache
+from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,19 +19,33 @@ NUM_KEPT = 16  # compiled grammars; requests often share one
 
 
 class Matchers:
-    """Makes the matchers of one checkpoint. Its vocabulary is read for the first of them."""
+    """Makes the matchers of one checkpoint. ``read_vocabulary`` takes seconds for a large one, and holds Python's lock:
+    a rank calls it while it loads. Otherwise the first matcher does."""
 
     def __init__(self, model_dir: Path, vocab_size: int, eos_token_ids: tuple[int, ...]) -> None:
         self._source = (model_dir, vocab_size, eos_token_ids)
+        self._read: LLTokenizer | GrammarError | None = None
         self._compiled = lru_cache(maxsize=NUM_KEPT)(self._compile)
 
     def matcher(self, grammar: str) -> "TokenMatcher":
         """At the beginning of an answer. Raises ``GrammarError``."""
         return TokenMatcher(self._compiled(grammar).deep_copy())
 
-    @cached_property
+    def read_vocabulary(self) -> None:
+        """Reads it, or keeps why it cannot be read, for those who ask for a matcher."""
+        with suppress(GrammarError):
+            self._vocabulary  # noqa: B018
+
+    @property
     def _vocabulary(self) -> "LLTokenizer":
-        return read_vocabulary(*self._source)
+        if self._read is None:
+            try:
+                self._read = read_vocabulary(*self._source)
+            except (GrammarError, OSError) as error:
+                self._read = GrammarError(one_line(str(error)))
+        if isinstance(self._read, GrammarError):
+            raise self._read
+        return self._read
 
     def _compile(self, grammar: str) -> "LLMatcher":
         require_library()

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from threading import Thread
 
 import torch
 
@@ -101,7 +102,20 @@ class Worker:
         return plan
 
     def load(self, on_progress: Callable[[int], object] = lambda num_bytes: None) -> str:
-        """Builds the stage, loads it, allocates its state; returns the report line of this rank."""
+        """Builds the stage, loads it, allocates its state; returns the report line of this rank.
+
+        Meanwhile the sampling rank reads the vocabulary that grammars need: in a step it would stop all requests.
+        """
+        reading = Thread(target=self._matchers.read_vocabulary, name="vocabulary", daemon=True)
+        if self.is_sampling_rank:
+            reading.start()
+        try:
+            return self._load(on_progress)
+        finally:
+            if self.is_sampling_rank:
+                reading.join()
+
+    def _load(self, on_progress: Callable[[int], object]) -> str:
         self.model = Stage(self.config, self.stage_slice, self.spec.partition, self.shard, self.dtype, self.ops)
         if self.spec.load_format == "dummy":
             bytes_written = fill_dummy(self.model, self.plan, self.config, on_progress)
