@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable
 from fastapi import FastAPI
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -51,18 +52,22 @@ def create_app(
     parsing: Parsing,
     *,
     created: int,
-    api_key: str,
+    api_keys: tuple[str, ...],
+    allowed_origins: tuple[str, ...],
     max_body_bytes: int,
     body_timeout_s: float,
     keep_alive_s: float,
 ) -> ASGIApp:
-    """The ASGI app. ``created`` is the Unix time shown in /v1/models; with an empty ``api_key`` everybody may ask."""
+    """The ASGI app. ``created`` is the Unix time shown in /v1/models; without ``api_keys`` everybody may ask."""
     middleware = [Middleware(CrashGuard)]
-    if api_key:
-        middleware.append(Middleware(ApiKeyGuard, api_key=api_key))
+    if allowed_origins:  # around all others: a browser asks first without a key, and reads errors only with its headers
+        middleware.insert(0, _cors(allowed_origins))
+    if api_keys:
+        middleware.append(Middleware(ApiKeyGuard, api_keys=api_keys))
     app = FastAPI(
         title="splitrank",
         version=__version__,
+        docs_url=None,  # FastAPI's page loads its scripts from another host; ours is one of PAGE_FILES
         redoc_url=None,
         redirect_slashes=False,
         middleware=middleware,
@@ -79,6 +84,17 @@ def create_app(
     document.attach(app)
     paths = frozenset(route.path for route in app.routes if isinstance(route, Route))
     return RequestLog(OriginForm(CountRequests(app, metrics, paths)))
+
+
+def _cors(origins: tuple[str, ...]) -> Middleware:
+    """Keys come in headers, so no credentials of the browser are allowed."""
+    return Middleware(
+        CORSMiddleware,
+        allow_origins=origins,
+        allow_methods=("GET", "HEAD", "POST"),
+        allow_headers=("*",),
+        expose_headers=("X-Request-Id", "Retry-After"),
+    )
 
 
 def _posting(document: ApiDocument) -> dict[str, Documentation]:

@@ -16,12 +16,14 @@ _log = logging.getLogger(__name__)
 
 class ApiKeyGuard:
     """Pure ASGI. 401 unless the request carries ``Authorization: Bearer <key>`` or, as Anthropic's clients send it,
-    ``X-Api-Key: <key>``."""
+    ``X-Api-Key: <key>``, with one of ``api_keys``."""
 
-    def __init__(self, app: ASGIApp, api_key: str) -> None:
+    def __init__(self, app: ASGIApp, api_keys: tuple[str, ...]) -> None:
         self._app = app
         # Clients write letters beyond ASCII in either encoding; the environment may hold bytes that are neither.
-        self._keys = {api_key.encode(encoding, "surrogateescape") for encoding in ("utf-8", _encoding_of(api_key))}
+        self._keys = {
+            key.encode(encoding, "surrogateescape") for key in api_keys for encoding in ("utf-8", _encoding_of(key))
+        }
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["path"] in OPEN_PATHS or self._is_known(scope):
@@ -34,7 +36,7 @@ class ApiKeyGuard:
     def _is_known(self, scope: Scope) -> bool:
         scheme, _, key = _header(scope, b"authorization").partition(b" ")
         given = key if scheme.lower() == b"bearer" else _header(scope, b"x-api-key")
-        # In constant time, so that the delay does not show how much of a key was right.
+        # In constant time, so that the delay does not show how much of a key was right, nor which one it was.
         known = [hmac.compare_digest(given.strip(), own) for own in self._keys]
         return any(known)
 

@@ -1,4 +1,4 @@
-"""The page at ``/``: static files of the package, made by no build step, which load nothing from other hosts."""
+"""The pages at ``/`` and ``/docs``: static files of the package. No build step makes them; they load from no other host."""
 
 from pathlib import Path
 
@@ -22,6 +22,9 @@ PAGE_FILES = {
     "/page/chat.js": ("chat.js", _SCRIPT),
     "/page/live.js": ("live.js", _SCRIPT),
     "/page/settings.js": ("settings.js", _SCRIPT),
+    "/docs": ("docs.html", _HTML),
+    "/page/docs.css": ("docs.css", _CSS),
+    "/page/docs.js": ("docs.js", _SCRIPT),
 }
 
 

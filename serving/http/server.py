@@ -22,7 +22,7 @@ from splitrank.serving.http.responses import KEEP_ALIVE_S
 from splitrank.serving.http.state import ServerState
 from splitrank.serving.openai.service import OpenAIService
 from splitrank.serving.openai.settings import ApiSettings
-from splitrank.serving.options.config import ServeConfig, environment_api_key
+from splitrank.serving.options.config import ServeConfig, api_keys
 from splitrank.serving.text.text_engine import TextEngine, start_text_engine
 
 StartEngine = Callable[[ServeConfig, str], Awaitable[TextEngine]]
@@ -104,7 +104,8 @@ def _app(config: ServeConfig, state: ServerState, metrics: Metrics, parsing: Par
         metrics,
         parsing,
         created=int(time.time()),
-        api_key=config.api_key or environment_api_key(),
+        api_keys=api_keys(config),
+        allowed_origins=config.allowed_origins,
         max_body_bytes=config.max_body_bytes,
         body_timeout_s=config.body_timeout_s,
         keep_alive_s=keep_alive_s,

@@ -35,14 +35,18 @@ class Bounds(NamedTuple):
             raise ValueError(f"{name} must be at most {self.high}, not {shown(value)}")
 
 
-def as_type(name: str, value: Any, kind: Any) -> Any:
-    """``value`` as ``kind``, a type or a generic alias such as ``tuple[int, ...]``. Raises ``ValueError``."""
+def as_type(name: str, value: Any, kind: Any, is_secret: bool = False) -> Any:
+    """``value`` as ``kind``, a type or a generic alias such as ``tuple[int, ...]``. One string is a list of one. Raises
+    ``ValueError``, which shows no ``is_secret`` value."""
     if type(value) is kind:
         return value
+    if kind == tuple[str, ...] and isinstance(value, str):
+        value = (value,)
     try:
         return msgspec.convert(_plain(value), kind, strict=True)
     except Exception:  # some objects raise any error: a tensor without data, a list that holds itself
-        raise ValueError(f"{name} must be {describe(kind)}, not {shown(value)}") from None
+        found = f"a {type(value).__name__}" if is_secret else shown(value)
+        raise ValueError(f"{name} must be {describe(kind)}, not {found}") from None
 
 
 def _plain(value: Any) -> Any:

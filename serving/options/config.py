@@ -5,7 +5,9 @@ environment. Values are the user's; what follows from them and from the checkpoi
 """
 
 import os
-from dataclasses import dataclass, field, fields
+import re
+from dataclasses import Field, dataclass, field, fields
+from pathlib import Path
 from typing import Any, get_type_hints
 
 from splitrank.comm.selection import BACKENDS, CODECS, AllReduceOptions
@@ -18,6 +20,7 @@ MOST_REQUESTS_AT_ONCE = 256  # of a step on a GPU
 LEAST_BODY_BYTES = 64  # shorter than any request
 REASONING_PARSERS = ("qwen3", "none")
 TOOL_CALL_PARSERS = ("qwen3_coder", "none")
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*:\/\/[^\s/?#]+")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
 
@@ -30,8 +33,12 @@ MIB = Bounds(0, 2**24)
 
 def option(default: Any, help: str, **metadata: Any) -> Any:
     """A config field: its default, its help line, ``bounds`` of a number or of each one in a list, and ``choices``,
-    ``metavar`` or ``aliases`` of the flag."""
-    return field(default=default, metadata={"help": help, **metadata})
+    ``metavar`` or ``aliases`` of the flag. A value that is ``secret`` is shown in no message."""
+    return field(default=default, repr=not metadata.get("secret"), metadata={"help": help, **metadata})
+
+
+def is_secret(declared: Field[Any]) -> bool:
+    return bool(declared.metadata.get("secret"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +49,8 @@ class Options:
         kinds = get_type_hints(type(self))
         for declared in fields(self):
             name, value = declared.name, getattr(self, declared.name)
-            value = as_type(name, os.fspath(value) if isinstance(value, os.PathLike) else value, kinds[name])
+            value = os.fspath(value) if isinstance(value, os.PathLike) else value
+            value = as_type(name, value, kinds[name], is_secret=is_secret(declared))
             object.__setattr__(self, name, value)
             if "choices" in declared.metadata and value not in declared.metadata["choices"]:
                 raise ValueError(f"{name} must be one of {', '.join(declared.metadata['choices'])}, not {shown(value)}")
@@ -208,7 +216,15 @@ class ServeConfig(ServedModelConfig):
 
     host: str = option("127.0.0.1", "address to listen on")
     port: int = option(8000, "port to listen on; 0: any free one, printed at start", bounds=Bounds(0, 65535))
-    api_key: str = option("", "clients must send it as a bearer token; also from SPLITRANK_API_KEY")
+    api_key: tuple[str, ...] = option(
+        (),
+        "clients must send one of these as a bearer token; may be given again; also from SPLITRANK_API_KEY, one a line",
+        secret=True,
+    )
+    api_key_file: str = option("", "file of API keys, one a line; # begins a comment")
+    allowed_origins: tuple[str, ...] = option(
+        (), "web pages from there may ask, as https://example.org, or * for all (CORS)", aliases=("cors-origins",)
+    )
     max_body_bytes: int = option(
         0,
         "larger request bodies are refused with 413; 0: 32 bytes a token of the context, at least 4 MiB",
@@ -226,11 +242,35 @@ class ServeConfig(ServedModelConfig):
         super().__post_init__()
         if 0 < self.max_body_bytes < LEAST_BODY_BYTES:
             raise ValueError(f"max_body_bytes must be at least {LEAST_BODY_BYTES}, or 0, not {self.max_body_bytes}")
+        if not all(map(str.strip, self.api_key)):
+            raise ValueError("api_key is empty, as from an unset variable: give a value or leave it out")
+        for origin in self.allowed_origins:
+            if origin != "*" and not _ORIGIN.fullmatch(origin):
+                raise ValueError(
+                    f"allowed_origins must be like https://example.org, without a path, not {shown(origin)}"
+                )
 
 
-def environment_api_key() -> str:
-    """API key for ``serve`` if no flag gives one. In the environment, other users do not see it in the process list."""
-    return os.environ.get("SPLITRANK_API_KEY", "")
+def api_keys(config: ServeConfig) -> tuple[str, ...]:
+    """Those of flags and file; if there are none, those of the environment, where other users do not see them in the
+    process list. Empty: everybody may ask. Raises ``ValueError`` for a file without keys."""
+    keys = [*config.api_key, *_keys_of_file(config.api_key_file)] or os.environ.get(
+        "SPLITRANK_API_KEY", ""
+    ).splitlines()
+    return tuple(dict.fromkeys(key.strip() for key in keys if key.strip()))
+
+
+def _keys_of_file(file: str) -> list[str]:
+    if not file:
+        return []
+    try:
+        lines = Path(file).read_text("utf-8-sig", errors="surrogateescape").splitlines()
+    except OSError as error:
+        raise ValueError(f"api_key_file {file} cannot be read: {error.strerror or error}") from None
+    keys = [line for line in map(str.strip, lines) if line and not line.startswith("#")]
+    if not keys:
+        raise ValueError(f"api_key_file {file} holds no key")
+    return keys
 
 
 def child_environment() -> dict[str, str]:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from splitrank.serving.options.checked import as_type
+from splitrank.serving.options.config import is_secret
 
 Config = TypeVar("Config")
 INT_TUPLE = tuple[int, ...]  # 20,20 as a flag, [20, 20] in TOML
@@ -78,7 +79,7 @@ def _flag_settings(field: dataclasses.Field[Any], kind: Any) -> dict[str, Any]:
 
 class _StoreTuple(argparse.Action):
     def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
-        setattr(namespace, self.dest, tuple(values))
+        setattr(namespace, self.dest, (*getattr(namespace, self.dest, ()), *values))  # it may be given again
 
 
 def _parse_int_tuple(text: str) -> tuple[int, ...]:
@@ -111,7 +112,7 @@ def _nearest(name: str, known: Iterable[str]) -> str:
 
 def refuse_empty(name: str, value: Any) -> None:
     """``--model "$MODEL"`` with the variable unset must not serve the demo, nor ``--api-key ""`` serve everybody."""
-    if value == "":
+    if value == "" or (isinstance(value, tuple | list) and "" in value):
         raise ValueError(f"{name} is empty, as from an unset variable: give a value or leave it out")
 
 
@@ -123,6 +124,7 @@ def read_toml(config_class: type[Any], file: Path) -> dict[str, Any]:
         raise ValueError(f"{file}: not valid TOML: {error}") from None
     types = typing.get_type_hints(config_class)
     known = {key: field.name for field in dataclasses.fields(config_class) for key in _keys(field)}
+    secrets = {field.name for field in dataclasses.fields(config_class) if is_secret(field)}
     values: dict[str, Any] = {}
     try:
         for key, value in table.items():
@@ -132,7 +134,7 @@ def read_toml(config_class: type[Any], file: Path) -> dict[str, Any]:
             if name in values:
                 raise ValueError(f"{key} is {name}, which is given as well")
             refuse_empty(key, value)
-            values[name] = as_type(key, value, types[name])
+            values[name] = as_type(key, value, types[name], is_secret=name in secrets)
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from None
     return values

@@ -116,6 +116,18 @@ async def refused(page: Page, front: Front) -> None:
     assert await page.text(".error") == "5 requests are waiting"
 
 
+async def documentation(page: Page, front: Front) -> None:
+    """In the same tab, which has the key; without it the page asks for it."""
+    await page.open(f"http://127.0.0.1:{front.port}/docs")
+    await page.until("!document.getElementById('ask').hidden")
+    await page.type("#key", KEY)
+    await page.until("document.getElementById('type-ChatBody') !== null")
+    assert "top_k" in await page.text("#type-ChatBody")
+    assert "at most 2" in await page.text("#type-ChatBody")
+    assert "POST /v1/chat/completions" in await page.text("#routes")
+    assert await page.look("document.getElementById('ask').hidden")
+
+
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: apt-get install chromium")
 def test_the_page_in_a_browser(tmp_path: Path) -> None:
     async def work(front: Front) -> None:
@@ -127,6 +139,7 @@ def test_the_page_in_a_browser(tmp_path: Path) -> None:
             await chat(page, front)
             await stop(page, front)
             await refused(page, front)
+            await documentation(page, front)
             # The browser's console notes each refusal, and nothing else.
             refusals = ("status of 401 (Unauthorized)", "status of 503 (Service Unavailable)")
             assert [problem for problem in page.problems if not any(known in problem for known in refusals)] == []

@@ -75,7 +75,7 @@ def test_every_type_in_toml_and_flags_beat_it(toml) -> None:
         ("loud = 1", "loud must be of type bool, not 1"),
         ("share = false", "share must be of type float, not False"),
         ("sizes = [1, true]", "sizes must be a list of int, not [1, True]"),
-        ('words = "a"', "words must be a list of str, not 'a'"),
+        ("words = 5", "words must be a list of str, not 5"),
         ("count = ", "not valid TOML"),
         ("share = 1\ngiven_part = 0.5", "given_part is share, which is given as well"),
         ("given_prat = 2", "unknown key 'given_prat'; did you mean given_part?"),
