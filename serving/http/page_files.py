@@ -1,4 +1,4 @@
-"""The pages at ``/`` and ``/docs``: static files of the package. No build step makes them; they load from no other host."""
+"""The pages at ``/`` and ``/docs``: static files of the package, with no build step; they load from no other host."""
 
 from pathlib import Path
 
