@@ -80,6 +80,18 @@ def top_k(row: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
     return ordered[:k], ids[order[:k]]
 
 
+def top_k_rows(logits: torch.Tensor, k: int) -> tuple[list[list[float]], list[list[int]]]:
+    """``top_k`` of each row of [S, V], together. A row has fewer if fewer of its logits are finite."""
+    blocks, rows = Blocks.of(logits), torch.arange(len(logits), device=logits.device)
+    row, ids, values = _at_least(blocks, rows, _kth_value(blocks, rows, torch.full_like(rows, min(k, logits.shape[1]))))
+    order = values.sort(descending=True, stable=True).indices  # two stable sorts: by row, then value, then id
+    order = order[row[order].sort(stable=True).indices]
+    counts = torch.bincount(row, minlength=len(rows)).tolist()
+    parts = zip(torch.split(values[order].cpu(), counts), torch.split(ids[order].cpu(), counts), strict=True)
+    found = [(value[:k].tolist(), token[:k].tolist()) for value, token in parts]
+    return [one for one, _ in found], [one for _, one in found]
+
+
 def _argmax(blocks: Blocks) -> tuple[torch.Tensor, torch.Tensor]:
     """The first of the largest, as ``argmax`` has it, and its value; [S] each."""
     block = blocks.maxima.argmax(-1)

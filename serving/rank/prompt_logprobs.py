@@ -87,19 +87,15 @@ def score_prompts(
 def _scored(logits: torch.Tensor, wanted: list[tuple[int, int]]) -> list[TokenLogprobs]:
     """logits [R, V]; ``wanted``: the token that follows, and how many of the likeliest, R of them."""
     targets = torch.tensor([target for target, _ in wanted], device=logits.device)
-    totals = logits.logsumexp(-1)
-    chosen = logits.gather(1, targets[:, None])
-    ranks = (logits > chosen).sum(-1) + 1
-    logprobs = chosen[:, 0] - totals
+    logprobs = logits - logits.logsumexp(-1, keepdim=True)
+    chosen = logprobs.gather(1, targets[:, None])
+    ranks = (logprobs > chosen).sum(-1) + 1
+    most = max(num_top for _, num_top in wanted)
+    none: list[list[Any]] = [[] for _ in wanted]
+    top_logprobs, top_ids = sampling.top_k_rows(logprobs, most) if most else (none, none)
     return [
-        TokenLogprobs(logprob, *_top(logits[row], totals[row], wanted[row][1]), rank)
-        for row, (logprob, rank) in enumerate(zip(logprobs.tolist(), ranks.tolist(), strict=True))
+        TokenLogprobs(logprob, ids[:num_top], best[:num_top], rank)
+        for logprob, ids, best, rank, (_, num_top) in zip(
+            chosen[:, 0].tolist(), top_ids, top_logprobs, ranks.tolist(), wanted, strict=True
+        )
     ]
-
-
-def _top(logits: torch.Tensor, total: torch.Tensor, count: int) -> tuple[list[int], list[float]]:
-    """Ids and log probabilities of the likeliest."""
-    if not count:
-        return [], []
-    values, ids = sampling.top_k(logits, count)
-    return ids.tolist(), (values - total).tolist()

@@ -40,7 +40,8 @@ function bounds(schema) {
     minimum: "at least", exclusiveMinimum: "above", maximum: "at most", minItems: "at least", maxItems: "at most",
     minLength: "at least", maxLength: "at most",
   };
-  const found = Object.keys(names).filter((name) => name in schema).map((name) => `${names[name]} ${schema[name]}`);
+  const isLimit = (name) => name in schema && Math.abs(schema[name]) < 2 ** 53; // beyond it: what a machine can count
+  const found = Object.keys(names).filter(isLimit).map((name) => `${names[name]} ${schema[name]}`);
   return found.length ? `, ${found.join(", ")}` : "";
 }
 

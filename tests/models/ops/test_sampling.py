@@ -7,7 +7,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from splitrank.models.ops import reference
-from splitrank.models.ops.sampling import MAX_CANDIDATES, SamplingRows, sample, top_k
+from splitrank.models.ops.sampling import MAX_CANDIDATES, SamplingRows, sample, top_k, top_k_rows
 
 REAL_VOCABULARY = 248_320
 FILTERS: list[dict[str, Any]] = [
@@ -182,3 +182,16 @@ def test_top_k_is_a_stable_sort(k: int) -> None:
     ordered = row.sort(descending=True, stable=True)
     assert torch.equal(values, ordered.values[:k])
     assert torch.equal(ids, ordered.indices[:k])
+
+
+@pytest.mark.parametrize("k", [1, 3, 20, 5000])
+def test_top_k_of_rows_together_is_that_of_each(k: int) -> None:
+    logits = random(5, 1000, seed=11).round()
+    logits[1] = 0  # all the same
+    logits[2, 2:] = -torch.inf
+    values, ids = top_k_rows(logits, k)
+    for row, found, tokens in zip(logits, values, ids, strict=True):
+        expected = top_k(row, k)
+        count = min(k, int(row.isfinite().sum()))
+        assert found == expected[0].tolist()[:count]
+        assert tokens == expected[1].tolist()[:count]
