@@ -5,9 +5,11 @@ text may stand, as in Qwen's XML there are no quotes to tell them apart.
 """
 
 import json
+import time
 from collections.abc import Iterator
 from typing import Any
 
+from splitrank.serving.grammar import forms
 from splitrank.serving.grammar.forms import WHITESPACE, is_regex, regex_literal
 from splitrank.serving.grammar.library import GrammarError
 from splitrank.serving.openai.types import Tool
@@ -44,7 +46,12 @@ def calls_grammar(tools: list[Tool], one_only: bool, instead: str = "") -> str:
         "text[lazy]: TEXT",
         f"TEXT: {_TEXT}",
     ]
-    return "\n".join([*rules, *(line for function in functions for line in function.lines())])
+    begin = time.thread_time()
+    for line in (line for function in functions for line in function.lines()):
+        rules.append(line)
+        if time.thread_time() - begin > forms.MAX_CHECK_S:  # each pattern of a string is checked for itself
+            raise GrammarError(f"the schemas are too complex: to read them took over {forms.MAX_CHECK_S} s")
+    return "\n".join(rules)
 
 
 class _Function:

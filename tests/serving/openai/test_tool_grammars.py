@@ -199,6 +199,13 @@ def test_what_cannot_be_enforced(parameters: dict[str, Any], strict: bool | None
         lark_grammar(calls_grammar([tool("f", parameters, strict)], one_only=True))
 
 
+def test_schemas_that_take_long_to_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("splitrank.serving.grammar.forms.MAX_CHECK_S", 0.0)
+    patterns = {f"p{number}": {"type": "string", "pattern": f"a{number}b"} for number in range(50)}
+    with pytest.raises(GrammarError, match="too complex"):
+        calls_grammar([tool("f", {"properties": patterns})], one_only=True)
+
+
 # ------------------------------------------------------------------ in requests
 
 
