@@ -55,16 +55,32 @@ class SingleRank:
 
 
 class TorchCollectives:
-    """The reference backend: torch.distributed on the group of one stage."""
+    """The reference backend: torch.distributed on the group of one stage.
 
-    def __init__(self, group: dist.ProcessGroup, rank: int, size: int, timeout_s: float) -> None:
-        self.rank, self.size = rank, size
+    ``tree``: sums of more than two ranks are added along the tree of the quick all-reduce, ((0+1)+(2+3)), from gathered
+    tensors; gloo has an order of its own.
+    """
+
+    def __init__(self, group: dist.ProcessGroup, rank: int, size: int, timeout_s: float, tree: bool = False) -> None:
+        self.rank, self.size, self._tree = rank, size, tree
         self._group, self._timeout = group, timedelta(seconds=timeout_s)
 
     def all_reduce_(self, tensor: torch.Tensor) -> torch.Tensor:
+        if self._tree and self.size > 2:
+            return tensor.copy_(self._tree_sum(tensor))
         summed = tensor.contiguous()  # gloo would sum the gaps of a view as well
         self._wait(dist.all_reduce(summed, group=self._group, async_op=True), "all-reduce")
         return tensor if summed is tensor else tensor.copy_(summed)
+
+    def _tree_sum(self, tensor: torch.Tensor) -> torch.Tensor:
+        parts = [torch.empty(tensor.shape, dtype=tensor.dtype) for _ in range(self.size)]
+        work = dist.all_gather(parts, tensor.contiguous(), group=self._group, async_op=True)
+        self._wait(work, "all-reduce")
+        sums = [part.float() for part in parts]
+        while len(sums) > 1:
+            pairs = [torch.add(*sums[index : index + 2]) for index in range(0, len(sums) - 1, 2)]
+            sums = pairs + sums[2 * len(pairs) :]
+        return sums[0]
 
     def all_gather_columns(self, tensor: torch.Tensor, widths: tuple[int, ...]) -> torch.Tensor:
         # gloo gathers equal shapes only, so the narrower shards are padded.

@@ -85,7 +85,7 @@ class Mesh:
     def _make_collectives(self, group: dist.ProcessGroup, timeout_s: float) -> tuple[Collectives, str]:
         """The backend that options and measured table choose for this stage, and the line at start about it."""
         rank, size, options = self.position.tp_rank, self.position.tp_size, self._options
-        torch_ = TorchCollectives(group, rank, size, timeout_s)
+        torch_ = TorchCollectives(group, rank, size, timeout_s, tree=self._device.type == "cpu")
         target = "hip" if self._device.type == "cuda" and torch.version.hip else self._device.type
         selection = select(options, size, target)
         if not selection.quick:

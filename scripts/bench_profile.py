@@ -70,7 +70,7 @@ def profile_decode(folder: str, dtype: str, threads: int, num_requests: int = 8,
     worker = Worker(resolve_launch(config), rank=0)
     worker.load()
     spent: dict[str, float] = defaultdict(float)
-    _time_verbs(worker.ops, spent)
+    time_verbs(worker.ops, spent)
     for step in range(steps + 10):
         if step == 10:
             spent.clear()
@@ -100,7 +100,7 @@ def _decode_plan(step: int, num_requests: int) -> StepPlan:
     )
 
 
-def _time_verbs(ops: Operations, spent: dict[str, float]) -> None:
+def time_verbs(ops: Operations, spent: dict[str, float]) -> None:
     """Adds up the time in each verb of the seam."""
 
     def timed(name: str, verb: Callable[..., Any]) -> Callable[..., Any]:

@@ -63,17 +63,21 @@ SHAPES: dict[str, dict[str, Any]] = {
 }
 
 
-def random_model(shape: str, dtype: torch.dtype) -> Any:
-    """The reference model of a shape; the seed is fixed."""
-    torch.manual_seed(0)
+def text_config(shape: str, dtype: str) -> Any:
+    """The config of a shape."""
     rope = {
         "rope_type": "default",
         "rope_theta": 10_000_000,
         "partial_rotary_factor": 0.25,
         "mrope_section": [11, 11, 10],
     }
-    config = Qwen3_5MoeTextConfig(**SHAPES[shape], rope_parameters=rope, dtype=str(dtype).removeprefix("torch."))
-    model: Any = Qwen3_5MoeForCausalLM(config)
+    return Qwen3_5MoeTextConfig(**SHAPES[shape], rope_parameters=rope, dtype=dtype)
+
+
+def random_model(shape: str, dtype: torch.dtype) -> Any:
+    """The reference model of a shape; the seed is fixed."""
+    torch.manual_seed(0)
+    model: Any = Qwen3_5MoeForCausalLM(text_config(shape, str(dtype).removeprefix("torch.")))
     return model.to(dtype).eval()
 
 

@@ -73,9 +73,9 @@ def test_the_wheel_is_for_this_interpreter(wheel: zipfile.ZipFile) -> None:
 
 
 def test_the_compiled_module_is_in_the_wheel_and_imports(wheel: zipfile.ZipFile, tmp_path: Path) -> None:
-    compiled = [name for name in wheel.namelist() if name.endswith(".so")]
-    assert [Path(name).name.split(".")[0] for name in compiled] == ["_quick_reduce_cpu"]
-    module = Path(wheel.extract(compiled[0], tmp_path))
+    compiled = sorted(name for name in wheel.namelist() if name.endswith(".so"))
+    assert [Path(name).name.split(".")[0] for name in compiled] == ["_cpu_ops", "_quick_reduce_cpu"]
+    module = Path(wheel.extract(compiled[1], tmp_path))
     program = f"""
 import importlib.util as util
 spec = util.spec_from_file_location("_quick_reduce_cpu", {str(module)!r})
@@ -91,7 +91,8 @@ print(module.TARGET)
 
 def test_stubs_and_sources_of_the_compiled_modules(wheel: zipfile.ZipFile) -> None:
     names = wheel.namelist()
-    assert {"splitrank/_quick_reduce_cpu.pyi", "splitrank/_quick_reduce_gpu.pyi", "splitrank/py.typed"} <= set(names)
+    stubs = {f"splitrank/{name}.pyi" for name in ("_cpu_ops", "_quick_reduce_cpu", "_quick_reduce_gpu")}
+    assert stubs | {"splitrank/py.typed"} <= set(names)
     assert not [name for name in names if name.endswith((".h", ".cc", ".cu", ".inc"))]
 
 

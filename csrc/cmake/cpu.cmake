@@ -22,3 +22,27 @@ set_source_files_properties(${cpu_dir}/kernels_avx512.cc PROPERTIES COMPILE_OPTI
     "-mavx512f;-mavx512bw;-mavx512dq;-mavx512vl;-mprefer-vector-width=512")
 
 install(TARGETS _quick_reduce_cpu LIBRARY DESTINATION splitrank)
+
+# splitrank._cpu_ops
+set(ops_dir ${CMAKE_SOURCE_DIR}/cpu)
+find_package(Threads REQUIRED)
+pybind11_add_module(_cpu_ops MODULE NO_EXTRAS
+    ${CMAKE_SOURCE_DIR}/bindings/cpu_ops.cc
+    ${ops_dir}/attention/driver.cc
+    ${ops_dir}/delta/driver.cc
+    ${ops_dir}/experts/driver.cc
+    ${ops_dir}/instruction_sets.cc
+    ${ops_dir}/kernels_avx2.cc
+    ${ops_dir}/kernels_avx512.cc
+    ${ops_dir}/kernels_baseline.cc
+    ${ops_dir}/linear/driver.cc
+    ${ops_dir}/threads/pool.cc)
+# No contraction: a multiply-add is written where one is meant, so that tiles of all sizes have the same bits.
+target_compile_options(_cpu_ops PRIVATE -O3 -ffp-contract=off -Wall -Wextra)
+target_link_libraries(_cpu_ops PRIVATE Threads::Threads)
+set_target_properties(_cpu_ops PROPERTIES INTERPROCEDURAL_OPTIMIZATION OFF)
+set_source_files_properties(${ops_dir}/kernels_avx2.cc PROPERTIES COMPILE_OPTIONS "-mavx2;-mfma")
+set_source_files_properties(${ops_dir}/kernels_avx512.cc PROPERTIES COMPILE_OPTIONS
+    "-mavx512f;-mavx512bw;-mavx512dq;-mavx512vl;-mfma;-mprefer-vector-width=512")
+
+install(TARGETS _cpu_ops LIBRARY DESTINATION splitrank)

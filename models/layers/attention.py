@@ -6,7 +6,7 @@ from torch import nn
 from splitrank.models.cache import KVPages
 from splitrank.models.hidden_states import HiddenStates
 from splitrank.models.layer_shapes import LayerShapes
-from splitrank.models.layers.linear import Linear
+from splitrank.models.layers.linear import Linear, RowParallel
 from splitrank.models.layers.norm import RMSNorm
 from splitrank.models.ops.operations import CosSin, DeviceBatch, Operations
 
@@ -21,7 +21,7 @@ class Attention(nn.Module):
         self.qkv_proj = Linear("qkv_proj", sum(shapes.qkv_widths), config.hidden_size, dtype, ops)
         self.q_norm = RMSNorm(config.head_dim, config.rms_norm_eps, dtype, ops)
         self.k_norm = RMSNorm(config.head_dim, config.rms_norm_eps, dtype, ops)
-        self.o_proj = Linear("o_proj", config.hidden_size, shapes.num_heads * config.head_dim, dtype, ops)
+        self.o_proj = RowParallel("o_proj", config.hidden_size, shapes.num_heads * config.head_dim, dtype, ops)
 
     def forward(
         self, states: HiddenStates, norm: RMSNorm, batch: DeviceBatch, pages: KVPages, cos_sin: CosSin, ops: Operations

@@ -22,3 +22,11 @@ class Linear(nn.Module):
         """After loading: stores the weight and frees the plain parameter."""
         self.stored = ops.store(self.weight.data)
         del self.weight
+
+
+class RowParallel(Linear):
+    """Its inputs are split over the tensor ranks: a product is this rank's part of a sum."""
+
+    def prepare(self, ops: Operations) -> None:
+        self.stored = ops.store_row_parallel(self.weight.data)
+        del self.weight

@@ -6,7 +6,7 @@ from torch import nn
 from splitrank.models.cache import RecurrentSlots
 from splitrank.models.hidden_states import HiddenStates
 from splitrank.models.layer_shapes import LayerShapes
-from splitrank.models.layers.linear import Linear
+from splitrank.models.layers.linear import Linear, RowParallel
 from splitrank.models.layers.norm import GatedRMSNorm, RMSNorm
 from splitrank.models.layers.parameter import parameter
 from splitrank.models.ops.operations import DeviceBatch, Operations
@@ -36,7 +36,7 @@ class LinearAttention(nn.Module):
         self.A_log = parameter(ops, shapes.num_value_heads, dtype=torch.float32)
         self.dt_bias = parameter(ops, shapes.num_value_heads, dtype=torch.float32)
         self.norm = GatedRMSNorm(config.linear_value_head_dim, config.rms_norm_eps, ops)
-        self.out_proj = Linear("out_proj", config.hidden_size, shapes.value_dim, dtype, ops)
+        self.out_proj = RowParallel("out_proj", config.hidden_size, shapes.value_dim, dtype, ops)
 
     def prepare(self, ops: Operations) -> None:
         """After loading: computes the constant that each step uses."""

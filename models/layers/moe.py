@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from splitrank.models.layer_shapes import LayerShapes, length
-from splitrank.models.layers.linear import Linear
+from splitrank.models.layers.linear import RowParallel
 from splitrank.models.layers.parameter import parameter
 from splitrank.models.ops.operations import Operations
 
@@ -23,7 +23,7 @@ class SharedExpert(nn.Module):
     def __init__(self, hidden_size: int, inner: int, dtype: torch.dtype, ops: Operations) -> None:
         super().__init__()
         self.gate_up_proj = PlainWeight(2 * inner, hidden_size, dtype, ops)
-        self.down_proj = Linear("shared_down", hidden_size, inner, dtype, ops)
+        self.down_proj = RowParallel("shared_down", hidden_size, inner, dtype, ops)
 
 
 class RoutedExperts(nn.Module):

@@ -50,6 +50,10 @@ class Operations(Protocol):
         """weight [N, K] -> its stored form. The caller lets ``weight`` go."""
         ...
 
+    def store_row_parallel(self, weight: torch.Tensor) -> Stored:
+        """The same of a weight whose columns are split over the tensor ranks."""
+        ...
+
     def store_router(self, router: torch.Tensor, shared_gate_up: torch.Tensor) -> Stored:
         """router [E + 1, H] (row E is the shared expert's gate), shared_gate_up [2I, H] -> their stored form."""
         ...

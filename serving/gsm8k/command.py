@@ -16,6 +16,7 @@ from splitrank.serving.gsm8k.run import LayoutRun, ask_all, lost_run
 from splitrank.serving.gsm8k.summary import Summary, summarise
 from splitrank.serving.launch.engine_client import EngineStartError
 from splitrank.serving.launch.machine import usable_cores
+from splitrank.serving.launch.resolve import is_exact
 from splitrank.serving.text.text_engine import PreparedModel, prepare_model, start_prepared
 
 
@@ -27,6 +28,11 @@ class _Plan:
     prompts: list[list[int]]
     engines: dict[Layout, PreparedModel]
 
+    @property
+    def exact(self) -> frozenset[Layout]:
+        """The layouts that promise the same bits as each other."""
+        return frozenset(layout for layout, prepared in self.engines.items() if is_exact(prepared.spec))
+
 
 def run(config: Gsm8kConfig) -> int:
     """Returns the exit code. ValueError before anything starts: data, report path, layouts, prompts too long."""
@@ -36,7 +42,7 @@ def run(config: Gsm8kConfig) -> int:
     runs: list[LayoutRun] = []
     for layout, prepared in plan.engines.items():
         runs.append(asyncio.run(_run_layout(config, plan, layout, prepared)))
-        summary = summarise(plan.questions, runs, config.concurrency)
+        summary = summarise(plan.questions, runs, config.concurrency, plan.exact)
         if config.report:  # after each layout: if a later one fails, the answers so far are kept
             write_json(Path(config.report), config, plan.questions, runs, summary)
     return _conclude(summary)

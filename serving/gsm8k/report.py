@@ -39,9 +39,10 @@ def verdict_lines(summary: Summary) -> list[str]:
             f"{summary.max_p:.2g} ({MAX_P:g} / {len(summary.pairs)} pairs)"
         )
     for pair in summary.altered:
+        why = "both layouts are exact" if summary.are_exact(pair) else "asked one by one, stages must not change any"
         lines.append(
             f"ALTERED: {pair.first} and {pair.second} answer {pair.num_questions - pair.num_identical} of "
-            f"{pair.num_questions} questions in other bytes; asked one by one, stages must not change any"
+            f"{pair.num_questions} questions in other bytes; {why}"
         )
     for layout in summary.layouts:
         if layout.num_lost:

@@ -65,6 +65,7 @@ class Summary:
     layouts: list[LayoutSummary]
     pairs: list[PairSummary]
     concurrency: int
+    exact: frozenset[Layout] = frozenset()  # whose bits are equal, however many questions are asked at once
 
     @property
     def max_p(self) -> float:
@@ -79,19 +80,27 @@ class Summary:
 
     @property
     def altered(self) -> list[PairSummary]:
-        """Pairs whose answers differ although they were asked one by one and the layouts differ in stages only."""
-        alike = [pair for pair in self.pairs if self.concurrency == 1 and pair.first.tp == pair.second.tp]
-        return [pair for pair in alike if pair.num_identical < pair.num_questions]
+        """Pairs whose answers differ, but must not: both are exact, or differ in stages only and were asked one
+        by one."""
+        return [pair for pair in self.pairs if self._are_alike(pair) and pair.num_identical < pair.num_questions]
+
+    def _are_alike(self, pair: PairSummary) -> bool:
+        return self.are_exact(pair) or (self.concurrency == 1 and pair.first.tp == pair.second.tp)
+
+    def are_exact(self, pair: PairSummary) -> bool:
+        return self.exact >= {pair.first, pair.second}
 
     @property
     def num_lost(self) -> int:
         return sum(layout.num_lost for layout in self.layouts)
 
 
-def summarise(questions: list[Question], runs: list[LayoutRun], concurrency: int) -> Summary:
+def summarise(
+    questions: list[Question], runs: list[LayoutRun], concurrency: int, exact: frozenset[Layout] = frozenset()
+) -> Summary:
     layouts = [_summarise_layout(questions, run) for run in runs]
     pairs = [_compare(runs[i], runs[j], layouts[i], layouts[j]) for i, j in combinations(range(len(runs)), 2)]
-    return Summary(layouts, pairs, concurrency)
+    return Summary(layouts, pairs, concurrency, exact)
 
 
 def _summarise_layout(questions: list[Question], run: LayoutRun) -> LayoutSummary:

@@ -9,6 +9,7 @@ from splitrank.comm.selection import AllReduceOptions
 from splitrank.models.checkpoint import Checkpoint
 from splitrank.models.config import ModelConfig, read_config
 from splitrank.models.dtypes import COMPUTED_DTYPES
+from splitrank.models.exactness import check_exact_shapes, inexact_because
 from splitrank.models.gpu_limits import check_gpu_shapes
 from splitrank.models.memory import balanced_partition, plan_all_ranks, rank_memory
 from splitrank.models.sharding import check_partition, check_tensor_parallel
@@ -46,15 +47,14 @@ def resolve_launch(config: EngineConfig) -> LaunchSpec:
         model, checkpoint = settle_head(folder, model)
     length = wanted_length(config, model)
     devices = choose_devices(config)
+    check_exact(config, model, devices.target)
     config = with_defaults(config, devices.target)
     partition = choose_partition(config, model, dtype, length)
     plans = _audited_plans(model, config.tp, partition, dtype, checkpoint)
     ranks = [rank_memory(model, plan, dtype, devices.target) for plan in plans]
     if devices.target == "cuda":
         check_gpu_shapes(model, config.tp, dtype)
-        memory = gpu_memory(config, devices)
-    else:
-        memory = host_memory(config, len(ranks))
+    memory = gpu_memory(config, devices) if devices.target == "cuda" else host_memory(config, len(ranks))
     try:
         capacity = size_cache(config, ranks, length, memory)
     except ValueError as error:
@@ -68,6 +68,7 @@ def resolve_launch(config: EngineConfig) -> LaunchSpec:
         partition=partition,
         tie_word_embeddings=model.tie_word_embeddings,
         threads_per_rank=config.threads_per_rank or max(1, usable_cores() // (config.tp * config.pp)),
+        exact=config.exact != "off" and devices.target == "cpu",
         device=devices.target,
         devices=devices.numbers,
         all_reduce=config.all_reduce,
@@ -93,6 +94,21 @@ def resolve_launch(config: EngineConfig) -> LaunchSpec:
         log_level=config.log_level,
         show_progress=True,
     )
+
+
+def check_exact(config: EngineConfig, model: ModelConfig, target: str) -> None:
+    """``ValueError`` if exactness was asked for and the layout cannot give it, or the kernels cannot take the model."""
+    if config.exact != "off" and target == "cpu":
+        check_exact_shapes(model)
+    reason = inexact_because(target, config.tp, AllReduceOptions(config.all_reduce, config.all_reduce_codec))
+    if config.exact == "on" and reason:
+        raise ValueError(f"exact on: {reason}; give another layout, or --exact auto")
+
+
+def is_exact(spec: LaunchSpec) -> bool:
+    """Whether the layout gives the same bits as every other exact one."""
+    all_reduce = AllReduceOptions(spec.all_reduce, spec.all_reduce_codec)
+    return spec.exact and not inexact_because(spec.device, spec.tp_size, all_reduce)
 
 
 def computing_dtype(dtype: str, model: ModelConfig) -> str:

@@ -15,6 +15,7 @@ from splitrank.models.dtypes import COMPUTED_DTYPES
 from splitrank.serving.options.checked import INT64_MAX, Bounds, as_type, shown
 
 LOAD_FORMATS = ("auto", "dummy")
+EXACT = ("auto", "on", "off")
 DEVICES = ("auto", "cpu", "cuda")  # cuda is also ROCm's
 MOST_REQUESTS_AT_ONCE = 256  # of a step on a GPU
 LEAST_BODY_BYTES = 64  # shorter than any request
@@ -117,7 +118,12 @@ class EngineConfig(LayoutConfig):
     )
     share_devices: bool = option(False, "let several ranks share a GPU, to compare layouts where there are few")
     threads_per_rank: int = option(
-        0, "torch threads of a rank; 0: cores divided by ranks, at least 1", bounds=Bounds(0, 1024)
+        0, "threads of a rank; 0: cores divided by ranks, at least 1", bounds=Bounds(0, 1024)
+    )
+    exact: str = option(
+        "auto",
+        "the same bits in any layout, batch and number of threads; auto: on a CPU; on: refuses what cannot be",
+        choices=EXACT,
     )
     max_queued_requests: int = option(4096, "requests waiting beyond those; more are refused with 503", bounds=COUNT)
     page_size: int = option(64, "tokens of one KV page", bounds=Bounds(1, 2**20))

@@ -25,6 +25,7 @@ class LaunchSpec(msgspec.Struct, frozen=True, kw_only=True):
     partition: tuple[int, ...]  # layers a stage
     tie_word_embeddings: bool  # as served: config.json's, unless a head that differs is stored
     threads_per_rank: int
+    exact: bool = True  # on a CPU: sums have one order each; else torch's operations
     device: str = "cpu"  # or "cuda", which is also ROCm's
     devices: tuple[int, ...] = ()  # of each rank, where device is "cuda"
     all_reduce: str = "auto"  # "auto", "quick" or "torch"

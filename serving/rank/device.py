@@ -7,6 +7,7 @@ import torch
 from splitrank.comm.collectives import Collectives
 from splitrank.models.cache import StageCache
 from splitrank.models.config import ModelConfig
+from splitrank.models.ops.cpu.exact import ExactOperations
 from splitrank.models.ops.cpu.operations import CpuOperations
 from splitrank.models.ops.operations import Operations
 from splitrank.models.qwen3_5 import Stage
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 def make_operations(spec: LaunchSpec, rank: int, config: ModelConfig, shard: TensorShard) -> Operations:
     """Of the rank's device. ``ValueError`` if it is not there."""
     if spec.device == "cpu":
-        return CpuOperations()
+        return ExactOperations(shard, spec.threads_per_rank) if spec.exact else CpuOperations()
     from splitrank.serving.rank.gpu_device import make_gpu_operations
 
     return make_gpu_operations(spec, rank, config, shard)

@@ -80,7 +80,9 @@ def _load(worker: Worker) -> str:
 
 def _serve(worker: Worker, link: RankLink, phase: _Phase) -> None:
     """The loop of a rank: receive a plan, execute it, send the result."""
-    thread_wait = ThreadWait(worker.spec.threads_per_rank)
+    if worker.spec.exact:
+        torch.set_num_threads(1)  # the rank's own threads compute; torch's would take their cores while they wait
+    thread_wait = ThreadWait(torch.get_num_threads())
     launched: deque[LaunchedStep] = deque()
     while True:
         if _next_is_result(worker, link, launched):

@@ -89,7 +89,8 @@ def test_attention(models: Models, hidden: torch.Tensor) -> None:
     probability by as much: input norm, projection, norm, cosine, sine, two products, sum. Then v with its input norm,
     the probabilities, the mean, the gate's projection and sigmoid, the product, the output: 2 * 8 + 8 = 24."""
     worker, batch = models.runner.worker, models.batch()
-    cos_sin, layer = worker.model.rotary(batch.positions, torch.bfloat16), worker.model.layers[3]
+    cos_sin = worker.ops.cos_sin(batch, worker.model.rotary, torch.bfloat16)
+    layer = worker.model.layers[3]
     states = layer.self_attn(
         without_residual(hidden), layer.input_layernorm, batch, worker.cache.layers[3], cos_sin, worker.ops
     )

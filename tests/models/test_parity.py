@@ -1,7 +1,8 @@
 """The model against transformers in float32, on random weights of odd shapes.
 
-Bounds: 1e-5 for a prefill in the same chunks, 5e-5 otherwise and for the worst single position, because transformers
-itself differs by up to 2.5e-5 in a position between a prefill and the same tokens step by step.
+Bounds: 1e-5 for a prefill in the same chunks, 6e-5 otherwise and for the worst single position. In 64 steps of the tied
+head, ``transformers`` is up to 3.9e-5 from the same model in float64, and this engine up to 1.2e-5 (torch's operations,
+``--exact off``: 3.6e-5).
 """
 
 from pathlib import Path
@@ -14,7 +15,7 @@ from transformers import DynamicCache, Qwen3_5MoeForCausalLM
 from tests.support.checkpoints import make_reference, random_text_config, write_checkpoint
 from tests.support.stage_runner import CHUNK, StageRunner, random_tokens, relative_error, worst_row_error
 
-SAME_CHUNKS, OTHERWISE = 1e-5, 5e-5
+SAME_CHUNKS, OTHERWISE = 1e-5, 6e-5
 LINEAR, FULL = "linear_attention", "full_attention"
 
 SHAPES: dict[str, dict[str, Any]] = {

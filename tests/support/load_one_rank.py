@@ -11,7 +11,7 @@ from splitrank.models.config import read_config
 from splitrank.models.layers.parameter import prepare
 from splitrank.models.loader import load_weights
 from splitrank.models.memory import plan_all_ranks
-from splitrank.models.ops.cpu.operations import CpuOperations
+from splitrank.models.ops.cpu.exact import ExactOperations
 from splitrank.models.qwen3_5 import Stage
 from splitrank.models.sharding import equal_partition
 
@@ -30,9 +30,10 @@ def main(folder: Path, pp: int, tp: int, rank: int) -> None:
     config = read_config(folder)
     checkpoint, partition = open_checkpoint(folder, config), equal_partition(config.num_hidden_layers, pp)
     plan = plan_all_ranks(config, tp, partition, "bfloat16", checkpoint)[rank]
-    stage = Stage(config, plan.stage, partition, plan.shard, torch.bfloat16, CpuOperations())
+    ops = ExactOperations(plan.shard, 1)
+    stage = Stage(config, plan.stage, partition, plan.shard, torch.bfloat16, ops)
     load_weights(stage, plan, checkpoint)
-    prepare(stage, CpuOperations())
+    prepare(stage, ops)
     extra = resident_bytes("VmHWM") - after_imports
     print(json.dumps({"local_bytes": plan.num_bytes, "peak_extra_bytes": extra}))
 

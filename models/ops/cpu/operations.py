@@ -1,7 +1,6 @@
-"""``Operations`` of a CPU: each verb composed of torch operations."""
+"""``Operations`` of a CPU without exactness: each verb composed of torch operations."""
 
 import torch
-import torch.nn.functional as F
 
 from splitrank.models.batch import Batch
 from splitrank.models.cache import KVPages, RecurrentSlots
@@ -12,27 +11,21 @@ from splitrank.models.layers.linear_attention import LinearAttention
 from splitrank.models.layers.moe import SparseMoe
 from splitrank.models.layers.norm import GatedRMSNorm, RMSNorm
 from splitrank.models.layers.rotary import CosSin, RotaryEmbedding
-from splitrank.models.ops.cpu import memory
 from splitrank.models.ops.cpu.attention_mixer import mix_attention
 from splitrank.models.ops.cpu.delta_mixer import mix_delta
+from splitrank.models.ops.cpu.host import HostMemory
 from splitrank.models.ops.cpu.linear import linear, pack
 from splitrank.models.ops.cpu.moe import Expert, route, routed_experts, stored_experts, swiglu
 from splitrank.models.ops.cpu.norm import gated_rms_norm, rms_norm
 
 
-class CpuOperations:
+class CpuOperations(HostMemory):
     """Stateless: weights are tensors in torch's or oneDNN's layout (``linear.pack``)."""
 
-    device = torch.device("cpu")
-    target = "cpu"
-
-    def empty(self, *shape: int, dtype: torch.dtype) -> torch.Tensor:
-        return memory.empty(*shape, dtype=dtype)
-
-    def zeros(self, *shape: int, dtype: torch.dtype) -> torch.Tensor:
-        return torch.zeros(shape, dtype=dtype)
-
     def store(self, weight: torch.Tensor) -> torch.Tensor:
+        return pack(weight)
+
+    def store_row_parallel(self, weight: torch.Tensor) -> torch.Tensor:
         return pack(weight)
 
     def store_router(self, router: torch.Tensor, shared_gate_up: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -40,15 +33,6 @@ class CpuOperations:
 
     def store_experts(self, gate_up: torch.Tensor, down: torch.Tensor) -> list[Expert]:
         return stored_experts(gate_up, down)
-
-    def embed(self, weight: torch.Tensor, batch: Batch, start: int | None) -> torch.Tensor:
-        token_ids = batch.token_ids
-        if start is None:
-            return F.embedding(token_ids, weight)
-        here = (token_ids >= start) & (token_ids < start + weight.shape[0])
-        rows = F.embedding(torch.where(here, token_ids - start, 0), weight)
-        # Filled, not multiplied: row 0 may hold what no other token should get, and 0 * NaN is NaN.
-        return rows.masked_fill_(~here[:, None], 0.0)
 
     def cos_sin(self, batch: Batch, rotary: RotaryEmbedding, dtype: torch.dtype) -> CosSin:
         return rotary(batch.positions, dtype)

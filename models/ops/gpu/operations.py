@@ -63,6 +63,9 @@ class GpuOperations:
     def store(self, weight: torch.Tensor) -> torch.Tensor:
         return weight
 
+    def store_row_parallel(self, weight: torch.Tensor) -> torch.Tensor:
+        return weight
+
     def store_router(self, router: torch.Tensor, shared_gate_up: torch.Tensor) -> torch.Tensor:
         return pack_router(router, shared_gate_up)
 

@@ -64,7 +64,7 @@ def compare(
     spec: dict[str, object] | None = None,
     **options: object,
 ) -> tuple[int, Layouts]:
-    layouts = Layouts(data.parent / "model", scripts, **spec or {})
+    layouts = Layouts(data.parent / "model", scripts, **{"exact": False, **(spec or {})})
     monkeypatch.setattr(command, "prepare_model", layouts.prepare)
     monkeypatch.setattr(command, "start_prepared", layouts.start)
     values = {"data": str(data), "report": str(data.parent / "report.json"), **options}
@@ -125,6 +125,19 @@ def test_the_limit_is_divided_by_the_number_of_pairs(monkeypatch: pytest.MonkeyP
     worse = wrong_if(lambda n: n < 108)  # p = 2 / 2**8 = 0.0078: below 0.01, above 0.01 / 3
     assert compare(monkeypatch, data, [right, worse])[0] == 1
     assert compare(monkeypatch, data, [right, right, worse], layouts=("pp=1", "pp=2", "pp=3"))[0] == 0
+
+
+def test_exact_layouts_that_differ_in_a_byte_are_an_error(
+    monkeypatch: pytest.MonkeyPatch, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """At any concurrency, also over tp, and though no difference is significant."""
+    layouts = ("pp=1", "tp=2")
+    worse = wrong_if(lambda n: n == 108)
+    assert compare(monkeypatch, data, [right, right], {"exact": True}, layouts=layouts)[0] == 0
+    assert compare(monkeypatch, data, [right, worse], {"exact": True}, layouts=layouts)[0] == 1
+    said = capsys.readouterr().out
+    assert "ALTERED: pp=1 and tp=2 pp=1 answer 1 of 40 questions in other bytes; both layouts are exact" in said
+    assert compare(monkeypatch, data, [right, worse], {"exact": False}, layouts=layouts)[0] == 0
 
 
 def test_numbers_that_only_the_flexible_extraction_finds_are_compared_too(

@@ -7,11 +7,13 @@ from typing import Any
 
 import pytest
 
+from splitrank.comm.selection import AllReduceOptions
 from splitrank.models.config import read_config
+from splitrank.models.exactness import inexact_because
 from splitrank.models.memory import plan_all_ranks
 from splitrank.serving.launch import devices
 from splitrank.serving.launch.devices import Gpu
-from splitrank.serving.launch.resolve import resolve_launch
+from splitrank.serving.launch.resolve import is_exact, resolve_launch
 from splitrank.serving.options.config import EngineConfig
 from tests.support.checkpoints import hub_config, make_reference, random_text_config, write_checkpoint, write_tokenizer
 
@@ -52,7 +54,9 @@ def test_the_spec_says_what_follows(folder: Path) -> None:
         ({"threads_per_rank": 3}, {"threads_per_rank": 3}),
         ({"chunked_prefill_size": 128}, {"chunked_prefill_size": 128, "max_prefill_tokens": 128}),
         ({"max_prefill_tokens": 2048}, {"chunked_prefill_size": 512, "max_prefill_tokens": 2048}),
-        ({"tp": 2}, {"all_reduce": "auto", "all_reduce_codec": "none"}),
+        ({"tp": 2}, {"all_reduce": "auto", "all_reduce_codec": "none", "exact": True}),
+        ({"exact": "on"}, {"exact": True}),
+        ({"exact": "off"}, {"exact": False}),
         (
             {"tp": 2, "all_reduce": "quick", "all_reduce_codec": "int8"},
             {"all_reduce": "quick", "all_reduce_codec": "int8"},
@@ -80,12 +84,36 @@ def test_what_the_user_says_holds(folder: Path, changes: dict[str, Any], expecte
             r"2147483647 KV pages of 64 tokens need [\d.]+ GiB with weights and states of all 1 ",
         ),
         ({"num_pages": 1, "page_size": 1}, "1 KV pages of 1 tokens hold no prompt and answer"),
+        (
+            {"exact": "on", "tp": 2, "all_reduce_codec": "int8"},
+            "exact on: all_reduce_codec int8: which sums are coded depends on the rows of a step",
+        ),
     ],
     ids=str,
 )
 def test_layouts_and_lengths_that_cannot_be(folder: Path, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         resolve_launch(options(folder, **changes))
+
+
+def test_which_layouts_are_exact(folder: Path) -> None:
+    layouts: list[dict[str, Any]] = [{}, {"tp": 4, "pp": 2}, {"tp": 2, "all_reduce_codec": "int8"}, {"exact": "off"}]
+    assert [is_exact(resolve_launch(options(folder, **layout))) for layout in layouts] == [True, True, False, False]
+    assert inexact_because("cpu", 8, AllReduceOptions()) == "tp 8: sums are cut for 1, 2 or 4 tensor ranks"
+
+
+@pytest.mark.parametrize(
+    ("shape", "said"),
+    [
+        ({"head_dim": 2048}, "head_dim 2048: at most 1024; give --exact off"),
+        ({"linear_conv_kernel_dim": 17}, "linear_conv_kernel_dim 17: 2 to 16; give --exact off"),
+    ],
+)
+def test_sizes_that_no_cpu_kernel_takes(tmp_path: Path, shape: dict[str, int], said: str) -> None:
+    config = hub_config(random_text_config(num_hidden_layers=2, **shape), "text", "bfloat16", tied=False)
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=said):
+        resolve_launch(options(tmp_path, load_format="dummy"))
 
 
 def test_no_such_model() -> None:

@@ -1,0 +1,91 @@
+#include "pool.h"
+
+#include <chrono>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+namespace splitrank::cpu {
+
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+// The gaps between operations of a step are some 20 us. A thread that waits longer sleeps, and wakes up within some 50.
+constexpr auto kSpin = std::chrono::microseconds(200);
+// The caller waits for units in hand only. If their thread has lost its core, this one may be what it waits for.
+constexpr auto kSpinForUnits = std::chrono::microseconds(50);
+constexpr uint64_t kOneUnit = uint64_t(1) << 32;
+
+void pause() {
+#if defined(__x86_64__)
+    _mm_pause();
+#else
+    std::this_thread::yield();
+#endif
+}
+
+}  // namespace
+
+Pool::Pool(int num_threads) {
+    for (int thread = 1; thread < num_threads; ++thread) workers_.emplace_back([this, thread] { serve(thread); });
+}
+
+Pool::~Pool() {
+    ends_.store(true);
+    num_jobs_.fetch_add(1);
+    num_jobs_.notify_all();
+    for (std::thread& worker : workers_) worker.join();
+}
+
+void Pool::run(int64_t num_units, Call call, const void* self) {
+    if (workers_.empty() || num_units <= 1) {
+        for (int64_t unit = 0; unit < num_units; ++unit) call(self, unit, 0);
+        return;
+    }
+    call_ = call, self_ = self;
+    num_done_.store(0, std::memory_order_relaxed);
+    claims_.store(uint64_t(num_units) * kOneUnit);
+    num_jobs_.fetch_add(1);
+    if (num_sleepers_.load() > 0) num_jobs_.notify_all();
+    take_units(0);
+    const auto begin = Clock::now();
+    while (num_done_.load(std::memory_order_acquire) < num_units) {
+        pause();
+        if (Clock::now() - begin > kSpinForUnits) std::this_thread::yield();
+    }
+}
+
+bool Pool::has_units() const {
+    const uint64_t claims = claims_.load(std::memory_order_acquire);
+    return uint32_t(claims) < claims / kOneUnit;
+}
+
+bool Pool::take_units(int thread) {
+    bool any = false;
+    while (has_units()) {
+        const uint64_t claims = claims_.fetch_add(1);
+        if (uint32_t(claims) >= claims / kOneUnit) break;
+        call_(self_, uint32_t(claims), thread);
+        num_done_.fetch_add(1, std::memory_order_release);
+        any = true;
+    }
+    return any;
+}
+
+void Pool::serve(int thread) {
+    auto begin = Clock::now();
+    while (!ends_.load()) {
+        const uint32_t seen = num_jobs_.load();
+        if (take_units(thread)) begin = Clock::now();
+        for (int spin = 0; spin < 64 && num_jobs_.load(std::memory_order_relaxed) == seen; ++spin) pause();
+        if (num_jobs_.load() != seen || Clock::now() - begin < kSpin) continue;
+        num_sleepers_.fetch_add(1);
+        if (!has_units()) num_jobs_.wait(seen);
+        num_sleepers_.fetch_sub(1);
+        begin = Clock::now();
+    }
+}
+
+}  // namespace splitrank::cpu

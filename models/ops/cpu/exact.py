@@ -1,0 +1,205 @@
+"""``Operations`` of a CPU whose sums have one order each: a token's bits depend on the tokens before it and on nothing
+else, neither on the step's other rows, nor on chunks, threads, pipeline stages or 1, 2 or 4 tensor ranks.
+
+The operations are in csrc/cpu. Activations are rounded to the model's dtype where one verb hands them to another; at
+tp > 1 a rank's part of a sum is float32, and it is rounded once, after the all-reduce, by the norm that comes next.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+from splitrank import _cpu_ops as cpu_ops
+from splitrank.models.batch import Batch
+from splitrank.models.cache import KVPages, RecurrentSlots
+from splitrank.models.hidden_states import HiddenStates
+from splitrank.models.layers.attention import Attention
+from splitrank.models.layers.linear import Linear
+from splitrank.models.layers.linear_attention import LinearAttention
+from splitrank.models.layers.moe import SparseMoe
+from splitrank.models.layers.norm import GatedRMSNorm, RMSNorm
+from splitrank.models.layers.rotary import RotaryEmbedding
+from splitrank.models.ops.cpu import native, spans
+from splitrank.models.ops.cpu.host import HostMemory
+from splitrank.models.ops.cpu.native import DTYPE_CODES, Experts, Weight, values
+from splitrank.models.sharding import TensorShard
+
+
+@dataclass(frozen=True)
+class StepPositions:
+    """What attention needs of a step: cosines and sines [T, rotary_dim] in float32, and the rows of each sequence."""
+
+    cos_sin: torch.Tensor
+    spans: list[spans.Span]
+
+
+@dataclass(frozen=True)
+class StoredRouter:
+    router: Weight
+    shared_gate_up: Experts
+
+
+@dataclass(frozen=True)
+class StoredExperts:
+    gate_up: Experts
+    down: Experts
+
+
+class ExactOperations(HostMemory):
+    """Of one rank: ``num_threads`` threads, of which the caller is one."""
+
+    def __init__(self, shard: TensorShard, num_threads: int, instruction_set: str = "") -> None:
+        self.shard = shard
+        self.native = cpu_ops.Operations(num_threads, instruction_set)
+
+    # ------------------------------------------------------------ weights
+
+    def store(self, weight: torch.Tensor) -> Weight:
+        return native.pack(self.native, weight)
+
+    def store_row_parallel(self, weight: torch.Tensor) -> Weight:
+        return native.pack(self.native, weight, native.shard_bounds(weight.shape[1], self.shard))
+
+    def store_router(self, router: torch.Tensor, shared_gate_up: torch.Tensor) -> StoredRouter:
+        return StoredRouter(self.store(router), native.pack_gate_up(self.native, shared_gate_up[None]))
+
+    def store_experts(self, gate_up: torch.Tensor, down: torch.Tensor) -> StoredExperts:
+        bounds = native.shard_bounds(down.shape[-1], self.shard)
+        return StoredExperts(native.pack_gate_up(self.native, gate_up), native.pack_down(self.native, down, bounds))
+
+    # ------------------------------------------------------------ the verbs of a layer
+
+    def cos_sin(self, batch: Batch, rotary: RotaryEmbedding, dtype: torch.dtype) -> StepPositions:
+        frequencies = rotary.inverse_frequencies
+        cos_sin = torch.empty((batch.num_tokens, 2 * len(frequencies)))
+        positions = batch.positions.contiguous()
+        self.native.cos_sin(
+            positions.data_ptr(),
+            batch.num_tokens,
+            frequencies.data_ptr(),
+            len(frequencies),
+            rotary.scale,
+            cos_sin.data_ptr(),
+        )
+        return StepPositions(cos_sin, spans.with_pages(batch))
+
+    def add_norm_project(
+        self, states: HiddenStates, norm: RMSNorm, projection: Linear
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        return self._add_norm_linear(states, norm, projection.stored)
+
+    def mix_delta(
+        self, projected: torch.Tensor, layer: LinearAttention, batch: Batch, slots: RecurrentSlots
+    ) -> tuple[torch.Tensor, None]:
+        shapes, config = layer.shapes, layer.shapes.config
+        out = torch.empty((len(projected), shapes.value_dim), dtype=projected.dtype)
+        described = cpu_ops.DeltaLayer(
+            shapes.num_key_heads,
+            shapes.num_value_heads,
+            config.linear_key_head_dim,
+            config.linear_value_head_dim,
+            config.linear_conv_kernel_dim,
+            layer.conv1d.taps.data_ptr(),
+            layer.decay_rate.data_ptr(),
+            layer.dt_bias.data_ptr(),
+            cpu_ops.Norm(layer.norm.weight.data_ptr(), layer.norm.eps),
+            values(slots.conv),
+            slots.delta.data_ptr(),
+        )
+        for part in spans.between_copies(batch, slots):
+            self.native.delta(values(projected), len(projected), part, described, values(out))
+        return out.view(-1, shapes.num_value_heads, config.linear_value_head_dim), None
+
+    def norm_gate_project(
+        self, mixed: torch.Tensor, gate: torch.Tensor | None, norm: GatedRMSNorm, projection: Linear
+    ) -> torch.Tensor:
+        return self.project(mixed.flatten(1), projection)
+
+    def mix_attention(
+        self, projected: torch.Tensor, layer: Attention, batch: Batch, pages: KVPages, cos_sin: StepPositions
+    ) -> torch.Tensor:
+        shapes, config = layer.shapes, layer.shapes.config
+        out = torch.empty((len(projected), shapes.num_heads * config.head_dim), dtype=projected.dtype)
+        described = cpu_ops.AttentionLayer(
+            shapes.num_heads,
+            shapes.num_kv_heads,
+            config.head_dim,
+            cos_sin.cos_sin.shape[1],
+            _norm(layer.q_norm),
+            _norm(layer.k_norm),
+            pages.keys.data_ptr(),
+            pages.values.data_ptr(),
+            DTYPE_CODES[pages.keys.dtype],
+            pages.keys.shape[1],
+        )
+        self.native.attention(
+            values(projected),
+            len(projected),
+            cos_sin.spans,
+            batch.kv_index.data_ptr(),
+            cos_sin.cos_sin.data_ptr(),
+            described,
+            values(out),
+        )
+        return out
+
+    def project(self, x: torch.Tensor, projection: Linear) -> torch.Tensor:
+        weight: Weight = projection.stored
+        out = torch.empty((len(x), weight.num_outputs), dtype=self._part_dtype(x.dtype))
+        self.native.linear(values(x), len(x), weight.native, values(out))
+        return out
+
+    def experts(self, states: HiddenStates, norm: RMSNorm, layer: SparseMoe, batch: Batch) -> HiddenStates:
+        stream, residual = _stream(states, norm)
+        router: StoredRouter = layer.stored_router
+        stored: StoredExperts = layer.experts.stored
+        shared_down: Weight = layer.shared_expert.down_proj.stored
+        described = cpu_ops.ExpertsLayer(
+            stored.down.num_experts,
+            layer.top_k,
+            stored.down.num_inputs,
+            router.shared_gate_up.first.num_outputs // 2,
+            router.router.native,
+            router.shared_gate_up.first.native,
+            shared_down.native,
+            stored.gate_up.first.native,
+            stored.down.first.native,
+            stored.gate_up.expert_bytes,
+            stored.down.expert_bytes,
+        )
+        out = torch.empty(residual.shape, dtype=self._part_dtype(residual.dtype))
+        self.native.experts(stream, described, values(out))
+        return HiddenStates(out, residual)
+
+    def joined(self, states: HiddenStates) -> HiddenStates:
+        return HiddenStates(states.hidden.to(states.residual.dtype), states.residual)
+
+    def head(self, states: HiddenStates, batch: Batch, norm: RMSNorm, weight: Weight | torch.Tensor) -> torch.Tensor:
+        chosen = HiddenStates(*(part.index_select(0, batch.sample_rows) for part in states))
+        stored = native.plain_weight(weight) if isinstance(weight, torch.Tensor) else weight
+        return self._add_norm_linear(chosen, norm, stored)[0]
+
+    # ------------------------------------------------------------
+
+    def _part_dtype(self, dtype: torch.dtype) -> torch.dtype:
+        """Of a part of a sum over ranks: float32, unless this rank's is the whole sum."""
+        return dtype if self.shard.size == 1 else torch.float32
+
+    def _add_norm_linear(
+        self, states: HiddenStates, norm: RMSNorm, weight: Weight
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        stream, residual = _stream(states, norm)
+        out = torch.empty((len(residual), weight.num_outputs), dtype=residual.dtype)
+        self.native.add_norm_linear(stream, weight.native, values(out))
+        return out, residual
+
+
+def _norm(norm: RMSNorm) -> cpu_ops.Norm:
+    return cpu_ops.Norm(norm.scale.data_ptr(), norm.eps)
+
+
+def _stream(states: HiddenStates, norm: RMSNorm) -> tuple[cpu_ops.Stream, torch.Tensor]:
+    """For what begins with add and norm; and the new residual, which it fills."""
+    residual = torch.empty_like(states.residual)
+    arguments = (values(states.hidden), values(states.residual), values(residual))
+    return cpu_ops.Stream(*arguments, *residual.shape, _norm(norm)), residual

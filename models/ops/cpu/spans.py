@@ -1,0 +1,45 @@
+"""The rows of a step, sequence by sequence, as the compiled operations take them."""
+
+from collections.abc import Iterator
+
+import torch
+
+from splitrank.models.batch import Batch, Chunk
+from splitrank.models.cache import RecurrentSlots
+
+Span = tuple[int, int, int, int, int]  # first row, rows, tokens before them, slot, address of the page table
+
+
+def with_pages(batch: Batch) -> list[Span]:
+    """Decode rows, then chunks, with their pages; for attention, which needs no slots."""
+    tables = _rows(batch.decode_pages)
+    spans = [(row, 1, length - 1, 0, tables[row]) for row, length in enumerate(batch.decode_lengths.tolist())]
+    tables = _rows(batch.prefills.pages)
+    spans += [
+        (one.row, one.length, one.start, 0, table) for one, table in zip(batch.prefills.chunks, tables, strict=True)
+    ]
+    return spans
+
+
+def between_copies(batch: Batch, slots: RecurrentSlots) -> Iterator[list[Span]]:
+    """With slots, in rounds: behind each round the states are copied that chunks want at their end in it."""
+    spans = [(row, 1, 1, slot, 0) for row, slot in enumerate(batch.decode_slots.tolist())]
+    cuts = [(chunk, [0, *(copy.offset for copy in chunk.copies), chunk.length]) for chunk in batch.prefills.chunks]
+    for number in range(max((len(cut) - 1 for _, cut in cuts), default=1)):
+        parts = [(chunk, cut[number], cut[number + 1]) for chunk, cut in cuts if number + 1 < len(cut)]
+        spans += [(one.row + begin, end - begin, one.start + begin, one.slot, 0) for one, begin, end in parts]
+        yield spans
+        for chunk, _, _ in parts:
+            _copy(chunk, number, slots)
+        spans = []
+
+
+def _copy(chunk: Chunk, number: int, slots: RecurrentSlots) -> None:
+    if number < len(chunk.copies):
+        chunk.copies[number].tensors.extend((slots.conv[chunk.slot].clone(), slots.delta[chunk.slot].clone()))
+
+
+def _rows(table: torch.Tensor) -> list[int]:
+    """The address of each row of a page table [N, P]."""
+    assert table.is_contiguous()
+    return [table.data_ptr() + row * table.stride(0) * table.element_size() for row in range(len(table))]
