@@ -23,7 +23,7 @@ import door
 import interruptions
 import resources
 from case import Case, CaseFailed, CaseSkipped
-from scene import Scene
+from scene import END_S, Scene
 
 DEFAULT_CYCLES = 10
 
@@ -82,13 +82,13 @@ def _play_and_tell(case: Case, results: Path | None) -> Played:
     return played
 
 
-def play(case: Case) -> Played:
-    """Plays the case in a scene of its own, and looks for what it has left."""
+def play(case: Case, end_s: float = END_S) -> Played:
+    """Plays the case in a scene of its own, and looks for what it has left after ``end_s``."""
     began = time.monotonic()
     with Scene() as scene:
         try:
             note, outcome = case.play(scene), "ok"
-            scene.check_nothing_left()
+            scene.check_nothing_left(end_s)
         except CaseFailed as error:
             note, outcome = str(error), "FAILED"
         except CaseSkipped as error:
