@@ -42,6 +42,7 @@ def cases() -> Iterator[Case]:
     }.items():
         yield Case("clients", name, _beside_honest_ones(harm, *OPTIONS.get(harm, ())))
     yield Case("clients", "more requests than places", too_many_requests)
+    yield Case("clients", "more connections than --max-connections", too_many_connections)
 
 
 def _beside_honest_ones(harm: Callable[[Server], str], *options: object) -> Callable[[Scene], str]:
@@ -241,6 +242,22 @@ def too_many_requests(scene: Scene) -> str:
     server.wait_idle()
     server.stop()
     return f"{len(answered)} whole answers, {len(refused)} times 503"
+
+
+def too_many_connections(scene: Scene) -> str:
+    server = Server(scene, "--max-connections", NUM_HONEST, "--log-level", "warning")
+    server.wait_ready()
+    text = alone(server, HONEST)
+    honest = streaming(server, NUM_HONEST, HONEST)
+    refused, _ = server.ask("/v1/completions", HONEST)
+    demand(refused == 503, f"one connection more is answered {refused}")
+    probed, _ = server.ask("/ready")
+    demand(probed == 200, f"/ready is answered {probed} meanwhile")
+    demand_finished(honest, FINISH_S)
+    demand(all(client.text == text for client in honest), "an honest client's answer differs from that of before")
+    wait_for(lambda: server.ask("/version")[0] == 200, "an answer when they have gone", END_S)
+    server.stop()
+    return "503, /ready 200; the others' answers as without it"
 
 
 OPTIONS: dict[Callable[[Server], str], tuple[object, ...]] = {
