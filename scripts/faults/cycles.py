@@ -9,7 +9,7 @@ from interruptions import alone
 from scene import Scene
 from server import Server
 
-ROLES = ("front", "rank 0", "engine", "rank 1")
+ROLES = ("front", "rank 0", "engine")
 SHORT = {**LONG, "max_tokens": 20}
 
 
@@ -21,7 +21,7 @@ def cycles(scene: Scene, number: int) -> str:
     """Each server gets the port of the one before, and answers as that one did. Nothing is left by any of them."""
     port, text = scene.free_port(), ""
     for cycle in range(number):
-        server = Server(scene, "--pp", 2, port=port)
+        server = Server(scene, port=port)
         server.wait_ready()
         answer = alone(server, SHORT)
         demand(answer == (text or answer), f"cycle {cycle}: another answer than before")
