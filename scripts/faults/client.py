@@ -49,12 +49,12 @@ class Client(threading.Thread):
             error = json.loads(response.read())["error"]
             return "refused", f"{response.status} {error['code']}: {error['message']}"
         finished = ""
-        while line := response.readline().strip() or response.readline():
+        for line in response:
             data = line.strip().removeprefix(b"data: ")
-            if data == b"[DONE]":
-                return ("finished", finished) if finished else ("cut", "[DONE] without a finish_reason")
             if not data or data.startswith(b":"):
                 continue
+            if data == b"[DONE]":
+                return ("finished", finished) if finished else ("cut", "[DONE] without a finish_reason")
             event = json.loads(data)
             if "error" in event:
                 return "error", event["error"]["message"]
