@@ -4,7 +4,8 @@
 
 The server is a program and its client one asyncio process; the engine alone is driven through ``EngineClient``, as
 ``splitrank bench`` does. Both have the same checkpoint with random weights, the same random prompts and lengths; while
-one works, the other is idle. The first token of a request of its own is measured beside.
+one works, the other is idle. ``front_cpu_us``: CPU time of the server's front for a token, which says more than the
+ratio on a machine that does other work. The first token of a request of its own is measured beside.
 """
 
 import argparse
@@ -15,6 +16,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import psutil  # type: ignore[import-untyped]
 from bench_shapes import SHAPES, random_model, write_text_checkpoint
 from http_streams import serving, stream
 from tokenizers import Tokenizer
@@ -47,8 +49,8 @@ def main() -> None:
         options = {"model": folder, "dtype": args.dtype, "max_model_len": 1024, "prefix_cache_mib": 0}
         options["threads_per_rank"] = args.threads
         flags = [word for name, value in options.items() for word in (f"--{name.replace('_', '-')}", value)]
-        with serving(*flags) as (port, _):
-            asyncio.run(bench(EngineConfig(**options), port, args))
+        with serving(*flags) as (port, process):
+            asyncio.run(bench(EngineConfig(**options), port, psutil.Process(process.pid), args))
 
 
 def write_tokenizer(folder: Path, vocab_size: int) -> None:
@@ -60,17 +62,26 @@ def write_tokenizer(folder: Path, vocab_size: int) -> None:
         (folder / name).write_text((demo_checkpoint_path() / name).read_text())
 
 
-async def bench(config: EngineConfig, port: int, args: argparse.Namespace) -> None:
+async def bench(config: EngineConfig, port: int, front: psutil.Process, args: argparse.Namespace) -> None:
     spec = resolve_launch(config)
     client = await EngineClient.start(spec)
     try:
         for requests in args.requests:
             jobs = random_jobs(spec.vocab_size, PROMPT_TOKENS, [args.tokens] * requests)
             labels = {"what": "throughput", "shape": args.shape, "dtype": args.dtype, "requests": requests}
+            before = cpu_s(front)
             emit(**labels, tokens=args.tokens, **await throughput(client, port, jobs, args.rounds))
+            spent_us = 1e6 * (cpu_s(front) - before) / (requests * args.tokens * (args.rounds + 1))
+            emit(what="cost of the front", requests=requests, front_cpu_us=round(spent_us, 1))
         emit(what="first token", shape=args.shape, dtype=args.dtype, **await first_tokens(client, port, args.rounds))
     finally:
         await client.close()
+
+
+def cpu_s(process: psutil.Process) -> float:
+    """CPU time of the process by itself, in seconds."""
+    times = process.cpu_times()
+    return float(times.user + times.system)
 
 
 def emit(**fields: object) -> None:
