@@ -75,6 +75,7 @@ class RankWatch:
 
     def _name(self, done: set[int]) -> str:
         late = [rank for rank in range(self._spec.world_size) if rank not in done]
+        late.sort(key=lambda rank: rank in self._beats)  # a rank that has never been heard of is what others wait for
         return "; ".join(f"{rank_name(self._spec, rank)}, {self._last(rank)}" for rank in late)
 
     def _last(self, rank: int) -> str:

@@ -14,9 +14,11 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from splitrank.serving.http.app import create_app
+from splitrank.serving.http.connection_limit import connection_limit
+from splitrank.serving.http.listener import bind
 from splitrank.serving.http.metrics import MeteredEngine, Metrics
 from splitrank.serving.http.parsing import Parsing
-from splitrank.serving.http.protocol import HeadTimeoutProtocol
+from splitrank.serving.http.protocol import limited_protocol
 from splitrank.serving.http.request_log import WithRequestId
 from splitrank.serving.http.responses import KEEP_ALIVE_S
 from splitrank.serving.http.state import ServerState
@@ -39,14 +41,15 @@ async def serve(
     The port is bound before the model loads. Raises ``ValueError`` or ``EngineStartError``, one line for the user.
     """
     settings = ApiSettings.of(config)
-    listener = _bind(config.host, config.port)
+    max_connections = connection_limit(config.max_connections)
+    listener = bind(config.host, config.port)
     with closing(listener), _stop_signals() as stop:
         _configure_logging(config.log_level)
         state = ServerState()
         metrics = Metrics(state.stats, lambda: state.info.name if state.info else "")
         async with aclosing(Parsing(config.log_level)) as parsing:
             app = _app(config, state, metrics, parsing, keep_alive_s)
-            async with _http_server(app, listener, config) as http:
+            async with _http_server(app, listener, config, max_connections) as http:
                 engine = await _unless(stop.first, start_engine(config, config.served_model_name))
                 if engine is None:
                     return 0  # asked to stop while loading
@@ -79,23 +82,7 @@ async def _until_end(
     return 0 if stop.first.is_set() else 1
 
 
-# ------------------------------------------------------------------ socket and HTTP server
-
-
-def _bind(host: str, port: int) -> socket.socket:
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listener = socket.socket(family, kind, protocol)
-        try:
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listener.bind(address)
-            listener.setblocking(False)
-        except OSError:
-            listener.close()
-            raise
-    except OSError as error:
-        raise ValueError(f"cannot listen on {host}:{port}: {error.strerror or error}") from None
-    return listener
+# ------------------------------------------------------------------ HTTP server
 
 
 def _app(config: ServeConfig, state: ServerState, metrics: Metrics, parsing: Parsing, keep_alive_s: float) -> ASGIApp:
@@ -121,13 +108,13 @@ class _Uvicorn(uvicorn.Server):
 
 @asynccontextmanager
 async def _http_server(
-    app: ASGIApp, listener: socket.socket, config: ServeConfig
+    app: ASGIApp, listener: socket.socket, config: ServeConfig, max_connections: int
 ) -> AsyncIterator["asyncio.Task[None]"]:
     """Runs the HTTP server, also while the model loads. At the end, open connections have a few seconds."""
     server = _Uvicorn(
         uvicorn.Config(
             app,
-            http=HeadTimeoutProtocol,
+            http=limited_protocol(config.send_timeout_s, max_connections),
             lifespan="off",
             ws="none",
             log_config=None,

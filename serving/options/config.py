@@ -237,6 +237,14 @@ class ServeConfig(ServedModelConfig):
         bounds=Bounds(0, 2**40),
     )
     body_timeout_s: float = option(30.0, "a body that takes longer to arrive is refused with 408", bounds=SECONDS)
+    send_timeout_s: float = option(
+        60.0, "a client that takes nothing of its answer for so long is dropped", bounds=SECONDS
+    )
+    max_connections: int = option(
+        0,
+        "more connections are refused with 503; 0: as many as the file descriptors allow (ulimit -n)",
+        bounds=COUNT_OR_ZERO,
+    )
     keep_alive_timeout_s: float = option(
         75.0,
         "idle connections are closed after it; choose it longer than a proxy or client pool keeps them",

@@ -1,6 +1,7 @@
-"""scripts/train_demo is a folder of programs, not a package: its modules are imported as the programs do."""
+"""scripts/train_demo and scripts/faults are folders, not packages: their modules are imported as their programs do."""
 
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "scripts" / "train_demo"))
+SCRIPTS = Path(__file__).parents[2] / "scripts"
+sys.path[:0] = [str(SCRIPTS / "train_demo"), str(SCRIPTS / "faults")]

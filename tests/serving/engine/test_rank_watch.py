@@ -40,15 +40,15 @@ def test_a_rank_that_falls_silent_before_its_first_heartbeat_is_noticed() -> Non
     assert failure == "rank 1 (stage 0, tp 1) has been silent for more than 5 s; no heartbeat yet"
 
 
-def test_a_late_start_names_those_that_are_not_ready() -> None:
+def test_a_late_start_names_those_that_are_not_ready_and_first_who_has_said_nothing() -> None:
     watch = RankWatch(SPEC, 0.0)
     watch.on_message(RankReady(0, ""), 99.0)
     watch.on_message(RankReady(3, ""), 99.0)
     watch.on_message(Heartbeat(1, "load", -1), 99.0)
     assert watch.find_failure(100.0, None, 0.0) is None
     assert watch.find_failure(100.1, None, 0.0) == (
-        "not ready after 100 s: rank 1 (stage 0, tp 1), phase load, last finished step -1; "
-        "rank 2 (stage 1, tp 0), no heartbeat yet"
+        "not ready after 100 s: rank 2 (stage 1, tp 0), no heartbeat yet; "
+        "rank 1 (stage 0, tp 1), phase load, last finished step -1"
     )
 
 

@@ -1,9 +1,13 @@
 """Connections: how long they stay, what closes them, and what one of them can cost the others."""
 
 import asyncio
+import errno
 import json
+import logging
 import os
+import resource
 import signal
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +15,8 @@ import psutil
 import pytest
 
 from splitrank.serving.http import bodies, protocol
+from splitrank.serving.http.connection_limit import MOST_DESCRIPTORS, NUM_RESERVED, connection_limit
+from splitrank.serving.http.listener import Listener, bind
 from splitrank.serving.http.parsing import SMALL_BODY_BYTES, ParseWorker
 from splitrank.serving.openai.service import OpenAIService
 from splitrank.serving.options.config import ServeConfig
@@ -90,6 +96,111 @@ def test_a_long_answer_is_no_late_head(tmp_path: Path, monkeypatch: pytest.Monke
 
     monkeypatch.setattr(protocol, "HEAD_TIMEOUT_S", 0.2)
     serving(tmp_path, work, hang_after=1)
+
+
+def small_receiver(front: Front) -> socket.socket:
+    """A connection whose client's kernel takes little that the client has not read."""
+    connection = socket.socket()
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    connection.connect(("127.0.0.1", front.port))
+    connection.setblocking(False)
+    return connection
+
+
+async def read_all(connection: socket.socket) -> None:
+    while await asyncio.wait_for(asyncio.get_running_loop().sock_recv(connection, 2**20), LIMIT_S):
+        pass
+
+
+def test_a_client_that_reads_nothing_is_dropped_and_a_slow_one_is_not(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    num_answers = 60  # of 200 KB: more than kernels keep for a connection
+    requests = b"GET /openapi.json HTTP/1.1\r\nhost: x\r\n\r\n" * num_answers
+    caplog.set_level(logging.INFO, logger=protocol.__name__)
+
+    async def work(front: Front) -> None:
+        loop = asyncio.get_running_loop()
+        with small_receiver(front) as deaf:
+            reader, writer = await asyncio.open_connection("127.0.0.1", front.port)
+            writer.write(requests)
+            await loop.sock_sendall(deaf, requests)
+            for _ in range(num_answers):
+                assert (await answer_on(reader))[0] == OK
+            writer.close()
+            async with asyncio.timeout(LIMIT_S):
+                while "has taken nothing of its answer for 0.5 s" not in caplog.text:  # noqa: ASYNC110 - its log
+                    await asyncio.sleep(0.01)
+            with pytest.raises(ConnectionResetError):
+                await read_all(deaf)
+        assert caplog.text.count("has taken nothing") == 1
+
+    serving(tmp_path, work, send_timeout_s=0.5)
+
+
+def test_beyond_their_number_only_probes_are_answered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def work(front: Front) -> None:  # whose own client holds the one connection
+        reader, writer = await raw(front, HEALTH)
+        assert (await answer_on(reader))[0] == OK
+        cut, cut_writer = await raw(front, HEALTH)
+        with pytest.raises((ConnectionError, asyncio.IncompleteReadError)):
+            await answer_on(cut)
+        cut_writer.close()
+        writer.write(HEALTH.replace("\n", "\r\n").replace("/health", "/version").encode() + b"\r\n")
+        refused = (await asyncio.wait_for(reader.read(), LIMIT_S)).lower()  # to the end
+        assert refused.startswith(b"http/1.1 503")
+        assert b"\r\nretry-after: 1\r\n" in refused
+        assert b'"code":"too_many_connections"' in refused
+        writer.close()
+        assert (await front.http.get("/version")).status_code == 200
+
+    monkeypatch.setattr(protocol, "NUM_REFUSED_AT_ONCE", 1)
+    serving(tmp_path, work, max_connections=1)
+
+
+@pytest.mark.parametrize(
+    ("limits", "wanted", "possible"),
+    [
+        ((1024, 4096), 0, 4096 - NUM_RESERVED),
+        ((1024, resource.RLIM_INFINITY), 0, MOST_DESCRIPTORS - NUM_RESERVED),
+        ((1024, 4096), 500, 500),
+        ((256, 256), 0, 256 - NUM_RESERVED),
+    ],
+)
+def test_as_many_connections_as_descriptors_allow(
+    monkeypatch: pytest.MonkeyPatch, limits: tuple[int, int], wanted: int, possible: int
+) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda kind: limits)
+    monkeypatch.setattr(resource, "setrlimit", lambda kind, raised: None)
+    assert connection_limit(wanted) == possible
+
+
+def test_too_few_descriptors_are_refused_with_the_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda kind: (300, 300))
+    with pytest.raises(
+        ValueError, match=f"1000 .* need {1000 + NUM_RESERVED} .*, but the limit of this process is 300"
+    ):
+        connection_limit(1000)
+
+
+def test_without_a_descriptor_a_client_is_turned_away_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    accept = socket.socket.accept
+
+    def without_descriptors(self: Listener) -> Any:
+        if self._spare >= 0:  # the last one
+            raise OSError(errno.EMFILE, "Too many open files")
+        return accept(self)
+
+    with bind("127.0.0.1", 0) as listener:
+        listener.listen()
+        with socket.create_connection(listener.getsockname(), timeout=LIMIT_S) as client:
+            monkeypatch.setattr(socket.socket, "accept", without_descriptors)
+            with pytest.raises(BlockingIOError):  # for asyncio: nothing to do
+                listener.accept()
+            assert client.recv(1) == b""
+        monkeypatch.undo()
+        with socket.create_connection(listener.getsockname(), timeout=LIMIT_S):
+            listener.accept()[0].close()
 
 
 # ------------------------------------------------------------------ what closes them
