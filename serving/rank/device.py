@@ -1,13 +1,14 @@
-"""The device of a rank: its operations and its steps. What belongs to a GPU is imported only where one is used."""
+"""The device of a rank: its operations and its steps. Compiled modules and kernels are imported where they are used."""
 
 from typing import TYPE_CHECKING
 
 import torch
 
 from splitrank.comm.collectives import Collectives
+from splitrank.comm.selection import AllReduceOptions
 from splitrank.models.cache import StageCache
 from splitrank.models.config import ModelConfig
-from splitrank.models.ops.cpu.exact import ExactOperations
+from splitrank.models.exactness import inexact_because
 from splitrank.models.ops.cpu.operations import CpuOperations
 from splitrank.models.ops.operations import Operations
 from splitrank.models.qwen3_5 import Stage
@@ -21,10 +22,28 @@ if TYPE_CHECKING:
     from splitrank.serving.rank.kernel_compiler import KernelCompiler
 
 
+def exactness(spec: LaunchSpec, ops: Operations) -> str:
+    """What a rank of a CPU says at start of its sums' order, and in which instructions; else nothing."""
+    if spec.device != "cpu":
+        return ""
+    if not spec.exact:
+        return "  not exact (--exact off)"
+    from splitrank.models.ops.cpu.exact import ExactOperations
+
+    assert isinstance(ops, ExactOperations)
+    reason = inexact_because("cpu", spec.tp_size, AllReduceOptions(spec.all_reduce, spec.all_reduce_codec))
+    instructions = ops.native.instruction_set
+    return f"  not exact ({reason}; {instructions})" if reason else f"  exact ({instructions})"
+
+
 def make_operations(spec: LaunchSpec, rank: int, config: ModelConfig, shard: TensorShard) -> Operations:
     """Of the rank's device. ``ValueError`` if it is not there."""
+    if spec.device == "cpu" and not spec.exact:
+        return CpuOperations()
     if spec.device == "cpu":
-        return ExactOperations(shard, spec.threads_per_rank) if spec.exact else CpuOperations()
+        from splitrank.models.ops.cpu.exact import ExactOperations
+
+        return ExactOperations(shard, spec.threads_per_rank)
     from splitrank.serving.rank.gpu_device import make_gpu_operations
 
     return make_gpu_operations(spec, rank, config, shard)

@@ -15,12 +15,10 @@ from splitrank.models.cache import StageCache
 from splitrank.models.checkpoint import Checkpoint, open_checkpoint
 from splitrank.models.config import read_config
 from splitrank.models.dummy_weights import fill_dummy
-from splitrank.models.exactness import inexact_because
 from splitrank.models.hidden_states import HiddenStates
 from splitrank.models.layers.parameter import prepare
 from splitrank.models.loader import load_weights
 from splitrank.models.memory import GIB, rank_memory
-from splitrank.models.ops.cpu.exact import ExactOperations
 from splitrank.models.qwen3_5 import Stage
 from splitrank.models.rounding import pages_needed
 from splitrank.models.sharding import TensorShard, stage_slice
@@ -30,7 +28,7 @@ from splitrank.models.weight_plan import WeightPlan, audit_plan, plan_weights
 from splitrank.serving.grammar.matcher import Matchers
 from splitrank.serving.protocol.messages import AdmittedRequest, LaunchSpec, StepPlan, StepResult, TokenLogprobs
 from splitrank.serving.rank.batch_builder import PlannedBatch
-from splitrank.serving.rank.device import make_operations, make_steps, start_compiling
+from splitrank.serving.rank.device import exactness, make_operations, make_steps, start_compiling
 from splitrank.serving.rank.request_table import MovedRow, RequestTable
 from splitrank.serving.rank.sampler import SampledRow
 from splitrank.serving.rank.sampling_state import SamplingState
@@ -70,8 +68,8 @@ class Worker:
         self.ops = make_operations(spec, rank, self.config, self.shard)
         self._compiler = start_compiling(spec, rank, self.ops.device)
         timeout_s = max(spec.step_timeout_s, JOIN_TIMEOUT_S)
-        self._all_reduce = AllReduceOptions(spec.all_reduce, spec.all_reduce_codec)
-        self.mesh = Mesh(self.position, Path(spec.run_dir) / "rendezvous", timeout_s, self._all_reduce, self.ops.device)
+        options = AllReduceOptions(spec.all_reduce, spec.all_reduce_codec)
+        self.mesh = Mesh(self.position, Path(spec.run_dir) / "rendezvous", timeout_s, options, self.ops.device)
         max_pages = pages_needed(spec.max_model_len, spec.page_size)
         self.table = RequestTable(
             spec.max_running_requests, max_pages, spec.page_size, self.ops.device, spec.scratch_page
@@ -159,17 +157,8 @@ class Worker:
             f"{self.position}  layers {layers.start}-{layers.stop - 1}  {weights}  "
             f"KV {tokens * expected.kv_bytes_per_token / GIB:.2f} GiB  "
             f"states {self.spec.max_running_requests * expected.state_bytes_per_request / GIB:.2f} GiB"
-            f"{self._exactness}"
+            f"{exactness(spec, self.ops)}"
         )
-
-    @property
-    def _exactness(self) -> str:
-        """What the start says of it, on a CPU."""
-        if not isinstance(self.ops, ExactOperations):
-            return "  not exact (--exact off)" if self.spec.device == "cpu" else ""
-        reason = inexact_because("cpu", self.spec.tp_size, self._all_reduce)
-        instructions = self.ops.native.instruction_set
-        return f"  not exact ({reason}; {instructions})" if reason else f"  exact ({instructions})"
 
     def execute(self, plan: StepPlan, plan_hash: str) -> StepResult | None:
         """Runs one step to its end; the sampling rank returns its result."""

@@ -201,5 +201,6 @@ def _norm(norm: RMSNorm) -> cpu_ops.Norm:
 def _stream(states: HiddenStates, norm: RMSNorm) -> tuple[cpu_ops.Stream, torch.Tensor]:
     """For what begins with add and norm; and the new residual, which it fills."""
     residual = torch.empty_like(states.residual)
-    arguments = (values(states.hidden), values(states.residual), values(residual))
-    return cpu_ops.Stream(*arguments, *residual.shape, _norm(norm)), residual
+    rows, width = residual.shape
+    tensors = values(states.hidden), values(states.residual), values(residual)
+    return cpu_ops.Stream(*tensors, rows, width, _norm(norm)), residual
