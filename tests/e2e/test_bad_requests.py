@@ -95,7 +95,6 @@ def test_wrong_values_name_the_field(server: Server, wrong: dict[str, Any]) -> N
 
 
 UNSUPPORTED: list[dict[str, Any]] = [
-    {"prompt_logprobs": 1},
     {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:,"}}]}]},
 ]
 
