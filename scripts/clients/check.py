@@ -164,7 +164,7 @@ def lm_eval(url: str, questions: int) -> list[Checked]:
     if refusal:
         return [*checked, Checked("", "log likelihoods by local-completions", "skipped", refusal)]
     likely = _lm_eval(url, "local-completions", "completions", "demo_choice", few, tokenizer="configs/demo")
-    good = likely is not None and likely > few // 2
+    good = likely == few
     note = f"{likely} of {few} answers are the likelier ones"
     return [*checked, Checked("", "log likelihoods by local-completions", "ok" if good else "FAILED", note)]
 
