@@ -113,7 +113,7 @@ class ExactOperations(HostMemory):
     def norm_gate_project(
         self, mixed: torch.Tensor, gate: torch.Tensor | None, norm: GatedRMSNorm, projection: Linear
     ) -> torch.Tensor:
-        return self.project(mixed.flatten(1), projection)
+        return self._product(mixed.flatten(1), projection)
 
     def mix_attention(
         self, projected: torch.Tensor, layer: Attention, batch: Batch, pages: KVPages, cos_sin: StepPositions
@@ -144,6 +144,9 @@ class ExactOperations(HostMemory):
         return out
 
     def project(self, x: torch.Tensor, projection: Linear) -> torch.Tensor:
+        return self._product(x, projection)
+
+    def _product(self, x: torch.Tensor, projection: Linear) -> torch.Tensor:
         weight: Weight = projection.stored
         out = torch.empty((len(x), weight.num_outputs), dtype=self._part_dtype(x.dtype))
         self.native.linear(values(x), len(x), weight.native, values(out))
