@@ -13,3 +13,7 @@ class HiddenStates(NamedTuple):
 
     hidden: torch.Tensor
     residual: torch.Tensor
+
+    def first_rows(self, rows: int) -> "HiddenStates":
+        """Views of the first ``rows`` tokens."""
+        return HiddenStates(*(part[:rows] for part in self))

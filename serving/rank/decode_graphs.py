@@ -84,7 +84,7 @@ class DecodeGraphs:
         self._staged = cycle(staged)
         pool = torch.cuda.graph_pool_handle()
         for size in reversed(self._sizes):
-            own = HiddenStates(*(part[:size] for part in inputs)) if inputs else None
+            own = inputs.first_rows(size) if inputs else None
             self._steps[size] = DecodeStep(size, table, own)
             for greedy in kinds:
                 self._graphs[size, greedy] = self._capture(self._steps[size], compute, greedy, pool)

@@ -5,7 +5,6 @@ import torch
 from splitrank.comm.collectives import Collectives
 from splitrank.models.cache import StageCache
 from splitrank.models.config import ModelConfig
-from splitrank.models.hidden_states import HiddenStates
 from splitrank.models.layer_shapes import LayerShapes
 from splitrank.models.ops.gpu.launch import INTERPRETED
 from splitrank.models.ops.gpu.operations import GpuOperations, gpu_name
@@ -17,7 +16,7 @@ from splitrank.serving.rank.gpu_steps import DeviceSampler, GpuSteps
 from splitrank.serving.rank.kernel_compiler import KernelCompiler
 from splitrank.serving.rank.planned_launches import longest_prompt
 from splitrank.serving.rank.request_table import RequestTable
-from splitrank.serving.rank.warm_up import run_prompt
+from splitrank.serving.rank.warm_up import run_prompt, states_before
 
 _FEW_ROWS = 128
 
@@ -59,18 +58,12 @@ def make_gpu_steps(
     if INTERPRETED:
         return steps
     longest = longest_prompt(spec)
-    inputs = None if model.stage.is_first else _empty_states(model, max(rows, longest))
+    inputs = states_before(model, max(rows, longest))
     # The all-reduce is not captured: its handshake counts calls on the host.
     if spec.tp_size == 1:
         with torch.inference_mode():
-            steps.capture(rows, None if inputs is None else HiddenStates(*(part[:rows].clone() for part in inputs)))
+            steps.capture(rows, states_before(model, rows))
     for tokens in (min(_FEW_ROWS, longest), longest):  # the kernels of few rows, and those of many
         run_prompt(steps, table, inputs, tokens, page=spec.num_pages)
     torch.cuda.synchronize()
     return steps
-
-
-def _empty_states(model: Stage, rows: int) -> HiddenStates:
-    """Stand-ins for what the stage before sends."""
-    shape = (rows, model.config.hidden_size)
-    return HiddenStates(*(model.ops.zeros(*shape, dtype=model.dtype) for _ in HiddenStates._fields))

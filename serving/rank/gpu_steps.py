@@ -168,7 +168,7 @@ class GpuSteps:
             if batch.num_decodes:
                 advance_rows(batch.decode_slots, self._table.lengths, batch.num_live)
         if output.states is not None:
-            return HiddenStates(*(part[: batch.num_tokens] for part in output.states))
+            return output.states.first_rows(batch.num_tokens)
         return output
 
     def sample(self, planned: PlannedGpuBatch, output: StepOutput, states: list[SamplingState]) -> DeviceTokens:

@@ -25,7 +25,7 @@ from splitrank.serving.protocol.messages import LaunchSpec
 from splitrank.serving.rank.decode_graphs import ladder
 from splitrank.serving.rank.gpu_steps import DeviceSampler, GpuSteps
 from splitrank.serving.rank.request_table import RequestTable
-from splitrank.serving.rank.warm_up import run_prompt
+from splitrank.serving.rank.warm_up import run_prompt, states_before
 
 META = torch.device("meta")
 
@@ -55,7 +55,7 @@ def planned_launches(spec: LaunchSpec, rank: int, config: ModelConfig, tiles: Ti
     steps, table, inputs = meta_steps(spec, rank, config, tiles)
     with noted_launches() as calls:
         for size in reversed(ladder(spec.max_running_requests)):
-            steps.run_decode(size, _first_rows(inputs, size))
+            steps.run_decode(size, None if inputs is None else inputs.first_rows(size))
         for rows in prompt_rows(tiles, longest_prompt(spec)):
             run_prompt(steps, table, inputs, rows, page=0)
     return list({call.variant: call for call in calls}.values())
@@ -95,12 +95,4 @@ def meta_steps(
     sampler = DeviceSampler(table, spec.vocab_size, rows) if is_sampling else None
     steps = GpuSteps(model, cache, table, ShapesOnly(position.tp_rank, spec.tp_size), sampler, overlaps=False)
     most = max(spec.max_prefill_tokens, rows)
-    return steps, table, None if stage.is_first else _states(most, config.hidden_size, dtype)
-
-
-def _states(rows: int, hidden_size: int, dtype: torch.dtype) -> HiddenStates:
-    return HiddenStates(*(torch.empty(rows, hidden_size, dtype=dtype, device=META) for _ in HiddenStates._fields))
-
-
-def _first_rows(states: HiddenStates | None, rows: int) -> HiddenStates | None:
-    return None if states is None else HiddenStates(*(part[:rows] for part in states))
+    return steps, table, states_before(model, most)

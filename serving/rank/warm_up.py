@@ -3,11 +3,20 @@
 import torch
 
 from splitrank.models.hidden_states import HiddenStates
+from splitrank.models.qwen3_5 import Stage
 from splitrank.models.rounding import pages_needed
 from splitrank.serving.protocol.messages import AdmittedRequest, ChunkPlan, NewPages
 from splitrank.serving.protocol.sampling_params import SamplingParams
 from splitrank.serving.rank.gpu_steps import GpuSteps
 from splitrank.serving.rank.request_table import RequestTable
+
+
+def states_before(model: Stage, rows: int) -> HiddenStates | None:
+    """Stand-ins for what the stage before sends, [rows, H] each; None on the first stage."""
+    if model.stage.is_first:
+        return None
+    shape = (rows, model.config.hidden_size)
+    return HiddenStates(*(model.ops.zeros(*shape, dtype=model.dtype) for _ in HiddenStates._fields))
 
 
 @torch.inference_mode()
@@ -18,6 +27,6 @@ def run_prompt(steps: GpuSteps, table: RequestTable, inputs: HiddenStates | None
     """
     table.admit(AdmittedRequest(0, 0, [0] * rows, SamplingParams(), 0), None)
     table.add_pages(NewPages(0, [page] * pages_needed(rows, table.page_size)))
-    states = None if inputs is None else HiddenStates(*(part[:rows] for part in inputs))
+    states = None if inputs is None else inputs.first_rows(rows)
     steps.forward(steps.make_batch([], [ChunkPlan(0, rows, True)], []), states)
     table.take(0)

@@ -65,6 +65,18 @@ def random_text_config(**overrides: Any) -> Qwen3_5MoeTextConfig:
     return Qwen3_5MoeTextConfig(attn_implementation="eager", **shape)
 
 
+# One layer of each kind, few heads and experts: the interpreter's time goes by programs.
+TWO_LAYERS: dict[str, Any] = {
+    "num_hidden_layers": 2,
+    "layer_types": ["linear_attention", "full_attention"],
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "linear_num_key_heads": 1,
+    "linear_num_value_heads": 2,
+    "num_experts": 4,
+}
+
+
 @torch.no_grad()
 def make_reference(config: Qwen3_5MoeTextConfig, seed: int = 0) -> Qwen3_5MoeForCausalLM:
     """The transformers model in float32, with weights such that every term changes the logits.

@@ -10,6 +10,7 @@ import torch
 
 from splitrank import _cpu_ops as cpu_ops
 from splitrank.models.ops.cpu import memory
+from splitrank.models.rounding import ceil_div
 from splitrank.models.sharding import TensorShard
 
 DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1}
@@ -126,4 +127,4 @@ class _Packed:
 
 
 def _padded(count: int) -> int:
-    return -(-count // int(cpu_ops.PANEL)) * int(cpu_ops.PANEL)
+    return ceil_div(count, int(cpu_ops.PANEL)) * int(cpu_ops.PANEL)

@@ -1,12 +1,13 @@
 """The order of age: who waits for pages, who gives them up, and that an older request is never passed over."""
 
 import random
+from collections.abc import Iterator
 from itertools import pairwise
 
 import pytest
 
 from splitrank.models.rounding import pages_needed
-from splitrank.serving.protocol.messages import LaunchSpec
+from splitrank.serving.protocol.messages import LaunchSpec, StepPlan
 from tests.support.fake_model import expected_tokens, small_spec
 from tests.support.scheduler_loop import Loop
 
@@ -103,10 +104,8 @@ def random_loop(seed: int, max_tokens: int, priorities: tuple[int, ...] = (0,)) 
     return loop, depth
 
 
-@pytest.mark.parametrize("seed", SEEDS)
-def test_no_request_goes_on_while_an_older_one_is_swapped_out(seed: int) -> None:
-    """Not even one that was in flight, and could not give up its pages, when the older one had to."""
-    loop, _ = random_loop(seed, max_tokens=18)
+def plans_with_swapped(loop: Loop) -> Iterator[tuple[StepPlan, set[int]]]:
+    """Every plan until nothing is left to do, with the requests that are swapped out behind it."""
     swapped: set[int] = set()
     while not loop.scheduler.is_idle:
         plan = loop.plan()
@@ -115,6 +114,14 @@ def test_no_request_goes_on_while_an_older_one_is_swapped_out(seed: int) -> None
             continue
         swapped |= {swap.request_number for swap in plan.swap_out}
         swapped -= {swap.request_number for swap in plan.swap_in}
+        yield plan, swapped
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_no_request_goes_on_while_an_older_one_is_swapped_out(seed: int) -> None:
+    """Not even one that was in flight, and could not give up its pages, when the older one had to."""
+    loop, _ = random_loop(seed, max_tokens=18)
+    for plan, swapped in plans_with_swapped(loop):
         assert all(span.request < min(swapped, default=8) for span in loop.spans[plan.step])
 
 
@@ -224,14 +231,7 @@ def test_the_lowest_priority_gives_up_its_pages_and_comes_back_last() -> None:
 def test_priorities_change_the_order_and_no_token(seed: int) -> None:
     loop, _ = random_loop(seed, max_tokens=18, priorities=(3, 0, 0, -2, 1))
     requests = {one.number: one for one in loop.scheduler._requests.values()}
-    swapped: set[int] = set()
-    while not loop.scheduler.is_idle:
-        plan = loop.plan()
-        if plan is None:
-            loop.commit()
-            continue
-        swapped |= {swap.request_number for swap in plan.swap_out}
-        swapped -= {swap.request_number for swap in plan.swap_in}
+    for plan, swapped in plans_with_swapped(loop):
         least = min((requests[number].order for number in swapped), default=(9, 9))
         assert all(requests[span.request].order < least for span in loop.spans[plan.step])
     for number, request in requests.items():

@@ -5,7 +5,6 @@ these seeds do not give.
 """
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -23,26 +22,15 @@ from splitrank.serving.protocol.sampling_params import SamplingParams
 from splitrank.serving.rank.decode_graphs import DecodeStep
 from splitrank.serving.rank.gpu_steps import GpuSteps
 from splitrank.serving.rank.worker import Worker
-from tests.support.checkpoints import make_reference, random_text_config, write_checkpoint
+from tests.support.checkpoints import TWO_LAYERS, make_reference, random_text_config, write_checkpoint
 from tests.support.stage_runner import admitted, launch_spec, random_tokens
 
 VOCABULARY = 300
-# Few heads and experts: the interpreter's time goes by programs.
-SHAPE: dict[str, Any] = {
-    "num_hidden_layers": 2,
-    "layer_types": ["linear_attention", "full_attention"],
-    "vocab_size": VOCABULARY,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "linear_num_key_heads": 1,
-    "linear_num_value_heads": 2,
-    "num_experts": 4,
-}
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    config = random_text_config(**SHAPE)
+    config = random_text_config(**TWO_LAYERS, vocab_size=VOCABULARY)
     return write_checkpoint(make_reference(config, seed=3), tmp_path_factory.mktemp("steps"), dtype="float32")
 
 

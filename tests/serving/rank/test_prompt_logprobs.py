@@ -13,7 +13,7 @@ from splitrank.serving.protocol.messages import ChunkPlan, NewPages, StepPlan, S
 from splitrank.serving.protocol.sampling_params import SamplingParams
 from splitrank.serving.rank import prompt_logprobs
 from splitrank.serving.rank.worker import Worker
-from tests.support.checkpoints import make_reference, random_text_config, write_checkpoint
+from tests.support.checkpoints import TWO_LAYERS, make_reference, random_text_config, write_checkpoint
 from tests.support.stage_runner import StageRunner, admitted, launch_spec, random_tokens
 
 VOCABULARY = 300
@@ -41,17 +41,7 @@ PLANS = [
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    shape = {
-        "num_hidden_layers": 2,
-        "layer_types": ["linear_attention", "full_attention"],
-        "vocab_size": VOCABULARY,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 1,
-        "linear_num_key_heads": 1,
-        "linear_num_value_heads": 2,
-        "num_experts": 4,
-    }
-    reference = make_reference(random_text_config(**shape), seed=3)
+    reference = make_reference(random_text_config(**TWO_LAYERS, vocab_size=VOCABULARY), seed=3)
     return write_checkpoint(reference, tmp_path_factory.mktemp("prompts"), dtype="float32")
 
 
