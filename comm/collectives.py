@@ -18,6 +18,7 @@ class Collectives(Protocol):
 
     rank: int
     size: int
+    capturable: bool  # whether its calls may be captured in a CUDA graph: they only enqueue work on the device
 
     def all_reduce_(self, tensor: torch.Tensor) -> torch.Tensor:
         """Sums ``tensor`` over the ranks in place and returns it; the result has the same bits on every rank."""
@@ -39,7 +40,7 @@ class Collectives(Protocol):
 class SingleRank:
     """The identity: a stage of one tensor rank."""
 
-    rank, size = 0, 1
+    rank, size, capturable = 0, 1, True
 
     def all_reduce_(self, tensor: torch.Tensor) -> torch.Tensor:
         return tensor
@@ -60,6 +61,8 @@ class TorchCollectives:
     ``tree``: sums of more than two ranks are added along the tree of the quick all-reduce, ((0+1)+(2+3)), from gathered
     tensors; gloo has an order of its own.
     """
+
+    capturable = False  # the host waits for gloo
 
     def __init__(self, group: dist.ProcessGroup, rank: int, size: int, timeout_s: float, tree: bool = False) -> None:
         self.rank, self.size, self._tree = rank, size, tree

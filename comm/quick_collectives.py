@@ -7,7 +7,7 @@ import torch
 
 from splitrank.comm.collectives import TorchCollectives
 from splitrank.comm.quick_reduce import ALIGNMENT, DTYPE_CODES, QuickAllReduce
-from splitrank.comm.selection import Selection, Thresholds
+from splitrank.comm.selection import NO_LIMIT, Selection, Thresholds
 
 
 class QuickCollectives:
@@ -19,6 +19,8 @@ class QuickCollectives:
         self._thresholds: dict[torch.dtype, Thresholds] = {
             dtype: _within(quick, dtype, codec, selection.thresholds[dtype.itemsize]) for dtype in DTYPE_CODES
         }
+        # Torch's gloo, which may sum the largest messages, waits on the host.
+        self.capturable = all(limits.two_shot_bytes == NO_LIMIT for limits in self._thresholds.values())
 
     def all_reduce_(self, tensor: torch.Tensor) -> torch.Tensor:
         return self._sum(tensor, self._codec)

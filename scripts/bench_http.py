@@ -1,11 +1,15 @@
 """Throughput and first tokens through HTTP against the engine alone, in turns; JSON lines on stdout.
 
     python scripts/bench_http.py [--shape S] [--requests 8 32] [--tokens 64] [--rounds 5] [--dtype bfloat16]
+    python scripts/bench_http.py --gpu [--requests 64] [--tokens 256]
 
 The server is a program and its client one asyncio process; the engine alone is driven through ``EngineClient``, as
 ``splitrank bench`` does. Both have the same checkpoint with random weights, the same random prompts and lengths; while
 one works, the other is idle. ``front_cpu_us``: CPU time of the server's front for a token, which says more than the
 ratio on a machine that does other work. The first token of a request of its own is measured beside.
+
+With ``--gpu`` the shape is that of Qwen3.5-35B-A3B with dummy weights, which a card holds once: the engine alone is
+measured first, then the server.
 """
 
 import argparse
@@ -15,8 +19,10 @@ import statistics
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import psutil  # type: ignore[import-untyped]
+from bench_gpu import config_35b
 from bench_shapes import SHAPES, random_model, write_text_checkpoint
 from http_streams import serving, stream
 from tokenizers import Tokenizer
@@ -42,15 +48,62 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float32"])
+    parser.add_argument("--gpu", action="store_true")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        write_text_checkpoint(random_model(args.shape, torch_dtype(args.dtype)), Path(folder))
-        write_tokenizer(Path(folder), SHAPES[args.shape]["vocab_size"])
-        options = {"model": folder, "dtype": args.dtype, "max_model_len": 1024, "prefix_cache_mib": 0}
-        options["threads_per_rank"] = args.threads
-        flags = [word for name, value in options.items() for word in (f"--{name.replace('_', '-')}", value)]
-        with serving(*flags) as (port, process):
-            asyncio.run(bench(EngineConfig(**options), port, psutil.Process(process.pid), args))
+        if args.gpu:
+            bench_gpu(Path(folder), args)
+        else:
+            bench_cpu(Path(folder), args)
+
+
+def bench_cpu(folder: Path, args: argparse.Namespace) -> None:
+    write_text_checkpoint(random_model(args.shape, torch_dtype(args.dtype)), folder)
+    write_tokenizer(folder, SHAPES[args.shape]["vocab_size"])
+    options: dict[str, Any] = {"model": str(folder), "dtype": args.dtype, "max_model_len": 1024, "prefix_cache_mib": 0}
+    options["threads_per_rank"] = args.threads
+    with serving(*flags(options)) as (port, process):
+        asyncio.run(bench(EngineConfig(**options), port, psutil.Process(process.pid), args))
+
+
+def flags(options: dict[str, Any]) -> list[object]:
+    return [word for name, value in options.items() for word in (f"--{name.replace('_', '-')}", value)]
+
+
+def bench_gpu(folder: Path, args: argparse.Namespace) -> None:
+    config = config_35b()
+    (folder / "config.json").write_text(json.dumps(config))
+    write_tokenizer(folder, config["vocab_size"])
+    options: dict[str, Any] = {"model": str(folder), "load_format": "dummy", "device": "cuda", "max_model_len": 4096}
+    options |= {"prefix_cache_mib": 0, "max_running_requests": max(args.requests)}
+    alone = asyncio.run(engine_seconds(EngineConfig(**options), args))
+    with serving(*flags(options)) as (port, process):
+        asyncio.run(served_seconds(config["vocab_size"], port, psutil.Process(process.pid), alone, args))
+
+
+async def engine_seconds(config: EngineConfig, args: argparse.Namespace) -> dict[int, list[float]]:
+    """By number of requests: seconds of each round."""
+    spec = resolve_launch(config)
+    client = await EngineClient.start(spec)
+    try:
+        jobs = {count: random_jobs(spec.vocab_size, PROMPT_TOKENS, [args.tokens] * count) for count in args.requests}
+        return {
+            count: [(await measure(client, own)).seconds for _ in range(args.rounds + 1)] for count, own in jobs.items()
+        }
+    finally:
+        await client.close()
+
+
+async def served_seconds(
+    vocab_size: int, port: int, front: psutil.Process, alone: dict[int, list[float]], args: argparse.Namespace
+) -> None:
+    for count, engine in alone.items():
+        jobs = random_jobs(vocab_size, PROMPT_TOKENS, [args.tokens] * count)
+        before = cpu_s(front)
+        http = [await through_http(port, jobs) for _ in range(args.rounds + 1)]
+        spent_us = 1e6 * (cpu_s(front) - before) / (count * args.tokens * (args.rounds + 1))
+        labels = {"what": "throughput", "shape": "35B-A3B", "requests": count, "tokens": args.tokens}
+        emit(**labels, front_cpu_us=round(spent_us, 1), **ratios(count * args.tokens, engine, http))
 
 
 def write_tokenizer(folder: Path, vocab_size: int) -> None:
@@ -95,10 +148,14 @@ async def throughput(client: EngineClient, port: int, jobs: list[Job], rounds: i
     for _ in range(rounds + 1):
         engine.append((await measure(client, jobs)).seconds)
         http.append(await through_http(port, jobs))
-    tokens = sum(job.output_tokens for job in jobs)
-    alone, served = (tokens / statistics.median(seconds[1:]) for seconds in (engine, http))  # the first one warms up
-    ratios = {"engine_tokens_per_s": alone, "http_tokens_per_s": served, "ratio": served / alone}
-    return {name: round(value, 3) for name, value in ratios.items()}
+    return ratios(sum(job.output_tokens for job in jobs), engine, http)
+
+
+def ratios(tokens: int, engine: list[float], http: list[float]) -> dict[str, float]:
+    """Of the seconds of rounds with so many tokens; the first one warms up."""
+    alone, served = (tokens / statistics.median(seconds[1:]) for seconds in (engine, http))
+    found = {"engine_tokens_per_s": alone, "http_tokens_per_s": served, "ratio": served / alone}
+    return {name: round(value, 3) for name, value in found.items()}
 
 
 async def through_http(port: int, jobs: list[Job]) -> float:

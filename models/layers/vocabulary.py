@@ -41,7 +41,7 @@ class Head(nn.Module):
     ) -> None:
         super().__init__()
         shards = [TensorShard(rank, shard.size).vocabulary(vocab_size) for rank in range(shard.size)]
-        self.widths = tuple(stop - start for start, stop in shards)
+        self.start, self.widths = shards[shard.rank][0], tuple(stop - start for start, stop in shards)
         own = parameter(ops, self.widths[shard.rank], hidden_size, dtype=dtype) if weight is None else weight
         self.is_tied = weight is not None
         self.weight = own

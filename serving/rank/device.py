@@ -64,11 +64,10 @@ def make_steps(
     cache: StageCache,
     table: RequestTable,
     collectives: Collectives,
-    is_sampling_rank: bool,
 ) -> Steps:
     """How this rank computes its steps."""
     if spec.device == "cpu":
         return CpuSteps(model, cache, table, collectives)
     from splitrank.serving.rank.gpu_device import make_gpu_steps
 
-    return make_gpu_steps(spec, model, cache, table, collectives, is_sampling_rank)
+    return make_gpu_steps(spec, model, cache, table, collectives)

@@ -49,18 +49,16 @@ def make_gpu_steps(
     cache: StageCache,
     table: RequestTable,
     collectives: Collectives,
-    is_sampling_rank: bool,
 ) -> GpuSteps:
     """Captures the graphs, and runs a prompt, so that the first user does not wait until kernels are loaded."""
     rows = spec.max_running_requests
-    sampler = DeviceSampler(table, spec.vocab_size, rows) if is_sampling_rank else None
-    steps = GpuSteps(model, cache, table, collectives, sampler, overlaps=spec.world_size == 1)
+    sampler = DeviceSampler(table, spec.vocab_size, rows) if model.stage.is_last else None
+    steps = GpuSteps(model, cache, table, collectives, sampler, overlaps=spec.pp_size == 1)
     if INTERPRETED:
         return steps
     longest = longest_prompt(spec)
     inputs = states_before(model, max(rows, longest))
-    # The all-reduce is not captured: its handshake counts calls on the host.
-    if spec.tp_size == 1:
+    if collectives.capturable:
         with torch.inference_mode():
             steps.capture(rows, states_before(model, rows))
     for tokens in (min(_FEW_ROWS, longest), longest):  # the kernels of few rows, and those of many

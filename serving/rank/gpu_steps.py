@@ -199,8 +199,7 @@ class GpuSteps:
             return StepOutput(states=model.ops.joined(states))
         if greedy:
             assert sampler is not None
-            assert isinstance(model.ops, GpuOperations)
-            tokens, largest = model.ops.likeliest(states, model.norm, model.lm_head.stored)
+            tokens, largest = self._likeliest(states)
             sampler.keep(slots, tokens, num_live)
             return StepOutput(tokens=tokens, largest=largest)
         if planned is not None:
@@ -210,8 +209,17 @@ class GpuSteps:
             return StepOutput(logits=logits)
         return StepOutput(None, logits, *sampler.sample(logits, slots, num_live))
 
+    def _likeliest(self, states: HiddenStates) -> tuple[torch.Tensor, torch.Tensor]:
+        """The likeliest token of every row [T] int32 and its logit [T] float32, over the vocabulary of all ranks."""
+        model, collectives = self._model, self._collectives
+        assert isinstance(model.ops, GpuOperations)
+        tokens, values = model.ops.likeliest(states, model.norm, model.lm_head.stored, model.lm_head.start)
+        if collectives.size == 1:
+            return tokens, values
+        return likeliest_of_ranks(tokens, values, collectives)
+
     def _is_greedy(self, slots: list[int]) -> bool:
-        """Whether nothing but the likeliest token of each row is wanted, which only the sampling rank knows."""
+        """Whether nothing but the likeliest token of each row is wanted, which only the last stage knows."""
         states = [self._table.rows[slot].sampling for slot in slots]
         return all(state is not None and state.is_greedy and not state.needs_host for state in states)
 
@@ -226,6 +234,20 @@ class GpuSteps:
         tokens = torch.tensor([max(0, row.token) for row in rows], dtype=torch.int32)
         self._table.put_tokens([slots[number] for number in numbers], tokens)
         return dict(zip(numbers, rows, strict=True))
+
+
+def likeliest_of_ranks(
+    tokens: torch.Tensor, values: torch.Tensor, collectives: Collectives
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of the likeliest tokens [T] of each rank's part of the vocabulary: the likeliest of all, the lowest id among
+    equals. Ids go as float32, which holds each exactly (``check_tensor_parallel``)."""
+    own, size = torch.stack((values, tokens.float())), collectives.size
+    gathered = collectives.all_gather_columns(own, (tokens.shape[0],) * size).view(2, size, -1)
+    value, token = gathered[:, 0]
+    for rank in range(1, size):
+        is_larger = gathered[0, rank] > value
+        value, token = torch.where(is_larger, gathered[:, rank], torch.stack((value, token)))
+    return token.to(torch.int32), value.contiguous()
 
 
 def _to_host(tokens: torch.Tensor, largest: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.cuda.Event | None]:

@@ -33,6 +33,8 @@ META = torch.device("meta")
 class ShapesOnly:
     """Collectives of ``size`` ranks on tensors without values."""
 
+    capturable = False
+
     def __init__(self, rank: int, size: int) -> None:
         self.rank, self.size = rank, size
 
@@ -91,8 +93,7 @@ def meta_steps(
     num_pages = 1  # any number: no kernel depends on it
     cache = StageCache(config, stage, shard, dtype, num_pages, spec.page_size, rows + spec.num_scratch, ops)
     table = RequestTable(rows, max_pages, spec.page_size, META, scratch_page=0)
-    is_sampling = stage.is_last and position.tp_rank == 0
-    sampler = DeviceSampler(table, spec.vocab_size, rows) if is_sampling else None
+    sampler = DeviceSampler(table, spec.vocab_size, rows) if stage.is_last else None
     steps = GpuSteps(model, cache, table, ShapesOnly(position.tp_rank, spec.tp_size), sampler, overlaps=False)
     most = max(spec.max_prefill_tokens, rows)
     return steps, table, states_before(model, most)

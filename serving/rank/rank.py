@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import os
 import sys
 from collections import deque
 
@@ -22,6 +23,13 @@ _LOOK_S = 0.001  # between two looks at a step that the device computes, while n
 # Errors of files, peers and memory, and weights that differ from the files: the engine gets their text. Any other error
 # is a bug of ours: the engine gets its type, too, and the log the trace.
 _EXPECTED = (ValueError, OSError, CommunicationError, StepOrderError, MemoryError, AuditError)
+
+# How torch and Triton begin what they say of a device that failed.
+_DEVICE_ERRORS = ("CUDA error", "HIP error", "Triton Error", "CUDA out of memory", "HIP out of memory")
+
+
+class DeviceFailure(RuntimeError):
+    """The device failed in a kernel: nothing that it holds can be used or freed any more."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -46,6 +54,9 @@ def _run(spec: LaunchSpec, rank: int, link: RankLink) -> int:
         phase.enter("load")
         link.ready(_load(worker), worker.stage_report)
         _serve(worker, link, phase)
+    except DeviceFailure as error:
+        link.fail(phase.name, str(error))
+        os._exit(1)  # destructors would ask the device, and abort
     except _EXPECTED as error:
         link.fail(phase.name, str(error) or type(error).__name__)
         return 1
@@ -79,14 +90,31 @@ def _load(worker: Worker) -> str:
 
 
 def _serve(worker: Worker, link: RankLink, phase: _Phase) -> None:
-    """The loop of a rank: receive a plan, execute it, send the result."""
+    """Executes plans until the engine says that it is over. ``DeviceFailure`` if a kernel fails."""
     if worker.spec.exact:
         torch.set_num_threads(1)  # the rank's own threads compute; torch's would take their cores while they wait
-    thread_wait = ThreadWait(torch.get_num_threads())
     launched: deque[LaunchedStep] = deque()
+    try:
+        _execute_plans(worker, link, phase, launched)
+    except RuntimeError as error:
+        if not str(error).startswith(_DEVICE_ERRORS):
+            raise
+        raise DeviceFailure(_describe(error, launched)) from error
+
+
+def _describe(error: RuntimeError, launched: deque[LaunchedStep]) -> str:
+    """A kernel fails unseen; the host hears of it at some later call. Of several lines only the first says what."""
+    steps = f"; on the device were steps {launched[0].step} to {launched[-1].step}" if launched else ""
+    return f"{str(error).splitlines()[0]}{steps}"
+
+
+def _execute_plans(worker: Worker, link: RankLink, phase: _Phase, launched: deque[LaunchedStep]) -> None:
+    """The loop of a rank: receive a plan, execute it, send the result. ``launched`` are steps not collected yet."""
+    thread_wait = ThreadWait(torch.get_num_threads())
     while True:
         if _next_is_result(worker, link, launched):
-            _collect(worker, link, launched.popleft())
+            _collect(worker, link, launched[0])
+            launched.popleft()
             thread_wait.look()
             continue
         if (received := link.receive()) is None:

@@ -84,6 +84,12 @@ class Worker:
         return self.stage_slice.is_last and self.position.tp_rank == 0
 
     @property
+    def draws_tokens(self) -> bool:
+        """Whether this rank draws tokens. On a GPU every tensor rank of the last stage does: they draw the same tokens
+        from the same logits, so none waits for another's host before its next step."""
+        return self.is_sampling_rank or (self.stage_slice.is_last and self.spec.device == "cuda")
+
+    @property
     def stage_report(self) -> str:
         """How the stage sums over its tensor ranks, from the first of them; empty if there is but one."""
         return self.mesh.report if self.position.tp_rank == 0 else ""
@@ -104,15 +110,15 @@ class Worker:
     def load(self, on_progress: Callable[[int], object] = lambda num_bytes: None) -> str:
         """Builds the stage, loads it, allocates its state; returns the report line of this rank.
 
-        Meanwhile the sampling rank reads the vocabulary that grammars need: in a step it would stop all requests.
+        Meanwhile a rank that draws tokens reads the vocabulary for grammars: in a step it would stop all requests.
         """
         reading = Thread(target=self._matchers.read_vocabulary, name="vocabulary", daemon=True)
-        if self.is_sampling_rank:
+        if self.draws_tokens:
             reading.start()
         try:
             return self._load(on_progress)
         finally:
-            if self.is_sampling_rank:
+            if self.draws_tokens:
                 reading.join()
 
     def _load(self, on_progress: Callable[[int], object]) -> str:
@@ -137,9 +143,7 @@ class Worker:
         prepare(self.model, self.ops)
         if self._compiler is not None:
             self._compiler.wait()
-        self.steps = make_steps(
-            self.spec, self.model, self.cache, self.table, self.mesh.collectives, self.is_sampling_rank
-        )
+        self.steps = make_steps(self.spec, self.model, self.cache, self.table, self.mesh.collectives)
         return report
 
     def _report(self, bytes_written: int) -> str:
@@ -174,7 +178,7 @@ class Worker:
         logits = self._forward(planned, plan.step, plan_hash) if plan.has_rows else None
         self.table.advance(planned.host_slots, planned.ends)
         self._save_snapshots(plan, planned)
-        tokens = self._sample(planned, logits) if logits is not None and self.is_sampling_rank else None
+        tokens = self._sample(planned, logits) if logits is not None and self.draws_tokens else None
         return LaunchedStep(plan.step, plan_hash, planned.sampled, tokens, planned.prompt_logprobs)
 
     @torch.inference_mode()
@@ -225,7 +229,7 @@ class Worker:
             saved = self.cache.save_to_host(pages, out.slot)
             self._swapped[out.request_number] = (self.table.take(out.slot), saved)
         for new in plan.admitted:
-            sampling = self._sampling_state(new) if self.is_sampling_rank else None
+            sampling = self._sampling_state(new) if self.draws_tokens else None
             self.table.admit(new, sampling)
             if sampling is not None:
                 self.steps.admit(new.slot, sampling)

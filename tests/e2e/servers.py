@@ -82,12 +82,12 @@ def run_command(
 class Server:
     """``splitrank serve`` on a free port. ``with Server("--pp", 2) as server: ...`` kills what a test leaves."""
 
-    def __init__(self, *arguments: object) -> None:
+    def __init__(self, *arguments: object, module: str = "splitrank.serving") -> None:
         self._folder = temporary_folder()
         self.temporary = self._folder.__enter__()
         self._files = [open(self.temporary / name, "w") for name in ("stdout", "stderr")]  # noqa: SIM115
         self.process = subprocess.Popen(
-            splitrank_command("serve", "--port", 0, "--threads-per-rank", 1, *arguments),
+            splitrank_command("serve", "--port", 0, "--threads-per-rank", 1, *arguments, module=module),
             cwd=ROOT,
             env=environment(self.temporary),
             stdout=self._files[0],

@@ -3,11 +3,13 @@
 Sampled requests, so that every step has logits: greedy ones would take the likeliest token without storing any.
 """
 
+from pathlib import Path
+
 import pytest
 import torch
 
 from splitrank.serving.protocol.sampling_params import SamplingParams
-from tests.support.layout_runs import DTYPES, Layouts
+from tests.support.layout_runs import DTYPES, GREEDY, Layouts
 from tests.support.stage_runner import relative_error
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(600)]
@@ -38,3 +40,20 @@ def test_tp_and_a_cpu_differ_by_rounding_only(layouts: Layouts, tmp_path_factory
     for expected in (on_cpu, layouts.outcome(1, 2)["float32"]):
         assert relative_error(found["logits"], expected["logits"]) <= BOUND
         assert torch.equal(found["tokens"], expected["tokens"])
+
+
+@pytest.mark.gpu(count=2)
+@pytest.mark.parametrize("params", [SAMPLED, GREEDY], ids=["sampled", "greedy"])
+def test_quick_sums_in_graphs_give_the_bits_of_gloo(tmp_path: Path, params: SamplingParams) -> None:
+    """Decode steps of tp=2 are graphs with the quick all-reduce, and launches with gloo. Two ranks have one order."""
+    outcomes = []
+    for number, all_reduce in enumerate(("quick", "torch")):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        devices = {"device": "cuda", "devices": (0, 1), "all_reduce": all_reduce}
+        outcomes.append(Layouts(folder, params, **devices).outcome(1, 2))
+    for dtype in DTYPES:
+        quick, gloo = (outcome[dtype] for outcome in outcomes)
+        assert torch.equal(quick["tokens"], gloo["tokens"])
+        if params is SAMPLED:
+            assert torch.equal(quick["logits"], gloo["logits"])

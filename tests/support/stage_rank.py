@@ -26,7 +26,7 @@ class Run(msgspec.Struct, frozen=True):
 
 
 class RecordingWorker(Worker):
-    """Keeps the logits of every step."""
+    """Keeps the logits of every step that stores any: greedy steps of a GPU do not."""
 
     def __init__(self, spec: LaunchSpec, rank: int) -> None:
         super().__init__(spec, rank)
@@ -34,9 +34,9 @@ class RecordingWorker(Worker):
 
     def _forward(self, planned: PlannedBatch, step: int, plan_hash: str) -> Logits | None:
         logits = super()._forward(planned, step, plan_hash)
-        if logits is not None:
-            rows = logits if self.spec.device == "cpu" else logits.logits[: len(planned.sampled)]
-            self.logits.append(rows.float().cpu().clone())
+        stored = logits if logits is None or self.spec.device == "cpu" else logits.logits
+        if stored is not None:
+            self.logits.append(stored[: len(planned.sampled)].float().cpu().clone())
         return logits
 
 
@@ -48,7 +48,9 @@ def execute(run: Run, rank: int) -> None:
         results = [worker.execute(plan, plan_hash(msgspec.msgpack.encode(plan))) for plan in run.plans]
         if worker.is_sampling_rank:
             tokens = [token for result in results if result is not None for token in result.token_ids]
-            save_file({"logits": torch.cat(worker.logits), "tokens": torch.tensor(tokens)}, run.output)
+            save_file(
+                {"logits": torch.cat(worker.logits or [torch.empty(0)]), "tokens": torch.tensor(tokens)}, run.output
+            )
         if run.spec.world_size > 1:
             dist.barrier()  # a stage that left with a send under way would leave the next one waiting
     finally:

@@ -177,8 +177,13 @@ class GpuOperations:
         _, normed = self._add_norm(states, norm)
         return self._project(normed, weight, "head")
 
-    def likeliest(self, states: HiddenStates, norm: RMSNorm, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Final norm and the likeliest token of every row [T] int32, with its logit [T]; no logits are stored."""
+    def likeliest(
+        self, states: HiddenStates, norm: RMSNorm, weight: torch.Tensor, start: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Final norm and the likeliest token of every row [T] int32, with its logit [T]; no logits are stored.
+
+        ``weight`` has the vocabulary's rows from ``start`` on, of which the likeliest is found.
+        """
         _, normed = self._add_norm(states, norm)
         rows = normed.shape[0]
         tile = self.tiles.tile("head", rows)
@@ -186,7 +191,7 @@ class GpuOperations:
         best = normed.new_empty(rows, blocks, dtype=torch.float32)
         at = normed.new_empty(rows, blocks, dtype=torch.int32)
         values, tokens = best.new_empty(rows), at.new_empty(rows)
-        head_argmax(normed, weight, 0, best, at, values, tokens, tile)
+        head_argmax(normed, weight, start, best, at, values, tokens, tile)
         return tokens, values
 
 

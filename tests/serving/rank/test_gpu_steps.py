@@ -20,7 +20,7 @@ from splitrank.serving.protocol.messages import (
 )
 from splitrank.serving.protocol.sampling_params import SamplingParams
 from splitrank.serving.rank.decode_graphs import DecodeStep
-from splitrank.serving.rank.gpu_steps import GpuSteps
+from splitrank.serving.rank.gpu_steps import GpuSteps, likeliest_of_ranks
 from splitrank.serving.rank.worker import Worker
 from tests.support.checkpoints import TWO_LAYERS, make_reference, random_text_config, write_checkpoint
 from tests.support.stage_runner import admitted, launch_spec, random_tokens
@@ -189,3 +189,25 @@ def test_a_step_writes_nothing_into_strangers_slots_and_pages(folder: Path, tmp_
             touched = (~tensor.isnan()).flatten(1).any(1).nonzero().flatten().tolist()
             assert touched == (own_pages if name in ("keys", "values") else [3]), name
     worker.close()
+
+
+class GatheredFrom:
+    """Collectives of ranks whose columns are known."""
+
+    def __init__(self, *others: torch.Tensor) -> None:
+        self.others, self.size = others, 1 + len(others)
+
+    def all_gather_columns(self, tensor: torch.Tensor, widths: tuple[int, ...]) -> torch.Tensor:
+        assert widths == (tensor.shape[1],) * self.size
+        return torch.cat((tensor, *self.others), dim=1)
+
+
+def test_the_likeliest_of_all_ranks() -> None:
+    """The lowest id among equals; a rank with NaN has a value of infinity."""
+    inf = float("inf")
+    values, tokens = torch.tensor([1.0, 5.0, 2.0, 0.5]), torch.tensor([3, 4, 5, 6], dtype=torch.int32)
+    second = torch.tensor([[2.0, 5.0, 1.0, inf], [248_319, 130_000, 130_001, 130_002]])
+    third = torch.tensor([[2.0, 5.0, 3.0, 0.0], [248_320, 248_321, 248_322, 248_323]])
+    found, largest = likeliest_of_ranks(tokens, values, GatheredFrom(second, third))  # type: ignore[arg-type]
+    assert found.tolist() == [248_319, 4, 248_322, 130_002]
+    assert largest.tolist() == [2.0, 5.0, 3.0, inf]
