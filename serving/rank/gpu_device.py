@@ -12,6 +12,7 @@ from splitrank.models.ops.gpu.tiles import load_tiles
 from splitrank.models.qwen3_5 import Stage
 from splitrank.models.sharding import TensorShard
 from splitrank.serving.protocol.messages import LaunchSpec
+from splitrank.serving.rank.device_reserve import reserve_memory
 from splitrank.serving.rank.gpu_steps import DeviceSampler, GpuSteps
 from splitrank.serving.rank.kernel_compiler import KernelCompiler
 from splitrank.serving.rank.planned_launches import longest_prompt
@@ -61,7 +62,10 @@ def make_gpu_steps(
     if collectives.capturable:
         with torch.inference_mode():
             steps.capture(rows, states_before(model, rows))
+    device, before = model.ops.device, torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
     for tokens in (min(_FEW_ROWS, longest), longest):  # the kernels of few rows, and those of many
         run_prompt(steps, table, inputs, tokens, page=spec.num_pages)
     torch.cuda.synchronize()
+    reserve_memory(spec, device, longest, torch.cuda.max_memory_allocated() - before, model.stage.is_last)
     return steps

@@ -26,6 +26,7 @@ _EXPECTED = (ValueError, OSError, CommunicationError, StepOrderError, MemoryErro
 
 # How torch and Triton begin what they say of a device that failed.
 _DEVICE_ERRORS = ("CUDA error", "HIP error", "Triton Error", "CUDA out of memory", "HIP out of memory")
+_ADVICE = " Of the allocated memory"  # torch's own, which does not apply
 
 
 class DeviceFailure(RuntimeError):
@@ -105,7 +106,7 @@ def _serve(worker: Worker, link: RankLink, phase: _Phase) -> None:
 def _describe(error: RuntimeError, launched: deque[LaunchedStep]) -> str:
     """A kernel fails unseen; the host hears of it at some later call. Of several lines only the first says what."""
     steps = f"; on the device were steps {launched[0].step} to {launched[-1].step}" if launched else ""
-    return f"{str(error).splitlines()[0]}{steps}"
+    return f"{str(error).splitlines()[0].split(_ADVICE)[0]}{steps}"
 
 
 def _execute_plans(worker: Worker, link: RankLink, phase: _Phase, launched: deque[LaunchedStep]) -> None:

@@ -12,7 +12,7 @@ from splitrank.serving.protocol.messages import StepPlan
 from splitrank.serving.rank import rank, worker
 
 FAULT = "SPLITRANK_TEST_FAULT"
-LATER = 20  # decode steps before it
+LATER = 1500  # decode steps before it: time to open some streams
 
 
 @triton.jit
