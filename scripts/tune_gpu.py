@@ -61,7 +61,17 @@ def candidates(launch: str, rows: int) -> list[Tile]:
         if rows == 1:
             return fma((1, 1), (1, 4), (2, 1), (2, 2), (2, 4), (4, 2), (4, 4))
         down = ((64, 512, 2, 4), (64, 512, 3, 4), (32, 512, 3, 4), (64, 1024, 3, 4), (32, 1024, 3, 4), (64, 256, 2, 4))
-        return [tile("dot", warps, stages, n=n, chunk=chunk) for n, chunk, stages, warps in down]
+        blocks = (
+            (64, 128, 512, 4, 4),
+            (64, 128, 1024, 4, 4),
+            (64, 256, 512, 3, 4),
+            (64, 128, 512, 5, 4),
+            (64, 64, 512, 6, 4),
+        )
+        return [
+            *(tile("dot", warps, stages, n=n, chunk=chunk) for n, chunk, stages, warps in down),
+            *(tile("blocks", warps, stages, n=n, k=k, chunk=chunk) for n, k, chunk, stages, warps in blocks),
+        ]
     if launch == "delta_step":
         return [tile("plain", warps, v=v) for v, warps in ((16, 1), (32, 1), (64, 2))] + [tile("normed", 8)]
     if launch == "attention_decode":

@@ -170,21 +170,22 @@ def _experts_down(
     INNER: tl.constexpr,
     SHARED: tl.constexpr,
     ACT_WIDTH: tl.constexpr,
-    BLOCK_I: tl.constexpr,
+    BLOCK_K: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_T: tl.constexpr,
     CHUNK: tl.constexpr,
+    WHOLE: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    """One tile, CHUNK of the output's columns: the tokens' values stay, the weight's rows stream past them."""
+    """One tile of tokens, CHUNK of the output's columns."""
     chunks = tl.cdiv(N, CHUNK)
     tile = tl.program_id(0) // chunks
     first = tl.program_id(0) % chunks * CHUNK
+    expert = tl.load(tiles + tile)  # the list is two launches old: read before the wait
+    place = tl.load(tiles + max_tiles + tile) + tl.arange(0, BLOCK_T)
+    end = tl.load(tiles + 2 * max_tiles + tile)
     wait_for_previous(PDL)
-    expert = tl.load(tiles + tile)
     if expert >= 0:
-        place = tl.load(tiles + max_tiles + tile) + tl.arange(0, BLOCK_T)
-        end = tl.load(tiles + 2 * max_tiles + tile)
         slot = tl.load(slots + tl.minimum(place, end - 1))
         mass = tl.load(weights + slot)
         to = out + slot.to(tl.int64) * N
@@ -193,12 +194,12 @@ def _experts_down(
             base = down + expert.to(tl.int64) * N * INNER
             if expert == NUM_EXPERTS:
                 base = shared_down
-            _stream(base, rows, mass, to, place < end, first, N, INNER, BLOCK_I, BLOCK_N, CHUNK)
+            _stream(base, rows, mass, to, place < end, first, N, INNER, BLOCK_K, BLOCK_N, CHUNK, WHOLE)
         elif expert == NUM_EXPERTS:
-            _stream(shared_down, rows, mass, to, place < end, first, N, SHARED, BLOCK_I, BLOCK_N, CHUNK)
+            _stream(shared_down, rows, mass, to, place < end, first, N, SHARED, BLOCK_K, BLOCK_N, CHUNK, WHOLE)
         else:
             base = down + expert.to(tl.int64) * N * INNER
-            _stream(base, rows, mass, to, place < end, first, N, INNER, BLOCK_I, BLOCK_N, CHUNK)
+            _stream(base, rows, mass, to, place < end, first, N, INNER, BLOCK_K, BLOCK_N, CHUNK, WHOLE)
 
 
 @triton.jit
@@ -214,16 +215,72 @@ def _stream(
     BLOCK_K: tl.constexpr,
     BLOCK_N: tl.constexpr,
     CHUNK: tl.constexpr,
+    WHOLE: tl.constexpr,
 ):
     """Rows first .. first + CHUNK of weight [N, K] times act_rows [t] pointers to K values, times mass [t] -> to."""
+    if WHOLE:
+        _stream_whole_rows(weight, act_rows, mass, to, exists, first, N, K, BLOCK_K, BLOCK_N, CHUNK)
+    else:
+        _stream_blocks(weight, act_rows, mass, to, exists, first, N, K, BLOCK_K, BLOCK_N, CHUNK)
+
+
+@triton.jit
+def _stream_whole_rows(
+    weight,
+    act_rows,
+    mass,
+    to,
+    exists,
+    first,
+    N,
+    K: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    CHUNK: tl.constexpr,
+):
+    """The tokens' values stay; whole rows of the weight stream past them."""
     k = tl.arange(0, BLOCK_K)
     tokens = token_block(act_rows, 0, k, K, BLOCK_K)
     for start in range(first, first + CHUNK, BLOCK_N):
         n = start + tl.arange(0, BLOCK_N)
         rows = weight_block(weight + tl.minimum(n, N - 1).to(tl.int64) * K, 0, k, K, BLOCK_K)
-        y = dot(rows, tokens, tl.zeros([BLOCK_N, tokens.shape[1]], tl.float32)) * mass[None, :]
-        at = to[None, :] + n[:, None]
-        tl.store(at, y.to(to.dtype.element_ty), mask=exists[None, :] & (n < N)[:, None])
+        y = dot(rows, tokens, tl.zeros([BLOCK_N, tokens.shape[1]], tl.float32))
+        _store_weighted(y, n, mass, to, exists, N)
+
+
+@triton.jit
+def _stream_blocks(
+    weight,
+    act_rows,
+    mass,
+    to,
+    exists,
+    first,
+    N,
+    K: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    CHUNK: tl.constexpr,
+):
+    """Blocks of the weight in one loop, row block by row block: small ones, so that more programs fit."""
+    k = tl.arange(0, BLOCK_K)
+    STEPS: tl.constexpr = (K + BLOCK_K - 1) // BLOCK_K
+    y = tl.zeros([BLOCK_N, exists.shape[0]], tl.float32)
+    for step in range(CHUNK // BLOCK_N * STEPS):
+        n = first + step // STEPS * BLOCK_N + tl.arange(0, BLOCK_N)
+        start = step % STEPS * BLOCK_K
+        rows = weight_block(weight + tl.minimum(n, N - 1).to(tl.int64) * K, start, k, K, BLOCK_K)
+        y = dot(rows, token_block(act_rows, start, k, K, BLOCK_K), y)
+        if step % STEPS == STEPS - 1:
+            _store_weighted(y, n, mass, to, exists, N)
+            y = tl.zeros([BLOCK_N, exists.shape[0]], tl.float32)
+
+
+@triton.jit
+def _store_weighted(y, n, mass, to, exists, N):
+    at = to[None, :] + n[:, None]
+    value = y * mass[None, :]
+    tl.store(at, value.to(to.dtype.element_ty), mask=exists[None, :] & (n < N)[:, None])
 
 
 def experts_down(
@@ -237,7 +294,7 @@ def experts_down(
 ) -> None:
     """act [T (k + 1), max(I, S)], down [E, H, I], shared_down [H, S] -> out [T, k + 1, H], for the next norm to add.
 
-    Parts of padded rows are not written.
+    Parts of padded rows are not written. Form ``dot`` reads whole rows of ``down``, ``blocks`` blocks of them.
     """
     (num_experts, width, inner), shared_inner, dtype = down.shape, shared_down.shape[1], act.dtype
     rows, parts, act_width, chunk = out.shape[0], routing.top_k + 1, max(inner, shared_inner), tile["chunk"]
@@ -257,7 +314,8 @@ def experts_down(
         INNER=inner,
         SHARED=shared_inner,
         ACT_WIDTH=act_width,
-        BLOCK_I=max(16, triton.next_power_of_2(act_width)),
+        BLOCK_K=block_of(act_width, tile) if tile.form == "blocks" else max(16, triton.next_power_of_2(act_width)),
+        WHOLE=tile.form != "blocks",
         BLOCK_N=tile["n"],
         BLOCK_T=block_t,
         CHUNK=chunk,

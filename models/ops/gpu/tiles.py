@@ -27,7 +27,7 @@ LAUNCHES: dict[str, Forms] = {
     "attention_decode": {"counted": ("t", "parts"), "apart": ("t", "parts")},
     "route": {"together": ("t",), "apart": ("t", "rows")},
     "experts_up": {"fma": ("n",), "dot": ("n", "k")},  # the tokens of a tile are those of "route"
-    "experts_down": {"fma": ("n",), "dot": ("n", "chunk")},
+    "experts_down": {"fma": ("n",), "dot": ("n", "chunk"), "blocks": ("n", "k", "chunk")},
     # Prompt tokens.
     "conv_chunk": {"": ("heads",)},
     "solve_blocks": {"": ()},

@@ -17,6 +17,7 @@ from tests.models.ops.gpu.comparison import TOLERANCE, assert_near, nan, normal
 FMA = Tile(num_warps=4, form="fma", sizes={"n": 4})
 UP = Tile(num_warps=4, num_stages=2, form="dot", sizes={"n": 16, "k": 32})
 DOWN = Tile(num_warps=4, num_stages=2, form="dot", sizes={"n": 16, "chunk": 32})
+IN_BLOCKS = Tile(num_warps=4, num_stages=2, form="blocks", sizes={"n": 16, "k": 16, "chunk": 32})
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,15 @@ def expected(logits: torch.Tensor, x: torch.Tensor, weights: Weights, top_k: int
     return routed + inner @ weights.shared_down.double().cpu().t()
 
 
-def run(logits: torch.Tensor, x: torch.Tensor, weights: Weights, top_k: int, live: int, block_t: int) -> torch.Tensor:
+def run(
+    logits: torch.Tensor,
+    x: torch.Tensor,
+    weights: Weights,
+    top_k: int,
+    live: int,
+    block_t: int,
+    down: Tile = DOWN,
+) -> torch.Tensor:
     """-> [T, k + 1, H]; padded rows stay NaN."""
     (rows, hidden), (experts, _, inner), shared = x.shape, weights.down.shape, weights.shared_down.shape[1]
     routing, tile = (
@@ -67,7 +76,7 @@ def run(logits: torch.Tensor, x: torch.Tensor, weights: Weights, top_k: int, liv
     out = nan(x.device, x.dtype, rows, top_k + 1, hidden)
     gate_up = interleave_gate_up(weights.gate_up)
     experts_up(logits, x, gate_up, shared, routing, act, UP, block_t)
-    experts_down(act, weights.down, weights.shared_down, routing, out, DOWN, block_t)
+    experts_down(act, weights.down, weights.shared_down, routing, out, down, block_t)
     return out
 
 
@@ -99,6 +108,18 @@ def test_rows(device: torch.device, dtype: torch.dtype, shape: tuple[int, ...], 
     logits = make_logits(x, weights)
     out = run(logits, x, weights, top_k, rows, block_t)
     assert_near(out.double().sum(1), expected(logits, x, weights, top_k), TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_weight_read_in_blocks(device: torch.device, shape: tuple[int, ...]) -> None:
+    experts, top_k, hidden, inner, shared = shape
+    weights, x = (
+        random_weights(device, torch.float32, experts, hidden, inner, shared),
+        normal(device, torch.float32, 5, hidden),
+    )
+    logits = make_logits(x, weights)
+    out = run(logits, x, weights, top_k, 5, 8, IN_BLOCKS)
+    assert_near(out.sum(1), expected(logits, x, weights, top_k))
 
 
 def test_padded_rows_are_not_computed(device: torch.device) -> None:
