@@ -73,7 +73,8 @@ def candidates(launch: str, rows: int) -> list[Tile]:
             *(tile("blocks", warps, stages, n=n, k=k, chunk=chunk) for n, k, chunk, stages, warps in blocks),
         ]
     if launch == "delta_step":
-        return [tile("plain", warps, v=v) for v, warps in ((16, 1), (32, 1), (64, 2))] + [tile("normed", 8)]
+        plain = ((16, 1), (32, 1), (64, 2), (32, 2), (64, 4), (128, 4), (128, 8))
+        return [*(tile("plain", warps, v=v) for v, warps in plain), tile("normed", 4), tile("normed", 8)]
     if launch == "attention_decode":
         return _attention(rows)
     if launch == "route":

@@ -92,8 +92,8 @@ def test_a_card_without_free_memory_serves_on() -> None:
         {},
         {"logprobs": 5, "temperature": 0.7},
         {"presence_penalty": 0.5},
-        {"prompt": list(range(100, 4000)), "echo": True, "logprobs": 3, "max_tokens": 1},
-        {"prompt": list(range(100, 7000))},
+        {"prompt": [100 + number % 3000 for number in range(4000)], "echo": True, "logprobs": 3, "max_tokens": 1},
+        {"prompt": [100 + number % 3000 for number in range(7000)]},
     )
     with Server(*ONE) as server, nothing_free():
         for kind in kinds * 3:
