@@ -21,7 +21,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-_ATOMICS = {"exchange_device", "fetch_or_device", "claim_system"}
+_ATOMICS = {"exchange_device", "fetch_or_device", "claim_system", "arrive_device"}
 RELEASES = _ATOMICS | {"store_release_system"}
 ACQUIRES = _ATOMICS | {"load_acquire_system"}
 POLLS = {"load_relaxed_system"}  # of a flag that is expected not to have changed: nothing is read on its word

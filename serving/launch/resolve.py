@@ -6,6 +6,7 @@ Everything that can be wrong with a checkpoint or a layout is found here, before
 from dataclasses import replace
 
 from splitrank.comm.selection import AllReduceOptions
+from splitrank.comm.stage_link import refuse_device_link
 from splitrank.models.checkpoint import Checkpoint
 from splitrank.models.config import ModelConfig, read_config
 from splitrank.models.dtypes import COMPUTED_DTYPES
@@ -47,6 +48,7 @@ def resolve_launch(config: EngineConfig) -> LaunchSpec:
         model, checkpoint = settle_head(folder, model)
     length = wanted_length(config, model)
     devices = choose_devices(config)
+    refuse_device_link(config.stage_link, devices.target, config.pp, config.tp)
     check_exact(config, model, devices.target)
     config = with_defaults(config, devices.target)
     partition = choose_partition(config, model, dtype, length)
@@ -73,6 +75,7 @@ def resolve_launch(config: EngineConfig) -> LaunchSpec:
         devices=devices.numbers,
         all_reduce=config.all_reduce,
         all_reduce_codec=config.all_reduce_codec,
+        stage_link=config.stage_link,
         max_model_len=capacity.max_model_len,
         max_running_requests=capacity.max_running_requests,
         page_size=config.page_size,
