@@ -74,13 +74,13 @@ class DeviceLink:
         if self._native is None:
             return
         native, self._native = self._native, None
-        agreed = native.failure() is None and self._all_are_here()
+        agreed = self._all_agree("" if native.failure() is None else "a message has failed")
         if not agreed:
             native.abort()
         if self._device.type == "cuda":
             native.leave()
-            agreed = agreed and self._all_are_here()
-        # A neighbour's kernel may still write into a GPU's memory: unless all have left, it stays till the process ends.
+            agreed = agreed and self._all_agree()
+        # A neighbour's kernel may still write into a GPU's memory: unless all have left, it stays as long as the process.
         if agreed or self._device.type != "cuda":
             native.close()
 
@@ -134,9 +134,9 @@ class DeviceLink:
             return _one_line(error)
         return ""
 
-    def _all_are_here(self) -> bool:
+    def _all_agree(self, refusal: str = "") -> bool:
         try:
-            self._ballot.hold(Vote(), f"{self._where}: end", min(CLOSE_LIMIT_S, self._timeout_s))
+            self._ballot.hold(Vote(refusal), f"{self._where}: end", min(CLOSE_LIMIT_S, self._timeout_s))
         except CommunicationError:
             return False
         return True

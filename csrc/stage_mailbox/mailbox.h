@@ -210,9 +210,9 @@ class Mailbox {
         auto* targets = reinterpret_cast<Packet*>(to);
         for (uint64_t packet = first; packet < num_packets; packet += stride) move(packets + packet, targets + packet);
         const uint64_t num_words = message_.header.part_bytes % sizeof(Packet) / sizeof(uint32_t);
-        if (first < num_words)
-            move(reinterpret_cast<const uint32_t*>(packets + num_packets) + first,
-                 reinterpret_cast<uint32_t*>(targets + num_packets) + first);
+        const auto* words = reinterpret_cast<const uint32_t*>(packets + num_packets);
+        auto* word_targets = reinterpret_cast<uint32_t*>(targets + num_packets);
+        for (uint64_t word = first; word < num_words; word += stride) move(words + word, word_targets + word);
     }
 
     template <class P>

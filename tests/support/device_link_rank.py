@@ -16,7 +16,7 @@ from splitrank.comm.stage_link import StageLinkOptions
 from tests.support.comm_rank import HASH, MISMATCHES, Message, _joined, _stay_for_the_other, seconds_and_error
 
 TIMEOUT_S = 3.0
-PART_BYTES = 1 << 18
+PART_BYTES = 1 << 19
 
 
 class Stage:
