@@ -80,7 +80,7 @@ class DeviceLink:
         if self._device.type == "cuda":
             native.leave()
             agreed = agreed and self._all_agree()
-        # A neighbour's kernel may still write into a GPU's memory: unless all have left, it stays as long as the process.
+        # A neighbour's kernel may still write into a GPU's memory: unless all have left, it stays until the end.
         if agreed or self._device.type != "cuda":
             native.close()
 
