@@ -86,7 +86,9 @@ class Mailbox {
         if (!exec_.all(begin() && await_credit(sequence))) return false;
         for (uint32_t word = exec_.lane(); block_ == 0 && word < kHeaderWords; word += exec_.num_lanes())
             exec_.store_exchange(header_word(view_.next, view_.next_layout, place, word), word_of(message_.header, word));
-        for (uint32_t part = 0; part < message_.num_parts; ++part) {
+        QR_UNROLL  // a part's address is then an argument's, and none of a copy in a lane's memory
+        for (uint32_t part = 0; part < kMaxParts; ++part) {
+            if (part == message_.num_parts) break;
             std::byte* place_of_part = view_.next + view_.next_layout.data(place, part);
             copy(message_.parts[part], place_of_part,
                  [this](const auto* from, auto* to) { exec_.store_exchange(to, load_own(from)); });
@@ -102,7 +104,9 @@ class Mailbox {
         const uint64_t sequence = view_.received->sequence + 1;
         const uint32_t place = view_.own_layout.place(sequence);
         if (!exec_.all(begin() && await_message(sequence, place))) return false;
-        for (uint32_t part = 0; part < message_.num_parts; ++part) {
+        QR_UNROLL
+        for (uint32_t part = 0; part < kMaxParts; ++part) {
+            if (part == message_.num_parts) break;
             const std::byte* place_of_part = view_.own + view_.own_layout.data(place, part);
             copy(place_of_part, message_.parts[part], [this](const auto* from, auto* to) {
                 store_own(to, exec_.template load_exchange<std::remove_pointer_t<decltype(to)>>(from));
@@ -251,8 +255,14 @@ class Mailbox {
             record.waits_for_credit = for_credit;
             record.sequence = sequence;
             record.seen = seen;
-            record.expected = message_.header;
-            record.found = found;
+            record.expected.step = message_.header.step;  // word by word: copies of a whole would lie in a lane's memory
+            record.expected.plan_hash = message_.header.plan_hash;
+            record.expected.part_bytes = message_.header.part_bytes;
+            record.expected.kind = message_.header.kind;
+            record.found.step = found.step;
+            record.found.plan_hash = found.plan_hash;
+            record.found.part_bytes = found.part_bytes;
+            record.found.kind = found.kind;
             exec_.store_complete(&record.complete);
         }
         // Also if a neighbour was first: it may have died before it had told everybody.
