@@ -48,14 +48,11 @@ def resolve_launch(config: EngineConfig) -> LaunchSpec:
         model, checkpoint = settle_head(folder, model)
     length = wanted_length(config, model)
     devices = choose_devices(config)
-    refuse_device_link(config.stage_link, devices.target, config.pp, config.tp)
-    check_exact(config, model, devices.target)
+    check_on_device(config, model, dtype, devices.target)
     config = with_defaults(config, devices.target)
     partition = choose_partition(config, model, dtype, length)
     plans = _audited_plans(model, config.tp, partition, dtype, checkpoint)
     ranks = [rank_memory(model, plan, dtype, devices.target) for plan in plans]
-    if devices.target == "cuda":
-        check_gpu_shapes(model, config.tp, dtype)
     memory = gpu_memory(config, devices) if devices.target == "cuda" else host_memory(config, len(ranks))
     try:
         capacity = size_cache(config, ranks, length, memory)
@@ -97,6 +94,14 @@ def resolve_launch(config: EngineConfig) -> LaunchSpec:
         log_level=config.log_level,
         show_progress=True,
     )
+
+
+def check_on_device(config: EngineConfig, model: ModelConfig, dtype: str, target: str) -> None:
+    """``ValueError`` if the options or the model's sizes cannot be had on this kind of device."""
+    refuse_device_link(config.stage_link, target, config.pp, config.tp)
+    check_exact(config, model, target)
+    if target == "cuda":
+        check_gpu_shapes(model, config.tp, dtype)
 
 
 def check_exact(config: EngineConfig, model: ModelConfig, target: str) -> None:
