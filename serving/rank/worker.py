@@ -164,9 +164,7 @@ class Worker:
         if self._compiler is not None:
             self._compiler.wait()
         waits_on_device = self.spec.pp_size == 1 or self.mesh.device_link is not None
-        self.steps = make_steps(
-            self.spec, self.model, self.cache, self.table, self.mesh.collectives, waits_on_device
-        )
+        self.steps = make_steps(self.spec, self.model, self.cache, self.table, self.mesh.collectives, waits_on_device)
         return report
 
     def _report(self, bytes_written: int) -> str:
