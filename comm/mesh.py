@@ -12,12 +12,14 @@ import torch.distributed as dist
 from torch._C._distributed_c10d import FileStore
 
 from splitrank.comm.collectives import Collectives, SingleRank, TorchCollectives
+from splitrank.comm.device_link import DeviceLink
 from splitrank.comm.errors import CommunicationError
 from splitrank.comm.pipeline_link import PipelineLink
 from splitrank.comm.position import MeshPosition
 from splitrank.comm.quick_collectives import QuickCollectives
 from splitrank.comm.quick_reduce import QuickAllReduce
 from splitrank.comm.selection import AllReduceOptions, describe, select
+from splitrank.comm.stage_link import StageLinkOptions
 from splitrank.comm.stage_socket import StageListener, connect
 
 
@@ -30,7 +32,8 @@ class Mesh:
 
     ``rendezvous`` is a file all ranks can reach and that did not exist before. ``timeout_s`` bounds every wait.
     ``all_reduce`` chooses the collectives of a stage, for tensors on ``device``; ``report`` is a line that says how.
-    ``link`` carries hidden states from stage to stage, ``feedback`` sampled tokens from the last stage to the first.
+    ``link`` carries hidden states from stage to stage, ``feedback`` sampled tokens from the last stage to the first;
+    ``stage_link`` chooses how, and ``link_report`` says it.
     """
 
     def __init__(
@@ -40,10 +43,13 @@ class Mesh:
         timeout_s: float,
         all_reduce: AllReduceOptions | None = None,
         device: torch.device | None = None,
+        stage_link: StageLinkOptions | None = None,
     ) -> None:
         self.position = position
         self.collectives: Collectives = SingleRank()
         self.report, self._joined = "", False
+        self.device_link: DeviceLink | None = None
+        self.link_report = ""
         self._options, self._device = all_reduce or AllReduceOptions(), device or torch.device("cpu")
         listener = StageListener(rendezvous.parent, _link_name(position.rank)) if position.pp_size > 1 else None
         try:
@@ -51,7 +57,11 @@ class Mesh:
                 group = self._join_groups(rendezvous, timeout_s)
                 if group is not None:
                     self.collectives, self.report = self._make_collectives(group, timeout_s)
+            self.link: DeviceLink | PipelineLink
+            self.feedback: DeviceLink | PipelineLink
             self.link, self.feedback = self._link_stages(listener, rendezvous.parent, timeout_s)
+            if position.pp_size > 1:
+                self._link_devices(stage_link or StageLinkOptions(), timeout_s)
         except BaseException:
             self._leave_groups()
             raise
@@ -74,13 +84,48 @@ class Mesh:
         is_first, is_last = position.pp_rank == 0, position.pp_rank == position.pp_size - 1
 
         def link(previous: socket | None, following: socket | None) -> PipelineLink:
-            max_ahead = position.pp_size + 1  # steps in flight
-            return PipelineLink(position.pp_rank, position.pp_size, previous, following, max_ahead, timeout_s)
+            return PipelineLink(position.pp_rank, position.pp_size, previous, following, self._max_ahead, timeout_s)
 
         return (
             link(None if is_first else previous, None if is_last else following),
             link(previous if is_first else None, following if is_last else None),
         )
+
+    def _link_devices(self, options: StageLinkOptions, timeout_s: float) -> None:
+        """Links the stages by GPU memory where ``options`` want it and all stages can; else the sockets stay."""
+        reason = options.socket_because(self.position.tp_size)
+        if options.kind == "auto" and self._device.type == "cpu":
+            reason = reason or "stages on a CPU"
+        if not reason:
+            try:
+                self.device_link = DeviceLink(
+                    None, self.position, self._device, timeout_s, options.part_bytes, self._max_ahead
+                )
+            except CommunicationError as error:
+                if options.kind == "device":
+                    raise
+                reason = str(error)
+        if self.device_link is None:
+            if self._device.type == "cpu":
+                return
+            self.link_report = f"stages linked by sockets ({reason})"
+            return
+        for link in (self.link, self.feedback):
+            link.close()
+        self.link = self.feedback = self.device_link
+        mib = self.device_link.num_bytes / 2**20
+        self.link_report = f"stages linked by device memory ({mib:.1f} MiB, {self._max_ahead} places)"
+
+    @property
+    def _max_ahead(self) -> int:
+        """Steps in flight."""
+        return self.position.pp_size + 1
+
+    def check(self) -> None:
+        """Raises if a collective or a message that was enqueued so far has failed. For steps that have ended."""
+        self.collectives.check()
+        if self.device_link is not None:
+            self.device_link.check()
 
     def _make_collectives(self, group: dist.ProcessGroup, timeout_s: float) -> tuple[Collectives, str]:
         """The backend that options and measured table choose for this stage, and the line at start about it."""

@@ -1,4 +1,4 @@
-"""Types of the compiled quick all-reduce: one class in two modules, for the host and for an accelerator."""
+"""Types of the compiled modules, for the host and for an accelerator: the quick all-reduce, and the stages' mailbox."""
 
 from importlib import import_module
 from typing import Protocol, TypedDict, cast
@@ -46,6 +46,51 @@ class Communicator(Protocol):
     def close(self) -> None: ...
 
 
+class MailboxFailure(TypedDict):
+    """The first thing that went wrong on a stage (csrc/stage_mailbox/mailbox.h). A header is (step, plan hash, bytes of
+    a tensor, tensors << 8 | code of their dtype)."""
+
+    kind: str
+    stage: int
+    peer: int
+    waits_for_credit: bool
+    sequence: int
+    seen: int
+    expected: tuple[int, int, int, int]
+    found: tuple[int, int, int, int]
+
+
+class MailboxCall(TypedDict):
+    """One message: addresses of its tensors, and what sender and receiver must agree on."""
+
+    parts: list[int]
+    part_bytes: int
+    kind: int
+    step: int
+    plan_hash: int
+    timeout_ns: int
+    stream: int
+
+
+class Mailbox(Protocol):
+    """One stage's mailbox. ``open`` is called after all stages have exchanged their handles."""
+
+    num_bytes: int
+
+    def handle(self) -> bytes: ...
+    def open(self, handles: list[bytes]) -> None: ...
+    def send(
+        self, parts: list[int], part_bytes: int, kind: int, step: int, plan_hash: int, timeout_ns: int, stream: int = 0
+    ) -> bool: ...
+    def receive(
+        self, parts: list[int], part_bytes: int, kind: int, step: int, plan_hash: int, timeout_ns: int, stream: int = 0
+    ) -> bool: ...
+    def failure(self) -> MailboxFailure | None: ...
+    def abort(self) -> None: ...
+    def leave(self) -> None: ...  # accelerators only: waits for what is enqueued, and unmaps the neighbours' memory
+    def close(self) -> None: ...
+
+
 class Module(Protocol):
     """The contents of both modules."""
 
@@ -57,6 +102,7 @@ class Module(Protocol):
     def Communicator(
         self, rank: int, world_size: int, num_slots: int, segment_bytes: int, device: int = 0
     ) -> Communicator: ...
+    def Mailbox(self, stage: int, num_stages: int, num_places: int, part_capacity: int, device: int = 0) -> Mailbox: ...
 
 
 def load_module(device_type: str) -> Module:

@@ -68,6 +68,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=40)
     parser.add_argument("--pp", type=int, default=1)
     parser.add_argument("--tp", type=int, default=1)
+    parser.add_argument("--stage-link", default="auto")
     parser.add_argument("--output", type=Path)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -75,6 +76,7 @@ def main() -> None:
         config = EngineConfig(
             model=folder, load_format="dummy", device="cuda", max_model_len=4096, prefix_cache_mib=0,
             pp=args.pp, tp=args.tp, max_running_requests=max([*args.batches, 1]), share_devices=True,
+            stage_link=args.stage_link,
         )  # fmt: skip
         output = args.output.open("a") if args.output else None
         asyncio.run(bench(config, args.batches, args.repeats, Rows(output, labels(args))))
@@ -103,6 +105,7 @@ def labels(args: argparse.Namespace) -> dict[str, Any]:
         "card": gpus if isinstance(gpus, str) else gpus[0].name,
         "layers": args.layers,
         "layout": f"tp {args.tp} x pp {args.pp}",
+        "stage_link": args.stage_link,
     }
 
 

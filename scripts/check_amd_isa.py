@@ -1,4 +1,4 @@
-"""Checks the quick all-reduce's kernels in the machine code of AMD GPUs; needs no such GPU.
+"""Checks the kernels of the quick all-reduce and of the mailbox in the machine code of AMD GPUs; needs no such GPU.
 
 Compiles every kernel for gfx90a, gfx942 and gfx950, or takes the code objects of a module, and checks on the
 disassembly the rules of amd_isa_rules.py, and the limits below on what the compiler's metadata says of registers,
@@ -26,6 +26,9 @@ DTYPES = {"fp32": "Float32", "bf16": "Bfloat16", "fp16": "Float16"}
 WORLD_SIZES = (2, 4, 8)
 WORKS = {"OneShotWork": "one-shot", "TwoShotWork": "two-shot", "RegisteredWork": "registered"}
 CODECS = ("none", "int8", "int6", "int4")
+# What a kernel does with exchange memory, if not both. A registered call's peers read tensors where they lie.
+EXCHANGE = {"registered": (), "mailbox send": ("stores",), "mailbox receive": ("loads",)}
+MAILBOX = ("mailbox send", "mailbox receive")
 
 # Of the metadata, with what would go wrong beyond. A block of 512 lanes puts two waves on each SIMD of 512 registers.
 LIMITS = {
@@ -107,7 +110,7 @@ def _compile_and_check(args: argparse.Namespace) -> list[Row]:
 
 
 def _write_sources(folder: Path, dtypes: list[str], world_sizes: list[int]) -> Iterator[Path]:
-    """One translation unit a dtype and world size: a few seconds each."""
+    """One translation unit a dtype and world size, a few seconds each; and the mailbox's."""
     for dtype in dtypes:
         for world_size in world_sizes:
             path = folder / f"{dtype}_{world_size}.hip"
@@ -120,6 +123,9 @@ def _write_sources(folder: Path, dtypes: list[str], world_sizes: list[int]) -> I
                 "}  // namespace splitrank::quick_reduce\n"
             )
             yield path
+    path = folder / "mailbox.hip"
+    path.write_text('#include "stage_mailbox/gpu/kernels.h"\n')
+    yield path
 
 
 def _check_unit(source: Path, arch: str, csrc: Path, folder: Path) -> list[Row]:
@@ -130,7 +136,8 @@ def _check_unit(source: Path, arch: str, csrc: Path, folder: Path) -> list[Row]:
 
 def _check(arch: str, kernel: Kernel) -> Row:
     label = kernel_label(kernel.name)
-    violations, counts = check_kernel(ARCHS[arch], kernel.code, uses_exchange=not label.startswith("registered"))
+    exchange = next((uses for start, uses in EXCHANGE.items() if label.startswith(start)), ("loads", "stores"))
+    violations, counts = check_kernel(ARCHS[arch], kernel.code, exchange)
     resources = {field: kernel.resources[field] for field in LIMITS}
     for field, limit in LIMITS.items():
         if resources[field] > limit:
@@ -139,7 +146,9 @@ def _check(arch: str, kernel: Kernel) -> Row:
 
 
 def kernel_label(name: str) -> str:
-    """``two-shot bf16 int8 W=4`` of a demangled name; the name itself if it is none of ours."""
+    """``two-shot bf16 int8 W=4`` or ``mailbox send`` of a demangled name; the name itself if it is none of ours."""
+    if mailbox := re.search(r"::mailbox_(send|receive)_kernel\(", name):
+        return f"mailbox {mailbox[1]}"
     name = name.replace("splitrank::quick_reduce::", "")
     work = re.search(
         r"<(\w+Work)<GpuExecutor<[^>]*>, (\w+), (?:(CodecNone|CodecQuantised)<\w+(?:, (\d))?.*>, )?(\d)> *>", name
@@ -165,6 +174,9 @@ def _missing_kernels(rows: list[Row], args: argparse.Namespace) -> Iterator[str]
             kernel = f"{algorithm} {dtype} {codec} W={world_size}"
             if (kernel, arch) not in checked:
                 yield f"{kernel} on {arch}: no such kernel was compiled"
+    for arch, kernel in product(args.arch, MAILBOX):
+        if (kernel, arch) not in checked:
+            yield f"{kernel} on {arch}: no such kernel was compiled"
 
 
 def _unequal_machines(rows: list[Row]) -> Iterator[str]:

@@ -1,12 +1,16 @@
-// splitrank._quick_reduce_cpu. Tensors come as addresses: comm/quick_reduce.py has checked what they are.
+// splitrank._quick_reduce_cpu. Tensors come as addresses: comm/ has checked what they are.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
 #include "../quick_reduce/cpu/communicator.h"
+#include "../stage_mailbox/cpu/host_mailbox.h"
 #include "common.h"
+#include "stage_mailbox.h"
 
 namespace py = pybind11;
 using splitrank::quick_reduce_cpu::Communicator;
+using splitrank::stage_mailbox::Header;
+using splitrank::stage_mailbox_cpu::HostMailbox;
 
 namespace {
 
@@ -21,6 +25,32 @@ bool all_reduce(Communicator& self, uint64_t input, uint64_t output, uint64_t nu
     if (stream != 0) throw std::invalid_argument("a host has no streams");
     const py::gil_scoped_release others_may_run;
     return self.all_reduce(input, output, num_elements, dtype, codec, algorithm, timeout_ns);
+}
+
+void check_host(int device, uint64_t stream) {
+    if (device != 0) throw std::invalid_argument("a host has one device, 0, not " + std::to_string(device));
+    if (stream != 0) throw std::invalid_argument("a host has no streams");
+}
+
+void bind_host_mailbox(py::module_& module) {
+    using Parts = std::vector<uint64_t>;
+    const auto send = [](HostMailbox& self, const Parts& parts, const Header& header, uint64_t timeout_ns,
+                         uint64_t stream) {
+        check_host(0, stream);
+        return self.send(parts, header, timeout_ns);
+    };
+    const auto receive = [](HostMailbox& self, const Parts& parts, const Header& header, uint64_t timeout_ns,
+                            uint64_t stream) {
+        check_host(0, stream);
+        return self.receive(parts, header, timeout_ns);
+    };
+    const auto make = [](uint32_t stage, uint32_t num_stages, uint32_t num_places, uint64_t part_capacity, int device) {
+        check_host(device, 0);
+        return std::make_unique<HostMailbox>(stage, num_stages, num_places, part_capacity);
+    };
+    splitrank::bindings::bind_mailbox<HostMailbox>(module, send, receive)
+        .def(py::init(make), py::arg("stage"), py::arg("num_stages"), py::arg("num_places"), py::arg("part_capacity"),
+             py::arg("device") = 0);
 }
 
 std::vector<std::string> instruction_sets() {
@@ -56,4 +86,5 @@ PYBIND11_MODULE(_quick_reduce_cpu, module) {
         .def("abort", &Communicator::abort, without_gil)
         .def_property_readonly("num_bytes", &Communicator::num_bytes)
         .def("close", &Communicator::close, without_gil);
+    bind_host_mailbox(module);
 }

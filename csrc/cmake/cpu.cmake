@@ -12,7 +12,8 @@ pybind11_add_module(_quick_reduce_cpu MODULE NO_EXTRAS
     ${cpu_dir}/kernels_avx2.cc
     ${cpu_dir}/kernels_avx512.cc
     ${cpu_dir}/kernels_baseline.cc
-    ${cpu_dir}/shared_memory.cc)
+    ${cpu_dir}/shared_memory.cc
+    ${CMAKE_SOURCE_DIR}/stage_mailbox/cpu/host_mailbox.cc)
 target_compile_options(_quick_reduce_cpu PRIVATE -O3 -ffp-contract=off -Wall -Wextra)
 
 # No link-time optimisation: it would inline across instruction sets. instruction_sets.cc asks for the same features.

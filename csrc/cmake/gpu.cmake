@@ -49,8 +49,10 @@ elseif(gpu_missing)
     message(FATAL_ERROR "SPLITRANK_GPU=${SPLITRANK_GPU}: ${gpu_missing}")
 else()
     message(STATUS "splitrank: a module for ${gpu_target} (SPLITRANK_GPU=${SPLITRANK_GPU})")
-    file(GLOB gpu_kernels CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/quick_reduce/gpu/*.cu)
-    file(GLOB gpu_host CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/quick_reduce/gpu/*.cc)
+    file(GLOB gpu_kernels CONFIGURE_DEPENDS
+        ${CMAKE_SOURCE_DIR}/quick_reduce/gpu/*.cu ${CMAKE_SOURCE_DIR}/stage_mailbox/gpu/*.cu)
+    file(GLOB gpu_host CONFIGURE_DEPENDS
+        ${CMAKE_SOURCE_DIR}/quick_reduce/gpu/*.cc ${CMAKE_SOURCE_DIR}/stage_mailbox/gpu/*.cc)
     list(APPEND gpu_host ${CMAKE_SOURCE_DIR}/bindings/quick_reduce_gpu.cc)
     include(cmake/${gpu_target}.cmake)
     target_compile_options(_quick_reduce_gpu PRIVATE "$<$<COMPILE_LANGUAGE:CXX>:-O3;-ffp-contract=off;-Wall;-Wextra>")

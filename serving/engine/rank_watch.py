@@ -32,7 +32,7 @@ class RankWatch:
     @property
     def reports(self) -> list[str]:
         ready = [self._ready[rank] for rank in sorted(self._ready)]
-        return [one.report for one in ready] + [one.stage_report for one in ready if one.stage_report]
+        return [one.report for one in ready] + [line for one in ready for line in one.stage_report.splitlines()]
 
     def stats(self, now: float) -> list[RankStats]:
         """Of all ranks, in rank order; call it when all are ready."""

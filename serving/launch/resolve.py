@@ -6,6 +6,7 @@ Everything that can be wrong with a checkpoint or a layout is found here, before
 from dataclasses import replace
 
 from splitrank.comm.selection import AllReduceOptions
+from splitrank.comm.stage_link import refuse_device_link
 from splitrank.models.checkpoint import Checkpoint
 from splitrank.models.config import ModelConfig, read_config
 from splitrank.models.dtypes import COMPUTED_DTYPES
@@ -47,13 +48,11 @@ def resolve_launch(config: EngineConfig) -> LaunchSpec:
         model, checkpoint = settle_head(folder, model)
     length = wanted_length(config, model)
     devices = choose_devices(config)
-    check_exact(config, model, devices.target)
+    check_on_device(config, model, dtype, devices.target)
     config = with_defaults(config, devices.target)
     partition = choose_partition(config, model, dtype, length)
     plans = _audited_plans(model, config.tp, partition, dtype, checkpoint)
     ranks = [rank_memory(model, plan, dtype, devices.target) for plan in plans]
-    if devices.target == "cuda":
-        check_gpu_shapes(model, config.tp, dtype)
     memory = gpu_memory(config, devices) if devices.target == "cuda" else host_memory(config, len(ranks))
     try:
         capacity = size_cache(config, ranks, length, memory)
@@ -73,6 +72,7 @@ def resolve_launch(config: EngineConfig) -> LaunchSpec:
         devices=devices.numbers,
         all_reduce=config.all_reduce,
         all_reduce_codec=config.all_reduce_codec,
+        stage_link=config.stage_link,
         max_model_len=capacity.max_model_len,
         max_running_requests=capacity.max_running_requests,
         page_size=config.page_size,
@@ -94,6 +94,14 @@ def resolve_launch(config: EngineConfig) -> LaunchSpec:
         log_level=config.log_level,
         show_progress=True,
     )
+
+
+def check_on_device(config: EngineConfig, model: ModelConfig, dtype: str, target: str) -> None:
+    """``ValueError`` if the options or the model's sizes cannot be had on this kind of device."""
+    refuse_device_link(config.stage_link, target, config.pp, config.tp)
+    check_exact(config, model, target)
+    if target == "cuda":
+        check_gpu_shapes(model, config.tp, dtype)
 
 
 def check_exact(config: EngineConfig, model: ModelConfig, target: str) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from splitrank.comm.selection import BACKENDS, CODECS, AllReduceOptions
+from splitrank.comm.stage_link import KINDS as STAGE_LINKS
 from splitrank.models.dtypes import COMPUTED_DTYPES
 from splitrank.serving.options.checked import INT64_MAX, Bounds, as_type, shown
 
@@ -167,6 +168,12 @@ class EngineConfig(LayoutConfig):
     )
     all_reduce_codec: str = option(
         "none", "integers as which large messages of the quick all-reduce are sent; changes answers", choices=CODECS
+    )
+    stage_link: str = option(
+        "auto",
+        "how stages send states and tokens: device, from GPU memory to GPU memory, or socket, through their hosts; "
+        "auto: device where each stage has a GPU of its own",
+        choices=STAGE_LINKS,
     )
     log_level: str = option("info", "log level", choices=LOG_LEVELS)
 

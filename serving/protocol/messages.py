@@ -30,6 +30,7 @@ class LaunchSpec(msgspec.Struct, frozen=True, kw_only=True):
     devices: tuple[int, ...] = ()  # of each rank, where device is "cuda"
     all_reduce: str = "auto"  # "auto", "quick" or "torch"
     all_reduce_codec: str = "none"  # "none", "int8", "int6" or "int4"
+    stage_link: str = "auto"  # "auto", "device" or "socket"
     max_model_len: int  # tokens, prompt + output
     max_running_requests: int  # recurrent-state slots
     page_size: int  # tokens a KV page
@@ -76,7 +77,7 @@ class LaunchSpec(msgspec.Struct, frozen=True, kw_only=True):
 class RankReady(msgspec.Struct, frozen=True, tag=True):
     rank: int
     report: str  # one printable line: stage, layers, weight bytes planned = allocated, KV and state bytes
-    stage_report: str = ""  # from tensor rank 0 of several: how the stage sums over them
+    stage_report: str = ""  # lines: how a stage of several tensor ranks sums over them; how stages are linked
 
 
 class RankFailed(msgspec.Struct, frozen=True, tag=True):

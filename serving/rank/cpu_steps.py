@@ -54,3 +54,6 @@ class CpuSteps:
 
     def sample(self, planned: PlannedBatch, logits: torch.Tensor, states: list[SamplingState]) -> SampledTokens:
         return SampledTokens(sample(logits.float(), states))
+
+    def end(self) -> SampledTokens:
+        return SampledTokens([])

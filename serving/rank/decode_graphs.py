@@ -18,7 +18,7 @@ from splitrank.serving.rank.request_table import RequestTable
 
 LADDER = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 80, 96, 112, 128, 160, 192, 224, 256)
 _HEADER = 4  # numbers before the slots: how many rows are live, and padding to 16 bytes
-_STAGED = 8  # more than steps are ever in flight
+_STAGED = 32  # more than steps are ever in flight
 
 
 @dataclass(frozen=True)

@@ -64,10 +64,11 @@ def make_steps(
     cache: StageCache,
     table: RequestTable,
     collectives: Collectives,
+    waits_on_device: bool,
 ) -> Steps:
-    """How this rank computes its steps."""
+    """How this rank computes its steps. ``waits_on_device``: where it waits for other ranks, if there are any."""
     if spec.device == "cpu":
         return CpuSteps(model, cache, table, collectives)
     from splitrank.serving.rank.gpu_device import make_gpu_steps
 
-    return make_gpu_steps(spec, model, cache, table, collectives)
+    return make_gpu_steps(spec, model, cache, table, collectives, waits_on_device)

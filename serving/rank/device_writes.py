@@ -24,11 +24,12 @@ class DeviceWrites:
         for name, pending in self._pending.items():
             if pending:
                 table = self._tables[name]
-                places = _to_device(list(pending), torch.int64, table.device)
-                table.index_copy_(0, places, _to_device(list(pending.values()), table.dtype, table.device))
+                places = copied_to(table.device, list(pending), torch.int64)
+                table.index_copy_(0, places, copied_to(table.device, list(pending.values()), table.dtype))
                 pending.clear()
 
 
-def _to_device(numbers: list[int] | list[float], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+def copied_to(device: torch.device, numbers: list[int] | list[float], dtype: torch.dtype) -> torch.Tensor:
+    """The numbers on the device, without waiting for it."""
     on_host = torch.tensor(numbers, dtype=dtype, pin_memory=device.type == "cuda")
     return on_host.to(device, non_blocking=True)

@@ -50,11 +50,12 @@ def make_gpu_steps(
     cache: StageCache,
     table: RequestTable,
     collectives: Collectives,
+    overlaps: bool,
 ) -> GpuSteps:
     """Captures the graphs, and runs a prompt, so that the first user does not wait until kernels are loaded."""
     rows = spec.max_running_requests
     sampler = DeviceSampler(table, spec.vocab_size, rows) if model.stage.is_last else None
-    steps = GpuSteps(model, cache, table, collectives, sampler, overlaps=spec.pp_size == 1)
+    steps = GpuSteps(model, cache, table, collectives, sampler, overlaps)
     if INTERPRETED:
         return steps
     longest = longest_prompt(spec)

@@ -97,6 +97,21 @@ class DeviceTokens:
         return [self.by_host.get(number) or _row(*row) for number, row in enumerate(rows)]
 
 
+@dataclass(frozen=True)
+class EndOfStep:
+    """Where the device is when it has done a step that gives this rank no tokens."""
+
+    reached: torch.cuda.Event | None
+
+    def is_ready(self) -> bool:
+        return self.reached is None or bool(self.reached.query())  # type: ignore[no-untyped-call]
+
+    def collect(self) -> list[SampledRow]:
+        if self.reached is not None:
+            self.reached.synchronize()
+        return []
+
+
 def _row(token: int, largest: float, place: int) -> SampledRow:
     if math.isfinite(largest):
         return SampledRow(token)
@@ -182,6 +197,9 @@ class GpuSteps:
         count = len(states)
         return DeviceTokens(*_to_host(output.tokens[:count], output.largest[:count]), places, by_host)
 
+    def end(self) -> EndOfStep:
+        return EndOfStep(None if INTERPRETED else _event())
+
     def _compute(
         self,
         batch: GpuBatch,
@@ -256,6 +274,11 @@ def _to_host(tokens: torch.Tensor, largest: torch.Tensor) -> tuple[torch.Tensor,
     copies = [torch.empty(part.shape, dtype=part.dtype, pin_memory=True) for part in (tokens, largest)]
     for copy, part in zip(copies, (tokens, largest), strict=True):
         copy.copy_(part, non_blocking=True)
-    arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
-    arrived.record()
-    return copies[0], copies[1], arrived
+    return copies[0], copies[1], _event()
+
+
+def _event() -> torch.cuda.Event:
+    """Here, in the current stream."""
+    event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+    event.record()
+    return event

@@ -14,7 +14,7 @@ import torch
 
 from splitrank.models.rounding import pages_needed
 from splitrank.serving.protocol.messages import AdmittedRequest, NewPages
-from splitrank.serving.rank.device_writes import DeviceWrites
+from splitrank.serving.rank.device_writes import DeviceWrites, copied_to
 from splitrank.serving.rank.sampling_state import SamplingState
 
 
@@ -134,7 +134,7 @@ class RequestTable:
 
     def put_tokens(self, slots: list[int], tokens: torch.Tensor) -> None:
         """tokens [S], one a slot."""
-        places = torch.from_numpy(np.array(slots, dtype=np.int64)).to(self.device)
+        places = copied_to(self.device, slots, torch.int64)
         self.last_tokens.index_copy_(0, places, tokens.to(self.last_tokens))
 
     def set_length(self, slot: int, length: int) -> None:

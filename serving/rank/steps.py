@@ -21,7 +21,7 @@ class PendingTokens(Protocol):
     def is_ready(self) -> bool: ...
 
     def collect(self) -> list[SampledRow]:
-        """One a sampled row; waits for the device."""
+        """One a sampled row, none on a stage that samples nothing; waits for the device."""
         ...
 
 
@@ -44,4 +44,8 @@ class Steps(Protocol):
 
     def sample(self, planned: Any, logits: Logits, states: list[SamplingState]) -> PendingTokens:
         """The tokens of ``planned.sampled``; ``states`` [S] advance."""
+        ...
+
+    def end(self) -> PendingTokens:
+        """Of a step without tokens on this rank: ready when the device has come to its end."""
         ...

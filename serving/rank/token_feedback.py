@@ -1,4 +1,4 @@
-"""Sends sampled tokens to the ranks that embed them, without the engine in between.
+"""Sends sampled tokens to the ranks that embed them, without the engine in between; on GPUs without the hosts, too.
 
 With one stage, they are written into the request table of each tensor rank. With more, the last stage sends the tokens
 of every step to the first, which receives them when it computes, moves or releases one of their rows.
@@ -11,6 +11,7 @@ import torch
 
 from splitrank.comm.mesh import Mesh
 from splitrank.serving.protocol.messages import StepPlan
+from splitrank.serving.rank.device_writes import copied_to
 from splitrank.serving.rank.request_table import RequestTable
 
 
@@ -44,8 +45,18 @@ class TokenFeedback:
             else:
                 self._mesh.feedback.send((shared.to("cpu"),), step, plan_hash)
         elif self._is_first:
-            self._outstanding.append(_Outstanding(step, plan_hash, slots))
-            self._awaited.update(dict.fromkeys(slots, step))
+            self._await(slots, step, plan_hash)
+
+    def pass_on(self, slots: list[int], step: int, plan_hash: str) -> None:
+        """With a device link, called on every rank that has launched a step which samples ``slots``: the last stage
+        sends what its table will hold by then. No host waits."""
+        if not slots:
+            return
+        if self._is_last:
+            places = copied_to(self._table.device, slots, torch.int64)
+            self._mesh.feedback.send((self._table.last_tokens.index_select(0, places),), step, plan_hash)
+        elif self._is_first:
+            self._await(slots, step, plan_hash)
 
     def _share(self, tokens: list[int] | None, count: int) -> torch.Tensor:
         """The same tokens [S] on every tensor rank of this stage. They are sent as float32, which every backend takes
@@ -56,6 +67,10 @@ class TokenFeedback:
         own = torch.tensor([tokens or []], dtype=torch.float32, device=device)
         num_columns = (count, *[0] * (size - 1))
         return self._mesh.collectives.all_gather_columns(own, num_columns)[0].to(torch.int64)
+
+    def _await(self, slots: list[int], step: int, plan_hash: str) -> None:
+        self._outstanding.append(_Outstanding(step, plan_hash, slots))
+        self._awaited.update(dict.fromkeys(slots, step))
 
     def take(self, plan: StepPlan) -> None:
         """Called before ``plan`` changes the table: receives the tokens of rows that it computes, moves or releases.
@@ -72,7 +87,9 @@ class TokenFeedback:
             self._receive(self._outstanding.popleft())
 
     def _receive(self, due: _Outstanding) -> None:
-        [tokens] = self._mesh.feedback.receive(1, (len(due.slots),), torch.int64, due.step, due.plan_hash)
+        # The device link carries the table's own numbers, and the table's device waits for them.
+        dtype = self._table.last_tokens.dtype if self._mesh.device_link is not None else torch.int64
+        [tokens] = self._mesh.feedback.receive(1, (len(due.slots),), dtype, due.step, due.plan_hash)
         self._table.put_tokens(due.slots, tokens.to(self._table.device))
         for slot in due.slots:
             if self._awaited[slot] == due.step:

@@ -11,6 +11,7 @@ import torch
 from splitrank.comm.mesh import Mesh
 from splitrank.comm.position import mesh_position
 from splitrank.comm.selection import AllReduceOptions
+from splitrank.comm.stage_link import StageLinkOptions
 from splitrank.models.cache import StageCache
 from splitrank.models.checkpoint import Checkpoint, open_checkpoint
 from splitrank.models.config import read_config
@@ -41,7 +42,8 @@ JOIN_TIMEOUT_S = 120.0
 
 @dataclass(frozen=True)
 class LaunchedStep:
-    """A step on its way. ``tokens``: on the sampling rank, if rows of it are sampled."""
+    """A step on its way. ``tokens``: on the sampling rank, if rows of it are sampled; and where steps of several stages
+    overlap, so that a rank knows when its device has come to the end."""
 
     step: int
     plan_hash: str
@@ -69,7 +71,9 @@ class Worker:
         self._compiler = start_compiling(spec, rank, self.ops.device)
         timeout_s = max(spec.step_timeout_s, JOIN_TIMEOUT_S)
         options = AllReduceOptions(spec.all_reduce, spec.all_reduce_codec)
-        self.mesh = Mesh(self.position, Path(spec.run_dir) / "rendezvous", timeout_s, options, self.ops.device)
+        self.mesh = Mesh(
+            self.position, Path(spec.run_dir) / "rendezvous", timeout_s, options, self.ops.device, self._link_options()
+        )
         max_pages = pages_needed(spec.max_model_len, spec.page_size)
         self.table = RequestTable(
             spec.max_running_requests, max_pages, spec.page_size, self.ops.device, spec.scratch_page
@@ -91,8 +95,24 @@ class Worker:
 
     @property
     def stage_report(self) -> str:
-        """How the stage sums over its tensor ranks, from the first of them; empty if there is but one."""
-        return self.mesh.report if self.position.tp_rank == 0 else ""
+        """How the stage sums over its tensor ranks, from the first of them; and from the first of all, how stages are
+        linked. Empty if there is but one."""
+        reports = [self.mesh.report] if self.position.tp_rank == 0 else []
+        if self.position.rank == 0:
+            reports.append(self.mesh.link_report)
+        return "\n".join(filter(None, reports))
+
+    def _link_options(self) -> StageLinkOptions:
+        """A GPU's stages receive into memory for the largest step: hidden states, on the first stage tokens."""
+        spec = self.spec
+        if spec.device == "cpu":
+            return StageLinkOptions("socket")
+        rows = spec.max_running_requests
+        row_bytes = 4
+        if not self.stage_slice.is_first:
+            rows += spec.max_prefill_tokens
+            row_bytes = self.config.hidden_size * self.dtype.itemsize
+        return StageLinkOptions(spec.stage_link, rows * row_bytes, spec.devices)
 
     @cached_property
     def checkpoint(self) -> Checkpoint:
@@ -143,7 +163,8 @@ class Worker:
         prepare(self.model, self.ops)
         if self._compiler is not None:
             self._compiler.wait()
-        self.steps = make_steps(self.spec, self.model, self.cache, self.table, self.mesh.collectives)
+        waits_on_device = self.spec.pp_size == 1 or self.mesh.device_link is not None
+        self.steps = make_steps(self.spec, self.model, self.cache, self.table, self.mesh.collectives, waits_on_device)
         return report
 
     def _report(self, bytes_written: int) -> str:
@@ -179,12 +200,16 @@ class Worker:
         self.table.advance(planned.host_slots, planned.ends)
         self._save_snapshots(plan, planned)
         tokens = self._sample(planned, logits) if logits is not None and self.draws_tokens else None
+        if self.steps.overlaps and self.spec.pp_size > 1:
+            self._feedback.pass_on(planned.sampled, plan.step, plan_hash)
+            tokens = tokens or self.steps.end()
         return LaunchedStep(plan.step, plan_hash, planned.sampled, tokens, planned.prompt_logprobs)
 
     @torch.inference_mode()
     def collect(self, launched: LaunchedStep) -> StepResult | None:
         """Waits for the tokens of a step and hands them on; the sampling rank returns the step's result."""
         rows = launched.tokens.collect() if launched.tokens is not None else []
+        self.mesh.check()  # what the result comes from has ended: nothing of this step is still running
         result = self._result(launched, rows) if self.is_sampling_rank else None
         if not self.steps.overlaps:  # else the device has kept the tokens where the next step finds them
             tokens = result.token_ids if result else None
@@ -196,7 +221,6 @@ class Worker:
         return self.steps.sample(planned, logits, states) if states else None
 
     def _result(self, launched: LaunchedStep, rows: list[SampledRow]) -> StepResult:
-        self.mesh.collectives.check()  # the tokens are on the host: nothing of this step is still running
         failures = {number: row.failure for number, row in enumerate(rows) if row.failure is not None}
         logprobs = {number: row.logprobs for number, row in enumerate(rows) if row.logprobs is not None}
         tokens, of_prompts = [row.token for row in rows], launched.prompt_logprobs
@@ -212,9 +236,10 @@ class Worker:
             states = HiddenStates(*(part.to(self.ops.device) for part in received))
         output = self.steps.forward(planned, states)
         if isinstance(output, HiddenStates):
-            on_host = tuple(part.to("cpu") for part in output)
-            self.mesh.collectives.check()
-            link.send(on_host, step, plan_hash)
+            if self.mesh.device_link is None:
+                output = HiddenStates(*(part.to("cpu") for part in output))
+                self.mesh.check()
+            link.send(output, step, plan_hash)
             return None
         return output
 

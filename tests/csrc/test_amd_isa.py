@@ -38,11 +38,12 @@ def check(*arguments: object) -> subprocess.CompletedProcess[str]:
 
 
 def kernel_names(dtype: str, world_sizes: Sequence[int] = WORLD_SIZES) -> set[str]:
-    """Of all kernels for this dtype and so many ranks."""
+    """Of all kernels for this dtype and so many ranks, and of the mailbox's."""
     codecs = ("none", "int8", "int6", "int4")
     ways = [*(("two-shot", codec) for codec in codecs), ("one-shot", "none"), ("registered", "none")]
     names = {f"{algorithm} {dtype} {codec} W={size}" for algorithm, codec in ways for size in world_sizes}
-    return names | {f"one-shot {dtype} {codec} W=2" for codec in codecs if 2 in world_sizes}
+    names |= {f"one-shot {dtype} {codec} W=2" for codec in codecs if 2 in world_sizes}
+    return names | {"mailbox send", "mailbox receive"}
 
 
 def check_report(report: Path, expected: set[tuple[str, str]]) -> None:

@@ -94,7 +94,7 @@ for world_size in (2, 3):
 
 @pytest.fixture(scope="module")
 def parts(module: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """The code objects in the module, one a dtype."""
+    """The code objects in the module, one a dtype, and the mailbox's."""
     copy = tmp_path_factory.mktemp("parts") / module.name
     shutil.copy(module, copy)  # they are written beside it
     run("llvm-objdump-22", "--offloading", copy)
@@ -102,10 +102,12 @@ def parts(module: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 
 def test_the_kernels_are_in_the_module(module: Path, parts: list[Path]) -> None:
-    assert len(parts) == 3
+    assert len(parts) == 4
     symbols = [line for part in parts for line in run("llvm-objdump-22", "-t", part).splitlines()]
     descriptors = {line.split()[-1] for line in symbols if "all_reduce_kernel" in line and line.endswith(".kd")}
     assert len(descriptors) == 63
+    mailbox = {line.split()[-1] for line in symbols if "mailbox_" in line and line.endswith(".kd")}
+    assert len(mailbox) == 2
     assert run("llvm-objdump-22", "-T", module).count("__hipRegisterFatBinary") == 1
 
 

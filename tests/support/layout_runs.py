@@ -71,9 +71,9 @@ def num_sampled(plan: StepPlan) -> int:
 class Layouts:
     """Runs each layout once, in both dtypes, and remembers what came out."""
 
-    def __init__(self, folder: Path, params: SamplingParams = GREEDY, **options: Any) -> None:
+    def __init__(self, folder: Path, params: SamplingParams = GREEDY, in_flight: int = 1, **options: Any) -> None:
         self._folder, self._outcomes = folder, dict[tuple[int, int], dict[str, Outcome]]()
-        self._params, self._options = params, options
+        self._params, self._options, self._in_flight = params, options, in_flight
         config = random_text_config(num_hidden_layers=NUM_LAYERS, vocab_size=VOCAB_SIZE)
         write_checkpoint(make_reference(config, seed=21), folder / "model", shards=2)
 
@@ -94,4 +94,4 @@ class Layouts:
         run_dir.mkdir()
         layout: dict[str, Any] = {"pp_size": pp, "tp_size": tp, "partition": equal_partition(NUM_LAYERS, pp)}
         spec = launch_spec(self._folder / "model", run_dir, dtype=dtype, **layout, **self._options)
-        return Run(spec, plans(self._params), str(run_dir / "outcome.safetensors"))
+        return Run(spec, plans(self._params), str(run_dir / "outcome.safetensors"), self._in_flight)

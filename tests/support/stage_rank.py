@@ -4,6 +4,8 @@ It executes the job's runs and saves their logits.
 """
 
 import sys
+from collections import deque
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
@@ -11,18 +13,20 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import save_file
 
-from splitrank.serving.protocol.messages import LaunchSpec, StepPlan, plan_hash
+from splitrank.serving.protocol.messages import LaunchSpec, StepPlan, StepResult, plan_hash
 from splitrank.serving.rank.batch_builder import PlannedBatch
 from splitrank.serving.rank.steps import Logits
-from splitrank.serving.rank.worker import Worker
+from splitrank.serving.rank.worker import LaunchedStep, Worker
 
 
 class Run(msgspec.Struct, frozen=True):
-    """Steps that all ranks of ``spec`` execute; the sampling rank writes logits and tokens to ``output``."""
+    """Steps that all ranks of ``spec`` execute; the sampling rank writes logits and tokens to ``output``. So many steps
+    are launched before the first is collected, if the rank's steps overlap."""
 
     spec: LaunchSpec
     plans: list[StepPlan]
     output: str
+    in_flight: int = 1
 
 
 class RecordingWorker(Worker):
@@ -36,7 +40,7 @@ class RecordingWorker(Worker):
         logits = super()._forward(planned, step, plan_hash)
         stored = logits if logits is None or self.spec.device == "cpu" else logits.logits
         if stored is not None:
-            self.logits.append(stored[: len(planned.sampled)].float().cpu().clone())
+            self.logits.append(stored[: len(planned.sampled)].float().clone())
         return logits
 
 
@@ -45,16 +49,24 @@ def execute(run: Run, rank: int) -> None:
     worker = RecordingWorker(run.spec, rank)
     try:
         worker.load()
-        results = [worker.execute(plan, plan_hash(msgspec.msgpack.encode(plan))) for plan in run.plans]
+        results = list(_results(worker, run))
         if worker.is_sampling_rank:
             tokens = [token for result in results if result is not None for token in result.token_ids]
-            save_file(
-                {"logits": torch.cat(worker.logits or [torch.empty(0)]), "tokens": torch.tensor(tokens)}, run.output
-            )
+            logits = torch.cat(worker.logits or [torch.empty(0)]).cpu()
+            save_file({"logits": logits, "tokens": torch.tensor(tokens)}, run.output)
         if run.spec.world_size > 1:
             dist.barrier()  # a stage that left with a send under way would leave the next one waiting
     finally:
         worker.close()
+
+
+def _results(worker: Worker, run: Run) -> Iterator[StepResult | None]:
+    launched: deque[LaunchedStep] = deque()
+    for plan in run.plans:
+        if len(launched) == (run.in_flight if worker.steps.overlaps else 1):
+            yield worker.collect(launched.popleft())
+        launched.append(worker.launch(plan, plan_hash(msgspec.msgpack.encode(plan))))
+    yield from map(worker.collect, launched)
 
 
 if __name__ == "__main__":

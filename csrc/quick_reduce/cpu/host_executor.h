@@ -31,6 +31,7 @@ class HostExecutor {
         uint32_t zero = 0;
         return __atomic_compare_exchange_n(word, &zero, value, false, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE);
     }
+    uint32_t arrive(uint32_t* counter) { return __atomic_fetch_add(counter, 1u, __ATOMIC_ACQ_REL); }
     void store_complete(uint32_t* word) { __atomic_store_n(word, 1u, __ATOMIC_RELEASE); }
 
     uint64_t now_ns() const {

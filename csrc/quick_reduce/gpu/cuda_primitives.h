@@ -79,6 +79,11 @@ QR_DEVICE bool claim_system(uint32_t* word, uint32_t value) {
     asm volatile("atom.acq_rel.sys.global.cas.b32 %0, [%1], 0, %2;" : "=r"(before) : "l"(word), "r"(value) : "memory");
     return before == 0;
 }
+QR_DEVICE uint32_t arrive_device(uint32_t* counter) {
+    uint32_t before;
+    asm volatile("atom.acq_rel.sys.global.add.u32 %0, [%1], 1;" : "=r"(before) : "l"(counter) : "memory");
+    return before;
+}
 
 QR_DEVICE uint64_t now_ns() {
     uint64_t now;

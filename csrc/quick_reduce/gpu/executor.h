@@ -15,6 +15,7 @@
 //   void store_release_system(uint32_t*, uint32_t)
 //   uint32_t exchange_device(uint32_t*, uint32_t)            relaxed, this GPU's memory
 //   bool claim_system(uint32_t* from_zero, uint32_t)         compare-and-swap from 0; the word is mapped host memory
+//   uint32_t arrive_device(uint32_t*)                        adds 1 to this GPU's memory; release and acquire at system scope
 //   uint64_t now_ns(), void pause(uint32_t spins)
 //   uint32_t shuffle_xor(uint32_t value, int mask)           within 4 neighbouring lanes; all lanes of the wave take part
 //   uint4-like type Vector16 {uint32_t x, y, z, w}, aligned to 16, and for N = 2, 4, 8, 16 bytes with
@@ -117,6 +118,7 @@ class GpuExecutor {
 #endif
     QR_DEVICE uint32_t exchange(uint32_t* word, uint32_t value) { return gpu::exchange_device(word, value); }
     QR_DEVICE bool claim(uint32_t* word, uint32_t value) { return gpu::claim_system(word, value); }
+    QR_DEVICE uint32_t arrive(uint32_t* counter) { return gpu::arrive_device(counter); }
     QR_DEVICE void store_complete(uint32_t* word) { gpu::store_release_system(word, 1u); }
 
     QR_DEVICE uint64_t now_ns() const { return gpu::now_ns(); }

@@ -143,6 +143,13 @@ QR_DEVICE bool claim_system(uint32_t* word, uint32_t value) {
     detail::acquire_system();
     return first;
 }
+QR_DEVICE uint32_t arrive_device(uint32_t* counter) {
+    detail::release_system();
+    const uint32_t before =
+        __scoped_atomic_fetch_add((detail::Global<uint32_t>*)counter, 1u, __ATOMIC_RELAXED, __MEMORY_SCOPE_DEVICE);
+    detail::acquire_system();
+    return before;
+}
 
 // s_memrealtime does not follow the core clock: it counts at 25 MHz up to gfx90a and at 100 MHz from gfx942 on (LLVM's
 // libc, time_utils.h).

@@ -98,6 +98,10 @@ class FibreExecutor {
         scheduler_.point();
         return *word == 0 ? (*word = value, true) : false;
     }
+    uint32_t arrive(uint32_t* counter) {
+        scheduler_.point();
+        return (*counter)++;
+    }
     void store_complete(uint32_t* word) { *word = 1; }
 
     uint64_t now_ns() const { return scheduler_.now_ns(); }

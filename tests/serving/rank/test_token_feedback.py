@@ -36,6 +36,7 @@ class FakeMesh:
     position: MeshPosition
     feedback: FakeLink
     collectives: Any = field(default_factory=SingleRank)
+    device_link: None = None
 
 
 def stage(pp_rank: int, pp_size: int, link: FakeLink, max_in_flight: int = 3) -> tuple[RequestTable, TokenFeedback]:
