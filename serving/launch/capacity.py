@@ -8,7 +8,7 @@ from splitrank.serving.launch.devices import Devices
 from splitrank.serving.launch.machine import usable_memory_bytes
 from splitrank.serving.options.config import EngineConfig
 
-_STEPS = (256, 192, 128, 96, 64, 48, 32, 24, 16, 8, 4, 2, 1)  # requests at once that a GPU is tried with
+_STEPS = (256, 192, 128, 96, 64, 48, 32, 24, 16, 8, 4, 2, 1)  # decode rows of a step that a GPU is tried with
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,8 @@ def size_cache(config: EngineConfig, ranks: list[RankMemory], length: int, memor
 
 def _requests_that_fit(config: EngineConfig, ranks: list[RankMemory], length: int, memory: Memory) -> int:
     """The most that leave at least half of what the weights leave to pages, or to one request of full length."""
-    for requests in _STEPS:
+    for rows in _STEPS:
+        requests = rows * config.pp  # a step for each stage
         for rank, budget in zip(ranks, memory.budgets, strict=True):
             free = budget - rank.weight_bytes
             states = requests * rank.state_bytes_per_request
@@ -79,7 +80,7 @@ def _requests_that_fit(config: EngineConfig, ranks: list[RankMemory], length: in
                 break
         else:
             return requests
-    return 1
+    return config.pp
 
 
 def _check_pages(config: EngineConfig, ranks: list[RankMemory], requests: int, memory: Memory) -> None:

@@ -102,6 +102,12 @@ def check_on_device(config: EngineConfig, model: ModelConfig, dtype: str, target
     check_exact(config, model, target)
     if target == "cuda":
         check_gpu_shapes(model, config.tp, dtype)
+        most = MOST_REQUESTS_AT_ONCE * config.pp
+        if config.max_running_requests > most:
+            raise ValueError(
+                f"max_running_requests {config.max_running_requests}: on a GPU a step has at most "
+                f"{MOST_REQUESTS_AT_ONCE} decode rows, so pp {config.pp} runs at most {most} requests"
+            )
 
 
 def check_exact(config: EngineConfig, model: ModelConfig, target: str) -> None:

@@ -9,6 +9,7 @@ import hashlib
 
 import msgspec
 
+from splitrank.models.rounding import ceil_div
 from splitrank.serving.protocol.sampling_params import SamplingParams
 
 # ---------------------------------------------------------------- start-up
@@ -67,6 +68,11 @@ class LaunchSpec(msgspec.Struct, frozen=True, kw_only=True):
     def scratch_page(self) -> int | None:
         """The page behind those of requests."""
         return self.num_pages if self.num_scratch else None
+
+    @property
+    def max_decodes(self) -> int:
+        """Decode rows of a step at most: the scheduler spreads running requests over a step for each stage."""
+        return ceil_div(self.max_running_requests, self.pp_size)
 
     @property
     def max_in_flight(self) -> int:

@@ -31,7 +31,7 @@ def reserve_memory(spec: LaunchSpec, device: torch.device, longest: int, peak_by
 
 def reserve_bytes(spec: LaunchSpec, longest: int, peak_bytes: int, draws: bool) -> int:
     """Beyond ``peak_bytes``, which torch has kept."""
-    most = spec.max_prefill_tokens + spec.max_running_requests
+    most = spec.max_prefill_tokens + spec.max_decodes
     more_rows = peak_bytes * max(0, most - longest) // longest
     scores = _SCORES * 4 * max(MAX_LOGITS, spec.vocab_size)
     by_host = 2 * 4 * spec.max_running_requests * spec.vocab_size  # rows picked, and the same in float32

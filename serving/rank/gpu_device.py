@@ -26,7 +26,7 @@ def make_gpu_operations(spec: LaunchSpec, rank: int, config: ModelConfig, shard:
     """On the rank's device, which becomes the process's current one. ``ValueError`` if it is not there."""
     device = torch.device("cpu") if INTERPRETED else _cuda_device(spec, rank)
     shapes, tiles = LayerShapes.of(config, shard), load_tiles(gpu_name(device))
-    return GpuOperations(device, tiles, shapes, spec.max_running_requests, spec.tp_size > 1)
+    return GpuOperations(device, tiles, shapes, spec.max_decodes, spec.tp_size > 1)
 
 
 def _cuda_device(spec: LaunchSpec, rank: int) -> torch.device:
@@ -53,8 +53,8 @@ def make_gpu_steps(
     overlaps: bool,
 ) -> GpuSteps:
     """Captures the graphs, and runs a prompt, so that the first user does not wait until kernels are loaded."""
-    rows = spec.max_running_requests
-    sampler = DeviceSampler(table, spec.vocab_size, rows) if model.stage.is_last else None
+    rows = spec.max_decodes
+    sampler = DeviceSampler(table, spec.vocab_size, spec.max_running_requests) if model.stage.is_last else None
     steps = GpuSteps(model, cache, table, collectives, sampler, overlaps)
     if INTERPRETED:
         return steps

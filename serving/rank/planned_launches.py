@@ -56,7 +56,7 @@ def planned_launches(spec: LaunchSpec, rank: int, config: ModelConfig, tiles: Ti
     """One launch of each variant, those of decode steps first."""
     steps, table, inputs = meta_steps(spec, rank, config, tiles)
     with noted_launches() as calls:
-        for size in reversed(ladder(spec.max_running_requests)):
+        for size in reversed(ladder(spec.max_decodes)):
             steps.run_decode(size, None if inputs is None else inputs.first_rows(size))
         for rows in prompt_rows(tiles, longest_prompt(spec)):
             run_prompt(steps, table, inputs, rows, page=0)
@@ -87,7 +87,7 @@ def meta_steps(
     stage = StageSlice(position.pp_rank, spec.pp_size, first, first + len(kinds))
     shard, dtype = TensorShard(position.tp_rank, spec.tp_size), torch_dtype(spec.dtype)
     rows, max_pages = spec.max_running_requests, pages_needed(spec.max_model_len, spec.page_size)
-    ops = GpuOperations(META, tiles, LayerShapes.of(config, shard), rows, spec.tp_size > 1)
+    ops = GpuOperations(META, tiles, LayerShapes.of(config, shard), spec.max_decodes, spec.tp_size > 1)
     model = Stage(config, stage, partition, shard, dtype, ops)
     prepare(model, ops)
     num_pages = 1  # any number: no kernel depends on it

@@ -44,9 +44,7 @@ class GpuOperations:
         self.device, self.tiles, self._joins_parts = device, tiles, joins_parts
         self.max_few = self.tiles.ranges["in_proj"][-1][0]
         if max_decodes > self.max_few:
-            raise ValueError(
-                f"max_running_requests {max_decodes}: on a GPU a step has at most {self.max_few} decode rows"
-            )
+            raise ValueError(f"{max_decodes} decode rows: on a GPU a step has at most {self.max_few}")
         # A sum of many terms may not be rounded to bf16 on its way: the library would do so to save a pass.
         torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
         heads = shapes.num_heads, shapes.num_kv_heads, shapes.config.head_dim

@@ -70,12 +70,13 @@ def test_a_gpu_keeps_a_slot_and_a_page_for_padding(ranks: list[RankMemory]) -> N
 
 
 def test_requests_at_once_follow_from_a_gpu_s_memory(ranks: list[RankMemory]) -> None:
-    """States take at most half of what the weights leave, and at most 256 are computed at once."""
-    config = EngineConfig(page_size=16, mem_fraction_static=1.0, prefix_cache_mib=0)
+    """States take at most half of what the weights leave, and a step has at most 256: there is one for each stage."""
     last = ranks[1:]
 
-    def requests(states: int) -> int:
+    def requests(states: int, pp: int) -> int:
+        config = EngineConfig(pp=pp, page_size=16, mem_fraction_static=1.0, prefix_cache_mib=0)
         free = last[0].weight_bytes + states * last[0].state_bytes_per_request
         return size_cache(config, last, 16, gpu_memory(config, gpus(0, free=free))).max_running_requests
 
-    assert [requests(states) for states in (600, 399, 200, 50)] == [256, 192, 96, 24]
+    assert [requests(states, pp=1) for states in (600, 399, 200, 50)] == [256, 192, 96, 24]
+    assert [requests(states, pp=2) for states in (1200, 399, 50)] == [512, 192, 24]
