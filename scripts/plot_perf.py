@@ -32,13 +32,14 @@ class Pair:
 
 
 def read_pairs(rows: list[dict[str, Any]]) -> list[Pair]:
-    """The workloads that both engines have rows of, in the order of ours."""
+    """The workloads that both engines have rows of: decode by number of requests, then prefill."""
     speeds: dict[bool, dict[str, float]] = {True: {}, False: {}}
     for row in rows:
         if row["what"] in ("decode", "prefill"):
             name = f"decode of {row['batch']}" if row["what"] == "decode" else "prefill"
             speeds[row["engine"] == "splitrank"].setdefault(name, row["tokens_per_s"])
-    return [Pair(name, ours, speeds[False][name]) for name, ours in speeds[True].items() if name in speeds[False]]
+    names = sorted(speeds[True].keys() & speeds[False].keys(), key=lambda name: (name == "prefill", len(name), name))
+    return [Pair(name, speeds[True][name], speeds[False][name]) for name in names]
 
 
 def draw(pairs: list[Pair], title: str) -> str:
