@@ -22,7 +22,9 @@ def test_which_layouts_are_linked_by_sockets(kind: str, devices: tuple[int, ...]
 
 
 def test_several_tensor_ranks_are_linked_by_sockets() -> None:
-    assert "tp 2" in StageLinkOptions("device", 64, (0, 1, 2, 3)).socket_because(2)
+    """Unless the device link is asked for."""
+    assert "tp 2" in StageLinkOptions("auto", 64, (0, 1, 2, 3)).socket_because(2)
+    assert not StageLinkOptions("device", 64, (0, 1, 2, 3)).socket_because(2)
 
 
 def test_an_unknown_kind_is_refused() -> None:
@@ -31,14 +33,13 @@ def test_an_unknown_kind_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("device", "pp", "tp", "words"),
-    [("cpu", 2, 1, "a CPU's stages"), ("cuda", 1, 1, "with pp 1 there is no other stage"), ("cuda", 2, 2, "tp 2")],
+    ("device", "pp", "words"), [("cpu", 2, "a CPU's stages"), ("cuda", 1, "with pp 1 there is no other stage")]
 )
-def test_the_device_link_is_refused_where_it_cannot_be(device: str, pp: int, tp: int, words: str) -> None:
+def test_the_device_link_is_refused_where_it_cannot_be(device: str, pp: int, words: str) -> None:
     with pytest.raises(ValueError, match=words):
-        refuse_device_link("device", device, pp, tp)
-    refuse_device_link("auto", device, pp, tp)
+        refuse_device_link("device", device, pp)
+    refuse_device_link("auto", device, pp)
 
 
 def test_the_device_link_is_not_refused_where_it_can_be() -> None:
-    refuse_device_link("device", "cuda", 2, 1)
+    refuse_device_link("device", "cuda", 2)
