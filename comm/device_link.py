@@ -19,10 +19,11 @@ CLOSE_LIMIT_S = 5.0
 
 
 class DeviceLink:
-    """This stage's end: receives from the stage before, sends to the next. Construction and ``close`` are collective.
+    """This stage's end: receives from the stage before, sends to the next, at equal tensor ranks. Construction and
+    ``close`` are collective over all ranks of ``group`` (None: of all groups).
 
     ``part_bytes`` is that of the largest tensor that this stage receives; a stage is ahead of the next one by
-    ``max_ahead`` messages at most. If one stage cannot do its part, every stage raises ``CommunicationError``. Messages
+    ``max_ahead`` messages at most. If one rank cannot do its part, every rank raises ``CommunicationError``. Messages
     go by one stream, or by streams that events order.
     """
 
@@ -35,11 +36,11 @@ class DeviceLink:
         part_bytes: int,
         max_ahead: int,
     ) -> None:
-        assert position.tp_size == 1, "the ranks of the group are the stages"
         self._stage, self._num_stages = position.pp_rank, position.pp_size
+        self._ring = slice(position.tp_rank, None, position.tp_size)  # of all ranks, those with this tensor rank
         self._device, self._timeout_s, self._timeout_ns = device, timeout_s, int(timeout_s * 1e9)
         self._where = f"stage {self._stage}: device link"
-        self._ballot = Ballot(group, self._stage, self._num_stages, timeout_s, "stage")
+        self._ballot = Ballot(group, position.rank, position.world_size, timeout_s, "rank")
         self._poison: str | None = None
         self._native: Mailbox | None = self._join(part_bytes, max_ahead)
         self.num_bytes = self._native.num_bytes
@@ -108,7 +109,7 @@ class DeviceLink:
         native, vote = self._make(part_bytes, max_ahead)
         try:
             payloads = self._ballot.hold(vote, what)
-            self._ballot.hold(Vote(self._open(native, payloads)), what)
+            self._ballot.hold(Vote(self._open(native, payloads[self._ring])), what)
         except BaseException:
             if native is not None:
                 native.close()

@@ -25,14 +25,14 @@ class StageLinkOptions:
         """Why this layout's stages are linked by sockets; empty if they are not, or not if GPU memory can be shared."""
         if self.kind == "socket":
             return "--stage-link socket"
-        if tp_size > 1:
-            return f"tp {tp_size}: the device link is for one tensor rank a stage"
+        if self.kind == "auto" and tp_size > 1:
+            return f"tp {tp_size}: not yet seen on as many GPUs; --stage-link device asks for it"
         if self.kind == "auto" and len(set(self.devices)) < len(self.devices):
             return "stages share a GPU, where one that waits would take the other's time"
         return ""
 
 
-def refuse_device_link(kind: str, device: str, pp_size: int, tp_size: int) -> None:
+def refuse_device_link(kind: str, device: str, pp_size: int) -> None:
     """``ValueError`` if ``kind`` is ``device`` where no such link can be."""
     if kind != "device":
         return
@@ -40,5 +40,3 @@ def refuse_device_link(kind: str, device: str, pp_size: int, tp_size: int) -> No
         raise ValueError("stage_link device: a CPU's stages are linked by sockets; give --stage-link auto")
     if pp_size == 1:
         raise ValueError("stage_link device: with pp 1 there is no other stage")
-    if reason := StageLinkOptions(kind).socket_because(tp_size):
-        raise ValueError(f"stage_link device: {reason}; give --stage-link auto")

@@ -98,7 +98,7 @@ def resolve_launch(config: EngineConfig) -> LaunchSpec:
 
 def check_on_device(config: EngineConfig, model: ModelConfig, dtype: str, target: str) -> None:
     """``ValueError`` if the options or the model's sizes cannot be had on this kind of device."""
-    refuse_device_link(config.stage_link, target, config.pp, config.tp)
+    refuse_device_link(config.stage_link, target, config.pp)
     check_exact(config, model, target)
     if target == "cuda":
         check_gpu_shapes(model, config.tp, dtype)

@@ -82,6 +82,20 @@ def test_linked_stages_change_no_bit(tmp_path: Path, devices: tuple[int, ...], p
         assert torch.equal(several[dtype]["tokens"], one[dtype]["tokens"])
 
 
+@pytest.mark.parametrize(
+    "devices",
+    [pytest.param((0, 1, 0, 1), marks=pytest.mark.gpu(count=2), id="two GPUs"), pytest.param((0,) * 4, id="one GPU")],
+)
+def test_linked_stages_of_two_tensor_ranks_change_no_bit(tmp_path: Path, devices: tuple[int, ...]) -> None:
+    options = {"in_flight": 3, "device": "cuda", "devices": devices, "stage_link": "device", "all_reduce": "torch"}
+    outcomes = Layouts(tmp_path, SAMPLED, **options)
+    expected, found = outcomes.outcome(1, 2), outcomes.outcome(2, 2)
+    for dtype in DTYPES:
+        assert torch.isfinite(expected[dtype]["logits"]).all()
+        assert torch.equal(found[dtype]["logits"], expected[dtype]["logits"])
+        assert torch.equal(found[dtype]["tokens"], expected[dtype]["tokens"])
+
+
 PROMPTS = [f"Tom has {n} apples and buys {n + 3} more. How many has he?" for n in range(2, 50)]
 
 
