@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from splitrank.comm.collectives import SingleRank
 from splitrank.comm.quick_reduce import QuickAllReduce
 from tests.support.collectives_rank import BACKENDS, DTYPES, WIDTHS, Case, cases, columns, largest
-from tests.support.forked import RankProcess, finish_all
+from tests.support.forked import ForkedProcess, finish_all
 from tests.support.quick_reduce_spec import error_bound, expected_sum
 
 WORLD_SIZES = (2, 4, 8)
@@ -24,7 +24,7 @@ def outcome(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     world_size = request.param
     folder = tmp_path_factory.mktemp(f"ranks{world_size}")
     module = "tests.support.collectives_rank"
-    finish_all([RankProcess(module, folder, rank, world_size) for rank in range(world_size)])
+    finish_all([ForkedProcess(module, folder, rank, world_size) for rank in range(world_size)])
     return [load_file(folder / f"rank{rank}.safetensors") for rank in range(world_size)]
 
 
