@@ -15,6 +15,9 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
+# One thread for torch: on cores that ranks and proofs share, its threads spin for each other most of the time. With two,
+# the contract of the collectives took ten times as much CPU time, and longer. Ranks have their own number.
+torch.set_num_threads(1)
 
 
 from tests.support.limits import scaled
