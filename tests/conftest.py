@@ -15,12 +15,13 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
-# One thread for torch: on cores that ranks and proofs share, its threads spin for each other most of the time. With two,
-# the contract of the collectives took ten times as much CPU time, and longer. Ranks have their own number.
-torch.set_num_threads(1)
 
 
 from tests.support.limits import scaled
+
+# On cores that ranks and proofs share, torch's threads spin for each other most of the time: with two, the contract of
+# the collectives took ten times as much CPU time, and longer. Ranks have their own number.
+torch.set_num_threads(1)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
