@@ -1,7 +1,6 @@
 """Streams of ``/v1/completions`` for the benchmarks: a client that costs little, and a server as a program."""
 
 import asyncio
-import json
 import signal
 import subprocess
 import sys
@@ -10,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
+
+import msgspec
 
 ADDRESS = "127.0.0.1"
 STOP_S = 60.0
@@ -30,39 +31,86 @@ async def stream(port: int, body: dict[str, Any], limit_s: float) -> Streamed:
     streamed = Streamed()
     try:
         async with asyncio.timeout(limit_s):
-            reader, writer = await asyncio.open_connection(ADDRESS, port)
+            loop = asyncio.get_running_loop()
+            transport, events = await loop.create_connection(lambda: _Events(body, streamed), ADDRESS, port)
             try:
-                await _exchange(reader, writer, body, streamed)
+                await events.ended
             finally:
-                writer.close()
+                transport.close()
     except (OSError, EOFError, TimeoutError, ValueError) as error:
         streamed.error = f"{type(error).__name__}: {error}"
     return streamed
 
 
-async def _exchange(
-    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, body: dict[str, Any], streamed: Streamed
-) -> None:
-    data = json.dumps({**body, "stream": True, "return_token_ids": True}).encode()
-    head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(data)}"
-    began = time.perf_counter()
-    writer.write(head.encode() + b"\r\nConnection: close\r\n\r\n" + data)
-    status = int((await reader.readline()).split()[1])
-    if status != 200:
-        streamed.error = f"status {status}"
-        return
-    while line := await reader.readline():
-        if not line.startswith(b"data: ") or line.startswith(b"data: [DONE]"):
-            continue
-        event = json.loads(line[6:])
-        if "error" in event:
-            streamed.error = event["error"]["message"]
+class _Choice(msgspec.Struct):
+    finish_reason: str | None
+    token_ids: list[int] = []
+
+
+class _Error(msgspec.Struct):
+    message: str
+
+
+class _Event(msgspec.Struct):
+    choices: list[_Choice] = []
+    error: _Error | None = None
+
+
+_decode = msgspec.json.Decoder(_Event).decode
+
+
+class _Events(asyncio.Protocol):
+    """Sends the request and reads the answer where it arrives: tasks and readers would cost more than the parsing, on
+    cores that the client shares with the server. ``ended`` once the server has closed the connection."""
+
+    def __init__(self, body: dict[str, Any], streamed: Streamed) -> None:
+        self.ended = asyncio.get_running_loop().create_future()
+        self._body = msgspec.json.encode({**body, "stream": True, "return_token_ids": True})
+        self._streamed = streamed
+        self._rest = b""  # of a line whose end has not come yet
+        self._has_status = False
+        self._began = 0.0
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        head = "POST /v1/completions HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Type: application/json"
+        self._began = time.perf_counter()
+        transport.write(f"{head}\r\nContent-Length: {len(self._body)}\r\n\r\n".encode() + self._body)
+
+    def data_received(self, data: bytes) -> None:
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        try:
+            for line in lines:
+                self._read(line)
+        except (ValueError, IndexError) as error:
+            self._end(ValueError(f"an unreadable answer: {error}"))
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._end(error if self._has_status else error or EOFError("the server closed the connection"))
+
+    def _read(self, line: bytes) -> None:
+        if not self._has_status:
+            status = int(line.split()[1])
+            self._has_status = True
+            self._streamed.error = "" if status == 200 else f"status {status}"
+        if not line.startswith(b"data: ") or line == b"data: [DONE]":
             return
-        choice = event["choices"][0]
-        if choice.get("token_ids"):
-            streamed.stamps.append(time.perf_counter() - began)
-            streamed.token_ids += choice["token_ids"]
-        streamed.finish_reason = choice["finish_reason"] or streamed.finish_reason
+        event, streamed = _decode(line[6:]), self._streamed
+        if event.error is not None:
+            streamed.error = event.error.message
+        for choice in event.choices:
+            if choice.token_ids:
+                streamed.stamps.append(time.perf_counter() - self._began)
+                streamed.token_ids += choice.token_ids
+            streamed.finish_reason = choice.finish_reason or streamed.finish_reason
+
+    def _end(self, error: Exception | None) -> None:
+        if self.ended.done():
+            return
+        if error is None:
+            self.ended.set_result(None)
+        else:
+            self.ended.set_exception(error)
 
 
 @contextmanager

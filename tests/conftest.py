@@ -19,6 +19,10 @@ if not torch.cuda.is_available():
 
 from tests.support.limits import scaled
 
+# On cores that ranks and proofs share, torch's threads spin for each other most of the time: with two, the contract of
+# the collectives took ten times as much CPU time, and longer. Ranks have their own number.
+torch.set_num_threads(1)
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--full", action="store_true", help="the proofs whole, which takes minutes more (README.md)")

@@ -62,7 +62,7 @@ class GenerateEndpoint:
         usage = scope[USAGE] = Usage(request)
         if request.stream:
             events = service.stream_events(request, usage)
-            await EventStream(self.url, send, self._keep_alive_s).run(events, receive, self._state)
+            await EventStream(self.url, scope, send, self._keep_alive_s).run(events, receive, self._state)
         else:
             body = await while_connected(service.complete(request, usage), receive, self._state)
             await json_response(body)(scope, receive, send)

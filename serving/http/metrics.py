@@ -8,6 +8,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from splitrank.serving.http.engine_metrics import EngineCollector
+from splitrank.serving.http.token_metrics import TokenMetrics
 from splitrank.serving.protocol.messages import EngineStats
 from splitrank.serving.protocol.sampling_params import SamplingParams
 from splitrank.serving.text.detokenizer import PLAIN_TEXT, TextForm
@@ -16,7 +17,6 @@ from splitrank.serving.text.text_engine import TextOutput, TextSource
 from splitrank.serving.text.tokenizer import Tokenizer
 
 LATENCY_BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
-TOKEN_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.25, 0.5, 1.0, 2.5)
 LENGTHS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000, 20_000, 50_000, 100_000, 200_000)
 FINISH_REASONS = ("stop", "length", "abort", "error")
 
@@ -40,9 +40,7 @@ class Metrics:
         self.prompt_tokens = self._counter(
             "prompt_tokens", "prompt tokens of choices that began to be answered; n choices of one prompt count n times"
         )
-        self.generated_tokens = self._counter("generation_tokens", "tokens generated, of all choices")
         self.first_token = self._histogram("time_to_first_token_seconds", "request to first token", LATENCY_BUCKETS_S)
-        self.inter_token = self._histogram("inter_token_latency_seconds", "one token to the next", TOKEN_BUCKETS_S)
         self.duration = self._histogram("e2e_request_latency_seconds", "request to its end", LATENCY_BUCKETS_S)
         self.prompt_length = self._histogram("request_prompt_tokens", "prompt tokens of a choice", LENGTHS)
         self.answer_length = self._histogram("request_generation_tokens", "generated tokens of a choice", LENGTHS)
@@ -64,9 +62,9 @@ class ModelMetrics:
     def __init__(self, metrics: Metrics, model: str) -> None:
         self.finished = {reason: metrics.finished.labels(model, reason) for reason in FINISH_REASONS}
         self.prompt_tokens = metrics.prompt_tokens.labels(model)
-        self.generated_tokens = metrics.generated_tokens.labels(model)
+        self.tokens = TokenMetrics(model)
+        metrics.registry.register(self.tokens)
         self.first_token = metrics.first_token.labels(model)
-        self.inter_token = metrics.inter_token.labels(model)
         self.duration = metrics.duration.labels(model)
         self.prompt_length = metrics.prompt_length.labels(model)
         self.answer_length = metrics.answer_length.labels(model)
@@ -85,12 +83,11 @@ class ChoiceMeter:
         """``count`` tokens have just come."""
         now, metrics = time.monotonic(), self._metrics
         if self._num_tokens:
-            for _ in range(count):  # several that came together share the time
-                metrics.inter_token.observe((now - self._last) / count)
+            metrics.tokens.gap((now - self._last) / count, count)  # several that came together share the time
         else:
             metrics.prompt_tokens.inc(self._num_prompt_tokens)
             metrics.first_token.observe(now - self._start)
-        metrics.generated_tokens.inc(count)
+        metrics.tokens.generated(count)
         self._num_tokens += count
         self._last = now
 

@@ -13,6 +13,7 @@ import h11
 from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from splitrank.serving.http.direct_writes import WithDirectWrites
 from splitrank.serving.http.responses import error_response
 from splitrank.serving.openai.errors import unavailable
 
@@ -66,6 +67,7 @@ class LimitedProtocol(H11Protocol):
             return
         if num_beyond > 0:
             self.app = _TooManyConnections(self.app, self._max_connections)
+        self.app = WithDirectWrites(self.app, self)
         self._watch_head(begun=True)
 
     def data_received(self, data: bytes) -> None:

@@ -9,8 +9,9 @@ from typing import Any, TypeVar
 
 import msgspec
 from starlette.responses import Response
-from starlette.types import Receive, Send
+from starlette.types import Receive, Scope, Send
 
+from splitrank.serving.http.direct_writes import direct_writes
 from splitrank.serving.http.state import ServerState
 from splitrank.serving.launch.engine_client import EngineDeadError
 from splitrank.serving.openai.dialects import error_body, error_events
@@ -76,12 +77,14 @@ class EventStream:
     While there is no event, comments keep the connection alive, also before the first one (in a long queue).
     """
 
-    def __init__(self, path: str, send: Send, keep_alive_s: float) -> None:
+    def __init__(self, path: str, scope: Scope, send: Send, keep_alive_s: float) -> None:
         self._path = path
         self._send = send
+        self._direct = direct_writes(scope)
         self._keep_alive_s = keep_alive_s
         self._started = False
-        self._last_sent = asyncio.get_running_loop().time()
+        self._time = asyncio.get_running_loop().time
+        self._last_sent = self._time()
 
     async def run(self, events: AsyncGenerator[bytes, None], receive: Receive, state: ServerState) -> None:
         """Raises ``ApiError`` only before anything was sent, ``ClientGoneError`` at any time."""
@@ -105,18 +108,20 @@ class EventStream:
                 await self._write(event)
 
     async def _keep_alive(self) -> None:
-        loop = asyncio.get_running_loop()
         while True:
-            await asyncio.sleep(self._last_sent + self._keep_alive_s - loop.time())
-            if loop.time() - self._last_sent >= self._keep_alive_s:
+            await asyncio.sleep(self._last_sent + self._keep_alive_s - self._time())
+            if self._time() - self._last_sent >= self._keep_alive_s:
                 await self._write(b": keep-alive\n\n")
 
     async def _write(self, data: bytes) -> None:
-        self._last_sent = asyncio.get_running_loop().time()
+        self._last_sent = self._time()
         if not self._started:
             self._started = True
             await self._send({"type": "http.response.start", "status": 200, "headers": EVENT_HEADERS})
-        await self._send({"type": "http.response.body", "body": data, "more_body": True})
+        if self._direct is not None:
+            await self._direct.write(data)
+        else:
+            await self._send({"type": "http.response.body", "body": data, "more_body": True})
 
 
 def as_api_error(error: Exception) -> ApiError:

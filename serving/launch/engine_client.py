@@ -6,13 +6,12 @@ import logging
 import signal
 import time
 import uuid
-from collections.abc import AsyncGenerator, Coroutine
-from typing import Any
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import contextmanager
 
 import msgspec
-import zmq
-import zmq.asyncio
 
+from splitrank.serving.launch.engine_socket import EngineSocket
 from splitrank.serving.launch.launcher import make_run_dir, remove_run_dir, spawn_all
 from splitrank.serving.launch.output_stream import OutputStream
 from splitrank.serving.launch.processes import Children
@@ -31,7 +30,7 @@ from splitrank.serving.protocol.messages import (
 )
 from splitrank.serving.protocol.sampling_params import SamplingParams
 from splitrank.serving.protocol.seeds import with_seed
-from splitrank.serving.protocol.wire import LINGER_MS, decode_engine_to_front, encode, front_address
+from splitrank.serving.protocol.wire import decode_engine_to_front, encode
 
 logger = logging.getLogger(__name__)
 
@@ -58,17 +57,13 @@ class EngineClient:
         self.died = asyncio.Event()
         self._spec = make_run_dir(spec)
         self._children = Children()
-        self._context = zmq.asyncio.Context()
-        self._socket = self._context.socket(zmq.PAIR)
-        self._socket.setsockopt(zmq.LINGER, LINGER_MS)
-        self._socket.setsockopt(zmq.SNDHWM, 0)  # no limit is needed: a stream sends two messages at most
-        self._socket.bind(front_address(self._spec.run_dir))
+        self._socket = EngineSocket(self._spec.run_dir, self._receive)
         self._ready = asyncio.Event()
         self._streams: dict[str, OutputStream] = {}
         self._numbers = itertools.count()
         self._failure: str | None = None  # the error that the engine has sent
         self._silence_s: float | None = None  # since the last message; None before the first
-        self._tasks: list[asyncio.Task[None]] = []
+        self._watch: asyncio.Task[None] | None = None
         self._ending: asyncio.Task[None] | None = None
 
     # ------------------------------------------------------------ life
@@ -82,10 +77,7 @@ class EngineClient:
         client = cls(spec)
         try:
             spawn_all(client._spec, rank_module, client._children)
-            client._tasks = [
-                asyncio.create_task(client._run_task("reading the engine's messages", client._receive())),
-                asyncio.create_task(client._run_task("watching the processes", client._monitor())),
-            ]
+            client._watch = asyncio.create_task(client._monitor())
             await client._wait_ready()
         except BaseException:
             client._die("the start was broken off")
@@ -153,24 +145,24 @@ class EngineClient:
                 self._post(AbortRequest(request_id))
 
     def _post(self, message: FrontToEngine) -> None:
-        # Not awaited: without a high-water mark it is queued at once, and a cancelled stream cannot wait.
         self._socket.send(encode(message))
 
     # ------------------------------------------------------------ messages of the engine
 
-    async def _run_task(self, what: str, work: Coroutine[Any, Any, None]) -> None:
-        """Runs one of the two tasks. An error in it ends the client, which would wait for ever without the task."""
+    def _receive(self, data: bytes) -> None:
+        with self._dies_of_errors("reading the engine's messages"):
+            message = decode_engine_to_front(data)
+            self._silence_s = 0.0
+            self._on_message(message)
+
+    @contextmanager
+    def _dies_of_errors(self, what: str) -> Iterator[None]:
+        """An error in ``what`` ends the client, which would wait for ever without it."""
         try:
-            await work
+            yield
         except Exception as error:
             logger.exception("%s failed", what)
             self._die(f"{what} failed: {type(error).__name__}: {' '.join(str(error).split())}")
-
-    async def _receive(self) -> None:
-        while True:
-            message = decode_engine_to_front(await self._socket.recv())
-            self._silence_s = 0.0
-            self._on_message(message)
 
     def _on_message(self, message: EngineToFront) -> None:
         if isinstance(message, RequestOutputs):
@@ -189,15 +181,16 @@ class EngineClient:
     async def _monitor(self) -> None:
         """Notices a process that exits, an engine that fails, and one that is silent."""
         before = time.monotonic()
-        while self.death is None:
-            await asyncio.sleep(MONITOR_S)
-            gone = self._children.first_exit()
-            if gone is not None or self._failure is not None:
-                await self._learn_cause()
-                self._die(self._failure)
-            now = time.monotonic()
-            self._count_silence(now - before)
-            before = now
+        with self._dies_of_errors("watching the processes"):
+            while self.death is None:
+                await asyncio.sleep(MONITOR_S)
+                gone = self._children.first_exit()
+                if gone is not None or self._failure is not None:
+                    await self._learn_cause()
+                    self._die(self._failure)
+                now = time.monotonic()
+                self._count_silence(now - before)
+                before = now
 
     async def _learn_cause(self) -> None:
         """Waits a moment for the cause of a failure. When a rank is killed, its peers may fail before its exit shows;
@@ -240,11 +233,10 @@ class EngineClient:
     async def _end(self, exit_limit_s: float) -> None:
         """Reaps all processes, then closes sockets, ends tasks and removes the run folder."""
         left = await self._children.end(exit_limit_s)
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        self._socket.close(linger=0)
-        self._context.term()
+        if self._watch is not None:
+            self._watch.cancel()
+            await asyncio.gather(self._watch, return_exceptions=True)
+        self._socket.close()
         remove_run_dir(self._spec.run_dir)
         if left:
             raise EngineDeadError(f"{', '.join(left)} outlived SIGKILL")

@@ -9,9 +9,11 @@ from pathlib import Path
 import msgspec
 
 from splitrank.serving.launch.processes import Children
+from splitrank.serving.launch.run_lock import hold_lock, release_lock, remove_ownerless
 from splitrank.serving.protocol.messages import LaunchSpec
 from splitrank.serving.protocol.wire import rank_name
 
+PREFIX = "splitrank-"  # of run folders
 SPEC_FILE = "launch.msgpack"
 MAX_SOCKET_PATH_BYTES = 107  # of sockaddr_un
 LONGEST_SOCKET_NAME = "/front"
@@ -19,12 +21,15 @@ LONGEST_SOCKET_NAME = "/front"
 
 def make_run_dir(spec: LaunchSpec) -> LaunchSpec:
     """Makes a run folder (0700) and writes the spec into it. Returns the spec with the folder and this process' id.
+    Folders of fronts that were killed are removed.
 
     Raises ``ValueError`` if the temporary folder's path is too long for a socket.
     """
     assert not spec.run_dir, "the launcher makes the run folder"
-    run_dir = tempfile.mkdtemp(prefix="splitrank-")
+    remove_ownerless(tempfile.gettempdir(), PREFIX)
+    run_dir = tempfile.mkdtemp(prefix=PREFIX)
     try:
+        hold_lock(run_dir)
         length = len(os.fsencode(run_dir + LONGEST_SOCKET_NAME))
         if length > MAX_SOCKET_PATH_BYTES:
             raise ValueError(f"socket path {run_dir}{LONGEST_SOCKET_NAME} has {length} bytes, the limit is "
@@ -53,3 +58,4 @@ def spawn_all(spec: LaunchSpec, rank_module: str, children: Children) -> None:
 
 def remove_run_dir(run_dir: str) -> None:
     shutil.rmtree(run_dir, ignore_errors=True)
+    release_lock(run_dir)

@@ -5,11 +5,11 @@ import time
 import uuid
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
-from dataclasses import replace
 from typing import Any, Protocol
 
 import msgspec
 
+from splitrank.serving.openai.chunks import ChunkEvents
 from splitrank.serving.openai.dialects import DONE, named_event
 from splitrank.serving.openai.errors import engine_errors_as_api_errors
 from splitrank.serving.openai.formats import ChoiceFormat, Collected, choice_format
@@ -95,16 +95,15 @@ class OpenAIService:
         return body
 
     async def stream_events(self, request: ParsedRequest, usage: Usage | None = None) -> AsyncGenerator[bytes, None]:
-        """Server-sent events. The first comes with the first token: the request was accepted then."""
+        """Server-sent events, those of one output together. The first come with the first token: the request was
+        accepted then."""
         usage = usage or Usage(request)
         if request.kind in _WRITERS:
             async with aclosing(self._written(request, self._writer(request), usage)) as events:
-                async for event in events:
-                    yield named_event(event)
+                async for some in events:
+                    yield b"".join(map(named_event, some))
             return
-        envelope = self._envelope(request, stream=True)
-        if request.include_usage:
-            envelope["usage"] = None
+        chunks = ChunkEvents(self._envelope(request, stream=True), shows_usage=request.include_usage)
         formats = [choice_format(request, self._engine.tokenizer, generation) for generation in request.generations]
         started = [False] * len(formats)
         sources = [self._outputs(request, generation) for generation in request.generations]
@@ -114,29 +113,25 @@ class OpenAIService:
                     usage.add(index, output)
                     parts = _parts(request, request.generations[index], formats[index], output, not started[index])
                     started[index] = True
-                    if request.usage_in_chunks:
-                        envelope["usage"] = usage.whole()
-                    for part in parts:
-                        yield _event({**envelope, "choices": [{"index": index, **part}]})
-        if request.include_usage:
-            yield _event({**envelope, "choices": [], "usage": usage.whole()})
-        yield DONE
+                    counts = usage.whole() if request.usage_in_chunks else None
+                    if parts:
+                        yield b"".join([chunks.part(index, part, counts) for part in parts])
+        yield chunks.usage(usage.whole()) + DONE if request.include_usage else DONE
 
     def _writer(self, request: ParsedRequest) -> AnswerWriter:
         return _WRITERS[request.kind](request, self._engine.info.name)
 
     async def _written(
         self, request: ParsedRequest, writer: AnswerWriter, usage: Usage
-    ) -> AsyncGenerator[dict[str, Any], None]:
-        """Events of an API whose answers are rows of blocks."""
+    ) -> AsyncGenerator[list[dict[str, Any]], None]:
+        """Events of an API whose answers are rows of blocks, those of one output together."""
         with engine_errors_as_api_errors():
             async with aclosing(self._outputs(request, request.generations[0])) as outputs:
                 async for output in outputs:
                     usage.add(0, output)
-                    for event in writer.add(output):
-                        yield event
-        for event in writer.finish(usage):
-            yield event
+                    if events := writer.add(output):
+                        yield events
+        yield writer.finish(usage)
 
     def _outputs(self, request: ParsedRequest, generation: Generation) -> AsyncGenerator[TextOutput, None]:
         outputs = self._engine.stream(request.prompt_of(generation).token_ids, generation.params, request.form)
@@ -150,7 +145,7 @@ class OpenAIService:
                 async for output in outputs:
                     usage.add(generation.index, output)
                     format.collect(output)
-                    answer.add(replace(output, logprobs=None, prompt_logprobs=None))
+                    answer.add(msgspec.structs.replace(output, logprobs=None, prompt_logprobs=None))
         choice = {"index": generation.index, **format.whole(answer)}
         if request.return_token_ids:
             choice |= {"prompt_token_ids": request.prompt_of(generation).token_ids, "token_ids": answer.token_ids}
@@ -198,7 +193,3 @@ async def _of_prompt_alone(outputs: AsyncGenerator[TextOutput, None]) -> AsyncGe
                 num_cached_tokens=output.num_cached_tokens,
                 prompt_logprobs=output.prompt_logprobs,
             )
-
-
-def _event(chunk: dict[str, Any]) -> bytes:
-    return b"data: " + msgspec.json.encode(chunk) + b"\n\n"

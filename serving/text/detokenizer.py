@@ -109,6 +109,19 @@ class ShownText(NamedTuple):
     stop: str | None = None
 
 
+def joined(pieces: list[ShownText]) -> ShownText:
+    """Successive pieces as one; nothing ended before the last of them."""
+    if not pieces:
+        return ShownText("", "", [])
+    return ShownText(
+        "".join([piece.reasoning for piece in pieces]),
+        "".join([piece.text for piece in pieces]),
+        [delta for piece in pieces for delta in piece.calls],
+        pieces[-1].has_ended,
+        pieces[-1].stop,
+    )
+
+
 class Detokenizer:
     """Decoder, thoughts, stop strings and tool calls of one request.
 

@@ -6,10 +6,13 @@ class MarkerFinder:
 
     def __init__(self, markers: tuple[str, ...]) -> None:
         self._markers = markers
+        self._most_held = max((len(marker) for marker in markers), default=0) - 1
         self._held = ""
 
     def push(self, text: str) -> tuple[str, str | None, str]:
         """Text before the marker, the marker, and the text behind it. Push no more once it was found."""
+        if not self._markers:
+            return text, None, ""
         text = self._held + text
         matches = [(start + len(one), start, one) for one in self._markers if (start := text.find(one)) >= 0]
         if matches:
@@ -28,8 +31,9 @@ class MarkerFinder:
 
     def _num_held(self, text: str) -> int:
         """Length of the longest end of ``text`` that a marker starts with."""
-        longest = max((len(marker) for marker in self._markers), default=0) - 1
-        for length in range(min(longest, len(text)), 0, -1):
-            if any(marker.startswith(text[-length:]) for marker in self._markers):
-                return length
+        for length in range(min(self._most_held, len(text)), 0, -1):
+            end = text[-length:]
+            for marker in self._markers:
+                if marker.startswith(end):
+                    return length
         return 0

@@ -1,12 +1,14 @@
 """The engine with text on top: stop strings, detokenising, and what clients may know of the model."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Protocol
+
+import msgspec
 
 from splitrank.models.config import read_config
 from splitrank.models.tied_head import describe_head
@@ -17,15 +19,14 @@ from splitrank.serving.launch.stop_tokens import describe_stop_tokens, stop_toke
 from splitrank.serving.options.config import EngineConfig
 from splitrank.serving.protocol.messages import EngineStats, LaunchSpec, RequestOutput, TokenLogprobs
 from splitrank.serving.protocol.sampling_params import SamplingParams
-from splitrank.serving.text.detokenizer import PLAIN_TEXT, Detokenizer, ShownText, TextForm
+from splitrank.serving.text.detokenizer import PLAIN_TEXT, Detokenizer, ShownText, TextForm, joined
 from splitrank.serving.text.model_info import ModelInfo, model_info
 from splitrank.serving.text.request_errors import RequestEndedError
 from splitrank.serving.text.tokenizer import Tokenizer, check_vocabulary
 from splitrank.serving.text.tool_calls import CallDelta
 
 
-@dataclass(frozen=True)
-class TextOutput:
+class TextOutput(msgspec.Struct, frozen=True):
     """New text and tokens of one request. Text may lag behind the tokens: it shows whole characters only."""
 
     text: str  # of the answer
@@ -37,7 +38,7 @@ class TextOutput:
     reasoning: str = ""  # new text of thoughts, where they are parted from the answer
     num_reasoning_tokens: int = 0  # of all outputs so far
     is_thinking: bool = False  # the thoughts have not ended yet
-    calls: list[CallDelta] = field(default_factory=list)  # of tools
+    calls: list[CallDelta] = []  # of tools
     has_calls: bool = False  # so far, and each of them has ended
     prompt_logprobs: list[TokenLogprobs] | None = None  # of the prompt's next tokens, from its second one on
 
@@ -50,7 +51,7 @@ class Client(Protocol):
     death: str | None
     died: asyncio.Event
 
-    def stream(self, prompt_token_ids: list[int], params: SamplingParams) -> AsyncIterator[RequestOutput]: ...
+    def stream(self, prompt_token_ids: list[int], params: SamplingParams) -> AsyncGenerator[RequestOutput, None]: ...
 
     async def close(self) -> None: ...
 
@@ -86,12 +87,12 @@ class TextEngine:
         ends the request, and ``EngineDeadError`` if it dies.
         """
         detokenizer = Detokenizer(self.tokenizer, params, form)
-        async with aclosing(_as_generator(self.client.stream(prompt_token_ids, params))) as outputs:
+        async with aclosing(self.client.stream(prompt_token_ids, params)) as outputs:
             async for output in outputs:
                 if output.finish_reason in ("error", "abort"):
                     message = output.error or "the request was aborted by the engine"
                     raise RequestEndedError(message, output.error_code or "aborted")
-                if any(one.logprob != one.logprob for one in output.prompt_logprobs or ()):
+                if output.prompt_logprobs and any(one.logprob != one.logprob for one in output.prompt_logprobs):
                     raise RequestEndedError("the model's logits for the prompt hold NaN", "invalid_numbers")
                 text_output = _to_text(output, detokenizer, params)
                 yield text_output
@@ -117,18 +118,18 @@ def _to_text(output: RequestOutput, detokenizer: Detokenizer, params: SamplingPa
     else:
         if output.finish_reason is not None:
             pieces.append(detokenizer.finish(is_cut=output.finish_reason != "stop"))
-    has_ended, stop = (pieces[-1].has_ended, pieces[-1].stop) if pieces else (False, None)
+    shown = pieces[0] if len(pieces) == 1 else joined(pieces)
     return TextOutput(
-        text="".join(piece.text for piece in pieces),
+        text=shown.text,
         token_ids=token_ids,
         logprobs=logprobs,
-        finish_reason="stop" if has_ended else output.finish_reason,
-        stop_reason=_stop_token(output, params) if stop is None else stop,
+        finish_reason="stop" if shown.has_ended else output.finish_reason,
+        stop_reason=_stop_token(output, params) if shown.stop is None else shown.stop,
         num_cached_tokens=output.num_cached_tokens,
-        reasoning="".join(piece.reasoning for piece in pieces),
+        reasoning=shown.reasoning,
         num_reasoning_tokens=detokenizer.num_reasoning_tokens,
         is_thinking=detokenizer.is_thinking,
-        calls=[delta for piece in pieces for delta in piece.calls],
+        calls=shown.calls,
         has_calls=detokenizer.has_calls,
         prompt_logprobs=output.prompt_logprobs,
     )
@@ -137,16 +138,6 @@ def _to_text(output: RequestOutput, detokenizer: Detokenizer, params: SamplingPa
 def _stop_token(output: RequestOutput, params: SamplingParams) -> int | None:
     """The id that the request asked to stop at; the end of sequence alone is no reason worth telling."""
     return output.stop_token_id if output.stop_token_id in params.stop_token_ids else None
-
-
-async def _as_generator(outputs: AsyncIterator[RequestOutput]) -> AsyncGenerator[RequestOutput, None]:
-    """Makes any iterator closable; closes it when itself is closed."""
-    try:
-        async for output in outputs:
-            yield output
-    finally:
-        if (close := getattr(outputs, "aclose", None)) is not None:
-            await close()
 
 
 # ------------------------------------------------------------------ start

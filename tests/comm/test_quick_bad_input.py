@@ -13,15 +13,15 @@ import pytest
 import torch
 
 from splitrank.comm.quick_reduce import QuickAllReduce
-from tests.support.forked import RankProcess
+from tests.support.forked import ForkedProcess
 from tests.support.limits import PROGRAM_S, SLACK_S, scaled
 from tests.support.quick_rank import TIMEOUT_S
 
 
 @contextmanager
-def ranks(scenario: str, folder: Path, world_size: int = 2) -> Iterator[list[RankProcess]]:
+def ranks(scenario: str, folder: Path, world_size: int = 2) -> Iterator[list[ForkedProcess]]:
     processes = [
-        RankProcess("tests.support.quick_rank", scenario, folder, rank, world_size) for rank in range(world_size)
+        ForkedProcess("tests.support.quick_rank", scenario, folder, rank, world_size) for rank in range(world_size)
     ]
     shared = set(os.listdir("/dev/shm"))
     try:
@@ -33,7 +33,7 @@ def ranks(scenario: str, folder: Path, world_size: int = 2) -> Iterator[list[Ran
     assert set(os.listdir("/dev/shm")) <= shared
 
 
-def said(process: RankProcess) -> list[Any]:
+def said(process: ForkedProcess) -> list[Any]:
     """The JSON lines of a rank that has ended by itself."""
     output, errors = process.communicate(timeout=scaled(PROGRAM_S))
     assert process.returncode == 0, errors
@@ -156,7 +156,7 @@ def test_no_room_on_one_rank_is_an_error_on_all(tmp_path: Path) -> None:
         assert regions == 0, "exchange memory is left"
 
 
-def interrupt(victim: RankProcess, number: signal.Signals, after_s: float) -> None:
+def interrupt(victim: ForkedProcess, number: signal.Signals, after_s: float) -> None:
     """Sends the signal when the rank has made its first call."""
     assert json.loads(victim.stdout.readline())[1] == ""
     time.sleep(after_s)

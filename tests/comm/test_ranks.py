@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 
 from tests.support.comm_rank import HASH, MISMATCHES, OTHER_HASH, TIMEOUT_S
-from tests.support.forked import RankProcess, finish_all
+from tests.support.forked import ForkedProcess, finish_all
 from tests.support.limits import SLACK_S, scaled
 
 
 def run(scenario: str, folder: Path, world_size: int) -> list[Any]:
     """What each rank printed; None for one that left without a word."""
-    ranks = [RankProcess("tests.support.comm_rank", scenario, folder, rank) for rank in range(world_size)]
+    ranks = [ForkedProcess("tests.support.comm_rank", scenario, folder, rank) for rank in range(world_size)]
     return [json.loads(text) if text else None for text in finish_all(ranks)]
 
 

@@ -16,6 +16,7 @@ import httpx
 import openai
 import psutil
 
+from tests.support.forked import ForkedProcess
 from tests.support.limits import PROGRAM_S, START_S, scaled
 
 ROOT = Path(__file__).parents[2]
@@ -77,6 +78,17 @@ def run_command(
     command = splitrank_command(*arguments, module=module)
     environ = environment(temporary) | variables
     return subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True, timeout=scaled(limit_s))
+
+
+def run_refused(temporary: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
+    """A ``splitrank`` command that is to end before it starts a rank: the same program in a forked process."""
+    process = ForkedProcess("splitrank.serving", *arguments, environment=environment(temporary))
+    try:
+        output, errors = process.communicate(scaled(PROGRAM_S))
+    finally:
+        process.kill()
+    assert process.returncode is not None
+    return subprocess.CompletedProcess([*map(str, arguments)], process.returncode, output, errors)
 
 
 class Server:

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 
 from tests.e2e.checkpoints import WEIGHTS, change_header, change_json, copy_demo, own_weights, with_index
-from tests.e2e.servers import processes_of, run_command, run_dirs
+from tests.e2e.servers import processes_of, run_command, run_dirs, run_refused
 
 
 def refusal(temporary: Path, *arguments: object, code: int = 1) -> str:
     """The one line of a ``serve`` that refuses."""
-    finished = run_command(temporary, "serve", *arguments)
+    finished = run_refused(temporary, "serve", *arguments)
     assert finished.returncode == code, finished.stderr
     assert finished.stdout == ""
     (line,) = finished.stderr.splitlines()

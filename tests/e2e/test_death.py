@@ -72,14 +72,21 @@ def test_a_killed_rank(rank: int) -> None:
         )
 
 
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("rank", [0, pytest.param(1, marks=pytest.mark.full)])
 def test_a_stopped_rank(rank: int) -> None:
     with Server("--pp", 2, "--heartbeat-timeout-s", 3) as server:
         check_death(server, server.rank(rank), signal.SIGSTOP, f"rank {rank} (stage {rank}, tp 0) has been silent")
 
 
-@pytest.mark.parametrize("all_reduce", ["quick", "torch"])
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize(
+    ("rank", "all_reduce"),
+    [
+        (0, "quick"),
+        (1, "torch"),
+        pytest.param(1, "quick", marks=pytest.mark.full),
+        pytest.param(0, "torch", marks=pytest.mark.full),
+    ],
+)
 def test_a_killed_tensor_rank(rank: int, all_reduce: str) -> None:
     with Server("--tp", 2, "--all-reduce", all_reduce) as server:
         check_death(

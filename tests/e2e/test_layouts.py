@@ -19,13 +19,13 @@ PROMPTS: list[str | list[int]] = ["Once upon a time", "7 * 6 =", [9] * 70, [3, 1
 
 # The first ones also share prefixes.
 SHARING_LAYOUTS: list[dict[str, Any]] = [{"pp": 1}, {"pp": 2}, {"tp": 2}, {"page_size": 16}, {"page_size": 96}]
-LAYOUTS: list[dict[str, Any]] = [
+LAYOUTS: list[Any] = [
     *SHARING_LAYOUTS,
     {"pp": 3, "pp_partition": (1, 5, 2)},
     {"tp": 2, "pp": 2},
     {"tp": 2, "pp": 2, "all_reduce": "torch"},
     {"tp": 4, "all_reduce": "quick"},
-    {"tp": 4, "pp": 2, "all_reduce": "quick"},
+    pytest.param({"tp": 4, "pp": 2, "all_reduce": "quick"}, marks=pytest.mark.full),  # eight processes
 ]
 SAID = {
     None: ["all-reduce quick, codec none", "(cpu.toml)", "MiB a rank"],

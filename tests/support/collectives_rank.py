@@ -9,6 +9,7 @@ backend. ``inputs`` says what each rank brings, so that the test knows all sums.
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -44,11 +45,16 @@ class Case:
 
     def inputs(self, rank: int) -> torch.Tensor:
         """[size], of magnitudes that differ by the block, some zero."""
-        generator = torch.Generator().manual_seed(1000 * self.number + rank)
-        scale = 2.0 ** ((torch.arange(self.size) // 32 + rank) % 11 - 5)
-        values = torch.randn(self.size, generator=generator) * scale
-        values[torch.arange(self.size) // 64 % 5 == 3] *= rank % 2  # whole blocks of zeros on even ranks
-        return values.to(DTYPES[self.dtype])
+        return _inputs(self, rank).clone()
+
+
+@cache
+def _inputs(case: Case, rank: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(1000 * case.number + rank)
+    scale = 2.0 ** ((torch.arange(case.size) // 32 + rank) % 11 - 5)
+    values = torch.randn(case.size, generator=generator) * scale
+    values[torch.arange(case.size) // 64 % 5 == 3] *= rank % 2  # whole blocks of zeros on even ranks
+    return values.to(DTYPES[case.dtype])
 
 
 def cases(world_size: int) -> list[Case]:

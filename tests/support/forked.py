@@ -1,6 +1,8 @@
-"""Ranks of the tests as processes, forked from one that has imported torch: most of a short rank's time is that import.
+"""Ranks and commands of the tests as processes, forked from one that has imported torch and the server: most of a
+short process's time is those imports.
 
-For ranks that a test itself starts. What users start, a server or an ``LLM``, starts its ranks as it always does.
+For ranks that a test itself starts, and for commands that end before they start any. What users start, a server or an
+``LLM``, starts its ranks as it always does.
 """
 
 import atexit
@@ -10,6 +12,7 @@ import runpy
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Mapping, Sequence
 from multiprocessing.connection import Connection
@@ -21,15 +24,25 @@ from tests.support.limits import PROGRAM_S, scaled
 
 ROOT = Path(__file__).parents[2]
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["torch", "safetensors.torch", "splitrank.comm.mesh", "splitrank.serving.rank.worker"])
+_context.set_forkserver_preload(
+    [
+        "torch",
+        "safetensors.torch",
+        "splitrank.comm.mesh",
+        "splitrank.serving.rank.worker",
+        "splitrank.serving.http.server",
+    ]
+)
 
 
-class RankProcess:
-    """``python -m module arguments`` with what a test needs of ``subprocess.Popen``; output and errors are pipes."""
+class ForkedProcess:
+    """``python -m module arguments`` with what a test needs of ``subprocess.Popen``; output and errors are pipes.
+    Without an ``environment`` it has a rank's."""
 
-    def __init__(self, module: str, *arguments: object) -> None:
+    def __init__(self, module: str, *arguments: object, environment: Mapping[str, str] | None = None) -> None:
         pipes = [_context.Pipe(duplex=False) for _ in range(2)]
-        job = (module, [*map(str, arguments)], child_environment(), *(writer for _, writer in pipes))
+        variables = child_environment() if environment is None else environment
+        job = (module, [*map(str, arguments)], variables, *(writer for _, writer in pipes))
         self._process = _context.Process(target=_run, args=job)
         self._process.start()
         self.stdout, self._stderr = (_text(reader) for reader, _ in pipes)
@@ -67,7 +80,7 @@ class RankProcess:
         self._process.kill()
 
 
-def finish_all(ranks: Sequence[RankProcess]) -> list[str]:
+def finish_all(ranks: Sequence[ForkedProcess]) -> list[str]:
     """What each of these ranks, which run side by side, has printed; one that fails takes the others along."""
     outputs = []
     try:
@@ -96,6 +109,7 @@ def _run(
         connection.close()
     os.environ.clear()
     os.environ.update(environment)
+    tempfile.tempdir = None  # as TMPDIR says now
     os.chdir(ROOT)
     sys.path.insert(0, str(ROOT))
     sys.argv = [module, *arguments]

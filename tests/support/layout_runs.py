@@ -15,7 +15,7 @@ from splitrank.models.sharding import equal_partition
 from splitrank.serving.protocol.messages import ChunkPlan, NewPages, StepPlan
 from splitrank.serving.protocol.sampling_params import SamplingParams
 from tests.support.checkpoints import make_reference, random_text_config, write_checkpoint
-from tests.support.forked import RankProcess, finish_all
+from tests.support.forked import ForkedProcess, finish_all
 from tests.support.stage_rank import Run
 from tests.support.stage_runner import CHUNK, admitted, launch_spec, random_tokens
 
@@ -86,7 +86,7 @@ class Layouts:
         runs = {dtype: self._prepare(pp, tp, dtype) for dtype in DTYPES}
         job = self._folder / f"pp{pp}-tp{tp}.job"
         job.write_bytes(msgspec.msgpack.encode(list(runs.values())))
-        finish_all([RankProcess("tests.support.stage_rank", job, rank) for rank in range(pp * tp)])
+        finish_all([ForkedProcess("tests.support.stage_rank", job, rank) for rank in range(pp * tp)])
         return {dtype: load_file(run.output) for dtype, run in runs.items()}
 
     def _prepare(self, pp: int, tp: int, dtype: str) -> Run:

@@ -53,11 +53,12 @@ def stream(
 
     async def work(engine: TextEngine) -> list[bytes]:
         service = OpenAIService(engine, settings)
-        return [
-            e async for e in service.stream_events(service.parse(url, json.dumps(body | {"stream": True}).encode()))
-        ]
+        request = service.parse(url, json.dumps(body | {"stream": True}).encode())
+        return [data async for data in service.stream_events(request)]
 
-    events = with_engine(folder, work, text, **options)
-    assert all(event.startswith(b"data: ") and event.endswith(b"\n\n") and event.count(b"\n") == 2 for event in events)
+    sent = with_engine(folder, work, text, **options)
+    assert all(data.startswith(b"data: ") and data.endswith(b"\n\n") for data in sent)
+    events = [event + b"\n\n" for data in sent for event in data[:-2].split(b"\n\n")]
+    assert all(event.startswith(b"data: ") and event.count(b"\n") == 2 for event in events)
     assert events[-1] == b"data: [DONE]\n\n"
     return [json.loads(event[6:]) for event in events[:-1]]

@@ -84,7 +84,10 @@ def test_a_request_without_a_seed_gets_one_that_no_start_repeats(monkeypatch: py
     assert len({None, *seeds}) == 1 + 4 + 1
 
 
-@pytest.mark.parametrize(("pp", "tp"), [(1, 1), (2, 1), (3, 1), (4, 1), (2, 2)])
+@pytest.mark.parametrize(
+    ("pp", "tp"),
+    [(1, 1), pytest.param(2, 1, marks=pytest.mark.full), (3, 1), pytest.param(4, 1, marks=pytest.mark.full), (2, 2)],
+)
 def test_hundreds_of_requests_with_preemption_and_aborts(pp: int, tp: int) -> None:
     rng = random.Random(pp)
     jobs = []

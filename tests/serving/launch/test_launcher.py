@@ -1,5 +1,8 @@
 import os
+import signal
 import stat
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -7,6 +10,7 @@ import pytest
 
 from splitrank.serving.launch.launcher import load_spec, make_run_dir, remove_run_dir
 from tests.support.fake_model import small_spec
+from tests.support.limits import PROGRAM_S, scaled
 
 
 def test_the_run_folder_is_private_and_holds_the_spec() -> None:
@@ -18,6 +22,39 @@ def test_the_run_folder_is_private_and_holds_the_spec() -> None:
     finally:
         remove_run_dir(spec.run_dir)
     assert not Path(spec.run_dir).exists()
+
+
+DIES_EARLY = """
+import os, signal, sys
+from splitrank.serving.launch.launcher import make_run_dir
+from tests.support.fake_model import small_spec
+print(make_run_dir(small_spec()).run_dir, flush=True)
+sys.stdin.readline()
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_the_folder_of_a_killed_front_is_removed_by_a_later_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    with tempfile.TemporaryDirectory(prefix="sr-") as parent:
+        monkeypatch.setattr(tempfile, "tempdir", parent)
+        strange = Path(parent, "splitrank-notes")
+        strange.mkdir()  # of somebody who knows nothing of locks
+        with subprocess.Popen(
+            [sys.executable, "-c", DIES_EARLY], env=os.environ | {"TMPDIR": parent}, stdin=-1, stdout=-1, text=True
+        ) as front:
+            assert front.stdin is not None
+            assert front.stdout is not None
+            killed = Path(front.stdout.readline().strip())
+            first = Path(make_run_dir(small_spec()).run_dir)
+            assert killed.is_dir()  # it lives
+            front.stdin.write("\n")
+            front.stdin.flush()
+            assert front.wait(scaled(PROGRAM_S)) == -signal.SIGKILL
+        assert killed.is_dir()
+        second = Path(make_run_dir(small_spec()).run_dir)
+        assert sorted(Path(parent).iterdir()) == sorted((strange, first, second))
+        for folder in (first, second):
+            remove_run_dir(str(folder))
 
 
 def test_a_path_too_long_for_a_socket_is_refused_with_the_numbers(
