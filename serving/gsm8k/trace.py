@@ -14,11 +14,12 @@ from splitrank.serving.protocol.messages import EMBEDDING, LOGITS, TraceHead, Tr
 
 
 class Place(NamedTuple):
-    """What a layer computes of a token, in the order of the computation, request by request."""
+    """What half a layer computes of a token, in the order of the computation, request by request."""
 
     request: int
     position: int
     layer: int
+    half: int = 0
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ def read_trace(layout: str, folder: Path) -> LayoutTrace:
         rank = msgspec.json.decode(head, type=TraceHead).rank
         for line in (msgspec.json.decode(one, type=TraceLine) for one in lines):
             for request, position, digest in line.rows:
-                trace.digests.setdefault(Place(request, position, line.layer), {})[rank] = digest
+                trace.digests.setdefault(Place(request, position, line.layer, line.half), {})[rank] = digest
     return trace
 
 
@@ -76,5 +77,6 @@ def describe(found: Divergence, questions: Sequence[int], prompt_lengths: list[i
     place, question = found.place, questions[found.place.request]
     answered = place.position - prompt_lengths[question]
     token = f"token {place.position} of the prompt" if answered < 0 else f"token {answered} of the answer"
-    where = {EMBEDDING: "the embedding", LOGITS: "the logits"}.get(place.layer, f"layer {place.layer}")
+    layer = f"layer {place.layer} ({'experts' if place.half else 'mixer'})"
+    where = {EMBEDDING: "the embedding", LOGITS: "the logits"}.get(place.layer, layer)
     return f"question {question}, {token}, {where}: {found.ranks}"

@@ -308,10 +308,11 @@ class TraceHead(msgspec.Struct, frozen=True):
 
 
 class TraceLine(msgspec.Struct, frozen=True):
-    """What one layer handed on in one step: for each token the engine's number of the request, the position in its
-    sequence, and a digest of the numbers, behind the all-reduce and rounded to the model's dtype."""
+    """What a half of a layer handed on in one step: for each token the engine's number of the request, the position in
+    its sequence, and a digest of the numbers, behind the all-reduce and rounded to the model's dtype."""
 
     layer: int
+    half: int  # 0: the mixer, 1: the experts
     rows: list[tuple[int, int, str]]
 
 
