@@ -102,12 +102,14 @@ def share_a_page() -> None:
 # Fault: (does the layout have it, how it is planted). The demo's layers 0 to 3 and 4 to 7 are the stages of pp=2.
 SEPARATOR = "; "
 SMALL_FAULT = "experts of neighbouring layers swapped"  # of the numbers of 24 questions, only five become wrong
-OWN_PART = "a rank keeps its own part"  # the all-reduces of a step: the embedding's, then two a layer
+# The all-reduces of a step are the embedding's, number 0, then two a layer.
+SKIPPED = "layer 1's first all-reduce skipped"
+OWN_PART = "a rank keeps its own part of layer 2's first all-reduce"
 FAULTS: dict[str, tuple[Callable[[LaunchSpec], bool], Callable[[], None]]] = {
     "experts swapped between stages": (lambda spec: spec.pp_size == 2, lambda: swap_experts(0, 4)),
     SMALL_FAULT: (lambda spec: spec.pp_size == 2, lambda: swap_experts(3, 4)),
     "one all-reduce skipped": (lambda spec: spec.tp_size == 2, lambda: skip_an_all_reduce(0)),
-    "layer 1's first all-reduce skipped": (
+    SKIPPED: (
         lambda spec: (spec.tp_size, spec.pp_size) == (2, 1),
         lambda: skip_an_all_reduce(3),
     ),

@@ -5,29 +5,21 @@ from pathlib import Path
 import pytest
 
 from splitrank.serving.gsm8k.config import parse_layout
-from tests.e2e.faulty_rank import FAULT, OWN_PART, SEPARATOR, SMALL_FAULT
+from tests.e2e.faulty_rank import FAULT, OWN_PART, SEPARATOR, SKIPPED, SMALL_FAULT
 from tests.e2e.servers import temporary_folder
 from tests.e2e.test_gsm8k import run_gsm8k
 
 QUESTIONS, TOKENS = 4, 8
 
-# The fault; its layout; where it begins; which ranks have other bits there than pp=1.
+# The fault; its layout; where it begins, in token 0 of question 0; which ranks have other bits there than pp=1.
 NAMED = {
-    SMALL_FAULT: (
-        "pp=2",
-        "question 0, token 0 of the prompt, layer 3 (experts)",
-        "rank 0 (stage 0, tp 0) of pp=2 differs",
-    ),
-    "layer 1's first all-reduce skipped": (
+    SMALL_FAULT: ("pp=2", "layer 3 (experts)", "rank 0 (stage 0, tp 0) of pp=2 differs"),
+    SKIPPED: (
         "tp=2",
-        "question 0, token 0 of the prompt, layer 1 (mixer)",
+        "layer 1 (mixer)",
         "rank 0 (stage 0, tp 0) and rank 1 (stage 0, tp 1) of tp=2 pp=1 differ",
     ),
-    OWN_PART: (
-        "tp=2 pp=2",
-        "question 0, token 0 of the prompt, layer 2 (mixer)",
-        "rank 1 (stage 0, tp 1) of tp=2 pp=2 differs",
-    ),
+    OWN_PART: ("tp=2 pp=2", "layer 2 (mixer)", "rank 1 (stage 0, tp 1) of tp=2 pp=2 differs"),
 }
 
 
@@ -54,7 +46,7 @@ def test_the_layer_and_the_rank_of_a_fault_are_named(traced: tuple[int, str], fa
     layout, where, ranks = NAMED[fault]
     assert code == 1, said
     name = parse_layout(layout)
-    assert f"TRACE: pp=1 and {name}: {where}: {ranks} from pp=1\n" in said
+    assert f"TRACE: pp=1 and {name}: question 0, token 0 of the prompt, {where}: {ranks} from pp=1\n" in said
     assert f"ALTERED: pp=1 and {name} answer " in said
 
 

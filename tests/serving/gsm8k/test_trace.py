@@ -48,7 +48,7 @@ def find(folder: Path, first: Rows, second: Rows) -> str | None:
         (
             [(1, 0), (LOGITS, 0), (0, 1)],
             "token 0 of the prompt, layer 1 (mixer)",
-        ),  # the position counts before the layer
+        ),  # positions first
         ([(0, 1), (1, 1)], "token 0 of the answer, layer 0 (mixer)"),
         ([(EMBEDDING, 0), (0, 0)], "token 0 of the prompt, the embedding"),
         ([(LOGITS, 1)], "token 0 of the answer, the logits"),
