@@ -43,9 +43,6 @@ def test_a_tensor_layout_against_the_pipeline(temporary: Path) -> None:
     assert code == 0, said
     (pair,) = report["pairs"]
     assert pair["byte_identical"] == 8
-    assert (
-        pair["equal_logit_rows"]
-        == pair["logit_rows"]
-        == sum(answer["pp=2"]["tokens"] for answer in (question["answers"] for question in report["questions"]))
-    )
+    num_rows = sum(question["answers"]["pp=2"]["tokens"] for question in report["questions"])
+    assert pair["equal_logit_rows"] == pair["logit_rows"] == num_rows > 0
     assert "no bit differs: 8 answers and " in said
