@@ -31,7 +31,7 @@ TORCH = "torch==2.13.0"
 # Without those libraries they are not declared, so their shapes must not be registered.
 NO_SHAPES = "torchvision._meta_registrations"
 WITHOUT_OPERATORS = f"import sys, types; sys.modules[{NO_SHAPES!r}] = types.ModuleType({NO_SHAPES!r})"
-INSTALL_S, START_S, STOP_S = 3600.0, 300.0, 20.0
+INSTALL_S, START_S, STOP_S = 3600.0, 1200.0, 20.0  # vLLM compiles at its first start
 SLOTS, CONTEXT = 8, 1024  # requests at once, and tokens of each
 
 # The checkpoint's tokenizer is one that the converter does not know; its tokens do not matter here.
@@ -158,6 +158,8 @@ def _vllm_environment(threads: int) -> dict[str, str]:
         "VLLM_CPU_KVCACHE_SPACE": "1",
         "VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, cores)),
         "HF_HUB_OFFLINE": "1",
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_CACHE_ROOT": str(BUILD / "vllm_cache"),
     }
 
 
