@@ -67,7 +67,7 @@ def _altered_line(pair: PairSummary, summary: Summary) -> str:
 def _proof_lines(summary: Summary) -> list[str]:
     """What was proved of the exact layouts, if there are several and none differs."""
     proved = [pair for pair in summary.pairs if summary.are_exact(pair)]
-    if not proved or not all(pair.is_identical for pair in proved):
+    if not proved or not all(pair.is_identical and pair.logits.num_rows for pair in proved):
         return []
     fewest, rows = min(one.num_questions for one in proved), min(one.logits.num_rows for one in proved)
     layouts = {layout for pair in proved for layout in (pair.first, pair.second)}

@@ -142,6 +142,7 @@ def test_exact_layouts_that_differ_in_a_byte_are_an_error(
     layouts = ("pp=1", "tp=2")
     worse = wrong_if(lambda n: n == 108)
     assert compare(monkeypatch, data, [right, right], {"exact": True}, layouts=layouts)[0] == 0
+    assert "no bit differs" not in capsys.readouterr().out  # without digests nothing is known of the logits
     assert compare(monkeypatch, data, [right, worse], {"exact": True}, layouts=layouts)[0] == 1
     said = capsys.readouterr().out
     assert "ALTERED: pp=1 and tp=2 pp=1 answer 1 of 40 questions in other bytes; both layouts are exact" in said
