@@ -51,6 +51,9 @@ class Gsm8kConfig(EngineConfig):
     concurrency: int = option(32, "questions open at once", bounds=COUNT)
     max_tokens: int = option(256, "longest answer in tokens", bounds=COUNT)
     report: str = option("", "write all numbers and texts into this JSON file")
+    trace: bool = option(
+        True, "where exact layouts differ, ask again with digests of every layer, to name the first layer and rank"
+    )
 
     def __post_init__(self) -> None:
         if self.tp != 1 or self.pp != 1 or self.pp_partition:

@@ -1,14 +1,16 @@
 """The comparison as a table for people and as JSON for programs."""
 
 import dataclasses
+import hashlib
 import json
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from splitrank.serving.gsm8k.config import Gsm8kConfig
 from splitrank.serving.gsm8k.data import Question
-from splitrank.serving.gsm8k.run import LayoutRun
+from splitrank.serving.gsm8k.run import Answer, LayoutRun
 from splitrank.serving.gsm8k.statistics import Accuracy, PairedComparison
 from splitrank.serving.gsm8k.summary import EXTRACTIONS, MAX_P, LayoutSummary, PairSummary, Summary
 
@@ -38,18 +40,39 @@ def verdict_lines(summary: Summary) -> list[str]:
             f"DISAGREE: {pair.first} and {pair.second} ({name}): McNemar p = {p:.2g} is below "
             f"{summary.max_p:.2g} ({MAX_P:g} / {len(summary.pairs)} pairs)"
         )
-    for pair in summary.altered:
-        why = "both layouts are exact" if summary.are_exact(pair) else "asked one by one, stages must not change any"
-        lines.append(
-            f"ALTERED: {pair.first} and {pair.second} answer {pair.num_questions - pair.num_identical} of "
-            f"{pair.num_questions} questions in other bytes; {why}"
-        )
+    lines += [_altered_line(pair, summary) for pair in summary.altered]
     for layout in summary.layouts:
         if layout.num_lost:
             lines.append(f"LOST: {layout.num_lost} requests of {layout.layout}; the first: {layout.first_error}")
     if summary.pairs and not lines:
         lines.append(f"no disagreement: every McNemar p is at least {summary.max_p:.2g} ({MAX_P:g} / pairs)")
-    return lines
+    return lines + _proof_lines(summary)
+
+
+def _altered_line(pair: PairSummary, summary: Summary) -> str:
+    why = "both layouts are exact" if summary.are_exact(pair) else "asked one by one, stages must not change any"
+    line = (
+        f"ALTERED: {pair.first} and {pair.second} answer {pair.num_questions - pair.num_identical} of "
+        f"{pair.num_questions} questions in other bytes; {why}"
+    )
+    logits = pair.logits
+    if logits.first is None:
+        return line
+    return (
+        f"{line}; {logits.num_rows - logits.num_equal} of {logits.num_rows} rows of logits differ, "
+        f"the first at token {logits.first.token} of the answer to question {logits.first.question}"
+    )
+
+
+def _proof_lines(summary: Summary) -> list[str]:
+    """What was proved of the exact layouts, if there are several and none differs."""
+    proved = [pair for pair in summary.pairs if summary.are_exact(pair)]
+    if not proved or not all(pair.is_identical and pair.logits.num_rows for pair in proved):
+        return []
+    fewest, rows = min(one.num_questions for one in proved), min(one.logits.num_rows for one in proved)
+    layouts = {layout for pair in proved for layout in (pair.first, pair.second)}
+    where = f"{len(layouts)} exact layouts, {summary.concurrency} questions at once"
+    return [f"no bit differs: {fewest} answers and {rows} rows of logits in {where}"]
 
 
 def warning_lines(summary: Summary) -> list[str]:
@@ -79,15 +102,17 @@ def _layout_row(layout: LayoutSummary) -> list[str]:
 
 def _pair_lines(pairs: list[PairSummary]) -> list[str]:
     head = ["pair", "numbers", "difference (points, 95%)", "only first right", "only second", "McNemar p", "identical"]
+    head.append("logits")
     return _aligned([head, *(_pair_row(pair, name) for pair in pairs for name in EXTRACTIONS)])
 
 
 def _pair_row(pair: PairSummary, name: str) -> list[str]:
     compared = pair.comparisons[name]
     identical = f"{pair.num_identical} of {pair.num_questions}"
+    logits = f"{pair.logits.num_equal} of {pair.logits.num_rows}" if pair.logits.num_rows else "-"
     discordant = [str(compared.only_first_right), str(compared.only_second_right)]
     label = f"{pair.first} -> {pair.second}"
-    return [label, name, _interval(compared), *discordant, f"{compared.mcnemar_p:.3g}", identical]
+    return [label, name, _interval(compared), *discordant, f"{compared.mcnemar_p:.3g}", identical, logits]
 
 
 def _aligned(rows: list[list[str]]) -> list[str]:
@@ -120,14 +145,20 @@ def _or_dash(value: float | None, form: str) -> str:
 
 
 def write_json(
-    path: Path, config: Gsm8kConfig, questions: list[Question], runs: list[LayoutRun], summary: Summary
+    path: Path,
+    config: Gsm8kConfig,
+    questions: list[Question],
+    runs: list[LayoutRun],
+    summary: Summary,
+    traces: Iterable[str] = (),
 ) -> None:
-    """All numbers and all texts. The file is written beside and renamed, so a reader never sees half a report."""
+    """All numbers, all texts, and a digest of each answer's logits. The file is written beside and renamed, so a reader
+    never sees half a report."""
     report = {
         "config": dataclasses.asdict(config),
         "layouts": [_layout_json(layout) for layout in summary.layouts],
         "pairs": [_pair_json(pair, summary) for pair in summary.pairs],
-        "verdict": verdict_lines(summary),
+        "verdict": [*verdict_lines(summary), *traces],
         "questions": [_question_json(index, questions, runs, summary) for index in range(len(questions))],
     }
     beside = path.with_name(path.name + ".part")
@@ -159,6 +190,7 @@ def _layout_json(layout: LayoutSummary) -> dict[str, Any]:
 def _pair_json(pair: PairSummary, summary: Summary) -> dict[str, Any]:
     comparisons = {name: dataclasses.asdict(compared) for name, compared in pair.comparisons.items()}
     identity = {"byte_identical": pair.num_identical, "questions": pair.num_questions, "max_p": summary.max_p}
+    identity |= {"logit_rows": pair.logits.num_rows, "equal_logit_rows": pair.logits.num_equal}
     return {"first": str(pair.first), "second": str(pair.second), **comparisons, **identity}
 
 
@@ -171,5 +203,10 @@ def _question_json(index: int, questions: list[Question], runs: list[LayoutRun],
         }
         answer = run.answers[index]
         kept = {"text": answer.text, "finish_reason": answer.finish_reason, "tokens": len(answer.token_ids)}
-        answers[str(run.layout)] = {**kept, "error": answer.error, **found}
+        answers[str(run.layout)] = {**kept, "logits": _joined_digest(answer), "error": answer.error, **found}
     return {"question": questions[index].question, "reference": questions[index].reference, "answers": answers}
+
+
+def _joined_digest(answer: Answer) -> str | None:
+    """Of all rows, for comparing reports; None where there are none."""
+    return hashlib.blake2b(b"".join(answer.digests), digest_size=8).hexdigest() if answer.digests else None

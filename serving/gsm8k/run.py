@@ -26,6 +26,11 @@ class Answer(Collected):
 
     error: str | None = None
 
+    @property
+    def digests(self) -> list[bytes]:
+        """Of the logits that each token came from; none if the engine was not asked for them."""
+        return [one.digest for one in self.logprobs or () if one.digest]
+
 
 @dataclass(frozen=True)
 class LayoutRun:

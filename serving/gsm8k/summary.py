@@ -6,6 +6,7 @@ from itertools import combinations
 from splitrank.serving.gsm8k.config import Layout
 from splitrank.serving.gsm8k.data import Question
 from splitrank.serving.gsm8k.extract import extract_flexible, extract_strict
+from splitrank.serving.gsm8k.logits import LogitComparison, compare_logits
 from splitrank.serving.gsm8k.run import Answer, LayoutRun
 from splitrank.serving.gsm8k.statistics import Accuracy, PairedComparison, accuracy, compare_paired
 
@@ -58,6 +59,11 @@ class PairSummary:
     comparisons: dict[str, PairedComparison]
     num_identical: int
     num_questions: int
+    logits: LogitComparison
+
+    @property
+    def is_identical(self) -> bool:
+        return self.num_identical == self.num_questions and self.logits.first is None
 
 
 @dataclass(frozen=True)
@@ -80,9 +86,9 @@ class Summary:
 
     @property
     def altered(self) -> list[PairSummary]:
-        """Pairs whose answers differ, but must not: both are exact, or differ in stages only and were asked one
-        by one."""
-        return [pair for pair in self.pairs if self._are_alike(pair) and pair.num_identical < pair.num_questions]
+        """Pairs whose answers or logits differ, but must not: both are exact, or differ in stages only and were asked
+        one by one."""
+        return [pair for pair in self.pairs if self._are_alike(pair) and not pair.is_identical]
 
     def _are_alike(self, pair: PairSummary) -> bool:
         return self.are_exact(pair) or (self.concurrency == 1 and pair.first.tp == pair.second.tp)
@@ -134,4 +140,5 @@ def _compare(first: LayoutRun, second: LayoutRun, a: LayoutSummary, b: LayoutSum
         for name in EXTRACTIONS
     }
     identical = sum(both[index][0].text == both[index][1].text for index in kept)
-    return PairSummary(first.layout, second.layout, comparisons, identical, len(kept))
+    logits = compare_logits(first.answers, second.answers, kept)
+    return PairSummary(first.layout, second.layout, comparisons, identical, len(kept), logits)

@@ -27,6 +27,8 @@ class LaunchSpec(msgspec.Struct, frozen=True, kw_only=True):
     tie_word_embeddings: bool  # as served: config.json's, unless a head that differs is stored
     threads_per_rank: int
     exact: bool = True  # on a CPU: sums have one order each; else torch's operations
+    digests: bool = False  # logprobs have a digest of the logits; on a CPU only
+    trace_dir: str = ""  # each rank writes digests of all that its layers hand on into a file there; on a CPU only
     device: str = "cpu"  # or "cuda", which is also ROCm's
     devices: tuple[int, ...] = ()  # of each rank, where device is "cuda"
     all_reduce: str = "auto"  # "auto", "quick" or "torch"
@@ -130,6 +132,7 @@ class TokenLogprobs(msgspec.Struct, frozen=True):
     top_ids: list[int]  # best alternatives, best first
     top_logprobs: list[float]
     rank: int = 0  # of a prompt's token among all, the likeliest is 1; sampled tokens have none
+    digest: bytes = b""  # of a sampled token's row of logits, if the launch spec asks for it
 
 
 class RequestOutput(msgspec.Struct, frozen=True, tag=True):
@@ -298,6 +301,26 @@ class StepResult(msgspec.Struct, frozen=True, tag=True):
     logprobs: dict[int, TokenLogprobs] = {}
     failures: dict[int, RowFailure] = {}
     prompt_logprobs: dict[int, list[TokenLogprobs]] = {}
+
+
+# ---------------------------------------------------------------- traces
+
+EMBEDDING, LOGITS = -1, 2**31  # as numbers of layers: before and behind all of them
+
+
+class TraceHead(msgspec.Struct, frozen=True):
+    """The first line of a rank's file in ``LaunchSpec.trace_dir``. JSON lines."""
+
+    rank: str  # its name
+
+
+class TraceLine(msgspec.Struct, frozen=True):
+    """What a half of a layer handed on in one step: for each token the engine's number of the request, the position in
+    its sequence, and a digest of the numbers, behind the all-reduce and rounded to the model's dtype."""
+
+    layer: int
+    half: int  # 0: the mixer, 1: the experts
+    rows: list[tuple[int, int, str]]
 
 
 class Shutdown(msgspec.Struct, frozen=True, tag=True):

@@ -35,8 +35,16 @@ class CpuSteps:
 
     overlaps = False
 
-    def __init__(self, model: Stage, cache: StageCache, table: RequestTable, collectives: Collectives) -> None:
+    def __init__(
+        self,
+        model: Stage,
+        cache: StageCache,
+        table: RequestTable,
+        collectives: Collectives,
+        digests: bool = False,
+    ) -> None:
         self._model, self._cache, self._table, self._collectives = model, cache, table, collectives
+        self._digests = digests
 
     def admit(self, slot: int, state: SamplingState) -> None:
         """The sampler reads the state itself."""
@@ -53,7 +61,7 @@ class CpuSteps:
         return model.logits(states, batch, self._collectives)
 
     def sample(self, planned: PlannedBatch, logits: torch.Tensor, states: list[SamplingState]) -> SampledTokens:
-        return SampledTokens(sample(logits.float(), states))
+        return SampledTokens(sample(logits.float(), states, self._digests))
 
     def end(self) -> SampledTokens:
         return SampledTokens([])

@@ -68,7 +68,7 @@ def make_steps(
 ) -> Steps:
     """How this rank computes its steps. ``waits_on_device``: where it waits for other ranks, if there are any."""
     if spec.device == "cpu":
-        return CpuSteps(model, cache, table, collectives)
+        return CpuSteps(model, cache, table, collectives, spec.digests)
     from splitrank.serving.rank.gpu_device import make_gpu_steps
 
     return make_gpu_steps(spec, model, cache, table, collectives, waits_on_device)

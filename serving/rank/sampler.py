@@ -5,6 +5,7 @@ the layout. The order is that of ``transformers`` and vLLM: bias and bans, penal
 top-k, top-p, min-p (``models.ops.sampling``).
 """
 
+import hashlib
 import logging
 import math
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from splitrank.serving.protocol.messages import RowFailure, TokenLogprobs
 from splitrank.serving.rank.sampling_state import SamplingState
 
 _log = logging.getLogger(__name__)
+DIGEST_BYTES = 8
 
 
 @dataclass(frozen=True)
@@ -29,17 +31,19 @@ class SampledRow:
     failure: RowFailure | None = None
 
 
-def sample(logits: torch.Tensor, states: list[SamplingState]) -> list[SampledRow]:
+def sample(logits: torch.Tensor, states: list[SamplingState], digests: bool = False) -> list[SampledRow]:
     """logits [S, vocab] in float32, one state for each row. A state advances if its row gets a token.
+
+    With ``digests``, log probabilities have a digest of the row's bits.
 
     A row fails alone if its logits hold NaN or +inf, or are all -inf, or if sampling it raises an error. If sampling
     all rows together raises an error, the rows are sampled one by one to find the one at fault.
     """
     try:
-        rows = _sample(logits, states)
+        rows = _sample(logits, states, digests)
     except Exception as error:
         _log.warning("%d rows cannot be sampled together (%s); one by one now", len(states), _one_line(error))
-        rows = [_sample_alone(logits[row : row + 1], state) for row, state in enumerate(states)]
+        rows = [_sample_alone(logits[row : row + 1], state, digests) for row, state in enumerate(states)]
     return [_appended(row, state) for row, state in zip(rows, states, strict=True)]
 
 
@@ -52,9 +56,9 @@ def _appended(row: SampledRow, state: SamplingState) -> SampledRow:
     return row
 
 
-def _sample_alone(logits: torch.Tensor, state: SamplingState) -> SampledRow:
+def _sample_alone(logits: torch.Tensor, state: SamplingState, digests: bool) -> SampledRow:
     try:
-        return _sample(logits, [state])[0]
+        return _sample(logits, [state], digests)[0]
     except Exception as error:
         return _failed(error)
 
@@ -68,10 +72,10 @@ def _one_line(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
-def _sample(logits: torch.Tensor, states: list[SamplingState]) -> list[SampledRow]:
+def _sample(logits: torch.Tensor, states: list[SamplingState], digests: bool) -> list[SampledRow]:
     tokens, best = sampling.sample(_adjusted(logits, states), _sampling_rows(states, logits.shape[1]))
     return [
-        SampledRow(token, _logprobs(row, token, state.params.logprobs))
+        SampledRow(token, _logprobs(row, token, state.params.logprobs, digests))
         if math.isfinite(largest)
         else SampledRow(-1, failure=bad_numbers(largest, state.num_output))
         for row, token, largest, state in zip(logits, tokens.tolist(), best.tolist(), states, strict=True)
@@ -115,10 +119,16 @@ def bad_numbers(largest: float, output_token: int, infinity: str = "infinity") -
     return RowFailure("invalid_numbers", reason)
 
 
-def _logprobs(logits: torch.Tensor, token: int, num_top: int | None) -> TokenLogprobs | None:
+def _logprobs(logits: torch.Tensor, token: int, num_top: int | None, digests: bool) -> TokenLogprobs | None:
     """logits [vocab]."""
     if num_top is None:
         return None
     log_total = logits.logsumexp(dim=-1)
     values, ids = sampling.top_k(logits, num_top) if num_top else (logits[:0], logits[:0])
-    return TokenLogprobs(float(logits[token] - log_total), ids.tolist(), (values - log_total).tolist())
+    digest = row_digest(logits) if digests else b""
+    return TokenLogprobs(float(logits[token] - log_total), ids.tolist(), (values - log_total).tolist(), digest=digest)
+
+
+def row_digest(row: torch.Tensor) -> bytes:
+    """Of the bytes of one row, which is contiguous."""
+    return hashlib.blake2b(row.view(torch.uint8).numpy().data, digest_size=DIGEST_BYTES).digest()

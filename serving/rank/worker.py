@@ -30,6 +30,7 @@ from splitrank.serving.grammar.matcher import Matchers
 from splitrank.serving.protocol.messages import AdmittedRequest, LaunchSpec, StepPlan, StepResult, TokenLogprobs
 from splitrank.serving.rank.batch_builder import PlannedBatch
 from splitrank.serving.rank.device import exactness, make_operations, make_steps, start_compiling
+from splitrank.serving.rank.layer_trace import LayerTrace
 from splitrank.serving.rank.request_table import MovedRow, RequestTable
 from splitrank.serving.rank.sampler import SampledRow
 from splitrank.serving.rank.sampling_state import SamplingState
@@ -69,6 +70,7 @@ class Worker:
         self.dtype = torch_dtype(spec.dtype)
         self.ops = make_operations(spec, rank, self.config, self.shard)
         self._compiler = start_compiling(spec, rank, self.ops.device)
+        self._trace: LayerTrace | None = None
         timeout_s = max(spec.step_timeout_s, JOIN_TIMEOUT_S)
         options = AllReduceOptions(spec.all_reduce, spec.all_reduce_codec)
         self.mesh = Mesh(
@@ -163,6 +165,9 @@ class Worker:
         prepare(self.model, self.ops)
         if self._compiler is not None:
             self._compiler.wait()
+        if self.spec.trace_dir:
+            folder, rank = Path(self.spec.trace_dir), self.position.rank
+            self._trace = LayerTrace(folder, str(self.position), rank, self.model, self.table)
         waits_on_device = self.spec.pp_size == 1 or self.mesh.device_link is not None
         self.steps = make_steps(self.spec, self.model, self.cache, self.table, self.mesh.collectives, waits_on_device)
         return report
@@ -295,4 +300,6 @@ class Worker:
     def close(self) -> None:
         if self._compiler is not None:
             self._compiler.close()
+        if self._trace is not None:
+            self._trace.close()
         self.mesh.close()

@@ -1,7 +1,8 @@
 """A rank with planted faults, named by SPLITRANK_TEST_FAULT: what a comparison of layouts must not let pass.
 
 Each fault is of one layout alone, so that the first layout of a comparison is sound: the experts of two layers are
-swapped between stages (pp=2), one all-reduce of a step is left out (tp=2), a KV page is given to two requests (pp=3).
+swapped between stages (pp=2), one all-reduce of a step is left out (tp=2), a KV page is given to two requests (pp=3),
+one tensor rank goes on with its own part of a sum (tp=2 pp=2).
 """
 
 import dataclasses
@@ -43,8 +44,13 @@ def swap_experts(first: int, second: int) -> None:
     worker.load_weights = load
 
 
-def skip_an_all_reduce(number: int) -> None:
-    """Of every step, on all ranks alike: each goes on with its own part of that sum."""
+AllReduce = Callable[[torch.Tensor], torch.Tensor]
+
+
+def replace_an_all_reduce(
+    number: int, replaced: Callable[[worker.Worker, AllReduce, torch.Tensor], torch.Tensor]
+) -> None:
+    """Of every step: the ``number``-th one is ``replaced(worker, all_reduce, tensor)``."""
     launch = worker.Worker.launch
 
     def faulty(self: worker.Worker, *arguments: Any) -> Any:
@@ -52,7 +58,7 @@ def skip_an_all_reduce(number: int) -> None:
         sound, calls = collectives.all_reduce_, iter(range(10**6))
 
         def all_reduce_(tensor: torch.Tensor) -> torch.Tensor:
-            return tensor if next(calls) == number else sound(tensor)
+            return replaced(self, sound, tensor) if next(calls) == number else sound(tensor)
 
         collectives.all_reduce_ = all_reduce_  # type: ignore[method-assign]
         try:
@@ -61,6 +67,22 @@ def skip_an_all_reduce(number: int) -> None:
             collectives.all_reduce_ = sound  # type: ignore[method-assign]
 
     worker.Worker.launch = faulty  # type: ignore[method-assign]
+
+
+def skip_an_all_reduce(number: int) -> None:
+    """On all ranks alike: each goes on with its own part of that sum."""
+    replace_an_all_reduce(number, lambda rank, sound, tensor: tensor)
+
+
+def keep_own_part(number: int) -> None:
+    """Rank 1 alone takes part in the all-reduce, and goes on with what it had before."""
+
+    def replaced(rank: worker.Worker, sound: AllReduce, tensor: torch.Tensor) -> torch.Tensor:
+        before = tensor.clone()
+        summed = sound(tensor)
+        return before if rank.position.rank == 1 else summed
+
+    replace_an_all_reduce(number, replaced)
 
 
 def share_a_page() -> None:
@@ -80,10 +102,18 @@ def share_a_page() -> None:
 # Fault: (does the layout have it, how it is planted). The demo's layers 0 to 3 and 4 to 7 are the stages of pp=2.
 SEPARATOR = "; "
 SMALL_FAULT = "experts of neighbouring layers swapped"  # of the numbers of 24 questions, only five become wrong
+# The all-reduces of a step are the embedding's, number 0, then two a layer.
+SKIPPED = "layer 1's first all-reduce skipped"
+OWN_PART = "a rank keeps its own part of layer 2's first all-reduce"
 FAULTS: dict[str, tuple[Callable[[LaunchSpec], bool], Callable[[], None]]] = {
     "experts swapped between stages": (lambda spec: spec.pp_size == 2, lambda: swap_experts(0, 4)),
     SMALL_FAULT: (lambda spec: spec.pp_size == 2, lambda: swap_experts(3, 4)),
     "one all-reduce skipped": (lambda spec: spec.tp_size == 2, lambda: skip_an_all_reduce(0)),
+    SKIPPED: (
+        lambda spec: (spec.tp_size, spec.pp_size) == (2, 1),
+        lambda: skip_an_all_reduce(3),
+    ),
+    OWN_PART: (lambda spec: (spec.tp_size, spec.pp_size) == (2, 2), lambda: keep_own_part(5)),
     "a page given to two requests": (lambda spec: spec.pp_size == 3, share_a_page),
 }
 

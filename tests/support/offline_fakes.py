@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from itertools import zip_longest
 from pathlib import Path
 
 from splitrank.serving.protocol.messages import EngineStats, RequestOutput, TokenLogprobs
@@ -43,6 +44,7 @@ class ScriptedClient:
         self.params: list[SamplingParams] = []
         self.num_open = self.most_open = self.num_broken_off = 0
         self.num_closed = 0
+        self.digest: Callable[[str, int], bytes] = lambda prompt, token: b""  # of the logits of an answer's token
 
     async def stream(self, prompt_token_ids: list[int], params: SamplingParams) -> AsyncIterator[RequestOutput]:
         prompt = self.tokenizer.decode(prompt_token_ids)
@@ -59,7 +61,7 @@ class ScriptedClient:
             if isinstance(answer, RequestOutput):
                 yield answer
                 return
-            for output in self._outputs(answer, params):
+            for output in self._outputs(prompt, answer, params):
                 await asyncio.sleep(0)
                 finished = output.finish_reason is not None
                 yield output
@@ -67,13 +69,15 @@ class ScriptedClient:
             self.num_open -= 1
             self.num_broken_off += not finished
 
-    def _outputs(self, answer: str, params: SamplingParams) -> list[RequestOutput]:
+    def _outputs(self, prompt: str, answer: str, params: SamplingParams) -> list[RequestOutput]:
         wanted = self.tokenizer.encode(answer)
         tokens = wanted[: params.max_tokens]
         reason = "length" if len(tokens) == params.max_tokens else "stop"
-        logprobs = None if params.logprobs is None else [TokenLogprobs(-0.5, [], [])]
-        outputs = [RequestOutput("r", [token], logprobs) for token in tokens]
-        return [*outputs[:-1], RequestOutput("r", tokens[-1:], logprobs if tokens else None, reason)]
+        logprobs = [[TokenLogprobs(-0.5, [], [], digest=self.digest(prompt, place))] for place in range(len(tokens))]
+        if params.logprobs is None:
+            logprobs = []
+        outputs = [RequestOutput("r", [token], logprob) for token, logprob in zip_longest(tokens[:-1], logprobs[:-1])]
+        return [*outputs, RequestOutput("r", tokens[-1:], logprobs[-1] if logprobs else None, reason)]
 
     async def close(self) -> None:
         self.num_closed += 1

@@ -15,6 +15,7 @@ from splitrank.serving.text.text_engine import PreparedModel, TextEngine
 from tests.support.offline_fakes import Script, ScriptedClient, prepared_model
 
 NUM_QUESTIONS = 40
+Digest = Callable[[str, int], bytes]  # of a prompt's answer and a token's number: of its logits
 
 
 @pytest.fixture
@@ -26,10 +27,13 @@ def data(tmp_path: Path) -> Path:
 
 
 class Layouts:
-    """Stands for ``prepare_model`` and ``start_prepared``: a script a layout."""
+    """Stands for ``prepare_model`` and ``start_prepared``: a script a start."""
 
-    def __init__(self, folder: Path, scripts: list[Script | EngineStartError], **spec: object) -> None:
-        self.folder, self.scripts, self.spec = folder, scripts, spec
+    def __init__(
+        self, folder: Path, scripts: list[Script | EngineStartError], digests: list[Digest], **spec: object
+    ) -> None:
+        self.folder, self.scripts, self.spec, self.digests = folder, scripts, spec, digests
+        self.prepared: list[PreparedModel] = []
         self.configs: list[EngineConfig] = []
         self.clients: list[ScriptedClient] = []
 
@@ -38,10 +42,13 @@ class Layouts:
         return prepared_model(self.folder, tp_size=config.tp, pp_size=config.pp, **self.spec)
 
     async def start(self, prepared: PreparedModel) -> TextEngine:
+        self.prepared.append(prepared)
         script = self.scripts.pop(0)
         if isinstance(script, EngineStartError):
             raise script
         self.clients.append(ScriptedClient(prepared.tokenizer, script))
+        if self.digests:
+            self.clients[-1].digest = self.digests[(len(self.clients) - 1) % len(self.digests)]
         return TextEngine(self.clients[-1], prepared.tokenizer, prepared.info)
 
 
@@ -62,9 +69,10 @@ def compare(
     data: Path,
     scripts: list[Script | EngineStartError],
     spec: dict[str, object] | None = None,
+    digests: list[Digest] | None = None,
     **options: object,
 ) -> tuple[int, Layouts]:
-    layouts = Layouts(data.parent / "model", scripts, **{"exact": False, **(spec or {})})
+    layouts = Layouts(data.parent / "model", scripts, digests or [], **{"exact": False, **(spec or {})})
     monkeypatch.setattr(command, "prepare_model", layouts.prepare)
     monkeypatch.setattr(command, "start_prepared", layouts.start)
     values = {"data": str(data), "report": str(data.parent / "report.json"), **options}
@@ -134,6 +142,7 @@ def test_exact_layouts_that_differ_in_a_byte_are_an_error(
     layouts = ("pp=1", "tp=2")
     worse = wrong_if(lambda n: n == 108)
     assert compare(monkeypatch, data, [right, right], {"exact": True}, layouts=layouts)[0] == 0
+    assert "no bit differs" not in capsys.readouterr().out  # without digests nothing is known of the logits
     assert compare(monkeypatch, data, [right, worse], {"exact": True}, layouts=layouts)[0] == 1
     said = capsys.readouterr().out
     assert "ALTERED: pp=1 and tp=2 pp=1 answer 1 of 40 questions in other bytes; both layouts are exact" in said
@@ -213,3 +222,57 @@ def test_a_report_that_cannot_be_written_is_refused_first(
 ) -> None:
     with pytest.raises(ValueError, match="--report"):
         compare(monkeypatch, data, [], report=str(data.parent / name))
+
+
+def test_exact_layouts_are_asked_for_digests_and_must_have_the_same_ones(
+    monkeypatch: pytest.MonkeyPatch, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Though every byte of the answers is the same."""
+    digests = [
+        lambda prompt, token: b"same",
+        lambda prompt, token: b"x" if number(prompt) == 107 and token > 2 else b"same",
+    ]
+    code, layouts = compare(
+        monkeypatch, data, [right, right, right, right], {"exact": True}, [digests[0], digests[1]], trace=False
+    )
+    assert code == 1
+    assert [prepared.spec.digests for prepared in layouts.prepared] == [True, True]
+    assert all(params.logprobs == 0 for client in layouts.clients for params in client.params)
+    said = capsys.readouterr().out
+    assert "pp=1 and pp=2 answer 0 of 40 questions in other bytes; both layouts are exact; " in said
+    assert "rows of logits differ, the first at token 3 of the answer to question 7\n" in said
+    assert "no bit differs" not in said
+    pair, question = read_report(data)["pairs"][0], read_report(data)["questions"][7]["answers"]
+    assert pair["byte_identical"] == 40
+    assert pair["equal_logit_rows"] < pair["logit_rows"]
+    assert question["pp=1"]["logits"] != question["pp=2"]["logits"]
+
+
+def test_the_proof_is_said(monkeypatch: pytest.MonkeyPatch, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    same = [lambda prompt, token: prompt.encode() + bytes([token])] * 2
+    code, layouts = compare(monkeypatch, data, [right, right], {"exact": True}, same, concurrency=3)
+    assert code == 0
+    assert len(layouts.clients) == 2  # nothing is traced
+    num_rows = read_report(data)["pairs"][0]["logit_rows"]
+    said = capsys.readouterr().out
+    assert f"no bit differs: 40 answers and {num_rows} rows of logits in 2 exact layouts, 3 questions at once" in said
+    assert num_rows == read_report(data)["layouts"][0]["tokens"]
+
+
+def test_a_difference_that_cannot_be_traced_is_said(
+    monkeypatch: pytest.MonkeyPatch, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    digests = [lambda prompt, token: b"same", lambda prompt, token: b"other"]
+    code, layouts = compare(monkeypatch, data, [right] * 4, {"exact": True}, digests)
+    assert code == 1
+    assert "TRACE: pp=1 and pp=2: question 0 could not be asked again" in capsys.readouterr().out
+    alone = layouts.clients[2]
+    assert (len(alone.prompts), alone.params[0].max_tokens) == (1, 1)
+    assert read_report(data)["verdict"][-1].startswith("TRACE: ")
+
+
+def test_layouts_that_are_not_exact_are_not_asked_for_digests(monkeypatch: pytest.MonkeyPatch, data: Path) -> None:
+    _, layouts = compare(monkeypatch, data, [right, right])
+    assert not any(prepared.spec.digests for prepared in layouts.prepared)
+    assert all(params.logprobs is None for client in layouts.clients for params in client.params)
+    assert read_report(data)["questions"][0]["answers"]["pp=1"]["logits"] is None
