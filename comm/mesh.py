@@ -114,7 +114,8 @@ class Mesh:
             link.close()
         self.link = self.feedback = self.device_link
         mib = self.device_link.num_bytes / 2**20
-        self.link_report = f"stages linked by device memory ({mib:.1f} MiB, {self._max_ahead} places)"
+        where = f"{mib:.1f} MiB of stage {self.position.pp_rank}, {self._max_ahead} places"
+        self.link_report = f"stages linked by device memory ({where})"
 
     @property
     def _max_ahead(self) -> int:

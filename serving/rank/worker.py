@@ -97,10 +97,10 @@ class Worker:
 
     @property
     def stage_report(self) -> str:
-        """How the stage sums over its tensor ranks, from the first of them; and from the first of all, how stages are
-        linked. Empty if there is but one."""
+        """How the stage sums over its tensor ranks, from the first of them; and from that of the last stage, which
+        receives hidden states, how stages are linked. Empty if there is but one."""
         reports = [self.mesh.report] if self.position.tp_rank == 0 else []
-        if self.position.rank == 0:
+        if self.is_sampling_rank:
             reports.append(self.mesh.link_report)
         return "\n".join(filter(None, reports))
 

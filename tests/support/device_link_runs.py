@@ -6,14 +6,14 @@ from typing import Any
 
 from tests.support.comm_rank import HASH, MISMATCHES, OTHER_HASH
 from tests.support.device_link_rank import TIMEOUT_S
-from tests.support.forked import RankProcess, finish_all
+from tests.support.forked import ForkedProcess, finish_all
 from tests.support.limits import SLACK_S, scaled
 
 
 def run(scenario: str, folder: Path, num_stages: int, devices: tuple[str, ...] = ()) -> list[Any]:
     """What each stage printed; None for one that left without a word."""
     module = "tests.support.device_link_rank"
-    ranks = [RankProcess(module, scenario, folder, rank, *devices) for rank in range(num_stages)]
+    ranks = [ForkedProcess(module, scenario, folder, rank, *devices) for rank in range(num_stages)]
     return [json.loads(text) if text else None for text in finish_all(ranks)]
 
 

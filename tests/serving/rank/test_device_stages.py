@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from splitrank.serving.protocol.messages import ChunkPlan, NewPages, StepPlan, SwapPlan
 from splitrank.serving.protocol.sampling_params import SamplingParams
 from tests.support.checkpoints import TWO_LAYERS, make_reference, random_text_config, write_checkpoint
-from tests.support.forked import RankProcess, finish_all
+from tests.support.forked import ForkedProcess, finish_all
 from tests.support.stage_rank import Run
 from tests.support.stage_runner import admitted, launch_spec, random_tokens
 
@@ -64,7 +64,7 @@ def run(folder: Path, run_dir: Path, num_stages: int) -> dict[str, torch.Tensor]
     spec = msgspec.structs.replace(spec, pp_size=num_stages, partition=(2 // num_stages,) * num_stages)
     job = run_dir / "job"
     job.write_bytes(msgspec.msgpack.encode([Run(spec, plans(), str(run_dir / "outcome"), in_flight=num_stages + 1)]))
-    finish_all([RankProcess("tests.support.stage_rank", job, rank) for rank in range(num_stages)])
+    finish_all([ForkedProcess("tests.support.stage_rank", job, rank) for rank in range(num_stages)])
     return load_file(run_dir / "outcome")
 
 
