@@ -13,6 +13,7 @@ from splitrank.serving.protocol.messages import ChunkPlan, NewPages, StepPlan, S
 from splitrank.serving.protocol.sampling_params import SamplingParams
 from tests.support.checkpoints import TWO_LAYERS, make_reference, random_text_config, write_checkpoint
 from tests.support.forked import ForkedProcess, finish_all
+from tests.support.limits import PROOF_S
 from tests.support.stage_rank import Run
 from tests.support.stage_runner import admitted, launch_spec, random_tokens
 
@@ -68,7 +69,8 @@ def run(folder: Path, run_dir: Path, num_stages: int) -> dict[str, torch.Tensor]
     return load_file(run_dir / "outcome")
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.proof  # minutes in the interpreter
+@pytest.mark.timeout(PROOF_S)
 def test_two_stages_have_the_bits_of_one(folder: Path, tmp_path: Path) -> None:
     expected, found = run(folder, tmp_path / "one", 1), run(folder, tmp_path / "two", 2)
     assert len(expected["tokens"]) == sum(len(plan.decodes) + sum(c.sample for c in plan.chunks) for plan in plans())
