@@ -17,8 +17,8 @@ INTERPRETER = f"cp{sys.version_info.major}{sys.version_info.minor}"
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
-    """Without the module for accelerators, which takes minutes. build/test is kept: the second time takes seconds."""
-    settings = {"build-dir": "build/test", "cmake.define.SPLITRANK_GPU": "off"}
+    """Without the module for accelerators, not optimised: that takes minutes. build/test is kept for the next time."""
+    settings = {"build-dir": "build/test", "cmake.define.SPLITRANK_GPU": "off", "cmake.build-type": "Debug"}
     return build("wheel", ROOT, tmp_path_factory.mktemp("wheel"), settings)
 
 

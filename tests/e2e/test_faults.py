@@ -61,9 +61,9 @@ def test_a_fault_in_one_layout_is_found(compared: Compared, fault: str) -> None:
     assert f"DISAGREE: pp=1 and {layout} (strict)" in said
 
 
-def test_a_fault_that_costs_few_numbers_is_found_one_by_one(temporary: Path, full: bool) -> None:
-    questions = NUM_QUESTIONS if full else NUM_QUESTIONS // 3
-    code, said, _ = compare(temporary, "pp=1", "pp=2", faults=SMALL_FAULT, num_questions=questions, concurrency=1)
+@pytest.mark.full
+def test_a_fault_that_costs_few_numbers_is_found_one_by_one(temporary: Path) -> None:
+    code, said, _ = compare(temporary, "pp=1", "pp=2", faults=SMALL_FAULT, concurrency=1)
     assert code == 1, said
     assert "DISAGREE" not in said
     assert "ALTERED: pp=1 and pp=2 answer " in said

@@ -50,6 +50,7 @@ def test_the_layer_and_the_rank_of_a_fault_are_named(traced: tuple[int, str], fa
     assert f"ALTERED: pp=1 and {name} answer " in said
 
 
+@pytest.mark.full
 def test_a_fault_that_needs_other_requests_is_found_beside_them() -> None:
     """A page that two requests share is harmless to each alone."""
     code, said = run(["pp=3"], ["a page given to two requests"])

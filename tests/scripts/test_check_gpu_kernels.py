@@ -21,6 +21,7 @@ def run(*arguments: str, timeout: int) -> tuple[int, str]:
     return done.returncode, done.stdout + done.stderr
 
 
+@pytest.mark.full  # the proof below compiles them, too
 @pytest.mark.timeout(600)
 def test_the_kernels_of_one_row_compile_for_both_vendors(tmp_path: Path) -> None:
     code, text = run("--target", "sm_90", "gfx942", "--rows", "1", "--json", str(tmp_path / "rows.json"), timeout=580)

@@ -154,6 +154,7 @@ def test_a_resumed_run_has_the_same_curve(tmp_path: Path, capsys) -> None:
     assert draw([*lines, {"step": 6, "seconds": 9.0, "accuracy": {"seen": 0.5}}]).count("<polyline") == 2
 
 
+@pytest.mark.full
 def test_two_processes_take_turns_with_the_batches_of_one(tmp_path: Path, capsys) -> None:
     """One process with two batches a step, two with one each: the same gradients, so the same weights."""
     one = replace(run_options(tmp_path / "one"), total_steps=3, accumulate=2, float32=True)

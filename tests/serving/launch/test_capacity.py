@@ -79,4 +79,4 @@ def test_requests_at_once_follow_from_a_gpu_s_memory(ranks: list[RankMemory]) ->
         return size_cache(config, last, 16, gpu_memory(config, gpus(0, free=free))).max_running_requests
 
     assert [requests(states, pp=1) for states in (600, 399, 200, 50)] == [256, 192, 96, 24]
-    assert [requests(states, pp=2) for states in (1200, 399, 50)] == [512, 192, 24]
+    assert [requests(states, pp=2) for states in (1200, 399, 50)] == [512, 192, 16]
