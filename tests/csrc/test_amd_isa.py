@@ -199,7 +199,8 @@ def test_spills_are_found(tmp_path: Path) -> None:
 
 def test_a_missing_kernel_is_an_error(tmp_path: Path) -> None:
     csrc = tmp_path / "csrc"
-    shutil.copytree(ROOT / "csrc/quick_reduce", csrc / "quick_reduce", ignore=shutil.ignore_patterns("cpu", "*.cc"))
+    for protocol in ("quick_reduce", "stage_mailbox"):
+        shutil.copytree(ROOT / "csrc" / protocol, csrc / protocol, ignore=shutil.ignore_patterns("cpu", "*.cc"))
     dispatch = csrc / "quick_reduce/gpu/dispatch.h"
     text = dispatch.read_text()
     assert text.count("CodecInt6<") == 1

