@@ -35,7 +35,7 @@ def test_the_kernels_of_one_row_compile_for_both_vendors(tmp_path: Path) -> None
 @pytest.mark.proof
 @pytest.mark.timeout(3600)
 def test_all_kernels_compile_for_all_machines() -> None:
-    code, text = run(timeout=3500)
+    code, text = run("--jobs", "2", timeout=3500)
     assert code == 0, text
 
 
