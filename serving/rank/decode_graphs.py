@@ -27,12 +27,12 @@ class StepOutput:
 
     states: HiddenStates | None = None  # for the next stage
     logits: torch.Tensor | None = None  # [S, vocab] on the last stage, unless every row takes its likeliest token
-    tokens: torch.Tensor | None = None  # [S] int32, on the sampling rank, with each row's largest logit
+    tokens: torch.Tensor | None = None  # [S] int32, on ranks that draw, with each row's largest logit
     largest: torch.Tensor | None = None
 
 
 class Compute(Protocol):
-    """The stage, and on the sampling rank the draw. ``greedy``: every row takes its likeliest token."""
+    """The stage, and on the last one the draw. ``greedy``: every row takes its likeliest token."""
 
     def __call__(
         self, batch: GpuBatch, states: HiddenStates | None, slots: torch.Tensor, num_live: torch.Tensor, greedy: bool
@@ -69,7 +69,7 @@ class DecodeStep:
 
 
 class DecodeGraphs:
-    """One graph a size, and on the sampling rank one more for greedy rows; up to ``max_rows``.
+    """One graph a size, and on the last stage one more for greedy rows; up to ``max_rows``.
 
     Captured when this is made, largest first, in one pool of memory.
     """

@@ -20,7 +20,7 @@ from splitrank.serving.rank.sampling_state import SamplingState
 
 @dataclass(frozen=True)
 class Row:
-    """What a request brings along. ``sampling`` is there on the sampling rank only."""
+    """What a request brings along. ``sampling`` is there on ranks that draw tokens only."""
 
     request: int
     prompt: torch.Tensor  # [P] int64, on the host

@@ -1,4 +1,4 @@
-"""What the sampling rank keeps of a request: its parameters, and as tensors what changes its logits.
+"""What a rank that draws tokens keeps of a request: its parameters, and as tensors what changes its logits.
 
 The tensors are made with the first token, so that an error in them shows while the request's own row is sampled.
 """
@@ -44,7 +44,7 @@ class TokenCounts:
 
 class SamplingState:
     """``seed`` and ``num_output`` determine the next draw. The prompt is kept only for a repetition penalty.
-    ``matchers`` make what follows a grammar, which none but the sampling rank needs."""
+    ``matchers`` make what follows a grammar, which none but a rank that draws needs."""
 
     def __init__(
         self,
@@ -163,7 +163,7 @@ class SamplingState:
 
     @cached_property
     def _matcher(self) -> TokenMatcher:
-        assert self._matchers is not None, "only the sampling rank samples"
+        assert self._matchers is not None, "this rank draws no tokens"
         return self._matchers.matcher(self.params.grammar)
 
     @cached_property
