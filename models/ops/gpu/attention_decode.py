@@ -134,7 +134,6 @@ def _one_split(
     values,
     table,
     split,
-    next_split,
     length,
     context,
     KV_HEADS: tl.constexpr,
@@ -142,10 +141,7 @@ def _one_split(
     PAGE: tl.constexpr,
     BLOCK_T: tl.constexpr,
 ):
-    """Attention over one split, whose first block (k, v) is loaded; the first split begins with the new token.
-
-    A block is loaded while the one before it is computed, at last the first of ``next_split``, which is returned.
-    """
+    """Attention over one split, whose first block (k, v) is loaded; the first split begins with the new token."""
     t = tl.arange(0, BLOCK_T)
     d = tl.arange(0, DIM)
     best = tl.full([q.shape[0]], float("-inf"), tl.float32)
@@ -157,12 +153,11 @@ def _one_split(
         acc += new_v.to(tl.float32)
     begin = split * length
     end = tl.minimum(context, begin + length)
-    for start in range(begin, end, BLOCK_T):
-        following = tl.where(start + BLOCK_T < end, start + BLOCK_T, next_split * length)
-        next_k, next_v = _load_block(keys, values, table, following + t, context, d, KV_HEADS, DIM, PAGE)
+    best, mass, acc = _attend(q, k, v, begin + t < end, best, mass, acc, DIM**-0.5)
+    for start in range(begin + BLOCK_T, end, BLOCK_T):
+        k, v = _load_block(keys, values, table, start + t, end, d, KV_HEADS, DIM, PAGE)
         best, mass, acc = _attend(q, k, v, start + t < end, best, mass, acc, DIM**-0.5)
-        k, v = next_k, next_v
-    return best, mass, acc, k, v
+    return best, mass, acc
 
 
 @triton.jit
@@ -190,18 +185,19 @@ def _splits(
     DIM: tl.constexpr = k.shape[0]
     h = tl.arange(0, q.shape[0])
     d = tl.arange(0, DIM)
+    t = tl.arange(0, BLOCK_T)
     best = tl.full([q.shape[0]], float("-inf"), tl.float32)
     mass = tl.zeros([q.shape[0]], tl.float32)
     acc = tl.zeros([q.shape[0], DIM], tl.float32)
     for split in range(part, num_splits, PARTS):
-        one_best, one_mass, one_acc, k, v = _one_split(
-            q, k, v, new_k, new_v, keys, values, table, split, split + PARTS, length, context, KV_HEADS, DIM, PAGE,
-            BLOCK_T,
-        )  # fmt: skip
+        one_best, one_mass, one_acc = _one_split(
+            q, k, v, new_k, new_v, keys, values, table, split, length, context, KV_HEADS, DIM, PAGE, BLOCK_T
+        )
         if PARTS > 1:
             at = partial + split * (GROUP * (DIM + 2))
             _store_partial(at, h, d, one_best, one_mass, one_acc, GROUP, DIM)
         best, mass, acc = _merge(best, mass, acc, one_best, one_mass, one_acc)
+        k, v = _load_block(keys, values, table, (split + PARTS) * length + t, context, d, KV_HEADS, DIM, PAGE)
     return mass, acc
 
 
