@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 
 from splitrank.comm.ballot import Ballot, Vote
-from splitrank.comm.errors import CommunicationError
+from splitrank.comm.errors import CommunicationError, one_line
 from splitrank.comm.native import Mailbox, MailboxCall, MailboxFailure, load_module
 from splitrank.comm.position import MeshPosition
 
@@ -123,7 +123,7 @@ class DeviceLink:
             native = module.Mailbox(self._stage, self._num_stages, max_ahead, part_bytes, self._device.index or 0)
             return native, Vote(payload=native.handle())
         except (ValueError, OSError, MemoryError, RuntimeError) as error:
-            return None, Vote(_one_line(error))
+            return None, Vote(one_line(error))
 
     @staticmethod
     def _open(native: Mailbox | None, handles: list[bytes]) -> str:
@@ -132,7 +132,7 @@ class DeviceLink:
         try:
             native.open(handles)
         except (ValueError, OSError, MemoryError, RuntimeError) as error:
-            return _one_line(error)
+            return one_line(error)
         return ""
 
     def _all_agree(self, refusal: str = "") -> bool:
@@ -174,7 +174,3 @@ def _fields(header: tuple[int, int, int, int]) -> tuple[int, str, int, int, str]
     step, plan_hash, part_bytes, kind = header
     names = {code: str(dtype).removeprefix("torch.") for dtype, code in DTYPE_CODES.items()}
     return step, f"{plan_hash:016x}", kind >> 8, part_bytes, names.get(kind & 0xFF, f"code {kind & 0xFF}")
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join((str(error) or type(error).__name__).split())

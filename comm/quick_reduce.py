@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 
 from splitrank.comm.ballot import Ballot, Vote
-from splitrank.comm.errors import CommunicationError
+from splitrank.comm.errors import CommunicationError, one_line
 from splitrank.comm.failure_text import describe
 from splitrank.comm.native import ALGORITHM_CODES, CODEC_CODES, Communicator, load_module
 from splitrank.comm.selection import WORLD_SIZES
@@ -159,7 +159,7 @@ class QuickAllReduce:
             head = f"protocol {module.PROTOCOL} on {module.TARGET} segments {shape.segment_bytes} slots"
             return native, Vote(payload=f"{head} {native.max_slots()}\n".encode() + native.handle())
         except (ValueError, OSError, MemoryError, RuntimeError) as error:
-            return None, Vote(_one_line(error))
+            return None, Vote(one_line(error))
 
     def _open(self, native: Communicator | None, heads: list[bytes], handles: list[bytes]) -> str:
         """Maps the peers' regions. The reason why that failed; empty if it did not."""
@@ -172,7 +172,7 @@ class QuickAllReduce:
         try:
             native.open(handles, min(int(slots) for _, _, slots in kinds))
         except (ValueError, OSError, MemoryError, RuntimeError) as error:
-            return _one_line(error)
+            return one_line(error)
         return ""
 
     def _all_are_here(self) -> bool:
@@ -223,7 +223,3 @@ def _with_index(device: torch.device) -> torch.device:
     if device.type == "cuda" and device.index is None:
         return torch.device("cuda", torch.cuda.current_device())
     return device
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join((str(error) or type(error).__name__).split())

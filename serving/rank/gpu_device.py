@@ -63,10 +63,11 @@ def make_gpu_steps(
     if collectives.capturable:
         with torch.inference_mode():
             steps.capture(rows, states_before(model, rows))
-    device, before = model.ops.device, torch.cuda.memory_allocated()
+    before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
     for tokens in (min(_FEW_ROWS, longest), longest):  # the kernels of few rows, and those of many
         run_prompt(steps, table, inputs, tokens, page=spec.num_pages)
     torch.cuda.synchronize()
-    reserve_memory(spec, device, longest, torch.cuda.max_memory_allocated() - before, model.stage.is_last)
+    peak_bytes = torch.cuda.max_memory_allocated() - before
+    reserve_memory(spec, model.ops.device, longest, peak_bytes, model.stage.is_last)
     return steps
