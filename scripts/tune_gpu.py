@@ -22,7 +22,7 @@ from bench_gpu_kernels import graph_of, replay_us
 from decode_chain import Shape, State, Step, Weights
 
 from splitrank.models.ops.gpu.launch import compile_ahead, noted_launches
-from splitrank.models.ops.gpu.tiles import Tile, TileTable, load_tiles
+from splitrank.models.ops.gpu.tiles import LIBRARY, Tile, TileTable, load_tiles
 
 # Most expensive first.
 ORDER = (
@@ -49,9 +49,9 @@ def dots(rows: int, *sizes: tuple[int, ...]) -> list[Tile]:
 def candidates(launch: str, rows: int) -> list[Tile]:
     """Tiles worth a try: what was best or near it at some batch size on an H100 or H200."""
     if launch in ("in_proj", "qkv_proj", "head"):
-        return _wide(rows)
+        return [*_wide(rows), *_library(launch, rows)]
     if launch in ("out_proj", "o_proj", "router"):
-        return _narrow(rows)
+        return [*_narrow(rows), *_library(launch, rows)]
     if launch == "experts_up":
         if rows == 1:
             return fma((1, 2), (1, 4), (2, 2), (2, 4), (4, 4))
@@ -107,6 +107,14 @@ def _narrow(rows: int) -> list[Tile]:
         return dots(rows, *few, (16, 256, 4, 4, 16))
     sizes = ((64, 128, 4, 4, 64), (64, 64, 6, 4, 64), (32, 256, 4, 4, 64), (32, 128, 6, 4, 64), (64, 128, 6, 4, 64))
     return dots(rows, *sizes, (64, 128, 4, 8, 64), (32, 128, 6, 4, 32))
+
+
+def _library(launch: str, rows: int) -> list[Tile]:
+    if rows <= 32:
+        return []
+    if launch == "head":
+        return [tile(LIBRARY, warps, n=n) for n, warps in ((8192, 8), (4096, 4))]
+    return [tile(LIBRARY, 4)]
 
 
 def _attention(rows: int) -> list[Tile]:
@@ -192,9 +200,9 @@ def main() -> None:
     args = _arguments()
     table = load_tiles(torch.cuda.get_device_name())
     if args.compile:
-        compile_all(Shape(num_layers=4), args.rows, args.launches, table, args.compile)
+        compile_all(Shape(num_layers=4).of_rank(args.tp), args.rows, args.launches, table, args.compile)
         return
-    shape = Shape(num_layers=args.layers)
+    shape = Shape(num_layers=args.layers).of_rank(args.tp)
     weights = Weights(shape, torch.device("cuda"), torch.bfloat16, args.layers)
 
     def write(line: dict[str, Any]) -> None:
@@ -216,6 +224,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--rows", nargs="+", type=int, default=[1, 8, 32, 64, 128, 256], help="batch sizes")
     parser.add_argument("--launches", nargs="+", default=list(ORDER), choices=ORDER)
+    parser.add_argument("--tp", type=int, default=1, help="widths of one of so many tensor ranks")
     parser.add_argument("--layers", type=int, default=40, help="fewer where memory is short")
     parser.add_argument("--limit-s", type=float, default=60, help="seconds for each batch size")
     parser.add_argument("--compile", metavar="I/N", help="only compile, every N-th kernel from I on")

@@ -1,5 +1,6 @@
 """One rank's work: build the stage, load its weights, execute step plans. Knows no sockets: tests drive it directly."""
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -145,10 +146,12 @@ class Worker:
 
     def _load(self, on_progress: Callable[[int], object]) -> str:
         self.model = Stage(self.config, self.stage_slice, self.spec.partition, self.shard, self.dtype, self.ops)
+        began = time.monotonic()
         if self.spec.load_format == "dummy":
             bytes_written = fill_dummy(self.model, self.plan, self.config, on_progress)
         else:
             bytes_written = load_weights(self.model, self.plan, self.checkpoint, on_progress)
+        seconds = time.monotonic() - began
         if self.spec.verify_weights:
             verify_weights(self.model, self.config, self.shard, self.checkpoint, str(self.position))
         self.cache = StageCache(
@@ -161,7 +164,7 @@ class Worker:
             self.spec.max_running_requests + self.spec.num_scratch,
             self.ops,
         )
-        report = self._report(bytes_written)
+        report = self._report(bytes_written, seconds)
         prepare(self.model, self.ops)
         if self._compiler is not None:
             self._compiler.wait()
@@ -172,7 +175,7 @@ class Worker:
         self.steps = make_steps(self.spec, self.model, self.cache, self.table, self.mesh.collectives, waits_on_device)
         return report
 
-    def _report(self, bytes_written: int) -> str:
+    def _report(self, bytes_written: int, seconds: float) -> str:
         """One line of the start-up table; the bytes that the loader wrote are those of the plan."""
         assert bytes_written == self.plan.num_bytes, (bytes_written, self.plan.num_bytes)
         spec = self.spec
@@ -182,7 +185,8 @@ class Worker:
         assert self.cache.num_bytes == planned, (self.cache.num_bytes, planned)
         layers = self.stage_slice
         verified = ", verified" if self.spec.verify_weights else ""
-        weights = f"weights {bytes_written:,} B = planned{verified} ({bytes_written / GIB:.2f} GiB)"
+        speed = f"{bytes_written / max(seconds, 1e-3) / 1e9:.2f} GB/s"
+        weights = f"weights {bytes_written:,} B = planned{verified} ({bytes_written / GIB:.2f} GiB at {speed})"
         return (
             f"{self.position}  layers {layers.start}-{layers.stop - 1}  {weights}  "
             f"KV {tokens * expected.kv_bytes_per_token / GIB:.2f} GiB  "

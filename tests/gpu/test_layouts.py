@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from splitrank.serving.protocol.sampling_params import SamplingParams
-from tests.support.layout_runs import DTYPES, GREEDY, Layouts
+from tests.support.layout_runs import DTYPES, GREEDY, WIDE, Layouts, wide_plans
 from tests.support.stage_runner import relative_error
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(600)]
@@ -32,6 +32,18 @@ def test_pp_alone_changes_no_bit(layouts: Layouts, pp: int, tp: int) -> None:
         assert torch.isfinite(expected["logits"]).all()
         assert torch.equal(found["logits"], expected["logits"])
         assert torch.equal(found["tokens"], expected["tokens"])
+
+
+@pytest.mark.parametrize("params", [SAMPLED, GREEDY], ids=["sampled", "greedy"])
+def test_pp_changes_no_bit_of_1_8_and_256_rows_and_of_mixed_steps(tmp_path: Path, params: SamplingParams) -> None:
+    options = {"max_running_requests": WIDE, "num_pages": WIDE + 1}
+    layouts = Layouts(tmp_path, params, 1, wide_plans, device="cuda", devices=(0,) * 2, all_reduce="torch", **options)
+    for dtype in DTYPES:
+        expected, found = layouts.outcome(1, 1)[dtype], layouts.outcome(2, 1)[dtype]
+        assert torch.equal(found["tokens"], expected["tokens"])
+        assert torch.equal(found["logits"], expected["logits"])
+        assert (len(expected["logits"]) > 0) == (params is SAMPLED)
+        assert torch.isfinite(expected["logits"]).all()
 
 
 def test_tp_and_a_cpu_differ_by_rounding_only(layouts: Layouts, tmp_path_factory: pytest.TempPathFactory) -> None:

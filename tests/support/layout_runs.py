@@ -4,6 +4,7 @@ Five layers, so that no pp from 2 to 4 divides them and some stages have no full
 divides; two kv heads and two key heads, which four tensor ranks share.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from tests.support.stage_rank import Run
 from tests.support.stage_runner import CHUNK, admitted, launch_spec, random_tokens
 
 NUM_LAYERS, VOCAB_SIZE = 5, 389
+WIDE = 256  # requests of ``wide_plans``: the most decode rows that a step of a GPU has
 DTYPES = ("float32", "bfloat16")
 GREEDY = SamplingParams(temperature=0.0, max_tokens=100)
 
@@ -64,6 +66,29 @@ def plans(params: SamplingParams = GREEDY) -> list[StepPlan]:
     return [StepPlan(step, "", **parts) for step, parts in enumerate(steps)]
 
 
+def wide_plans(params: SamplingParams) -> list[StepPlan]:
+    """``WIDE`` short prompts, then decode steps of all of them, of 8 and of 1, and a prompt beside the largest batch."""
+    prompts = [random_tokens(2 + slot % 3, VOCAB_SIZE, seed=slot) for slot in range(WIDE)]
+
+    def prefill(slots: range) -> dict[str, list]:
+        return {
+            "admitted": [admitted(slot, slot, prompts[slot], params) for slot in slots],
+            "pages": [NewPages(slot, [slot + 1]) for slot in slots],
+            "chunks": [ChunkPlan(slot, len(prompts[slot]), sample=True) for slot in slots],
+        }
+
+    at_once = CHUNK // 4
+    every = list(range(WIDE))
+    steps = [
+        *(prefill(range(first, first + at_once)) for first in range(0, WIDE, at_once)),
+        *({"decodes": slots} for slots in (every, every, every[::-1], every[7:15], every[40:48], [5], [200])),
+        {"decodes": every[1:], "released": [0]},
+        {"decodes": every[1:], **prefill(range(1))},
+        {"decodes": every},
+    ]
+    return [StepPlan(step, "", **parts) for step, parts in enumerate(steps)]
+
+
 def num_sampled(plan: StepPlan) -> int:
     return len(plan.decodes) + len(plan.chunks)
 
@@ -71,9 +96,16 @@ def num_sampled(plan: StepPlan) -> int:
 class Layouts:
     """Runs each layout once, in both dtypes, and remembers what came out."""
 
-    def __init__(self, folder: Path, params: SamplingParams = GREEDY, in_flight: int = 1, **options: Any) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        params: SamplingParams = GREEDY,
+        in_flight: int = 1,
+        steps: Callable[[SamplingParams], list[StepPlan]] = plans,
+        **options: Any,
+    ) -> None:
         self._folder, self._outcomes = folder, dict[tuple[int, int], dict[str, Outcome]]()
-        self._params, self._options, self._in_flight = params, options, in_flight
+        self._plans, self._options, self._in_flight = steps(params), options, in_flight
         config = random_text_config(num_hidden_layers=NUM_LAYERS, vocab_size=VOCAB_SIZE)
         write_checkpoint(make_reference(config, seed=21), folder / "model", shards=2)
 
@@ -94,4 +126,4 @@ class Layouts:
         run_dir.mkdir()
         layout: dict[str, Any] = {"pp_size": pp, "tp_size": tp, "partition": equal_partition(NUM_LAYERS, pp)}
         spec = launch_spec(self._folder / "model", run_dir, dtype=dtype, **layout, **self._options)
-        return Run(spec, plans(self._params), str(run_dir / "outcome.safetensors"), self._in_flight)
+        return Run(spec, self._plans, str(run_dir / "outcome.safetensors"), self._in_flight)

@@ -1,4 +1,5 @@
-"""The likeliest token of each row, from the head's product and the maxima of its blocks: no logits go to memory.
+"""The likeliest token of each row, from the head's product and the maxima of its blocks: no logits go to memory, unless
+the product is the vendor's.
 
 Logits are rounded to the model's dtype before they are compared, and the lowest id wins among equals, as where logits
 are stored. ``projection.project`` stores them, for rows that need more. Legend: T rows, K hidden size, V vocabulary.
@@ -8,6 +9,7 @@ import torch
 import triton
 import triton.language as tl
 
+from splitrank.models.ops.gpu import dense
 from splitrank.models.ops.gpu.launch import Operand, launch
 from splitrank.models.ops.gpu.primitives import wait_for_previous
 from splitrank.models.ops.gpu.projection import (
@@ -17,7 +19,7 @@ from splitrank.models.ops.gpu.projection import (
     product_with_tokens,
     whole_rows,
 )
-from splitrank.models.ops.gpu.tiles import Tile
+from splitrank.models.ops.gpu.tiles import LIBRARY, Tile
 
 _FINISH_BLOCK = 16384
 
@@ -76,6 +78,18 @@ def _argmax_dot(
 
 
 @triton.jit
+def _argmax_stored(logits, best, best_at, N, BLOCK_N: tl.constexpr, PDL: tl.constexpr):
+    block, row, num_blocks = tl.program_id(0), tl.program_id(1).to(tl.int64), tl.num_programs(0)
+    n = block * BLOCK_N + tl.arange(0, BLOCK_N)
+    wait_for_previous(PDL)
+    y = tl.load(logits + row * N + n, mask=n < N, other=float("-inf")).to(tl.float32)
+    y = tl.where(y == y, y, float("inf"))
+    value, at = tl.max(y, 0, return_indices=True)
+    tl.store(best + row * num_blocks + block, value)
+    tl.store(best_at + row * num_blocks + block, block * BLOCK_N + at)
+
+
+@triton.jit
 def _finish_argmax(best, best_at, values, tokens, count, start, BLOCK: tl.constexpr, PDL: tl.constexpr):
     row = tl.program_id(0)
     i = tl.arange(0, BLOCK)
@@ -122,7 +136,10 @@ def head_argmax(
         "best_at": Operand(best_at, (rows, blocks), torch.int32),
     }
     factors = {"x": Operand(x, (rows, width), dtype), "weight": Operand(weight, (columns, width), dtype)}
-    if tile.form == "fma":
+    if tile.form == LIBRARY:
+        logits = Operand(dense.project(x, weight), (rows, columns), dtype)
+        launch(_argmax_stored, (blocks, rows), tile, logits=logits, N=columns, BLOCK_N=tile["n"], **operands)
+    elif tile.form == "fma":
         grid, sizes = fma_launch(columns, width, tile)
         launch(_argmax_fma, grid, tile, N=columns, NUM_ROWS=rows, **factors, **operands, **sizes)
     else:

@@ -1,18 +1,20 @@
 """x W^T for few rows, bound by reading W once: out, qkv and DeltaNet projections, router.
 
-Two forms. ``fma``, for one to a few rows: a block holds whole rows of W in registers, read before the wait for the
+Three forms. ``fma``, for one to a few rows: a block holds whole rows of W in registers, read before the wait for the
 launch before, so that reading overlaps its end; a norm may stand in the prologue. ``dot``: tensor cores, with rows of W
-as the first operand. Legend: T rows, K and N width before and after.
+as the first operand. ``library``: the vendor's product, from where arithmetic bounds it. Legend: T rows, K and N width
+before and after.
 """
 
 import torch
 import triton
 import triton.language as tl
 
+from splitrank.models.ops.gpu import dense
 from splitrank.models.ops.gpu.launch import Operand, launch
 from splitrank.models.ops.gpu.norm import gated_norm_of_heads, sum_of_parts
 from splitrank.models.ops.gpu.primitives import dot, wait_for_previous
-from splitrank.models.ops.gpu.tiles import Tile
+from splitrank.models.ops.gpu.tiles import LIBRARY, Tile
 
 
 @triton.jit
@@ -97,6 +99,9 @@ def _project_dot(
 
 def project(x: torch.Tensor, weight: torch.Tensor, out: torch.Tensor, tile: Tile) -> None:
     """x [T, K], weight [N, K] -> out [T, N], all in one dtype, sums in float32. N a multiple of 16 reads widest."""
+    if tile.form == LIBRARY:
+        dense.project(x, weight, out)
+        return
     (rows, width), (columns, _), dtype = x.shape, weight.shape, x.dtype
     operands = {
         "x": Operand(x, (rows, width), dtype),

@@ -13,7 +13,8 @@ from typing import Any
 
 # A launch's forms, and the sizes that a tile of that form must name (powers of two).
 Forms = dict[str, tuple[str, ...]]
-PROJECTION: Forms = {"fma": ("n",), "dot": ("n", "k", "t")}
+LIBRARY = "library"  # the vendor's product, which has no blocks of ours
+PROJECTION: Forms = {"fma": ("n",), "dot": ("n", "k", "t"), LIBRARY: ()}
 LAUNCHES: dict[str, Forms] = {
     "add_norm": {"": ()},
     "gated_norm": {"": ("heads",)},
@@ -22,7 +23,7 @@ LAUNCHES: dict[str, Forms] = {
     "out_proj": PROJECTION,
     "o_proj": PROJECTION,
     "router": PROJECTION,
-    "head": PROJECTION,
+    "head": {**PROJECTION, LIBRARY: ("n",)},  # of the stored logits, n of a row in a block
     "delta_step": {"plain": ("v",), "normed": ()},
     "attention_decode": {"counted": ("t", "parts"), "apart": ("t", "parts")},
     "route": {"together": ("t",), "apart": ("t", "rows")},

@@ -10,6 +10,7 @@ from splitrank.models.ops.gpu.tiles import Tile
 from tests.models.ops.gpu.comparison import nan, normal
 
 FMA = Tile(num_warps=4, form="fma", sizes={"n": 4})
+LIBRARY = Tile(num_warps=4, form="library", sizes={"n": 32})
 DOT = Tile(num_warps=4, num_stages=2, form="dot", sizes={"n": 16, "k": 32, "t": 8})
 
 
@@ -23,7 +24,7 @@ def argmax(x: torch.Tensor, weight: torch.Tensor, tile: Tile, start: int = 0) ->
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize(("rows", "tile"), [(1, FMA), (3, FMA), (1, DOT), (5, DOT), (19, DOT)])
+@pytest.mark.parametrize(("rows", "tile"), [(1, FMA), (3, FMA), (1, DOT), (5, DOT), (19, DOT), (5, LIBRARY)])
 @pytest.mark.parametrize("vocabulary", [33, 256])
 def test_it_is_the_argmax_of_the_stored_logits(
     device: torch.device, dtype: torch.dtype, rows: int, tile: Tile, vocabulary: int
@@ -39,7 +40,7 @@ def test_it_is_the_argmax_of_the_stored_logits(
     assert torch.equal(values, logits.float().max(-1).values)
 
 
-@pytest.mark.parametrize("tile", [FMA, DOT])
+@pytest.mark.parametrize("tile", [FMA, DOT, LIBRARY])
 def test_a_slice_of_the_vocabulary_names_its_own_ids(device: torch.device, tile: Tile) -> None:
     x, weight = normal(device, torch.float32, 2, 32), normal(device, torch.float32, 50, 32)
     _, whole = argmax(x, weight, tile)
@@ -48,7 +49,7 @@ def test_a_slice_of_the_vocabulary_names_its_own_ids(device: torch.device, tile:
     assert torch.equal(tokens.gather(0, values.argmax(0, keepdim=True))[0], whole)
 
 
-@pytest.mark.parametrize("tile", [FMA, DOT])
+@pytest.mark.parametrize("tile", [FMA, DOT, LIBRARY])
 def test_a_row_of_nan_gives_an_id(device: torch.device, tile: Tile) -> None:
     x, weight = normal(device, torch.float32, 3, 32), normal(device, torch.float32, 50, 32)
     _, clean = argmax(x, weight, tile)

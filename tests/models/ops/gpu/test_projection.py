@@ -9,6 +9,7 @@ from splitrank.models.ops.gpu.tiles import Tile
 from tests.models.ops.gpu.comparison import TOLERANCE, assert_near, nan, normal
 
 FMA = Tile(num_warps=4, form="fma", sizes={"n": 4})
+LIBRARY = Tile(num_warps=4, form="library")
 DOT = Tile(num_warps=4, num_stages=2, form="dot", sizes={"n": 16, "k": 32, "t": 16})
 
 
@@ -23,6 +24,7 @@ DOT = Tile(num_warps=4, num_stages=2, form="dot", sizes={"n": 16, "k": 32, "t": 
         (3, 37, 96, DOT),  # a part of a block of each
         (16, 32, 40, DOT),
         (33, 16, 64, DOT),  # three blocks of tokens
+        (3, 37, 96, LIBRARY),
     ],
 )
 def test_project(device: torch.device, dtype: torch.dtype, rows: int, columns: int, width: int, tile: Tile) -> None:

@@ -77,7 +77,7 @@ def test_the_table_of_these_tests_is_right(tmp_path: Path) -> None:
         (NORM, "add_norm = []", "add_norm: no ranges"),
         (FMA, FMA.replace("up_to = 2", "up_to = 0"), "in_proj: up_to must grow"),
         (FMA, FMA.replace("up_to = 2", "up_to = 256"), "in_proj: up_to must grow"),
-        (FMA, FMA.replace('"fma"', '"fast"'), "in_proj: form must be one of 'fma', 'dot'"),
+        (FMA, FMA.replace('"fma"', '"fast"'), "in_proj: form must be one of 'fma', 'dot', 'library'"),
         (FMA, FMA.replace("n = 4", "m = 4"), "in_proj: sizes must be n"),
         (FMA, FMA.replace("n = 4", "n = 3"), "in_proj: n must be a power of two"),
         (FMA, FMA.replace("n = 4", "n = true"), "in_proj: n must be a power of two"),
