@@ -3,8 +3,9 @@
     python scripts/bench_gpu.py [--batches 1 8 32 128 256] [--output rows.jsonl] [any option of ``splitrank bench``]
 
 Decode: a batch of equal requests of 128 prompt tokens; tokens a second from the time of 256 tokens less the time of
-one, so that prefill cancels out. Prefill: 16 prompts of 2,048 tokens with one token each. Greedy, medians. The same
-workloads as those that vLLM is measured with (``configs/README.md``).
+one, so that prefill cancels out. Prefill: 16 prompts of 2,048 tokens with one token each; with ``--prompts 64`` a queue
+that is long enough to fill two stages. Greedy, medians. The same workloads as those that vLLM is measured with
+(``configs/README.md``).
 """
 
 import argparse
@@ -27,7 +28,7 @@ from splitrank.serving.options.config import EngineConfig
 from splitrank.serving.protocol.messages import LaunchSpec
 
 PROMPT, OUTPUT = 128, 256
-PREFILL = (16, 2048)
+PREFILL = 2048
 ROPE = {"rope_type": "default", "rope_theta": 1e7, "mrope_interleaved": True, "mrope_section": [11, 11, 10]}
 
 
@@ -64,6 +65,7 @@ def config_35b(layers: int = 40) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batches", type=int, nargs="*", default=[1, 8, 32, 128, 256])
+    parser.add_argument("--prompts", type=int, nargs="*", default=[16], help="prefill: prompts at once")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--layers", type=int, default=40)
     parser.add_argument("--pp", type=int, default=1)
@@ -79,7 +81,7 @@ def main() -> None:
             stage_link=args.stage_link,
         )  # fmt: skip
         output = args.output.open("a") if args.output else None
-        asyncio.run(bench(config, args.batches, args.repeats, Rows(output, labels(args))))
+        asyncio.run(bench(config, args, Rows(output, labels(args))))
 
 
 class Rows:
@@ -109,7 +111,7 @@ def labels(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-async def bench(config: EngineConfig, batches: list[int], repeats: int, rows: Rows) -> None:
+async def bench(config: EngineConfig, args: argparse.Namespace, rows: Rows) -> None:
     began = time.perf_counter()
     spec = resolve_launch(config)
     client = await EngineClient.start(spec)
@@ -117,9 +119,10 @@ async def bench(config: EngineConfig, batches: list[int], repeats: int, rows: Ro
         rows.emit(what="ready", seconds=round(time.perf_counter() - began, 1))
         for report in client.reports:
             print(report, file=sys.stderr)
-        for batch in batches:
-            await bench_decode(client, spec, batch, repeats, rows)
-        await bench_prefill(client, spec, repeats, rows)
+        for batch in args.batches:
+            await bench_decode(client, spec, batch, args.repeats, rows)
+        for count in args.prompts:
+            await bench_prefill(client, spec, count, args.repeats, rows)
     finally:
         await client.close()
 
@@ -140,12 +143,11 @@ async def bench_decode(client: EngineClient, spec: LaunchSpec, batch: int, repea
     )
 
 
-async def bench_prefill(client: EngineClient, spec: LaunchSpec, repeats: int, rows: Rows) -> None:
-    count, length = PREFILL
-    jobs = random_jobs(spec.vocab_size, length, [1] * count)
+async def bench_prefill(client: EngineClient, spec: LaunchSpec, count: int, repeats: int, rows: Rows) -> None:
+    jobs = random_jobs(spec.vocab_size, PREFILL, [1] * count)
     await measure(client, jobs)  # warm-up
     seconds = statistics.median([(await measure(client, jobs)).seconds for _ in range(repeats)])
-    rows.emit(what="prefill", prompts=count, tokens=length, tokens_per_s=round(count * length / seconds))
+    rows.emit(what="prefill", prompts=count, tokens=PREFILL, tokens_per_s=round(count * PREFILL / seconds))
 
 
 if __name__ == "__main__":

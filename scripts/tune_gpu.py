@@ -80,7 +80,7 @@ def candidates(launch: str, rows: int) -> list[Tile]:
     if launch == "route":
         if rows <= 16:
             return [tile("together", warps, t=max(8, min(rows, 16))) for warps in (4, 8)]
-        return [tile("apart", 4, t=t, rows=r) for t, r in product((8, 16, 32), (2, 4)) if t <= rows // 2]
+        return [tile("apart", w, t=t, rows=r) for w, t, r in product((4, 8), (8, 16, 32), (2, 4)) if t <= rows // 2]
     if launch == "gated_norm":
         return [tile("", warps, heads=heads) for heads, warps in ((4, 2), (8, 4), (4, 4))]
     return [tile("", warps) for warps in (4, 8)]

@@ -125,7 +125,8 @@ def test_attention(models: Models, hidden: torch.Tensor) -> None:
 
     def call(layer: nn.Module, dtype: torch.dtype) -> torch.Tensor:
         x = layer.input_layernorm(hidden.to(dtype))[None]
-        embeddings = models.exact.model.rotary_emb(x, torch.arange(models.length, device=models.device)[None])
+        positions = torch.arange(models.length, device=models.device).expand(3, 1, -1)  # of time, height and width
+        embeddings = models.exact.model.rotary_emb(x, positions)
         square = (models.length, models.length)
         mask = torch.full(square, -torch.inf, dtype=dtype, device=models.device).triu(1)[None, None]
         output: torch.Tensor = layer.self_attn(x, embeddings, mask)[0][0]
@@ -183,9 +184,11 @@ def test_moe_on_tokens_whose_experts_are_beyond_doubt(models: Models, hidden: to
 @torch.inference_mode()
 def test_embedding_has_no_rounding_and_the_head_two(models: Models, hidden: torch.Tensor) -> None:
     model = models.runner.worker.model
-    token_ids = torch.tensor(random_tokens(models.length, models.exact.config.vocab_size), device=models.device)
+    ids = random_tokens(models.length, models.exact.config.vocab_size)
+    batch = models.batch()
+    token_ids = torch.tensor(ids, dtype=batch.token_ids.dtype, device=models.device)
     rows = torch.arange(models.length, device=models.device)
-    batch = replace(models.batch(), token_ids=token_ids, sample_rows=rows)
+    batch = replace(batch, token_ids=token_ids, sample_rows=rows)
     embedded = model.embed_tokens(batch, model.ops, SingleRank())
     assert torch.equal(embedded.float(), models.exact.model.embed_tokens(token_ids))
     ours = model.lm_head(without_residual(hidden), batch, model.norm, model.ops, SingleRank())

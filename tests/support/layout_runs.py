@@ -67,7 +67,7 @@ def plans(params: SamplingParams = GREEDY) -> list[StepPlan]:
 
 
 def wide_plans(params: SamplingParams) -> list[StepPlan]:
-    """``WIDE`` short prompts, then decode steps of all of them, of 8 and of 1, and a prompt beside the largest batch."""
+    """``WIDE`` short prompts, then decode steps of all, of 8 and of 1, and a prompt beside the largest batch."""
     prompts = [random_tokens(2 + slot % 3, VOCAB_SIZE, seed=slot) for slot in range(WIDE)]
 
     def prefill(slots: range) -> dict[str, list]:
