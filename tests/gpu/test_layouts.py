@@ -36,10 +36,16 @@ def test_pp_alone_changes_no_bit(layouts: Layouts, pp: int, tp: int) -> None:
 
 @pytest.mark.parametrize("params", [SAMPLED, GREEDY], ids=["sampled", "greedy"])
 def test_pp_changes_no_bit_of_1_8_and_256_rows_and_of_mixed_steps(tmp_path: Path, params: SamplingParams) -> None:
-    options = {"max_running_requests": WIDE, "num_pages": WIDE + 1}
-    layouts = Layouts(tmp_path, params, 1, wide_plans, device="cuda", devices=(0,) * 2, all_reduce="torch", **options)
+    outcomes = []
+    for pp in (1, 2):
+        folder = tmp_path / str(pp)
+        folder.mkdir()
+        # Steps of pp stages share the running requests evenly.
+        sizes = {"max_running_requests": pp * WIDE, "num_pages": WIDE + 1}
+        layouts = Layouts(folder, params, 1, wide_plans, device="cuda", devices=(0,) * pp, all_reduce="torch", **sizes)
+        outcomes.append(layouts.outcome(pp, 1))
     for dtype in DTYPES:
-        expected, found = layouts.outcome(1, 1)[dtype], layouts.outcome(2, 1)[dtype]
+        expected, found = (outcome[dtype] for outcome in outcomes)
         assert torch.equal(found["tokens"], expected["tokens"])
         assert torch.equal(found["logits"], expected["logits"])
         assert (len(expected["logits"]) > 0) == (params is SAMPLED)
