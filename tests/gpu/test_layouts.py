@@ -48,7 +48,7 @@ def test_pp_changes_no_bit_of_1_8_and_256_rows_and_of_mixed_steps(tmp_path: Path
         expected, found = (outcome[dtype] for outcome in outcomes)
         assert torch.equal(found["tokens"], expected["tokens"])
         assert torch.equal(found["logits"], expected["logits"])
-        assert (len(expected["logits"]) > 0) == (params is SAMPLED)
+        assert len(expected["logits"]) >= (7 if params is SAMPLED else 2) * WIDE  # greedy: prompts and mixed steps
         assert torch.isfinite(expected["logits"]).all()
 
 
