@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from math import prod
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 import torch
@@ -115,6 +116,12 @@ def launch(kernel: Any, grid: Sequence[int], tile: Tile, **arguments: Any) -> No
     Raises:
         ValueError: a tensor lies on another device than the launch, or is not as declared. Names kernel and tensor.
     """
+    known = None
+    if _FINDS_BY_VARIANT and not INTERPRETED and _noted is None:
+        known = _likeness(kernel, grid, tile, arguments)
+        if (runner := _runners.get(known)) is not None:
+            runner(arguments)
+            return
     plain = {}
     for name, value in arguments.items():
         if isinstance(value, Operand):
@@ -122,29 +129,84 @@ def launch(kernel: Any, grid: Sequence[int], tile: Tile, **arguments: Any) -> No
                 raise ValueError(f"{kernel.fn.__name__.lstrip('_')}: {name} {complaint}")
             value = value.argument()
         plain[name] = value
-    if all(grid):  # without rows there is nothing to do, and a grid of 0 is an error on a GPU
-        run(Call(kernel, tuple(grid), tile, plain))
+    if not all(grid):  # without rows there is nothing to do, and a grid of 0 is an error on a GPU
+        return
+    call = Call(kernel, tuple(grid), tile, plain)
+    if _noted is not None:
+        _noted.append(call)
+    else:
+        _run(call, arguments, known)
 
 
-def run(call: Call) -> None:
-    """Launches on the current device; within ``noted_launches`` replaced."""
+def _run(call: Call, arguments: dict[str, Any], known: tuple[Any, ...] | None) -> None:
+    """Launches on the current device, and remembers how, for launches that are like this one (``known``)."""
     device = torch.device("cpu") if INTERPRETED else _device(torch.cuda.current_device())
     for name, value in call.arguments.items():
         tensor = value.base if isinstance(value, TensorDescriptor) else value
         if isinstance(tensor, torch.Tensor) and tensor.device != device:
             raise ValueError(f"{call.name}: {name} lies on {tensor.device}, the launch is on {device}")
-    if INTERPRETED or not _FINDS_BY_VARIANT:
+    if known is None:
         call.kernel[call.grid](**call.arguments, **_options(call, device))
         return
     key = call.variant
     if (compiled := _compiled.get(key)) is None:
         compiled = _compiled[key] = _warm_up(call, device)
+    if len(_runners) >= _MAX_RUNNERS:
+        _runners.clear()
     pdl = call.tile.pdl and _has_pdl(device)
-    values = [pdl if name == "PDL" else call.arguments[name] for name in call.kernel.arg_names]
-    compiled[(*call.grid, 1, 1)[:3]](*values)
+    runner = _runners[known] = _Runner(compiled, call, pdl)
+    runner(arguments)
 
 
+def _likeness(kernel: Any, grid: Sequence[int], tile: Tile, arguments: dict[str, Any]) -> tuple[Any, ...]:
+    """Equal for two launches only if all that is checked is equal, and so is the machine code."""
+    parts = [kernel.fn, tile.num_warps, tile.num_stages, tile.pdl, *grid, torch.cuda.current_device(), *arguments]
+    for value in arguments.values():
+        if type(value) is Operand:
+            tensor = value[0]
+            parts += tensor.dtype, tensor.shape, tensor.stride(), tensor.get_device(), tensor.data_ptr() % 16
+            parts += value[1:]
+        else:
+            parts += type(value), value
+    return tuple(parts)
+
+
+class _Rows(NamedTuple):
+    """What Triton's launcher reads of a ``TensorDescriptor``, which checks itself whenever one is made."""
+
+    base: torch.Tensor
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    block_shape: list[int]
+    padding: str = "zero"
+    round_f32_to_tf32: bool = False
+
+
+class _Runner:
+    """A compiled kernel on its grid. Called with arguments of which those are alike that it was made from."""
+
+    def __init__(self, compiled: Any, call: Call, pdl: bool) -> None:
+        names = [*call.arguments, "PDL"]
+        self._launch, self._pdl = compiled[(*call.grid, 1, 1)[:3]], pdl
+        self._in_order = itemgetter(*(names.index(name) for name in call.kernel.arg_names))
+        self._rows = [
+            (at, _Rows(value.base, value.shape, value.strides, value.block_shape)[1:])
+            for at, value in enumerate(call.arguments.values())
+            if isinstance(value, TensorDescriptor)
+        ]
+
+    def __call__(self, arguments: dict[str, Any]) -> None:
+        values = [value[0] if type(value) is Operand else value for value in arguments.values()]
+        for at, rest in self._rows:
+            values[at] = _Rows(values[at], *rest)
+        self._launch(*self._in_order((*values, self._pdl)))
+
+
+_noted: list[Call] | None = None  # where launches are noted instead of made
 _compiled: dict[tuple[Any, ...], Any] = {}  # by variant, for the process's one device
+# By likeness. A step's launches repeat from layer to layer: what was checked and found for the first serves the others.
+_runners: dict[tuple[Any, ...], _Runner] = {}
+_MAX_RUNNERS = 16384  # lengths of steps vary without end
 
 
 def compile_ahead(call: Call) -> None:
@@ -159,13 +221,13 @@ def compile_ahead(call: Call) -> None:
 @contextmanager
 def noted_launches() -> Iterator[list[Call]]:
     """Within, launches are noted in their order and not made; tensors may be of the meta device."""
-    global run
-    calls: list[Call] = []
-    plain, run = run, calls.append  # type: ignore[assignment]
+    global _noted
+    outer, calls = _noted, list[Call]()
+    _noted = calls
     try:
         yield calls
     finally:
-        run = plain
+        _noted = outer
 
 
 def options_of(tile: Tile) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import torch
 import triton
 import triton.language as tl
 
-from splitrank.models.ops.gpu.launch import Operand, launch
+from splitrank.models.ops.gpu.launch import Operand, _likeness, launch
 from splitrank.models.ops.gpu.tiles import Tile
 
 
@@ -69,3 +69,44 @@ def test_a_strided_tensor_may_have_gaps_between_rows(device: torch.device) -> No
     wide = torch.randn(2, 32, device=device)
     assert not Operand(wide[:, :16], (2, 16), torch.float32, strided=True).complaint()
     assert Operand(wide[:, :16], (2, 16), torch.float32).complaint()
+
+
+def likeness(tensor: torch.Tensor, grid: tuple[int, ...] = (2,), tile: Tile = Tile(1), count: Any = 16) -> Any:
+    operand = Operand(tensor, tuple(tensor.shape), tensor.dtype)
+    return _likeness(_double, grid, tile, {"x": operand, "COUNT": count})
+
+
+def test_launches_are_alike_only_if_all_that_is_checked_and_compiled_is_equal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    x = torch.zeros(64)
+    assert likeness(x[:32].view(2, 16)) == likeness(torch.zeros(2, 16))
+    one = likeness(x[:32].view(2, 16))
+    others = [
+        likeness(x[1:33].view(2, 16)),  # its address is not aligned
+        likeness(torch.zeros(2, 16, dtype=torch.int32)),
+        likeness(torch.zeros(16, 2).t()),
+        likeness(torch.zeros(1, 16)),
+        likeness(x[:32].view(2, 16), grid=(1,)),
+        likeness(x[:32].view(2, 16), tile=Tile(2)),
+        likeness(x[:32].view(2, 16), tile=Tile(1, pdl=True)),
+        likeness(x[:32].view(2, 16), count=16.0),
+    ]
+    assert one not in others
+    assert len(set(others)) == len(others)
+    operand = Operand(x, (64,), torch.float32)
+    assert _likeness(_double, (), Tile(1), {"x": operand, "y": 1}) != _likeness(
+        _double, (), Tile(1), {"y": 1, "x": operand}
+    )
+    assert likeness(x[:1], count=True) != likeness(x[:1], count=1)
+
+
+def test_a_launch_like_an_earlier_one_runs_on_its_own_tensors_and_is_checked(device: torch.device) -> None:
+    for value in (1.0, 2.0):
+        x = torch.full((3, 16), value, device=device)
+        y = torch.zeros_like(x)
+        double(x, y)
+        assert torch.equal(y, 2 * x)
+    with pytest.raises(ValueError, match="y has shape"):
+        double(x, torch.zeros(2, 16, device=device), shape=(3, 16))
+    with pytest.raises(ValueError, match="y lies on meta"):
+        double(x, torch.zeros(3, 16, device="meta"))
