@@ -166,6 +166,8 @@ def _likeness(kernel: Any, grid: Sequence[int], tile: Tile, arguments: dict[str,
             tensor = value[0]
             parts += tensor.dtype, tensor.shape, tensor.stride(), tensor.get_device(), tensor.data_ptr() % 16
             parts += value[1:]
+        elif isinstance(value, torch.Tensor):  # of which nothing is declared
+            parts += value.dtype, value.get_device(), value.data_ptr() % 16
         else:
             parts += type(value), value
     return tuple(parts)

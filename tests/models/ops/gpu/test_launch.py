@@ -71,7 +71,10 @@ def test_a_strided_tensor_may_have_gaps_between_rows(device: torch.device) -> No
     assert Operand(wide[:, :16], (2, 16), torch.float32).complaint()
 
 
-def likeness(tensor: torch.Tensor, grid: tuple[int, ...] = (2,), tile: Tile = Tile(1), count: Any = 16) -> Any:
+ONE_WARP = Tile(1)
+
+
+def likeness(tensor: torch.Tensor, grid: tuple[int, ...] = (2,), tile: Tile = ONE_WARP, count: Any = 16) -> Any:
     operand = Operand(tensor, tuple(tensor.shape), tensor.dtype)
     return _likeness(_double, grid, tile, {"x": operand, "COUNT": count})
 
@@ -93,6 +96,8 @@ def test_launches_are_alike_only_if_all_that_is_checked_and_compiled_is_equal(mo
     ]
     assert one not in others
     assert len(set(others)) == len(others)
+    assert likeness(x[:1], count=x) == likeness(x[:1], count=torch.ones(3))  # nothing of it is declared
+    assert not any(isinstance(part, torch.Tensor) for part in likeness(x[:1], count=x))  # it would live for ever
     operand = Operand(x, (64,), torch.float32)
     assert _likeness(_double, (), Tile(1), {"x": operand, "y": 1}) != _likeness(
         _double, (), Tile(1), {"y": 1, "x": operand}
