@@ -6,16 +6,18 @@ enqueue kernels on the current stream and return. A receiving kernel waits for i
 at most; what is launched behind it waits with it.
 """
 
+from functools import partial
+
 import torch
 import torch.distributed as dist
 
-from splitrank.comm.ballot import Ballot, Vote
-from splitrank.comm.errors import CommunicationError, one_line
+from splitrank.comm.ballot import Ballot
+from splitrank.comm.errors import CommunicationError
 from splitrank.comm.native import Mailbox, MailboxCall, MailboxFailure, load_module
 from splitrank.comm.position import MeshPosition
+from splitrank.comm.shared_region import join, leave
 
 DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.int32: 3, torch.int64: 4}
-CLOSE_LIMIT_S = 5.0
 
 
 class DeviceLink:
@@ -42,7 +44,8 @@ class DeviceLink:
         self._where = f"stage {self._stage}: device link"
         self._ballot = Ballot(group, position.rank, position.world_size, timeout_s, "rank")
         self._poison: str | None = None
-        self._native: Mailbox | None = self._join(part_bytes, max_ahead)
+        make = partial(self._make, part_bytes, max_ahead)
+        self._native: Mailbox | None = join(self._ballot, f"{self._where}: start", make, self._open)
         self.num_bytes = self._native.num_bytes
 
     def send(self, tensors: tuple[torch.Tensor, ...], step: int, plan_hash: str) -> None:
@@ -75,15 +78,7 @@ class DeviceLink:
         if self._native is None:
             return
         native, self._native = self._native, None
-        agreed = self._all_agree("" if native.failure() is None else "a message has failed")
-        if not agreed:
-            native.abort()
-        if self._device.type == "cuda":
-            native.leave()
-            agreed = agreed and self._all_agree()
-        # A neighbour's kernel may still write into a GPU's memory: unless all have left, it stays until the end.
-        if agreed or self._device.type != "cuda":
-            native.close()
+        leave(self._ballot, f"{self._where}: end", native, self._device.type == "cuda", self._timeout_s)
 
     def _message(self, tensors: tuple[torch.Tensor, ...], step: int, plan_hash: str) -> MailboxCall:
         """Arguments of the native calls."""
@@ -103,44 +98,13 @@ class DeviceLink:
             raise CommunicationError(f"{self._where}: it is closed")
         return self._native
 
-    def _join(self, part_bytes: int, max_ahead: int) -> Mailbox:
-        """Makes the region, exchanges handles, maps the neighbours. Either all stages succeed or all raise."""
-        what = f"{self._where}: start"
-        native, vote = self._make(part_bytes, max_ahead)
-        try:
-            payloads = self._ballot.hold(vote, what)
-            self._ballot.hold(Vote(self._open(native, payloads[self._ring])), what)
-        except BaseException:
-            if native is not None:
-                native.close()
-            raise
-        assert native is not None
-        return native
+    def _make(self, part_bytes: int, max_ahead: int) -> tuple[Mailbox, bytes]:
+        module = load_module(self._device.type)
+        native = module.Mailbox(self._stage, self._num_stages, max_ahead, part_bytes, self._device.index or 0)
+        return native, native.handle()
 
-    def _make(self, part_bytes: int, max_ahead: int) -> tuple[Mailbox | None, Vote]:
-        try:
-            module = load_module(self._device.type)
-            native = module.Mailbox(self._stage, self._num_stages, max_ahead, part_bytes, self._device.index or 0)
-            return native, Vote(payload=native.handle())
-        except (ValueError, OSError, MemoryError, RuntimeError) as error:
-            return None, Vote(one_line(error))
-
-    @staticmethod
-    def _open(native: Mailbox | None, handles: list[bytes]) -> str:
-        """Maps the neighbours' regions. The reason why that failed; empty if it did not."""
-        assert native is not None, "its refusal has ended the start"
-        try:
-            native.open(handles)
-        except (ValueError, OSError, MemoryError, RuntimeError) as error:
-            return one_line(error)
-        return ""
-
-    def _all_agree(self, refusal: str = "") -> bool:
-        try:
-            self._ballot.hold(Vote(refusal), f"{self._where}: end", min(CLOSE_LIMIT_S, self._timeout_s))
-        except CommunicationError:
-            return False
-        return True
+    def _open(self, native: Mailbox, handles: list[bytes]) -> None:
+        native.open(handles[self._ring])
 
     def _fail(self) -> None:
         """Keeps the first failure; later calls raise it again."""

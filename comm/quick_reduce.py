@@ -6,19 +6,20 @@ peers ends after ``timeout_s``.
 """
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.distributed as dist
 
-from splitrank.comm.ballot import Ballot, Vote
-from splitrank.comm.errors import CommunicationError, one_line
+from splitrank.comm.ballot import Ballot
+from splitrank.comm.errors import CommunicationError
 from splitrank.comm.failure_text import describe
 from splitrank.comm.native import ALGORITHM_CODES, CODEC_CODES, Communicator, load_module
 from splitrank.comm.selection import WORLD_SIZES
+from splitrank.comm.shared_region import join, leave
 
 DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # csrc/quick_reduce/call.h
 ALIGNMENT = 16
-CLOSE_LIMIT_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ class QuickAllReduce:
         if world_size > 1:
             assert group is not None, "several ranks vote through a group"
             self._ballot = Ballot(group, rank, world_size, timeout_s)
-            self._native = self._join(shape)
+            self._native = join(self._ballot, f"{self._where}: start", partial(self._make, shape), self._open)
             self.num_bytes = self._native.num_bytes
 
     def all_reduce(
@@ -122,65 +123,27 @@ class QuickAllReduce:
         if self._native is None:
             return
         native, self._native = self._native, None
-        agreed = native.failure() is None and self._all_are_here()
-        if not agreed:
-            native.abort()
-        if self._is_cuda:
-            native.leave()
-            agreed = agreed and self._all_are_here()
-        # A host rank unmaps its own view only. But a peer's kernel may still write into an accelerator's memory: unless
-        # all peers have said that they have left, it stays until the process ends.
-        if agreed or not self._is_cuda:
-            native.close()
+        leave(self._ballot, f"{self._where}: end", native, self._is_cuda, self.timeout_s)
 
-    def _join(self, shape: RegionShape | None) -> Communicator:
-        """Makes the region, exchanges handles, maps the peers. Either all ranks succeed or all raise."""
-        what = f"{self._where}: start"
-        native, vote = self._make(shape)
-        try:
-            payloads = self._ballot.hold(vote, what)
-            heads, handles = zip(*(payload.split(b"\n", 1) for payload in payloads), strict=True)
-            self._ballot.hold(Vote(self._open(native, list(heads), list(handles))), what)
-        except BaseException:
-            if native is not None:
-                native.close()
-            raise
-        assert native is not None
-        return native
-
-    def _make(self, shape: RegionShape | None) -> tuple[Communicator | None, Vote]:
+    def _make(self, shape: RegionShape | None) -> tuple[Communicator, bytes]:
         """The own region, and its description for the peers: module, slots and handle."""
-        try:
-            module = load_module(self.device.type)
-            if shape is None:
-                shape = RegionShape(*module.default_shape(self.world_size)) if self._is_cuda else HOST_SHAPE
-            arguments = (self.rank, self.world_size, shape.num_slots, shape.segment_bytes, self.device.index or 0)
-            native = module.Communicator(*arguments)
-            head = f"protocol {module.PROTOCOL} on {module.TARGET} segments {shape.segment_bytes} slots"
-            return native, Vote(payload=f"{head} {native.max_slots()}\n".encode() + native.handle())
-        except (ValueError, OSError, MemoryError, RuntimeError) as error:
-            return None, Vote(one_line(error))
+        module = load_module(self.device.type)
+        if shape is None:
+            shape = RegionShape(*module.default_shape(self.world_size)) if self._is_cuda else HOST_SHAPE
+        arguments = (self.rank, self.world_size, shape.num_slots, shape.segment_bytes, self.device.index or 0)
+        native = module.Communicator(*arguments)
+        head = f"protocol {module.PROTOCOL} on {module.TARGET} segments {shape.segment_bytes} slots"
+        return native, f"{head} {native.max_slots()}\n".encode() + native.handle()
 
-    def _open(self, native: Communicator | None, heads: list[bytes], handles: list[bytes]) -> str:
-        """Maps the peers' regions. The reason why that failed; empty if it did not."""
-        assert native is not None, "its refusal has ended the start"
+    def _open(self, native: Communicator, payloads: list[bytes]) -> None:
+        """Maps the peers' regions, if all are of one kind, with the slots that all have."""
+        heads, handles = zip(*(payload.split(b"\n", 1) for payload in payloads), strict=True)
         kinds = [head.decode().rpartition(" ") for head in heads]
         own = kinds[self.rank][0]
         for rank, (kind, _, _) in enumerate(kinds):
             if kind != own:
-                return f"it has {own}, tensor rank {rank} has {kind}"
-        try:
-            native.open(handles, min(int(slots) for _, _, slots in kinds))
-        except (ValueError, OSError, MemoryError, RuntimeError) as error:
-            return one_line(error)
-        return ""
-
-    def _all_are_here(self) -> bool:
-        try:
-            self._ballot.hold(Vote(), f"{self._where}: end", min(CLOSE_LIMIT_S, self.timeout_s))
-        except CommunicationError:
-            return False
-        return True
+                raise ValueError(f"it has {own}, tensor rank {rank} has {kind}")
+        native.open(list(handles), min(int(slots) for _, _, slots in kinds))
 
     def _is_fit(self, tensor: torch.Tensor, address: int) -> bool:
         return tensor.device == self.device and tensor.is_contiguous() and address % ALIGNMENT == 0
