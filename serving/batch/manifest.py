@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from splitrank.serving.launch.answer_settings import answer_settings
 from splitrank.serving.launch.file_hash import hash_files

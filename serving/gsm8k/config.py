@@ -80,7 +80,5 @@ def engine_configs(config: Gsm8kConfig, num_cores: int) -> list[EngineConfig]:
     threads = config.threads_per_rank or max(1, min(num_cores // ranks for ranks in ranks_per_host))
     values = {field.name: getattr(config, field.name) for field in fields(EngineConfig)}
     shared = replace(EngineConfig(**values), threads_per_rank=threads)
-    alone = {"nnodes": 0, "node_rank": 0}
-    return [
-        replace(shared, tp=layout.tp, pp=layout.pp, **({} if hosts[layout] > 1 else alone)) for layout in layouts
-    ]
+    alone = replace(shared, nnodes=0, node_rank=0)
+    return [replace(shared if hosts[layout] > 1 else alone, tp=layout.tp, pp=layout.pp) for layout in layouts]

@@ -281,6 +281,8 @@ class EngineClient:
     async def _leave_hosts(hosts: Hosts, limit_s: float) -> None:
         """Waits until the other hosts have ended, too, when all end in order."""
         deadline = time.monotonic() + limit_s
-        while not hosts.have_ended and time.monotonic() < deadline:
+        while not hosts.have_ended:
+            if time.monotonic() >= deadline:
+                break
             await asyncio.sleep(MONITOR_S)
         hosts.close()

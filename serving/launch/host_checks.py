@@ -13,8 +13,22 @@ from splitrank.serving.protocol.messages import LaunchSpec
 
 # Each host has its own. Threads change no bit that stages of other hosts could see.
 LOCAL_FIELDS = frozenset(
-    "run_dir front_pid model_dir threads_per_rank devices node_rank bind secret_file init_address engine_address "
-    "links trace_dir log_level show_progress".split()
+    [
+        "run_dir",
+        "front_pid",
+        "model_dir",
+        "threads_per_rank",
+        "devices",
+        "node_rank",
+        "bind",
+        "secret_file",
+        "init_address",
+        "engine_address",
+        "links",
+        "trace_dir",
+        "log_level",
+        "show_progress",
+    ]
 )
 SMALLEST_FIELDS = ("num_pages", "max_model_len", "max_running_requests")  # follow from each host's memory
 

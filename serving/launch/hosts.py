@@ -15,7 +15,6 @@ from dataclasses import dataclass
 
 import msgspec
 
-from splitrank.comm.errors import CommunicationError
 from splitrank.comm.handshake import Doorkeeper, listen
 from splitrank.serving.launch.host_channel import HostChannel
 from splitrank.serving.launch.host_checks import find_difference, identity_of, localised, merge
@@ -72,10 +71,10 @@ class Hosts:
     def gather(self) -> LaunchSpec:
         """Waits until all hosts have joined, and returns what all have agreed on. ``HostsError`` says who is missing or
         what differs, and then every host that has joined has been told."""
-        own, deadline = identity_of(self._spec), time.monotonic() + self._spec.join_timeout_s
+        deadline = time.monotonic() + self._spec.join_timeout_s
         try:
             while len(self._members) < self._spec.num_nodes - 1:
-                self._admit(own)
+                self._admit()
                 if self._closing.is_set():
                     raise HostsError("the start was broken off")
                 if time.monotonic() > deadline:
@@ -87,7 +86,9 @@ class Hosts:
         finally:
             self._doorkeeper.close()
         joins = [member.join for _, member in sorted(self._members.items()) if member.join is not None]
-        links = {rank: address for links in (self.links.addresses, *(j.links for j in joins)) for rank, address in links.items()}
+        links = dict(self.links.addresses)
+        for join in joins:
+            links |= join.links
         spec = merge([self._spec, *(join.spec for join in joins)], links)
         return msgspec.structs.replace(spec, engine_address=join_address(self._address, self._port))
 
@@ -143,7 +144,7 @@ class Hosts:
 
     # ------------------------------------------------------------ joining
 
-    def _admit(self, own: object) -> None:
+    def _admit(self) -> None:
         """Takes in who has come, and drops who has left again before all were here."""
         with contextlib.suppress(queue.Empty):
             while True:
@@ -170,8 +171,8 @@ class Hosts:
     def _compare(self, newcomer: _Member, join: Join) -> None:
         rank, name = join.spec.node_rank, newcomer.name
         if not 0 < rank < self._spec.num_nodes or rank in self._members:
-            taken = f"{self._members[rank].name} has joined before" if rank in self._members else "there is no such host"
-            newcomer.channel.send(Failed(f"{self._name}: {name} is refused: {taken}"))
+            reason = f"{self._members[rank].name} has joined before" if rank in self._members else "no such host"
+            newcomer.channel.send(Failed(f"{self._name}: {name} is refused: {reason}"))
             newcomer.channel.close()
             return
         self._members[rank] = newcomer

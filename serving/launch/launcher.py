@@ -51,9 +51,7 @@ def load_spec(run_dir: str) -> LaunchSpec:
     return msgspec.msgpack.decode(Path(run_dir, SPEC_FILE).read_bytes(), type=LaunchSpec)
 
 
-def spawn_all(
-    spec: LaunchSpec, rank_module: str, children: Children, listeners: LinkListeners | None = None
-) -> None:
+def spawn_all(spec: LaunchSpec, rank_module: str, children: Children, listeners: LinkListeners | None = None) -> None:
     """Starts this host's processes of a written spec. After an error, ``children`` holds those that were started. The
     ranks inherit ``listeners``, which this process then closes."""
     # -P: no modules from the current folder; a random.py there would replace Python's own.

@@ -180,7 +180,8 @@ class EngineConfig(LayoutConfig):
     )
     log_level: str = option("info", "log level", choices=LOG_LEVELS)
     nnodes: int = option(
-        0, "hosts, each with as many stages; the same command runs on all; from the launcher's environment if not given",
+        0,
+        "hosts, with as many stages each; the same command runs on all; from the launcher's environment if not given",
         bounds=Bounds(0, 1024),
     )
     node_rank: int = option(0, "number of this host; 0 has the front and the engine", bounds=Bounds(0, 1023))
@@ -191,9 +192,7 @@ class EngineConfig(LayoutConfig):
     secret_file: str = option(
         "", "file that holds the secret of all hosts, 16 bytes at least; from SPLITRANK_SECRET if not given"
     )
-    join_timeout_s: float = option(
-        600.0, "limit for all hosts to join", bounds=SECONDS, aliases=("join-timeout",)
-    )
+    join_timeout_s: float = option(600.0, "limit for all hosts to join", bounds=SECONDS, aliases=("join-timeout",))
 
     @property
     def num_nodes(self) -> int:

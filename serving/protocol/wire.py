@@ -64,9 +64,7 @@ def engine_keys(secret: bytes) -> tuple[bytes, bytes]:
     return zmq.curve_public(encoded), encoded
 
 
-def bind_ranks(
-    context: zmq.Context[zmq.Socket[bytes]], spec: LaunchSpec, secret: bytes = b""
-) -> zmq.Socket[bytes]:
+def bind_ranks(context: zmq.Context[zmq.Socket[bytes]], spec: LaunchSpec, secret: bytes = b"") -> zmq.Socket[bytes]:
     """The engine's socket to the ranks. To send to a rank that is not connected is an error, not a silent loss."""
     socket = context.socket(zmq.ROUTER)
     socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
