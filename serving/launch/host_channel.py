@@ -73,9 +73,8 @@ class HostChannel:
                     self._messages.put(message)
         except (CommunicationError, OSError, ValueError) as error:
             self.lost = str(error)
-        finally:
-            self._closing.set()
-            self._stream.close()
+        self._closing.wait()  # a host that is not heard may still hear why all ends
+        self._stream.close()
 
     def _beat(self) -> None:
         while not self._closing.wait(BEAT_S):

@@ -3,11 +3,13 @@
 Packets are dropped silently by a neighbour's address that nobody has: in one direction, or in both.
 """
 
+import itertools
 import os
 import subprocess
 from types import TracebackType
 from typing import Self
 
+_numbers = itertools.count()  # of networks of this process
 NOBODY = "02:00:00:00:00:99"
 
 
@@ -15,8 +17,9 @@ class HostNetwork:
     """``with HostNetwork(2) as network: ...``. ``prefix(1)`` goes before a command that is to run on host 1."""
 
     def __init__(self, num_hosts: int) -> None:
-        self._tag = f"sr{os.getpid() % 100_000}"
-        self._subnet = f"10.{200 + os.getpid() % 50}.{os.getpid() // 50 % 250}"
+        number = next(_numbers)
+        self._tag = f"sr{os.getpid() % 100_000}-{number}"
+        self._subnet = f"10.{200 + os.getpid() % 50}.{(os.getpid() // 50 + number) % 250}"
         self._num_hosts = num_hosts
 
     def address(self, host: int) -> str:

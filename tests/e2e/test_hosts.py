@@ -1,0 +1,122 @@
+"""A server over several hosts, which are network namespaces of this machine: the same bits as on one, and an end in time
+whatever host dies, hangs or is cut off."""
+
+import os
+import signal
+import socket
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import openai
+import pytest
+
+from tests.e2e.host_servers import HEARTBEAT_S, PORT, HostServers
+from tests.e2e.servers import EXIT_S, Server, wait_until
+from tests.e2e.test_death import drain, open_streams
+from tests.support.host_network import HostNetwork, why_not
+from tests.support.limits import scaled
+
+ASKED: dict[str, Any] = {"model": "demo", "prompt": "Natalia sold 48", "max_tokens": 40, "temperature": 0, "logprobs": 5}
+
+
+@pytest.fixture(scope="module")
+def network() -> Iterator[HostNetwork]:
+    if reason := why_not():
+        pytest.skip(reason)
+    with HostNetwork(4) as network:
+        yield network
+
+
+def answer(server: Server) -> tuple[str, Any]:
+    choice = server.client.completions.create(**ASKED).choices[0]
+    return choice.text, choice.logprobs
+
+
+@pytest.mark.parametrize("num_hosts", [2, pytest.param(4, marks=pytest.mark.full)])
+def test_several_hosts_answer_as_one_and_end_together(network: HostNetwork, num_hosts: int, server: Server) -> None:
+    with HostServers(network, num_hosts, "--dtype", "float32", "--max-model-len", 2048) as hosts:
+        assert answer(hosts.server) == answer(server)
+        strangers = [stranger(network, PORT) for _ in range(3)]
+        assert answer(hosts.server) == answer(server)
+        assert all(b"splitrank" not in heard for heard in strangers)
+        hosts.members[-1].process.send_signal(signal.SIGTERM)  # as a launcher does that stops all hosts
+        assert hosts.wait_exits(EXIT_S) == [0] * num_hosts
+
+
+def stranger(network: HostNetwork, port: int) -> bytes:
+    """What somebody hears who sends rubbish to the port."""
+    with socket.create_connection((network.address(0), port), 10) as stream:
+        stream.settimeout(1)
+        try:
+            stream.sendall(os.urandom(4096))
+            return stream.recv(4096)
+        except OSError:
+            return b""
+
+
+def kill_front(hosts: HostServers) -> None:
+    hosts.members[0].process.kill()
+
+
+def kill_rank(hosts: HostServers) -> None:
+    [rank] = hosts.members[0].processes
+    rank.kill()
+
+
+def kill_host_0(hosts: HostServers) -> None:
+    hosts.server.process.kill()
+
+
+def stop(hosts: HostServers) -> None:
+    """All of host 1 hangs; what an operator would then end is ended at the end."""
+    for process in (hosts.members[0].process, *hosts.members[0].processes):
+        process.send_signal(signal.SIGSTOP)
+
+
+def cut(hosts: HostServers) -> None:
+    hosts.network.cut_from(1)
+    hosts.network.cut_to(1)
+
+
+def cut_from(hosts: HostServers) -> None:
+    hosts.network.cut_from(1)
+
+
+def cut_to(hosts: HostServers) -> None:
+    hosts.network.cut_to(1)
+
+
+FAULTS: list[tuple[Callable[[HostServers], None], str, float]] = [
+    (kill_rank, "rank 1 (stage 1, tp 0) was killed by signal 9", 2),
+    (cut, "nothing came for 4 s", HEARTBEAT_S + 3),
+    (kill_front, "is lost: it has left", 2),
+    (stop, "nothing came for 4 s", HEARTBEAT_S + 3),
+    (cut_from, "nothing came for 4 s", HEARTBEAT_S + 3),
+    (cut_to, "nothing came for 4 s", HEARTBEAT_S + 3),
+]
+
+
+@pytest.mark.parametrize(
+    ("fault", "said", "noticed_s"), [*FAULTS[:2], *(pytest.param(*fault, marks=pytest.mark.full) for fault in FAULTS[2:])]
+)
+def test_a_fault_ends_all_hosts(fault: Callable[[HostServers], None], said: str, noticed_s: float) -> None:
+    with HostNetwork(2) as network, HostServers(network, 2) as hosts:
+        streams = open_streams(hosts.server, 3)
+        began = time.monotonic()
+        fault(hosts)
+        for stream in streams:
+            with pytest.raises(openai.APIError) as caught:
+                drain(stream)
+        assert time.monotonic() - began < scaled(noticed_s)
+        print(fault.__name__, round(time.monotonic() - began, 2), caught.value.message)
+        if fault is stop:
+            assert hosts.server.wait_exit() == 1
+            for process in (hosts.members[0].process, *hosts.members[0].processes):
+                process.send_signal(signal.SIGCONT)
+        codes = hosts.wait_exits(EXIT_S - noticed_s)
+        assert codes[0] == 1
+        assert codes[1] == (-signal.SIGKILL if fault is kill_front else 1)
+        print(hosts.members[0].stderr, hosts.server.stderr)
+        assert said in hosts.server.stderr + hosts.members[0].stderr
+        assert "Traceback" not in hosts.server.stderr + hosts.members[0].stderr
