@@ -1,7 +1,7 @@
 """What hosts compare before any of them loads a weight. A difference is one line that names both hosts and values."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -22,6 +22,7 @@ LOCAL_FIELDS = frozenset(
         "node_rank",
         "bind",
         "secret_file",
+        "join_timeout_s",
         "init_address",
         "engine_address",
         "links",
@@ -40,17 +41,15 @@ def identity_of(spec: LaunchSpec) -> HostIdentity:
     return HostIdentity(__version__, hash_files([folder / "config.json"]), checkpoint)
 
 
-def find_difference(
-    own_name: str, own: tuple[HostIdentity, LaunchSpec], name: str, other: tuple[HostIdentity, LaunchSpec]
-) -> str | None:
+Compared = TypeVar("Compared", HostIdentity, LaunchSpec)
+
+
+def find_difference(own_name: str, own: Compared, name: str, other: Compared) -> str | None:
     """One line about the first thing that differs; None if the two hosts fit together."""
-    exempt = LOCAL_FIELDS.union(SMALLEST_FIELDS)
-    for ours, theirs in zip(own, other, strict=True):
-        mine, other_values = _values(ours), _values(theirs)
-        for field, value in mine.items():
-            if field not in exempt and other_values[field] != value:
-                what = field.replace("_", " ")
-                return f"{name} has {what} {_shown(other_values[field])}, {own_name} has {_shown(value)}"
+    theirs = msgspec.structs.asdict(other)
+    for field, value in msgspec.structs.asdict(own).items():
+        if field not in LOCAL_FIELDS and field not in SMALLEST_FIELDS and theirs[field] != value:
+            return f"{name} has {field.replace('_', ' ')} {_shown(theirs[field])}, {own_name} has {_shown(value)}"
     return None
 
 
@@ -66,10 +65,6 @@ def localised(spec: LaunchSpec, own: LaunchSpec) -> LaunchSpec:
     """The common spec with a member's own fields; the links are common, too."""
     fields = {field: getattr(own, field) for field in LOCAL_FIELDS if field not in ("links", "trace_dir")}
     return msgspec.structs.replace(spec, **fields)
-
-
-def _values(struct: Any) -> dict[str, Any]:
-    return msgspec.structs.asdict(struct)
 
 
 def _shown(value: Any) -> str:

@@ -36,12 +36,13 @@ class _Member:
 
     channel: HostChannel
     join: Join | None = None
+    spec: LaunchSpec | None = None
     has_ended: bool = False
 
     @property
     def name(self) -> str:
         assert self.join is not None
-        return host_name(self.join.spec.node_rank, self.join.host_name, self.channel.peer_address)
+        return host_name(self.join.node_rank, self.join.host_name, self.channel.peer_address)
 
 
 class HostsError(RuntimeError):
@@ -55,6 +56,7 @@ class Hosts:
         """Listens. ``ValueError`` if the address is not this host's, or is taken."""
         self._spec, self.secret = spec, secret
         self.is_started = False
+        self._identity = identity_of(spec)
         self._members: dict[int, _Member] = {}
         self._newcomers: list[_Member] = []
         self._arrived: queue.SimpleQueue[socket.socket] = queue.SimpleQueue()
@@ -85,19 +87,21 @@ class Hosts:
             raise
         finally:
             self._doorkeeper.close()
-        joins = [member.join for _, member in sorted(self._members.items()) if member.join is not None]
-        links = dict(self.links.addresses)
-        for join in joins:
-            links |= join.links
-        spec = merge([self._spec, *(join.spec for join in joins)], links)
+        specs, links = [self._spec], dict(self.links.addresses)
+        for _, member in sorted(self._members.items()):
+            assert member.join is not None
+            assert member.spec is not None
+            specs.append(member.spec)
+            links |= member.join.links
+        spec = merge(specs, links)
         return msgspec.structs.replace(spec, engine_address=join_address(self._address, self._port))
 
     def start(self, spec: LaunchSpec) -> None:
         """Every member starts its ranks."""
         self.is_started = True
         for member in self._members.values():
-            assert member.join is not None
-            member.channel.send(Start(localised(spec, member.join.spec)))
+            assert member.spec is not None
+            member.channel.send(Start(localised(spec, member.spec)))
 
     def find_failure(self) -> str | None:
         """Why the engine cannot go on: a host has failed, has left or is silent. Asks this process to stop if a host
@@ -149,10 +153,6 @@ class Hosts:
         with contextlib.suppress(queue.Empty):
             while True:
                 self._newcomers.append(_Member(HostChannel(self._arrived.get_nowait(), self._spec.heartbeat_timeout_s)))
-        for newcomer in [one for one in self._newcomers if self._has_spoken(one)]:
-            self._newcomers.remove(newcomer)
-            if newcomer.join is not None:
-                self._compare(newcomer, newcomer.join)
         for rank, member in list(self._members.items()):
             while (message := member.channel.poll()) is not None:
                 self._on_message(member, message)
@@ -161,6 +161,14 @@ class Hosts:
                 del self._members[rank]
                 member.channel.close()
                 logger.warning("%s has left before all hosts were here: %s", member.name, reason)
+        for newcomer in [one for one in self._newcomers if self._has_spoken(one)]:
+            self._newcomers.remove(newcomer)
+            if newcomer.join is not None:
+                self._compare(newcomer, newcomer.join)
+            else:
+                logger.warning(
+                    "%s knows the secret, but does not join: %s", newcomer.channel.peer_address, newcomer.channel.lost
+                )
 
     @staticmethod
     def _has_spoken(newcomer: _Member) -> bool:
@@ -169,15 +177,17 @@ class Hosts:
         return message is not None or newcomer.channel.lost is not None
 
     def _compare(self, newcomer: _Member, join: Join) -> None:
-        rank, name = join.spec.node_rank, newcomer.name
+        rank, name = join.node_rank, newcomer.name
         if not 0 < rank < self._spec.num_nodes or rank in self._members:
             reason = f"{self._members[rank].name} has joined before" if rank in self._members else "no such host"
             newcomer.channel.send(Failed(f"{self._name}: {name} is refused: {reason}"))
             newcomer.channel.close()
             return
         self._members[rank] = newcomer
-        own = (identity_of(self._spec), self._spec)
-        difference = find_difference(self._name, own, name, (join.identity, join.spec))
+        difference = find_difference(self._name, self._identity, name, join.identity)
+        if difference is None:
+            newcomer.spec = msgspec.msgpack.decode(join.spec, type=LaunchSpec)
+            difference = find_difference(self._name, self._spec, name, newcomer.spec)
         if difference is not None:
             raise HostsError(difference)
 

@@ -96,7 +96,8 @@ class _Member:
         own = self._spec.bind or channel.own_address
         self._links = LinkListeners(self._spec, own, channel.own_address if own in ("0.0.0.0", "::") else own)
         self._spec = msgspec.structs.replace(self._spec, engine_address=join_address(channel.peer_address, address[1]))
-        channel.send(Join(socket.gethostname(), identity_of(self._spec), self._spec, self._links.addresses))
+        encoded, links = msgspec.msgpack.encode(self._spec), self._links.addresses
+        channel.send(Join(socket.gethostname(), self._spec.node_rank, identity_of(self._spec), encoded, links))
         return channel
 
     def _turn(self, rank_module: str) -> bool:

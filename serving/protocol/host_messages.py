@@ -20,8 +20,9 @@ class Join(msgspec.Struct, frozen=True, tag=True):
     """What a member has found out for itself. Host 0 compares it with its own."""
 
     host_name: str
+    node_rank: int
     identity: HostIdentity
-    spec: LaunchSpec
+    spec: bytes  # an encoded LaunchSpec: only one of the same version can be read
     links: dict[int, str]  # host:port where its ranks listen for stages of other hosts
 
 

@@ -92,4 +92,10 @@ class HostServers:
 def hosts_options(network: HostNetwork, num_hosts: int, secret: Path, *arguments: object) -> tuple[object, ...]:
     address = f"{network.address(0)}:{PORT}"
     hosts = ("--nnodes", num_hosts, "--dist-init-addr", address, "--secret-file", secret, "--join-timeout", 60)
-    return (*hosts, "--heartbeat-timeout", HEARTBEAT_S, *([] if "--pp" in arguments else ["--pp", num_hosts]), *arguments)
+    return (
+        *hosts,
+        "--heartbeat-timeout",
+        HEARTBEAT_S,
+        *([] if "--pp" in arguments else ["--pp", num_hosts]),
+        *arguments,
+    )

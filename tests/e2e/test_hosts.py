@@ -1,5 +1,5 @@
-"""A server over several hosts, which are network namespaces of this machine: the same bits as on one, and an end in time
-whatever host dies, hangs or is cut off."""
+"""A server over several hosts, which are network namespaces of this machine: the same bits as on one, and an end in
+time whatever host dies, hangs or is cut off."""
 
 import os
 import signal
@@ -12,12 +12,18 @@ import openai
 import pytest
 
 from tests.e2e.host_servers import HEARTBEAT_S, PORT, HostServers
-from tests.e2e.servers import EXIT_S, Server, wait_until
+from tests.e2e.servers import EXIT_S, Server
 from tests.e2e.test_death import drain, open_streams
 from tests.support.host_network import HostNetwork, why_not
 from tests.support.limits import scaled
 
-ASKED: dict[str, Any] = {"model": "demo", "prompt": "Natalia sold 48", "max_tokens": 40, "temperature": 0, "logprobs": 5}
+ASKED: dict[str, Any] = {
+    "model": "demo",
+    "prompt": "Natalia sold 48",
+    "max_tokens": 40,
+    "temperature": 0,
+    "logprobs": 5,
+}
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +104,8 @@ FAULTS: list[tuple[Callable[[HostServers], None], str, float]] = [
 
 
 @pytest.mark.parametrize(
-    ("fault", "said", "noticed_s"), [*FAULTS[:2], *(pytest.param(*fault, marks=pytest.mark.full) for fault in FAULTS[2:])]
+    ("fault", "said", "noticed_s"),
+    [*FAULTS[:2], *(pytest.param(*fault, marks=pytest.mark.full) for fault in FAULTS[2:])],
 )
 def test_a_fault_ends_all_hosts(fault: Callable[[HostServers], None], said: str, noticed_s: float) -> None:
     with HostNetwork(2) as network, HostServers(network, 2) as hosts:
