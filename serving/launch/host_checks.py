@@ -31,6 +31,7 @@ LOCAL_FIELDS = frozenset(
         "show_progress",
     ]
 )
+DECIDED_BY_HOST_0 = ("digests",)  # by its command; the members follow
 SMALLEST_FIELDS = ("num_pages", "max_model_len", "max_running_requests")  # follow from each host's memory
 
 
@@ -46,9 +47,9 @@ Compared = TypeVar("Compared", HostIdentity, LaunchSpec)
 
 def find_difference(own_name: str, own: Compared, name: str, other: Compared) -> str | None:
     """One line about the first thing that differs; None if the two hosts fit together."""
-    theirs = msgspec.structs.asdict(other)
+    theirs, exempt = msgspec.structs.asdict(other), LOCAL_FIELDS.union(SMALLEST_FIELDS, DECIDED_BY_HOST_0)
     for field, value in msgspec.structs.asdict(own).items():
-        if field not in LOCAL_FIELDS and field not in SMALLEST_FIELDS and theirs[field] != value:
+        if field not in exempt and theirs[field] != value:
             return f"{name} has {field.replace('_', ' ')} {_shown(theirs[field])}, {own_name} has {_shown(value)}"
     return None
 

@@ -4,6 +4,7 @@ Everything that can be wrong with a checkpoint or a layout is found here, before
 """
 
 from dataclasses import replace
+from typing import Any
 
 from splitrank.comm.handshake import check_secret
 from splitrank.comm.selection import AllReduceOptions
@@ -13,11 +14,11 @@ from splitrank.models.config import ModelConfig, read_config
 from splitrank.models.dtypes import COMPUTED_DTYPES
 from splitrank.models.exactness import check_exact_shapes, inexact_because
 from splitrank.models.gpu_limits import check_gpu_shapes
-from splitrank.models.memory import balanced_partition, plan_all_ranks, rank_memory
+from splitrank.models.memory import RankMemory, balanced_partition, plan_all_ranks, rank_memory
 from splitrank.models.sharding import check_partition, check_tensor_parallel
 from splitrank.models.tied_head import settle_head
 from splitrank.models.weight_plan import WeightPlan, audit_plan, audit_union
-from splitrank.serving.launch.capacity import gpu_memory, host_memory, size_cache
+from splitrank.serving.launch.capacity import Capacity, gpu_memory, host_memory, size_cache
 from splitrank.serving.launch.devices import Devices, choose_devices
 from splitrank.serving.launch.machine import usable_cores
 from splitrank.serving.launch.model_files import model_folder
@@ -57,10 +58,8 @@ def resolve_launch(config: EngineConfig) -> LaunchSpec:
     plans = _audited_plans(model, config.tp, partition, dtype, checkpoint)
     ranks = [rank_memory(model, plan, dtype, devices.target) for plan in plans]
     per_node = len(ranks) // config.num_nodes
-    local = ranks[config.node_rank * per_node : (config.node_rank + 1) * per_node]
-    memory = gpu_memory(config, devices) if devices.target == "cuda" else host_memory(config, len(local))
     try:
-        capacity = size_cache(config, local, length, memory)
+        capacity = _host_capacity(config, ranks, length, devices)
     except ValueError as error:
         raise ValueError(f"{error}{_layouts_that_fit(config, model, dtype, devices)}") from None
     return LaunchSpec(
@@ -98,13 +97,28 @@ def resolve_launch(config: EngineConfig) -> LaunchSpec:
         verify_weights=config.verify_weights,
         log_level=config.log_level,
         show_progress=True,
-        num_nodes=config.num_nodes,
-        node_rank=config.node_rank,
-        init_address=config.dist_init_addr,
-        bind=config.bind,
-        secret_file=config.secret_file,
-        join_timeout_s=config.join_timeout_s,
+        **_node_fields(config),
     )
+
+
+def _host_capacity(config: EngineConfig, ranks: list[RankMemory], length: int, devices: Devices) -> Capacity:
+    """What fits the fullest rank of this host."""
+    per_node = len(ranks) // config.num_nodes
+    local = ranks[config.node_rank * per_node : (config.node_rank + 1) * per_node]
+    memory = gpu_memory(config, devices) if devices.target == "cuda" else host_memory(config, len(local))
+    return size_cache(config, local, length, memory)
+
+
+def _node_fields(config: EngineConfig) -> dict[str, Any]:
+    """Of the spec: which host of how many this is, and how they find each other."""
+    return {
+        "num_nodes": config.num_nodes,
+        "node_rank": config.node_rank,
+        "init_address": config.dist_init_addr,
+        "bind": config.bind,
+        "secret_file": config.secret_file,
+        "join_timeout_s": config.join_timeout_s,
+    }
 
 
 def check_nodes(config: EngineConfig) -> None:

@@ -14,7 +14,7 @@ from splitrank.comm.selection import BACKENDS, CODECS, AllReduceOptions
 from splitrank.comm.stage_link import KINDS as STAGE_LINKS
 from splitrank.models.dtypes import COMPUTED_DTYPES
 from splitrank.serving.options.checked import INT64_MAX, Bounds, as_type, shown
-from splitrank.serving.options.nodes import check_host_address, nodes_of
+from splitrank.serving.options.nodes import check_init_address, nodes_of
 
 LOAD_FORMATS = ("auto", "dummy")
 EXACT = ("auto", "on", "off")
@@ -203,7 +203,7 @@ class EngineConfig(LayoutConfig):
         if self.node_rank >= self.num_nodes:
             raise ValueError(f"node_rank {self.node_rank}: {self.num_nodes} hosts are numbered from 0 (--nnodes)")
         if self.nnodes > 1:
-            check_host_address("dist_init_addr", self.dist_init_addr)
+            check_init_address(self.dist_init_addr, self.nnodes)
         AllReduceOptions(self.all_reduce, self.all_reduce_codec)
         if self.load_format == "dummy" and self.verify_weights:
             raise ValueError("load_format dummy: there is nothing that --verify-weights could read again")

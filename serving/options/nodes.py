@@ -56,8 +56,8 @@ def first_host(host_list: str) -> str:
     return name if numbers is None else name + re.split("[-,]", numbers)[0]
 
 
-def check_host_address(name: str, text: str) -> None:
+def check_init_address(text: str, num_nodes: int) -> None:
     """``ValueError`` if ``text`` is not HOST:PORT."""
     host, colon, port = text.rpartition(":")
     if not colon or not host or not (port.isascii() and port.isdigit()) or not 0 < int(port) < 65536:
-        raise ValueError(f"{name} must be HOST:PORT of host 0, not {text!r}")
+        raise ValueError(f"dist_init_addr must be HOST:PORT of host 0 with nnodes {num_nodes}, not {text[:100]!r}")

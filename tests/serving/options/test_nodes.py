@@ -67,8 +67,11 @@ def test_flags_beat_the_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"nnodes": 2, "pp": 2}, "dist_init_addr must be HOST:PORT of host 0, not ''"),
-        ({"nnodes": 2, "pp": 2, "dist_init_addr": "host"}, "dist_init_addr must be HOST:PORT of host 0, not 'host'"),
+        ({"nnodes": 2, "pp": 2}, "dist_init_addr must be HOST:PORT of host 0 with nnodes 2, not ''"),
+        (
+            {"nnodes": 2, "pp": 2, "dist_init_addr": "host"},
+            "dist_init_addr must be HOST:PORT of host 0 with nnodes 2, not 'host'",
+        ),
         ({"nnodes": 2, "node_rank": 2, "dist_init_addr": "h:1"}, "node_rank 2: 2 hosts are numbered from 0"),
         ({"node_rank": 1}, "node_rank 1: 1 hosts are numbered from 0"),
     ],
