@@ -57,7 +57,6 @@ def resolve_launch(config: EngineConfig) -> LaunchSpec:
     partition = choose_partition(config, model, dtype, length)
     plans = _audited_plans(model, config.tp, partition, dtype, checkpoint)
     ranks = [rank_memory(model, plan, dtype, devices.target) for plan in plans]
-    per_node = len(ranks) // config.num_nodes
     try:
         capacity = _host_capacity(config, ranks, length, devices)
     except ValueError as error:
@@ -70,7 +69,7 @@ def resolve_launch(config: EngineConfig) -> LaunchSpec:
         pp_size=config.pp,
         partition=partition,
         tie_word_embeddings=model.tie_word_embeddings,
-        threads_per_rank=config.threads_per_rank or max(1, usable_cores() // per_node),
+        threads_per_rank=config.threads_per_rank or max(1, usable_cores() * config.num_nodes // len(ranks)),
         exact=config.exact != "off" and devices.target == "cpu",
         device=devices.target,
         devices=devices.numbers * config.num_nodes,
