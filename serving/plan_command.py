@@ -131,7 +131,7 @@ def link_lines(config: PlanConfig, model: ModelConfig, dtype: str) -> Iterator[s
         num_bytes = tokens * token_bytes
         yield f"  {name} of {tokens} tokens: {num_bytes / 1e6:.3f} MB, {_crossing_ms(config, num_bytes):.3f} ms a step"
     added_ms = (config.pp - 1) * decode_ms + config.link_ms
-    yield f"  each token of a request waits {added_ms:.3f} ms for {config.pp} borders, as long as no stage is overloaded"
+    yield f"  each token of a request waits {added_ms:.3f} ms for {config.pp} borders, while all stages keep up"
 
 
 def _crossing_ms(config: PlanConfig, num_bytes: int) -> float:

@@ -6,10 +6,13 @@ Packets are dropped silently by a neighbour's address that nobody has: in one di
 import itertools
 import os
 import subprocess
+import sys
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 _numbers = itertools.count()  # of networks of this process
+ROOT = Path(__file__).parents[2]
 NOBODY = "02:00:00:00:00:99"
 
 
@@ -81,6 +84,39 @@ class HostNetwork:
             subprocess.run(["ip", "netns", "delete", self._name(host)], capture_output=True)
             subprocess.run(["ip", "link", "delete", f"{self._name(host)}p"], capture_output=True)
         subprocess.run(["ip", "link", "delete", self._bridge], capture_output=True)
+
+
+class DelayedNetwork(HostNetwork):
+    """Two hosts whose packets are carried by ``packet_relay``: each one ``delay_ms`` late, and a part of them lost."""
+
+    def __init__(self, delay_ms: float, loss: float = 0.0) -> None:
+        super().__init__(2)
+        self._delay_ms, self._loss = delay_ms, loss
+        self._relay: subprocess.Popen[str] | None = None
+
+    def __enter__(self) -> Self:
+        try:
+            _ip("netns", "add", self._name(1))
+            command = [sys.executable, "-m", "tests.support.packet_relay", self._name(1), self._bridge]
+            command += [str(self._delay_ms), str(self._loss)]
+            self._relay = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+            assert self._relay.stdout is not None
+            assert self._relay.stdout.readline() == "ready\n"
+            for host in (0, 1):
+                device, inside = self._device(host), self.prefix(host)
+                _ip("address", "add", f"{self.address(host)}/24", "dev", device, inside=inside)
+                _ip("link", "set", device, "up", inside=inside)
+            _ip("link", "set", "lo", "up", inside=self.prefix(1))
+        except BaseException:
+            self._remove()
+            raise
+        return self
+
+    def _remove(self) -> None:
+        if self._relay is not None:
+            self._relay.kill()
+            self._relay.communicate()
+        super()._remove()
 
 
 def why_not() -> str:
