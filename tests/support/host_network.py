@@ -105,7 +105,8 @@ class DelayedNetwork(HostNetwork):
             for host in (0, 1):
                 device, inside = self._device(host), self.prefix(host)
                 _ip("address", "add", f"{self.address(host)}/24", "dev", device, inside=inside)
-                _ip("link", "set", device, "up", inside=inside)
+                # Large frames and a long queue: the cable is a program, and is to delay, not to drop.
+                _ip("link", "set", device, "mtu", "16000", "txqueuelen", "10000", "up", inside=inside)
             _ip("link", "set", "lo", "up", inside=self.prefix(1))
         except BaseException:
             self._remove()
