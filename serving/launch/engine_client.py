@@ -8,6 +8,7 @@ import time
 import uuid
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import msgspec
 
@@ -80,16 +81,19 @@ class EngineClient:
         """
         if spec.num_nodes == 1:
             return await cls._start(spec, rank_module, None)
-        hosts = Hosts(spec, hosts_secret(spec.secret_file))
+        # In threads that a cancelled start abandons: closing ends the wait.
+        secret = hosts_secret(spec.secret_file)
+        hosts = await asyncio.wrap_future(in_daemon_thread(partial(Hosts, spec, secret)))
         try:
-            # In a thread that a cancelled start abandons: closing ends its wait.
             agreed = await asyncio.wrap_future(in_daemon_thread(hosts.gather))
             return await cls._start(agreed, rank_module, hosts)
-        except HostsError as error:
-            raise EngineStartError(str(error)) from None
-        finally:
+        except BaseException as error:
             if not hosts.is_started:
+                hosts.fail(str(error) or "the start was broken off")
                 hosts.close()
+            if isinstance(error, HostsError):
+                raise EngineStartError(str(error)) from None
+            raise
 
     @classmethod
     async def _start(cls, spec: LaunchSpec, rank_module: str, hosts: Hosts | None) -> "EngineClient":

@@ -327,6 +327,8 @@ def with_launcher_options(config: EngineOptions) -> EngineOptions:
     told = nodes_of(os.environ)
     if told and config.dist_init_addr:
         told["dist_init_addr"] = config.dist_init_addr
+    if config.dist_init_addr and not told:
+        raise ValueError(f"dist_init_addr {config.dist_init_addr} is of several hosts: give --nnodes and --node-rank")
     return replace(config, **told)
 
 

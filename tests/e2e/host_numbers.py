@@ -1,10 +1,11 @@
 """What a link between hosts costs: ``python -m tests.e2e.host_numbers [ROUNDS]``.
 
-Decodes 16 requests at pp=2 on one host and over two, in turns: with a veth pair, and with packets that are late. For
-these it prints the loss, and what ``splitrank plan --link-gbps --link-ms`` says with the link's measured speed.
+Decodes 16 requests at pp=2 on one host and over two, in turns, with both engines running: with a veth pair, and with
+packets that are late. Beside the loss it prints what ``splitrank plan --link-gbps --link-ms`` predicts of the link's
+measured speed.
 """
 
-import json
+import asyncio
 import re
 import statistics
 import subprocess
@@ -12,33 +13,48 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from splitrank.serving.bench import measure, random_jobs
+from splitrank.serving.launch.engine_client import EngineClient
+from splitrank.serving.launch.resolve import resolve_launch
+from splitrank.serving.options.config import EngineConfig
 from tests.e2e.host_servers import PORT, SECRET
 from tests.e2e.servers import ROOT, environment, splitrank_command, temporary_folder
 from tests.support.host_network import DelayedNetwork, HostNetwork
 
-REQUESTS, TOKENS = 16, 96
-BENCH = ("bench", "--pp", 2, "--threads-per-rank", 1, "--concurrency", REQUESTS, "--output-tokens", TOKENS)
-BENCH += ("--prompt-tokens", 32, "--rounds", 3)
+REQUESTS, PROMPT, TOKENS = 16, 32, 64
 LINK = re.compile(r"to rank 1 on another host: ([\d.]+) Gb/s, round trip ([\d.]+) ms")
 
 
-def bench(network: HostNetwork | None, folder: Path) -> tuple[float, tuple[float, float] | None]:
-    """Tokens a second, and the link's measured Gb/s and round trip in ms, if there is one."""
-    options: list[object] = [*BENCH]
-    member = None
-    if network is not None:
-        address = f"{network.address(0)}:{PORT}"
-        options += ["--nnodes", 2, "--dist-init-addr", address, "--secret-file", folder / "secret"]
-        command = [*network.prefix(1), *splitrank_command(*options, "--node-rank", 1)]
-        member = subprocess.Popen(command, cwd=ROOT, env=environment(folder), stderr=subprocess.DEVNULL)
-    run = subprocess.run(
-        splitrank_command(*options), cwd=ROOT, env=environment(folder), capture_output=True, text=True, check=False
+async def compare(network: HostNetwork, folder: Path, rounds: int) -> str:
+    """Both rates, their ratio, and the predicted one."""
+    address, secret = f"{network.address(0)}:{PORT}", folder / "secret"
+    options = ["--pp", 2, "--threads-per-rank", 1, "--nnodes", 2, "--dist-init-addr", address, "--secret-file", secret]
+    command = [*network.prefix(1), *splitrank_command("bench", *options, "--node-rank", 1)]
+    member = subprocess.Popen(command, cwd=ROOT, env=environment(folder), stderr=subprocess.DEVNULL)
+    common: dict[str, Any] = {"pp": 2, "threads_per_rank": 1}
+    one = await EngineClient.start(resolve_launch(EngineConfig(**common)))
+    hosts = {"nnodes": 2, "dist_init_addr": address, "secret_file": secret}
+    two = await EngineClient.start(resolve_launch(EngineConfig(**common, **hosts)))
+    jobs = random_jobs(4096, PROMPT, [TOKENS] * REQUESTS)
+    rates: dict[EngineClient, list[float]] = {one: [], two: []}
+    try:
+        for _ in range(rounds + 1):
+            for client, found in rates.items():
+                found.append((await measure(client, jobs)).tokens_per_second)
+        speed = next(match for report in two.reports if (match := LINK.search(report)))
+    finally:
+        await one.close()
+        await two.close()
+        member.wait(60)
+    alone, over_two = (statistics.median(found[1:]) for found in rates.values())  # the first round warms up
+    ratios = [b / a for a, b in zip(*(found[1:] for found in rates.values()), strict=True)]
+    token_ms = REQUESTS / alone * 1e3
+    predicted = token_ms / (token_ms + added_ms(float(speed[1]), float(speed[2])))
+    return (
+        f"{alone:.0f} tokens/s on one host, {over_two:.0f} over two; median of {rounds} ratios "
+        f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f}), predicted {predicted:.2f}; "
+        f"link {speed[1]} Gb/s, round trip {speed[2]} ms"
     )
-    assert run.returncode == 0, run.stderr
-    assert member is None or member.wait(60) == 0
-    found = LINK.search(run.stderr)
-    speed = (float(found[1]), float(found[2])) if found else None
-    return float(json.loads(run.stdout)["tokens_per_second"]), speed
 
 
 def added_ms(gbps: float, round_trip_ms: float) -> float:
@@ -51,35 +67,18 @@ def added_ms(gbps: float, round_trip_ms: float) -> float:
 
 
 def main() -> None:
-    rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 3
+    rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 5
+    networks = [
+        ("veth", HostNetwork(2)),
+        ("1 ms", DelayedNetwork(1)),
+        ("10 ms", DelayedNetwork(10)),
+        ("1 ms, 5% lost", DelayedNetwork(1, 0.05)),
+    ]
     with temporary_folder() as folder:
         (folder / "secret").write_bytes(SECRET)
-        ratios: dict[str, list[float]] = {}
-        for _ in range(rounds):
-            alone, _ = bench(None, folder)
-            for name, network in networks():
-                with network:
-                    rate, speed = bench(network, folder)
-                assert speed is not None
-                ratios.setdefault(name, []).append(rate / alone)
-                token_ms = REQUESTS / alone * 1e3
-                predicted = token_ms / (token_ms + added_ms(*speed))
-                print(
-                    f"{name}: {alone:.0f} tokens/s on one host, {rate:.0f} over two ({rate / alone:.2f}), predicted "
-                    f"{predicted:.2f}; link {speed[0]:g} Gb/s, round trip {speed[1]:g} ms",
-                    flush=True,
-                )
-        for name, found in ratios.items():
-            print(f"{name}: median ratio {statistics.median(found):.2f} of {rounds}")
-
-
-def networks() -> list[tuple[str, Any]]:
-    return [
-        ("veth", HostNetwork(2)),
-        ("relay, 1 ms", DelayedNetwork(1)),
-        ("relay, 10 ms", DelayedNetwork(10)),
-        ("relay, 1 ms, 5% lost", DelayedNetwork(1, 0.05)),
-    ]
+        for name, network in networks:
+            with network:
+                print(f"{name}: {asyncio.run(compare(network, folder, rounds))}", flush=True)
 
 
 if __name__ == "__main__":

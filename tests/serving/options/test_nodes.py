@@ -1,12 +1,16 @@
 """Which host of how many: from flags, or from what torchrun, SLURM and LeaderWorkerSet put into the environment."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from splitrank.serving.launch.resolve import resolve_launch
-from splitrank.serving.options.config import EngineConfig, hosts_secret, with_launcher_options
+from splitrank.serving.options.config import EngineConfig, ServeConfig, hosts_secret, with_launcher_options
 from splitrank.serving.options.nodes import first_host, nodes_of
+from splitrank.serving.options.options import read_toml
+
+DEPLOY = Path(__file__).parents[3] / "configs" / "deploy"
 
 TORCHRUN = {
     "TORCHELASTIC_RUN_ID": "none",
@@ -61,6 +65,9 @@ def test_flags_beat_the_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
     assert with_launcher_options(EngineConfig(pp=2)).node_rank == 1
     assert with_launcher_options(EngineConfig(pp=2, dist_init_addr="x:1")).dist_init_addr == "x:1"
     assert with_launcher_options(EngineConfig(nnodes=1)).num_nodes == 1
+    monkeypatch.undo()
+    with pytest.raises(ValueError, match="dist_init_addr x:1 is of several hosts: give --nnodes and --node-rank"):
+        with_launcher_options(EngineConfig(dist_init_addr="x:1"))
     assert EngineConfig().num_nodes == 1  # Python's LLM asks no launcher
 
 
@@ -103,10 +110,20 @@ def test_a_host_is_sized_for_its_own_stages(monkeypatch: pytest.MonkeyPatch) -> 
         resolve_launch(EngineConfig(nnodes=2, pp=4, dist_init_addr="h:1", stage_link="device"))
 
 
-def test_the_secret_comes_from_a_file_or_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
+def test_the_secret_comes_from_a_file_or_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("SPLITRANK_SECRET", "of the environment")
     (tmp_path / "secret").write_text("of the file\n")
     assert hosts_secret("") == b"of the environment"
     assert hosts_secret(str(tmp_path / "secret")) == b"of the file"
     with pytest.raises(ValueError, match="cannot be read"):
         hosts_secret(str(tmp_path / "none"))
+
+
+@pytest.mark.parametrize("file", sorted(DEPLOY.glob("*.toml")), ids=lambda file: file.name)
+def test_the_deployment_files_are_read(file: Path) -> None:
+    config = ServeConfig(**read_toml(ServeConfig, file))
+    assert (config.num_nodes, config.pp) == (2, 2)
+
+
+def test_there_are_deployment_files() -> None:
+    assert {file.suffix for file in DEPLOY.iterdir()} == {".toml", ".sbatch", ".yaml", ".sh"}
