@@ -25,15 +25,19 @@ REQUESTS, PROMPT, TOKENS = 16, 32, 64
 LINK = re.compile(r"to rank 1 on another host: ([\d.]+) Gb/s, round trip ([\d.]+) ms")
 
 
+def start_member(network: HostNetwork, folder: Path) -> subprocess.Popen[bytes]:
+    """Host 1."""
+    options = ["--pp", 2, "--threads-per-rank", 1, "--nnodes", 2, "--secret-file", folder / "secret", "--node-rank", 1]
+    options += ["--dist-init-addr", f"{network.address(0)}:{PORT}"]
+    command = [*network.prefix(1), *splitrank_command("bench", *options)]
+    return subprocess.Popen(command, cwd=ROOT, env=environment(folder), stderr=subprocess.DEVNULL)
+
+
 async def compare(network: HostNetwork, folder: Path, rounds: int) -> str:
     """Both rates, their ratio, and the predicted one."""
-    address, secret = f"{network.address(0)}:{PORT}", folder / "secret"
-    options = ["--pp", 2, "--threads-per-rank", 1, "--nnodes", 2, "--dist-init-addr", address, "--secret-file", secret]
-    command = [*network.prefix(1), *splitrank_command("bench", *options, "--node-rank", 1)]
-    member = subprocess.Popen(command, cwd=ROOT, env=environment(folder), stderr=subprocess.DEVNULL)
     common: dict[str, Any] = {"pp": 2, "threads_per_rank": 1}
     one = await EngineClient.start(resolve_launch(EngineConfig(**common)))
-    hosts = {"nnodes": 2, "dist_init_addr": address, "secret_file": secret}
+    hosts = {"nnodes": 2, "dist_init_addr": f"{network.address(0)}:{PORT}", "secret_file": folder / "secret"}
     two = await EngineClient.start(resolve_launch(EngineConfig(**common, **hosts)))
     jobs = random_jobs(4096, PROMPT, [TOKENS] * REQUESTS)
     rates: dict[EngineClient, list[float]] = {one: [], two: []}
@@ -45,7 +49,6 @@ async def compare(network: HostNetwork, folder: Path, rounds: int) -> str:
     finally:
         await one.close()
         await two.close()
-        member.wait(60)
     alone, over_two = (statistics.median(found[1:]) for found in rates.values())  # the first round warms up
     ratios = [b / a for a, b in zip(*(found[1:] for found in rates.values()), strict=True)]
     token_ms = REQUESTS / alone * 1e3
@@ -78,7 +81,9 @@ def main() -> None:
         (folder / "secret").write_bytes(SECRET)
         for name, network in networks:
             with network:
+                member = start_member(network, folder)
                 print(f"{name}: {asyncio.run(compare(network, folder, rounds))}", flush=True)
+                assert member.wait(60) == 0
 
 
 if __name__ == "__main__":

@@ -28,10 +28,14 @@ ASKED: dict[str, Any] = {
 }
 
 
-@pytest.fixture(scope="module")
-def network() -> Iterator[HostNetwork]:
+@pytest.fixture(scope="module", autouse=True)
+def _namespaces() -> None:
     if reason := why_not():
         pytest.skip(reason)
+
+
+@pytest.fixture(scope="module")
+def network(_namespaces: None) -> Iterator[HostNetwork]:
     with HostNetwork(4) as network:
         yield network
 
@@ -145,6 +149,8 @@ def test_hosts_start_again_when_host_0_was_killed(network: HostNetwork, server: 
 @pytest.mark.full
 def test_a_lossy_network_answers(server: Server) -> None:
     """One packet in twenty is lost: TCP sends it again, and no host is taken for dead."""
+    if not Path("/dev/net/tun").exists():
+        pytest.skip("no TAP devices here (/dev/net/tun)")
     with (
         DelayedNetwork(1, 0.05) as network,
         HostServers(network, 2, "--dtype", "float32", "--max-model-len", 2048) as hosts,
