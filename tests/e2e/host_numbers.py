@@ -35,7 +35,7 @@ def start_member(network: HostNetwork, folder: Path) -> subprocess.Popen[bytes]:
 
 async def compare(network: HostNetwork, folder: Path, rounds: int) -> str:
     """Both rates, their ratio, and the predicted one."""
-    common: dict[str, Any] = {"pp": 2, "threads_per_rank": 1}
+    common: dict[str, Any] = {"pp": 2, "threads_per_rank": 1, "prefix_cache_mib": 0}  # as bench has it
     one = await EngineClient.start(resolve_launch(EngineConfig(**common)))
     hosts = {"nnodes": 2, "dist_init_addr": f"{network.address(0)}:{PORT}", "secret_file": folder / "secret"}
     two = await EngineClient.start(resolve_launch(EngineConfig(**common, **hosts)))
