@@ -228,7 +228,7 @@ def test_what_a_stage_border_costs(tmp_path: Path, capsys: pytest.CaptureFixture
         "a stage border at 10 Gb/s and 0.5 ms, 8,192 B a token:",
         "  decode of 16 tokens: 0.131 MB, 0.605 ms a step",
         "  prefill of 512 tokens: 4.194 MB, 3.855 ms a step",
-        "  each token of a request waits 1.105 ms for 2 borders, as long as no stage is overloaded",
+        "  each token of a request waits 1.105 ms for 2 borders, while all stages keep up",
     ]
     assert "16,384 B a token" in printed(capsys, **config, tp=2, link_gbps=10.0)
     assert "border" not in printed(capsys, model=config["model"], link_gbps=10.0)
