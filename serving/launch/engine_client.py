@@ -81,6 +81,8 @@ class EngineClient:
         """
         if spec.num_nodes == 1:
             return await cls._start(spec, rank_module, None)
+        if spec.node_rank > 0:
+            raise ValueError(f"node_rank {spec.node_rank}: the engine runs on host 0; here, run a splitrank command")
         # In threads that a cancelled start abandons: closing ends the wait.
         secret = hosts_secret(spec.secret_file)
         hosts = await asyncio.wrap_future(in_daemon_thread(partial(Hosts, spec, secret)))

@@ -1,5 +1,6 @@
 """Host 0 waits for the others, compares them, and says in one line what differs or who is missing. No rank starts."""
 
+import asyncio
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -11,6 +12,7 @@ import msgspec
 import pytest
 
 from splitrank.comm.handshake import connect_proven
+from splitrank.serving.launch.engine_client import EngineClient
 from splitrank.serving.launch.host_channel import HostChannel
 from splitrank.serving.launch.host_checks import identity_of
 from splitrank.serving.launch.hosts import JOIN, Hosts, HostsError
@@ -238,3 +240,8 @@ def _pretend_tcp(channel: HostChannel, stream: socket.socket) -> None:
         getpeername = getsockname
 
     channel.__init__(Stream(fileno=stream.detach()), 0.3)  # type: ignore[misc]
+
+
+def test_python_on_another_host_than_the_first_is_refused() -> None:
+    with pytest.raises(ValueError, match="node_rank 1: the engine runs on host 0; here, run a splitrank command"):
+        asyncio.run(EngineClient.start(spec_of(1, 1)))
