@@ -9,6 +9,7 @@ import os
 import queue
 import signal
 import socket
+import sys
 import threading
 import time
 from dataclasses import dataclass
@@ -73,9 +74,11 @@ class Hosts:
     def gather(self) -> LaunchSpec:
         """Waits until all hosts have joined, and returns what all have agreed on. ``HostsError`` says who is missing or
         what differs, and then every host that has joined has been told."""
-        deadline = time.monotonic() + self._spec.join_timeout_s
+        deadline, others = time.monotonic() + self._spec.join_timeout_s, self._spec.num_nodes - 1
+        where = join_address(self._address, self._port)
+        print(f"splitrank: host 0 waits at {where} for {others} more to join", file=sys.stderr, flush=True)
         try:
-            while len(self._members) < self._spec.num_nodes - 1:
+            while len(self._members) < others:
                 self._admit()
                 if self._closing.is_set():
                     raise HostsError("the start was broken off")
