@@ -20,20 +20,18 @@ from splitrank.comm.quick_collectives import QuickCollectives
 from splitrank.comm.quick_reduce import QuickAllReduce
 from splitrank.comm.selection import AllReduceOptions, describe, select
 from splitrank.comm.stage_link import StageLinkOptions
+from splitrank.comm.stage_network import NetworkListener, StageNetwork, link_name
 from splitrank.comm.stage_socket import StageListener, connect
-
-
-def _link_name(rank: int) -> str:
-    return f"link-{rank}"
 
 
 class Mesh:
     """This rank's communicators. Construction is collective: every rank of the world makes one at the same time.
 
-    ``rendezvous`` is a file all ranks can reach and that did not exist before. ``timeout_s`` bounds every wait.
+    ``rendezvous`` is a file that all ranks of this host can reach and that did not exist before. ``timeout_s`` bounds
+    every wait. ``network`` says which ranks are on other hosts; without it, all are on this one.
     ``all_reduce`` chooses the collectives of a stage, for tensors on ``device``; ``report`` is a line that says how.
     ``link`` carries hidden states from stage to stage, ``feedback`` sampled tokens from the last stage to the first;
-    ``stage_link`` chooses how, and ``link_report`` says it.
+    ``stage_link`` chooses how, and ``link_report`` says it; ``speed_report`` is of a connection to another host.
     """
 
     def __init__(
@@ -44,16 +42,19 @@ class Mesh:
         all_reduce: AllReduceOptions | None = None,
         device: torch.device | None = None,
         stage_link: StageLinkOptions | None = None,
+        network: StageNetwork | None = None,
     ) -> None:
         self.position = position
+        self._network = network or StageNetwork(position.world_size)
+        self._host_ranks = self._network.ranks_of_host(position.rank)
         self.collectives: Collectives = SingleRank()
         self.report, self._joined = "", False
         self.device_link: DeviceLink | None = None
-        self.link_report = ""
+        self.link_report, self.speed_report = "", ""
         self._options, self._device = all_reduce or AllReduceOptions(), device or torch.device("cpu")
-        listener = StageListener(rendezvous.parent, _link_name(position.rank)) if position.pp_size > 1 else None
+        listener = self._listen(rendezvous.parent, timeout_s) if position.pp_size > 1 else None
         try:
-            if position.world_size > 1:
+            if len(self._host_ranks) > 1:
                 group = self._join_groups(rendezvous, timeout_s)
                 if group is not None:
                     self.collectives, self.report = self._make_collectives(group, timeout_s)
@@ -69,15 +70,31 @@ class Mesh:
             if listener is not None:
                 listener.close()
 
+    def _listen(self, folder: Path, timeout_s: float) -> StageListener | NetworkListener:
+        """For the stage before this one."""
+        rank, size = self.position.rank, self.position.world_size
+        if (rank - self.position.tp_size) % size in self._host_ranks:
+            return StageListener(folder, link_name(rank))
+        return NetworkListener(self._network, rank, timeout_s)
+
+    def _connect(self, folder: Path, timeout_s: float) -> socket:
+        """To the stage behind this one. Ranks of this host have joined, so they listen; on other hosts sockets listen
+        since before any rank was started."""
+        following = (self.position.rank + self.position.tp_size) % self.position.world_size
+        if following in self._host_ranks:
+            return connect(folder, link_name(following))
+        stream, speed = self._network.connect(following, timeout_s)
+        self.speed_report = f"{self.position} to rank {following} on another host: {speed}"
+        return stream
+
     def _link_stages(
-        self, listener: StageListener | None, folder: Path, timeout_s: float
+        self, listener: StageListener | NetworkListener | None, folder: Path, timeout_s: float
     ) -> tuple[PipelineLink, PipelineLink]:
-        """The links between neighbouring stages, and from the last stage to the first. All ranks have joined, so all
-        listen."""
+        """The links between neighbouring stages, and from the last stage to the first."""
         position, previous, following = self.position, None, None
         try:
             if listener is not None:
-                following = connect(folder, _link_name((position.rank + position.tp_size) % position.world_size))
+                following = self._connect(folder, timeout_s)
                 previous = listener.accept(timeout_s)
         except CommunicationError as error:
             raise CommunicationError(f"{position}: could not link the stages: {error}") from error
@@ -94,6 +111,8 @@ class Mesh:
     def _link_devices(self, options: StageLinkOptions, timeout_s: float) -> None:
         """Links the stages by GPU memory where ``options`` want it and all stages can; else the sockets stay."""
         reason = options.socket_because(self.position.tp_size)
+        if len(self._host_ranks) < self.position.world_size:
+            reason = "stages on several hosts"
         if options.kind == "auto" and self._device.type == "cpu":
             reason = reason or "stages on a CPU"
         if not reason:
@@ -141,19 +160,21 @@ class Mesh:
         return QuickCollectives(quick, torch_, selection, options.codec), line
 
     def _join_groups(self, rendezvous: Path, timeout_s: float) -> dist.ProcessGroup | None:
-        """The group of this rank's stage; None for a stage of one rank."""
+        """The group of this rank's stage; None for a stage of one rank. torch's world are the ranks of this host, to
+        which tensor ranks keep."""
         position, timeout, own = self.position, timedelta(seconds=timeout_s), None
+        first, num_ranks = self._host_ranks.start, len(self._host_ranks)
         try:
-            store = FileStore(str(rendezvous), position.world_size)
+            store = FileStore(str(rendezvous), num_ranks)
             dist.init_process_group(
-                "gloo", store=store, rank=position.rank, world_size=position.world_size, timeout=timeout
+                "gloo", store=store, rank=position.rank - first, world_size=num_ranks, timeout=timeout
             )
             self._joined = True
-            for stage in range(position.pp_size):
+            for stage_first in range(0, num_ranks, position.tp_size):
                 # new_group is collective over the world: every rank makes the groups of all stages.
-                members = [stage * position.tp_size + tp_rank for tp_rank in range(position.tp_size)]
+                members = list(range(stage_first, stage_first + position.tp_size))
                 group = dist.new_group(members, timeout=timeout, backend="gloo") if position.tp_size > 1 else None
-                if group is not None and stage == position.pp_rank:
+                if group is not None and position.rank - first in members:
                     assert not isinstance(group, int)
                     own = group
         except RuntimeError as error:

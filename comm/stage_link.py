@@ -32,11 +32,13 @@ class StageLinkOptions:
         return ""
 
 
-def refuse_device_link(kind: str, device: str, pp_size: int) -> None:
+def refuse_device_link(kind: str, device: str, pp_size: int, num_nodes: int = 1) -> None:
     """``ValueError`` if ``kind`` is ``device`` where no such link can be."""
     if kind != "device":
         return
     if device == "cpu":
         raise ValueError("stage_link device: a CPU's stages are linked by sockets; give --stage-link auto")
+    if num_nodes > 1:
+        raise ValueError("stage_link device: stages of several hosts are linked by sockets; give --stage-link auto")
     if pp_size == 1:
         raise ValueError("stage_link device: with pp 1 there is no other stage")

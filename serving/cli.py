@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from splitrank import __version__
-from splitrank.serving.options.config import ServeConfig
+from splitrank.serving.options.config import EngineConfig, ServeConfig, with_launcher_options
 from splitrank.serving.options.console import be_lenient_with_streams, exit_process
 from splitrank.serving.options.options import load_config
 
@@ -126,12 +126,26 @@ def _run(
     prog = f"splitrank {name}"
     config = load_config(config_class, argv, prog, description or "")
     try:
+        if isinstance(config, EngineConfig):
+            config = with_launcher_options(config)
+            if config.node_rank > 0:
+                return _run_as_member(config, name)
         return run(config)
     except _users_errors() as error:
         if getattr(config, "log_level", "") == "debug":
             traceback.print_exc()
         print(f"{prog}: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
+
+
+def _run_as_member(config: EngineConfig, name: str) -> int:
+    """The command on a host that is not the first: its ranks alone, for each engine that the first one starts."""
+    from splitrank.serving.gsm8k.config import Gsm8kConfig, engine_configs
+    from splitrank.serving.launch.machine import usable_cores
+    from splitrank.serving.launch.member import run_member
+
+    configs = engine_configs(config, usable_cores()) if isinstance(config, Gsm8kConfig) else [config]
+    return run_member([one for one in configs if one.num_nodes > 1], name)
 
 
 def _users_errors() -> tuple[type[Exception], ...]:

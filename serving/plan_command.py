@@ -7,7 +7,9 @@ from pathlib import Path
 
 from splitrank.models.checkpoint import Checkpoint
 from splitrank.models.config import FULL, ModelConfig, read_config
+from splitrank.models.dtypes import DTYPES
 from splitrank.models.memory import GIB, RankMemory, plan_all_ranks, rank_memory
+from splitrank.models.rounding import ceil_div
 from splitrank.models.sharding import check_partition, check_tensor_parallel
 from splitrank.models.tensor_names import fused_expert_name
 from splitrank.models.tied_head import describe_head, settle_head
@@ -26,6 +28,20 @@ class PlanConfig(LayoutConfig):
         "memory of one rank in GiB; then the plan says what fits, and refuses what cannot",
         bounds=Bounds(0, 10**6),
     )
+    link_gbps: float = option(
+        0.0,
+        "10^9 bits a second between two stages, as serve measures them between hosts; then the plan says what a stage "
+        "border costs a step",
+        bounds=Bounds(0, 10**6),
+    )
+    link_ms: float = option(
+        0.0, "delay of that link in one direction, half of the round trip that serve measures", bounds=Bounds(0, 10**6)
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.link_ms and not self.link_gbps:
+            raise ValueError("link_ms: give --link-gbps, too")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,6 +112,30 @@ def plan_lines(
         )
         need = full.total(length * config.max_running_requests, config.max_running_requests)
         yield f"stage {full.stage.pp_rank} limits: {need / GIB:.2f} GiB a rank for that (--memory-gib: what fits)"
+    if config.link_gbps and config.pp > 1:
+        yield from link_lines(config, model, dtype)
+
+
+def link_lines(config: PlanConfig, model: ModelConfig, dtype: str) -> Iterator[str]:
+    """What a border between stages costs: hidden state and residual of every token, from each tensor rank to its peer.
+
+    A request's next token waits for all borders: those that its states cross, and the one over which the sampled token
+    returns to the first stage.
+    """
+    token_bytes = 2 * model.hidden_size * DTYPES[dtype].num_bytes * config.tp
+    defaults = GPU_DEFAULTS if _target(config) == "cuda" else CPU_DEFAULTS
+    rows = ceil_div(config.max_running_requests, config.pp)
+    yield f"a stage border at {config.link_gbps:g} Gb/s and {config.link_ms:g} ms, {token_bytes:,} B a token:"
+    decode_ms = _crossing_ms(config, rows * token_bytes)
+    for name, tokens in (("decode", rows), ("prefill", defaults.max_prefill_tokens)):
+        num_bytes = tokens * token_bytes
+        yield f"  {name} of {tokens} tokens: {num_bytes / 1e6:.3f} MB, {_crossing_ms(config, num_bytes):.3f} ms a step"
+    added_ms = (config.pp - 1) * decode_ms + config.link_ms
+    yield f"  each token of a request waits {added_ms:.3f} ms for {config.pp} borders, while all stages keep up"
+
+
+def _crossing_ms(config: PlanConfig, num_bytes: int) -> float:
+    return config.link_ms + num_bytes * 8 / (config.link_gbps * 1e9) * 1e3
 
 
 def _capacity_lines(config: PlanConfig, model: ModelConfig, ranks: list[RankMemory], length: int) -> Iterator[str]:

@@ -1,7 +1,6 @@
 """The manifest: a file beside an output that says with which model and settings it was made."""
 
 import fcntl
-import hashlib
 import json
 import os
 from collections.abc import Iterator
@@ -11,12 +10,9 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from splitrank.serving.launch.answer_settings import answer_settings
+from splitrank.serving.launch.file_hash import hash_files
 from splitrank.serving.openai.settings import ApiSettings
 from splitrank.serving.protocol.messages import LaunchSpec
-
-# Enough of each weight file to tell two finetunes of one shape apart without reading gigabytes.
-_SAMPLE_BYTES = 64 * 2**10
-_NUM_SAMPLES = 16
 
 
 def manifest_path(output: Path) -> Path:
@@ -30,22 +26,8 @@ def describe_run(spec: LaunchSpec, settings: ApiSettings) -> dict[str, Any]:
 
 def hash_model(folder: Path) -> str:
     """Hash of the names, sizes and contents of all files; of large files, of samples spread over the whole length."""
-    digest = hashlib.blake2b(digest_size=16)
-    for path in sorted(folder.iterdir()):
-        if path.is_file() and path.suffix in (".json", ".jinja", ".safetensors"):
-            digest.update(f"{path.name}\0{path.stat().st_size}\0".encode())
-            with open(path, "rb") as file:
-                _hash_samples(digest, file, path.stat().st_size)
-    return digest.hexdigest()
-
-
-def _hash_samples(digest: hashlib.blake2b, file: BinaryIO, size: int) -> None:
-    if size <= _SAMPLE_BYTES * _NUM_SAMPLES:
-        digest.update(file.read())
-        return
-    for index in range(_NUM_SAMPLES):
-        file.seek((size - _SAMPLE_BYTES) * index // (_NUM_SAMPLES - 1))
-        digest.update(file.read(_SAMPLE_BYTES))
+    kinds = (".json", ".jinja", ".safetensors")
+    return hash_files([path for path in sorted(folder.iterdir()) if path.is_file() and path.suffix in kinds])
 
 
 def check_manifest(output: Path, now: dict[str, Any]) -> None:

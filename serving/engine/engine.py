@@ -11,6 +11,7 @@ import zmq
 from splitrank.serving.engine.occupancy import Occupancy
 from splitrank.serving.engine.rank_watch import RankWatch
 from splitrank.serving.engine.scheduler import Scheduler
+from splitrank.serving.launch.run_secret import read_secret
 from splitrank.serving.protocol.messages import (
     AbortRequest,
     AddRequest,
@@ -68,7 +69,7 @@ class Engine:
         self._occupancy = Occupancy(spec.pp_size, self._started)
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._front = connect_front(self._context, spec)
-        self._ranks = bind_ranks(self._context, spec)
+        self._ranks = bind_ranks(self._context, spec, read_secret(spec))
         self._poller = zmq.Poller()
         self._poller.register(self._front, zmq.POLLIN)
         self._poller.register(self._ranks, zmq.POLLIN)

@@ -118,6 +118,8 @@ def _trace(config: Gsm8kConfig, plan: _Plan, summary: Summary) -> Iterator[str]:
 
 def _trace_pair(config: Gsm8kConfig, plan: _Plan, pair: PairSummary) -> str:
     assert pair.logits.first is not None
+    if any(plan.engines[layout].spec.num_nodes > 1 for layout in (pair.first, pair.second)):
+        return "layers are traced on one host alone: compare these layouts there"
     question, token = pair.logits.first.question, pair.logits.first.token
     beside = range(max(0, question - config.concurrency), min(len(plan.prompts), question + config.concurrency))
     lengths = [len(prompt) for prompt in plan.prompts]

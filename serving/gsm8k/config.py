@@ -72,9 +72,13 @@ class Gsm8kConfig(EngineConfig):
 
 
 def engine_configs(config: Gsm8kConfig, num_cores: int) -> list[EngineConfig]:
-    """One engine config for each layout, all with the same threads: their number changes the bits of a GEMM."""
+    """One engine config for each layout, all with the same threads: their number changes the bits of a GEMM. With
+    several hosts, a layout with fewer stages than hosts runs on host 0 alone."""
     layouts = config.parsed_layouts()
-    threads = config.threads_per_rank or max(1, min(num_cores // layout.num_ranks for layout in layouts))
+    hosts = {layout: config.num_nodes if layout.pp >= config.num_nodes else 1 for layout in layouts}
+    ranks_per_host = [max(1, layout.num_ranks // hosts[layout]) for layout in layouts]
+    threads = config.threads_per_rank or max(1, min(num_cores // ranks for ranks in ranks_per_host))
     values = {field.name: getattr(config, field.name) for field in fields(EngineConfig)}
     shared = replace(EngineConfig(**values), threads_per_rank=threads)
-    return [replace(shared, tp=layout.tp, pp=layout.pp) for layout in layouts]
+    alone = replace(shared, nnodes=0, node_rank=0)
+    return [replace(shared if hosts[layout] > 1 else alone, tp=layout.tp, pp=layout.pp) for layout in layouts]

@@ -25,7 +25,7 @@ class Gpu(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True)
 class Devices:
-    """Of all ranks: ``target`` "cpu", or "cuda" with the number of each rank's GPU and its free memory."""
+    """Of all ranks of this host: ``target`` "cpu", or "cuda" with the number of each rank's GPU and its free memory."""
 
     target: str
     numbers: tuple[int, ...] = ()
@@ -38,8 +38,9 @@ class Devices:
 
 
 def choose_devices(config: EngineConfig) -> Devices:
-    """``auto`` takes GPUs where there are enough for all ranks, else the CPU. ``ValueError`` in one line."""
-    count = config.tp * config.pp
+    """``auto`` takes GPUs where there are enough for all ranks of this host, else the CPU. ``ValueError`` in one
+    line."""
+    count = config.tp * config.pp // config.num_nodes
     if config.device == "cpu" or (config.device == "auto" and not any(driver.exists() for driver in _DRIVERS)):
         return Devices("cpu")
     gpus = probe()

@@ -8,13 +8,17 @@ import time
 import uuid
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import msgspec
 
+from splitrank.serving.launch.abandonable import in_daemon_thread
 from splitrank.serving.launch.engine_socket import EngineSocket
+from splitrank.serving.launch.hosts import Hosts, HostsError
 from splitrank.serving.launch.launcher import make_run_dir, remove_run_dir, spawn_all
 from splitrank.serving.launch.output_stream import OutputStream
 from splitrank.serving.launch.processes import Children
+from splitrank.serving.options.config import hosts_secret
 from splitrank.serving.protocol.messages import (
     AbortRequest,
     AddRequest,
@@ -50,12 +54,13 @@ class EngineDeadError(RuntimeError):
 class EngineClient:
     """``start`` makes it in the event loop that uses it; ``close`` ends it. Not to be used from other threads."""
 
-    def __init__(self, spec: LaunchSpec) -> None:
+    def __init__(self, spec: LaunchSpec, hosts: Hosts | None = None) -> None:
         self.reports: list[str] = []
         self.stats: EngineStats | None = None
         self.death: str | None = None
         self.died = asyncio.Event()
-        self._spec = make_run_dir(spec)
+        self._hosts = hosts
+        self._spec = make_run_dir(spec, hosts.secret if hosts is not None else b"")
         self._children = Children()
         self._socket = EngineSocket(self._spec.run_dir, self._receive)
         self._ready = asyncio.Event()
@@ -70,13 +75,37 @@ class EngineClient:
 
     @classmethod
     async def start(cls, spec: LaunchSpec, rank_module: str = "splitrank.serving.rank.rank") -> "EngineClient":
-        """Starts all processes and waits until every rank is ready.
+        """Starts all processes and waits until every rank is ready. If there are several hosts, waits for them first.
 
         Raises ``EngineStartError`` after all processes, sockets and files are gone.
         """
-        client = cls(spec)
+        if spec.num_nodes == 1:
+            return await cls._start(spec, rank_module, None)
+        if spec.node_rank > 0:
+            raise ValueError(f"node_rank {spec.node_rank}: the engine runs on host 0; here, run a splitrank command")
+        # In threads that a cancelled start abandons: closing ends the wait.
+        secret = hosts_secret(spec.secret_file)
+        hosts = await asyncio.wrap_future(in_daemon_thread(partial(Hosts, spec, secret)))
         try:
-            spawn_all(client._spec, rank_module, client._children)
+            agreed = await asyncio.wrap_future(in_daemon_thread(hosts.gather))
+            return await cls._start(agreed, rank_module, hosts)
+        except BaseException as error:
+            if not hosts.is_started:
+                hosts.fail(str(error) or "the start was broken off")
+                hosts.close()
+            if isinstance(error, HostsError):
+                raise EngineStartError(str(error)) from None
+            raise
+
+    @classmethod
+    async def _start(cls, spec: LaunchSpec, rank_module: str, hosts: Hosts | None) -> "EngineClient":
+        client = cls(spec, hosts)
+        try:
+            if hosts is None:
+                spawn_all(client._spec, rank_module, client._children)
+            else:
+                spawn_all(client._spec, rank_module, client._children, hosts.links)
+                hosts.start(client._spec)
             client._watch = asyncio.create_task(client._monitor())
             await client._wait_ready()
         except BaseException:
@@ -97,6 +126,8 @@ class EngineClient:
         """
         if self.death is None:
             self._end_streams("the engine was closed")
+            if self._hosts is not None:
+                self._hosts.end()
             self._post(Shutdown())
             self._ending = asyncio.create_task(self._end(CLOSE_LIMIT_S))
         assert self._ending is not None
@@ -185,7 +216,7 @@ class EngineClient:
             while self.death is None:
                 await asyncio.sleep(MONITOR_S)
                 gone = self._children.first_exit()
-                if gone is not None or self._failure is not None:
+                if gone is not None or self._failure is not None or self._host_failure is not None:
                     await self._learn_cause()
                     self._die(self._failure)
                 now = time.monotonic()
@@ -198,9 +229,13 @@ class EngineClient:
         deadline = time.monotonic() + CAUSE_LIMIT_S
         while time.monotonic() < deadline:
             gone = self._children.first_exit()
-            if gone is not None and gone.was_killed:
+            if (gone is not None and gone.was_killed) or self._host_failure is not None:
                 return
             await asyncio.sleep(MONITOR_S)
+
+    @property
+    def _host_failure(self) -> str | None:
+        return self._hosts.find_failure() if self._hosts is not None else None
 
     def _count_silence(self, elapsed_s: float) -> None:
         # At most 0.5 s is added at a time. If this event loop was blocked, the engine's messages wait unread, and the
@@ -214,12 +249,17 @@ class EngineClient:
     # ------------------------------------------------------------ the end
 
     def _die(self, reason: str | None) -> None:
-        """Ends everything. The first reason is kept, but a killed process is the cause of all other errors."""
+        """Ends everything. The first reason is kept, but a killed process is the cause of all other errors, and so is
+        what another host says."""
         if self.death is not None:
             return
         gone = self._children.first_exit()
         if gone is not None and (gone.was_killed or reason is None):
             reason = gone.describe_exit()
+        elif self._host_failure is not None:
+            reason = self._host_failure
+        if self._hosts is not None:
+            self._hosts.fail(str(reason))
         self._end_streams(str(reason))
         self.died.set()
         self._children.signal(signal.SIGKILL)
@@ -238,5 +278,17 @@ class EngineClient:
             await asyncio.gather(self._watch, return_exceptions=True)
         self._socket.close()
         remove_run_dir(self._spec.run_dir)
+        if self._hosts is not None:
+            await self._leave_hosts(self._hosts, CLOSE_LIMIT_S if exit_limit_s else 0.0)
         if left:
             raise EngineDeadError(f"{', '.join(left)} outlived SIGKILL")
+
+    @staticmethod
+    async def _leave_hosts(hosts: Hosts, limit_s: float) -> None:
+        """Waits until the other hosts have ended, too, when all end in order."""
+        deadline = time.monotonic() + limit_s
+        while not hosts.have_ended:
+            if time.monotonic() >= deadline:
+                break
+            await asyncio.sleep(MONITOR_S)
+        hosts.close()

@@ -1,4 +1,5 @@
-"""Starts the engine process and one process a rank, on this host. They share files and sockets in a run folder."""
+"""Starts the engine process, on host 0, and one process for each rank of this host. They share files and sockets in a
+run folder."""
 
 import os
 import shutil
@@ -8,8 +9,10 @@ from pathlib import Path
 
 import msgspec
 
+from splitrank.serving.launch.link_listeners import LinkListeners
 from splitrank.serving.launch.processes import Children
 from splitrank.serving.launch.run_lock import hold_lock, release_lock, remove_ownerless
+from splitrank.serving.launch.run_secret import write_secret
 from splitrank.serving.protocol.messages import LaunchSpec
 from splitrank.serving.protocol.wire import rank_name
 
@@ -19,9 +22,9 @@ MAX_SOCKET_PATH_BYTES = 107  # of sockaddr_un
 LONGEST_SOCKET_NAME = "/front"
 
 
-def make_run_dir(spec: LaunchSpec) -> LaunchSpec:
-    """Makes a run folder (0700) and writes the spec into it. Returns the spec with the folder and this process' id.
-    Folders of fronts that were killed are removed.
+def make_run_dir(spec: LaunchSpec, secret: bytes = b"") -> LaunchSpec:
+    """Makes a run folder (0700) and writes the spec into it, and the secret of several hosts. Returns the spec with the
+    folder and this process' id. Folders of fronts that were killed are removed.
 
     Raises ``ValueError`` if the temporary folder's path is too long for a socket.
     """
@@ -36,6 +39,8 @@ def make_run_dir(spec: LaunchSpec) -> LaunchSpec:
                              f"{MAX_SOCKET_PATH_BYTES}: set TMPDIR to a shorter path")  # fmt: skip
         spec = msgspec.structs.replace(spec, run_dir=run_dir, front_pid=os.getpid())
         Path(run_dir, SPEC_FILE).write_bytes(msgspec.msgpack.encode(spec))
+        if secret:
+            write_secret(run_dir, secret)
     except BaseException:
         remove_run_dir(run_dir)
         raise
@@ -46,14 +51,20 @@ def load_spec(run_dir: str) -> LaunchSpec:
     return msgspec.msgpack.decode(Path(run_dir, SPEC_FILE).read_bytes(), type=LaunchSpec)
 
 
-def spawn_all(spec: LaunchSpec, rank_module: str, children: Children) -> None:
-    """Starts all processes of a written spec. After an error, ``children`` holds those that were started."""
+def spawn_all(spec: LaunchSpec, rank_module: str, children: Children, listeners: LinkListeners | None = None) -> None:
+    """Starts this host's processes of a written spec. After an error, ``children`` holds those that were started. The
+    ranks inherit ``listeners``, which this process then closes."""
     # -P: no modules from the current folder; a random.py there would replace Python's own.
     run = [sys.executable, "-P", "-m"]
     folder = ["--run-dir", spec.run_dir]
-    children.spawn("engine", [*run, "splitrank.serving.engine.engine_main", *folder])
-    for rank in range(spec.world_size):
-        children.spawn(rank_name(spec, rank), [*run, rank_module, *folder, "--rank", str(rank)])
+    if spec.node_rank == 0:
+        children.spawn("engine", [*run, "splitrank.serving.engine.engine_main", *folder])
+    for rank in spec.local_ranks:
+        descriptor = listeners.descriptor(rank) if listeners is not None else None
+        link = [] if descriptor is None else ["--link-fd", str(descriptor)]
+        children.spawn(rank_name(spec, rank), [*run, rank_module, *folder, *link, "--rank", str(rank)], descriptor)
+    if listeners is not None:
+        listeners.close()
 
 
 def remove_run_dir(run_dir: str) -> None:

@@ -42,10 +42,16 @@ class Children:
     def __init__(self) -> None:
         self._children: list[Child] = []
 
-    def spawn(self, name: str, command: list[str]) -> None:
+    def spawn(self, name: str, command: list[str], descriptor: int | None = None) -> None:
+        """``descriptor``: one more that the process inherits, under its number."""
         # A session of its own: Ctrl-C at the terminal reaches the front alone, which then ends its children in order.
         popen = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=2, env=child_environment(), start_new_session=True
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=2,
+            env=child_environment(),
+            start_new_session=True,
+            pass_fds=() if descriptor is None else (descriptor,),
         )
         self._children.append(Child(name, popen))
 

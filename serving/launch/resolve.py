@@ -4,7 +4,9 @@ Everything that can be wrong with a checkpoint or a layout is found here, before
 """
 
 from dataclasses import replace
+from typing import Any
 
+from splitrank.comm.handshake import check_secret
 from splitrank.comm.selection import AllReduceOptions
 from splitrank.comm.stage_link import refuse_device_link
 from splitrank.models.checkpoint import Checkpoint
@@ -12,11 +14,11 @@ from splitrank.models.config import ModelConfig, read_config
 from splitrank.models.dtypes import COMPUTED_DTYPES
 from splitrank.models.exactness import check_exact_shapes, inexact_because
 from splitrank.models.gpu_limits import check_gpu_shapes
-from splitrank.models.memory import balanced_partition, plan_all_ranks, rank_memory
+from splitrank.models.memory import RankMemory, balanced_partition, plan_all_ranks, rank_memory
 from splitrank.models.sharding import check_partition, check_tensor_parallel
 from splitrank.models.tied_head import settle_head
 from splitrank.models.weight_plan import WeightPlan, audit_plan, audit_union
-from splitrank.serving.launch.capacity import gpu_memory, host_memory, size_cache
+from splitrank.serving.launch.capacity import Capacity, gpu_memory, host_memory, size_cache
 from splitrank.serving.launch.devices import Devices, choose_devices
 from splitrank.serving.launch.machine import usable_cores
 from splitrank.serving.launch.model_files import model_folder
@@ -27,6 +29,7 @@ from splitrank.serving.options.config import (
     MOST_REQUESTS_AT_ONCE,
     EngineConfig,
     LayoutConfig,
+    hosts_secret,
 )
 from splitrank.serving.protocol.messages import LaunchSpec
 
@@ -39,6 +42,7 @@ def resolve_launch(config: EngineConfig) -> LaunchSpec:
     """Checks the checkpoint and the layout, and sizes pages and slots. Raises ``ValueError`` with one line."""
     folder = model_folder(config.model)
     model = read_config(folder)
+    check_nodes(config)
     check_tensor_parallel(model, config.tp)
     AllReduceOptions(config.all_reduce, config.all_reduce_codec).check_tensor_parallel(config.tp)
     check_partition(model.num_hidden_layers, config.pp, config.pp_partition or None)
@@ -53,9 +57,8 @@ def resolve_launch(config: EngineConfig) -> LaunchSpec:
     partition = choose_partition(config, model, dtype, length)
     plans = _audited_plans(model, config.tp, partition, dtype, checkpoint)
     ranks = [rank_memory(model, plan, dtype, devices.target) for plan in plans]
-    memory = gpu_memory(config, devices) if devices.target == "cuda" else host_memory(config, len(ranks))
     try:
-        capacity = size_cache(config, ranks, length, memory)
+        capacity = _host_capacity(config, ranks, length, devices)
     except ValueError as error:
         raise ValueError(f"{error}{_layouts_that_fit(config, model, dtype, devices)}") from None
     return LaunchSpec(
@@ -66,10 +69,10 @@ def resolve_launch(config: EngineConfig) -> LaunchSpec:
         pp_size=config.pp,
         partition=partition,
         tie_word_embeddings=model.tie_word_embeddings,
-        threads_per_rank=config.threads_per_rank or max(1, usable_cores() // (config.tp * config.pp)),
+        threads_per_rank=config.threads_per_rank or max(1, usable_cores() * config.num_nodes // len(ranks)),
         exact=config.exact != "off" and devices.target == "cpu",
         device=devices.target,
-        devices=devices.numbers,
+        devices=devices.numbers * config.num_nodes,
         all_reduce=config.all_reduce,
         all_reduce_codec=config.all_reduce_codec,
         stage_link=config.stage_link,
@@ -93,12 +96,44 @@ def resolve_launch(config: EngineConfig) -> LaunchSpec:
         verify_weights=config.verify_weights,
         log_level=config.log_level,
         show_progress=True,
+        **_node_fields(config),
     )
+
+
+def _host_capacity(config: EngineConfig, ranks: list[RankMemory], length: int, devices: Devices) -> Capacity:
+    """What fits the fullest rank of this host."""
+    per_node = len(ranks) // config.num_nodes
+    local = ranks[config.node_rank * per_node : (config.node_rank + 1) * per_node]
+    memory = gpu_memory(config, devices) if devices.target == "cuda" else host_memory(config, len(local))
+    return size_cache(config, local, length, memory)
+
+
+def _node_fields(config: EngineConfig) -> dict[str, Any]:
+    """Of the spec: which host of how many this is, and how they find each other."""
+    return {
+        "num_nodes": config.num_nodes,
+        "node_rank": config.node_rank,
+        "init_address": config.dist_init_addr,
+        "bind": config.bind,
+        "secret_file": config.secret_file,
+        "join_timeout_s": config.join_timeout_s,
+    }
+
+
+def check_nodes(config: EngineConfig) -> None:
+    """``ValueError`` if the layout cannot be spread over the hosts: each has as many whole stages."""
+    if config.pp % config.num_nodes:
+        raise ValueError(
+            f"tp {config.tp} x pp {config.pp} over {config.num_nodes} hosts: tensor ranks stay within a host, and each "
+            f"host has as many stages; give --pp {config.num_nodes} or a multiple of it"
+        )
+    if config.num_nodes > 1:
+        check_secret(hosts_secret(config.secret_file))
 
 
 def check_on_device(config: EngineConfig, model: ModelConfig, dtype: str, target: str) -> None:
     """``ValueError`` if the options or the model's sizes cannot be had on this kind of device."""
-    refuse_device_link(config.stage_link, target, config.pp)
+    refuse_device_link(config.stage_link, target, config.pp, config.num_nodes)
     check_exact(config, model, target)
     if target == "cuda":
         check_gpu_shapes(model, config.tp, dtype)

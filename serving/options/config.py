@@ -6,14 +6,15 @@ environment. Values are the user's; what follows from them and from the checkpoi
 
 import os
 import re
-from dataclasses import Field, dataclass, field, fields
+from dataclasses import Field, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, TypeVar, get_type_hints
 
 from splitrank.comm.selection import BACKENDS, CODECS, AllReduceOptions
 from splitrank.comm.stage_link import KINDS as STAGE_LINKS
 from splitrank.models.dtypes import COMPUTED_DTYPES
 from splitrank.serving.options.checked import INT64_MAX, Bounds, as_type, shown
+from splitrank.serving.options.nodes import check_init_address, nodes_of
 
 LOAD_FORMATS = ("auto", "dummy")
 EXACT = ("auto", "on", "off")
@@ -162,7 +163,9 @@ class EngineConfig(LayoutConfig):
     )
     load_timeout_s: float = option(1800.0, "limit for loading the weights", bounds=SECONDS)
     step_timeout_s: float = option(300.0, "limit for one step of all ranks", bounds=SECONDS)
-    heartbeat_timeout_s: float = option(15.0, "a rank that is silent for longer counts as dead", bounds=SECONDS)
+    heartbeat_timeout_s: float = option(
+        15.0, "a rank or host that is silent for longer counts as dead", bounds=SECONDS, aliases=("heartbeat-timeout",)
+    )
     all_reduce: str = option(
         "auto", "sums over tensor ranks; auto takes what was measured to be fastest, by message size", choices=BACKENDS
     )
@@ -176,9 +179,31 @@ class EngineConfig(LayoutConfig):
         choices=STAGE_LINKS,
     )
     log_level: str = option("info", "log level", choices=LOG_LEVELS)
+    nnodes: int = option(
+        0,
+        "hosts, with as many stages each; the same command runs on all; from the launcher's environment if not given",
+        bounds=Bounds(0, 1024),
+    )
+    node_rank: int = option(0, "number of this host; 0 has the front and the engine", bounds=Bounds(0, 1023))
+    dist_init_addr: str = option(
+        "", "HOST:PORT of host 0, where the others join it and their ranks reach the engine", metavar="HOST:PORT"
+    )
+    bind: str = option("", "address this host listens on for other hosts; the one it reaches host 0 by if not given")
+    secret_file: str = option(
+        "", "file that holds the secret of all hosts, 16 bytes at least; from SPLITRANK_SECRET if not given"
+    )
+    join_timeout_s: float = option(600.0, "limit for all hosts to join", bounds=SECONDS, aliases=("join-timeout",))
+
+    @property
+    def num_nodes(self) -> int:
+        return self.nnodes or 1
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.node_rank >= self.num_nodes:
+            raise ValueError(f"node_rank {self.node_rank}: {self.num_nodes} hosts are numbered from 0 (--nnodes)")
+        if self.nnodes > 1:
+            check_init_address(self.dist_init_addr, self.nnodes)
         AllReduceOptions(self.all_reduce, self.all_reduce_codec)
         if self.load_format == "dummy" and self.verify_weights:
             raise ValueError("load_format dummy: there is nothing that --verify-weights could read again")
@@ -202,6 +227,9 @@ class EngineConfig(LayoutConfig):
                 f"concurrency must be at most max_running_requests + max_queued_requests = {room}, "
                 f"not {max(concurrency)}"
             )
+
+
+EngineOptions = TypeVar("EngineOptions", bound=EngineConfig)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -279,6 +307,29 @@ def api_keys(config: ServeConfig) -> tuple[str, ...]:
         "SPLITRANK_API_KEY", ""
     ).splitlines()
     return tuple(dict.fromkeys(key.strip() for key in keys if key.strip()))
+
+
+def hosts_secret(file: str) -> bytes:
+    """What hosts prove to each other to know: of the file, else of the environment. ``ValueError`` if there is none."""
+    try:
+        secret = Path(file).read_bytes() if file else os.environb.get(b"SPLITRANK_SECRET", b"")
+    except OSError as error:
+        raise ValueError(f"secret_file {file} cannot be read: {error.strerror or error}") from None
+    if not secret.strip():
+        raise ValueError("several hosts need a secret: give --secret-file or SPLITRANK_SECRET, the same on all hosts")
+    return secret.strip()
+
+
+def with_launcher_options(config: EngineOptions) -> EngineOptions:
+    """The config with what torchrun, srun or LeaderWorkerSet say of the hosts, where the user has said nothing."""
+    if config.nnodes:
+        return config
+    told = nodes_of(os.environ)
+    if told and config.dist_init_addr:
+        told["dist_init_addr"] = config.dist_init_addr
+    if config.dist_init_addr and not told:
+        raise ValueError(f"dist_init_addr {config.dist_init_addr} is of several hosts: give --nnodes and --node-rank")
+    return replace(config, **told)
 
 
 def _keys_of_file(file: str) -> list[str]:

@@ -56,10 +56,28 @@ class LaunchSpec(msgspec.Struct, frozen=True, kw_only=True):
     log_level: str
     show_progress: bool
     front_pid: int = 0  # set by the launcher, like run_dir: children end when this process has ended
+    num_nodes: int = 1  # hosts; each has as many stages
+    node_rank: int = 0  # of the host that reads this spec
+    init_address: str = ""  # host:port where host 0 waits for the others, as this host was told it
+    bind: str = ""  # address that this host listens on; empty: the one by which it reaches the others
+    secret_file: str = ""
+    join_timeout_s: float = 0.0
+    engine_address: str = ""  # host:port of the engine, for the ranks of other hosts
+    links: dict[int, str] = {}  # host:port of each rank that listens for a stage on another host
 
     @property
     def world_size(self) -> int:
         return self.tp_size * self.pp_size
+
+    @property
+    def ranks_per_node(self) -> int:
+        return self.world_size // self.num_nodes
+
+    @property
+    def local_ranks(self) -> range:
+        """Those of this host."""
+        first = self.node_rank * self.ranks_per_node
+        return range(first, first + self.ranks_per_node)
 
     @property
     def num_scratch(self) -> int:

@@ -1,9 +1,15 @@
-"""Sockets and bytes between the processes: ZeroMQ over ipc in the run folder, msgpack by msgspec, never pickle."""
+"""Sockets and bytes between the processes: ZeroMQ over ipc in the run folder, msgpack by msgspec, never pickle.
 
+Ranks of other hosts reach the engine over TCP. Then its socket is ZeroMQ's CURVE server, whose key pair is made of the
+hosts' secret: only who knows the secret knows the public key, which is never sent, and only the engine has the other.
+"""
+
+import hashlib
 from collections.abc import Iterator
 
 import msgspec
 import zmq
+from zmq.utils import z85
 
 from splitrank.comm.position import mesh_position
 from splitrank.serving.protocol.messages import EngineToFront, EngineToRank, FrontToEngine, LaunchSpec, RankToEngine
@@ -51,21 +57,39 @@ def rank_name(spec: LaunchSpec, rank: int) -> str:
     return str(mesh_position(rank, spec.pp_size, spec.tp_size))
 
 
-def bind_ranks(context: zmq.Context[zmq.Socket[bytes]], spec: LaunchSpec) -> zmq.Socket[bytes]:
+def engine_keys(secret: bytes) -> tuple[bytes, bytes]:
+    """CURVE's public and secret key of the engine."""
+    key = hashlib.blake2b(secret, digest_size=32, person=b"splitrank-engine").digest()
+    encoded = z85.encode(key)
+    return zmq.curve_public(encoded), encoded
+
+
+def bind_ranks(context: zmq.Context[zmq.Socket[bytes]], spec: LaunchSpec, secret: bytes = b"") -> zmq.Socket[bytes]:
     """The engine's socket to the ranks. To send to a rank that is not connected is an error, not a silent loss."""
     socket = context.socket(zmq.ROUTER)
     socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
     socket.setsockopt(zmq.LINGER, LINGER_MS)
+    if secret:
+        socket.setsockopt(zmq.CURVE_SERVER, 1)
+        _, socket.curve_secretkey = engine_keys(secret)
+        socket.setsockopt(zmq.IPV6, 1)
+        socket.bind(f"tcp://{spec.engine_address}")
     socket.bind(ranks_address(spec.run_dir))
     return socket
 
 
-def connect_rank(context: zmq.Context[zmq.Socket[bytes]], spec: LaunchSpec, identity: bytes) -> zmq.Socket[bytes]:
+def connect_rank(
+    context: zmq.Context[zmq.Socket[bytes]], spec: LaunchSpec, identity: bytes, secret: bytes = b""
+) -> zmq.Socket[bytes]:
     """A rank's socket to the engine; like any ZeroMQ socket, not thread safe."""
     socket = context.socket(zmq.DEALER)
     socket.setsockopt(zmq.IDENTITY, identity)
     socket.setsockopt(zmq.LINGER, LINGER_MS)
-    socket.connect(ranks_address(spec.run_dir))
+    if secret:
+        socket.curve_serverkey, _ = engine_keys(secret)
+        socket.curve_publickey, socket.curve_secretkey = zmq.curve_keypair()
+        socket.setsockopt(zmq.IPV6, 1)
+    socket.connect(f"tcp://{spec.engine_address}" if spec.node_rank else ranks_address(spec.run_dir))
     return socket
 
 

@@ -11,6 +11,7 @@ import torch
 from splitrank.comm.errors import CommunicationError
 from splitrank.models.weight_plan import AuditError
 from splitrank.serving.launch.launcher import load_spec
+from splitrank.serving.launch.run_secret import stage_network
 from splitrank.serving.options.console import be_lenient_with_streams
 from splitrank.serving.options.progress import progress
 from splitrank.serving.protocol.messages import LaunchSpec
@@ -38,20 +39,21 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="splitrank.serving.rank.rank")
     parser.add_argument("--run-dir", required=True)
     parser.add_argument("--rank", type=int, required=True)
+    parser.add_argument("--link-fd", type=int, help="listening socket for the stage before, on another host")
     args = parser.parse_args(argv)
     spec = load_spec(args.run_dir)
     logging.basicConfig(level=spec.log_level.upper(), format=f"rank {args.rank}: %(message)s")
     torch.set_num_threads(spec.threads_per_rank)
     with RankLink(spec, args.rank) as link:
-        return _run(spec, args.rank, link)
+        return _run(spec, args.rank, link, args.link_fd)
 
 
-def _run(spec: LaunchSpec, rank: int, link: RankLink) -> int:
+def _run(spec: LaunchSpec, rank: int, link: RankLink, link_fd: int | None) -> int:
     phase = _Phase(link)
     worker = None
     try:
         phase.enter("join")
-        worker = Worker(spec, rank)
+        worker = Worker(spec, rank, stage_network(spec, link_fd))
         phase.enter("load")
         link.ready(_load(worker), worker.stage_report)
         _serve(worker, link, phase)

@@ -6,6 +6,7 @@ from types import TracebackType
 import zmq
 
 from splitrank.serving.launch.processes import exit_with_parent
+from splitrank.serving.launch.run_secret import read_secret
 from splitrank.serving.protocol.messages import (
     Heartbeat,
     LaunchSpec,
@@ -42,7 +43,8 @@ class RankLink:
         self._received_hash = ""
         self._finished_step = -1
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        self._socket = connect_rank(self._context, spec, rank_identity(rank))
+        self._secret = read_secret(spec)
+        self._socket = connect_rank(self._context, spec, rank_identity(rank), self._secret)
         self._closing = threading.Event()
         self._beating = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
         self._beating.start()
@@ -110,7 +112,8 @@ class RankLink:
         self._socket.send(encode(message))
 
     def _beat(self) -> None:
-        socket = connect_rank(self._context, self._spec, rank_identity(self._rank) + b"-heartbeat")
+        identity = rank_identity(self._rank) + b"-heartbeat"
+        socket = connect_rank(self._context, self._spec, identity, self._secret)
         while True:
             socket.send(encode(Heartbeat(rank=self._rank, phase=self._phase, last_step=self._finished_step)))
             if self._closing.wait(HEARTBEAT_S):

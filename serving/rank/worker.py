@@ -13,6 +13,7 @@ from splitrank.comm.mesh import Mesh
 from splitrank.comm.position import mesh_position
 from splitrank.comm.selection import AllReduceOptions
 from splitrank.comm.stage_link import StageLinkOptions
+from splitrank.comm.stage_network import StageNetwork
 from splitrank.models.cache import StageCache
 from splitrank.models.checkpoint import Checkpoint, open_checkpoint
 from splitrank.models.config import read_config
@@ -60,9 +61,10 @@ class LaunchedStep:
 
 
 class Worker:
-    """Construction joins the mesh (collective over all ranks); then ``load``; then ``execute`` plan by plan."""
+    """Construction joins the mesh (collective over all ranks); then ``load``; then ``execute`` plan by plan.
+    ``network`` reaches the ranks of other hosts, if there are any."""
 
-    def __init__(self, spec: LaunchSpec, rank: int) -> None:
+    def __init__(self, spec: LaunchSpec, rank: int, network: StageNetwork | None = None) -> None:
         self.spec = spec
         self.position = mesh_position(rank, spec.pp_size, spec.tp_size)
         self.config = replace(read_config(Path(spec.model_dir)), tie_word_embeddings=spec.tie_word_embeddings)
@@ -75,7 +77,13 @@ class Worker:
         timeout_s = max(spec.step_timeout_s, JOIN_TIMEOUT_S)
         options = AllReduceOptions(spec.all_reduce, spec.all_reduce_codec)
         self.mesh = Mesh(
-            self.position, Path(spec.run_dir) / "rendezvous", timeout_s, options, self.ops.device, self._link_options()
+            self.position,
+            Path(spec.run_dir) / "rendezvous",
+            timeout_s,
+            options,
+            self.ops.device,
+            self._link_options(),
+            network,
         )
         max_pages = pages_needed(spec.max_model_len, spec.page_size)
         self.table = RequestTable(
@@ -98,9 +106,9 @@ class Worker:
 
     @property
     def stage_report(self) -> str:
-        """How the stage sums over its tensor ranks, from the first of them; and from that of the last stage, which
-        receives hidden states, how stages are linked. Empty if there is but one."""
-        reports = [self.mesh.report] if self.position.tp_rank == 0 else []
+        """How the stage sums over its tensor ranks, and how fast it reaches the next host, from the first of them; and
+        from that of the last stage, which receives hidden states, how stages are linked. Empty if there is but one."""
+        reports = [self.mesh.report, self.mesh.speed_report] if self.position.tp_rank == 0 else []
         if self.is_sampling_rank:
             reports.append(self.mesh.link_report)
         return "\n".join(filter(None, reports))

@@ -218,3 +218,19 @@ def test_inspect_and_plan_know_a_head_that_the_config_denies(
     text = capsys.readouterr().out
     assert "head: its own tensor (config.json ties it to the embedding, but both are stored and differ)" in text
     assert "ignored" not in text
+
+
+def test_what_a_stage_border_costs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """By hand: hidden state and residual of 2,048 numbers of 2 bytes are 8,192 B a token; 16 of 32 requests a step."""
+    config = {"model": write_config(tmp_path, "35B"), "pp": 2, "max_running_requests": 32}
+    lines = printed(capsys, **config, link_gbps=10.0, link_ms=0.5).splitlines()[-4:]
+    assert lines == [
+        "a stage border at 10 Gb/s and 0.5 ms, 8,192 B a token:",
+        "  decode of 16 tokens: 0.131 MB, 0.605 ms a step",
+        "  prefill of 512 tokens: 4.194 MB, 3.855 ms a step",
+        "  each token of a request waits 1.105 ms for 2 borders, while all stages keep up",
+    ]
+    assert "16,384 B a token" in printed(capsys, **config, tp=2, link_gbps=10.0)
+    assert "border" not in printed(capsys, model=config["model"], link_gbps=10.0)
+    with pytest.raises(ValueError, match="link_ms: give --link-gbps, too"):
+        PlanConfig(pp=2, link_ms=1.0)

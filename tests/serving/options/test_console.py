@@ -131,8 +131,8 @@ def test_the_run_folder_of_a_broken_start_is_gone() -> None:
     program = LONG + (
         "from splitrank.serving.launch import engine_client\n"
         "make = engine_client.make_run_dir\n"
-        "def slow(spec):\n"
-        "    spec = make(spec); print('begun', flush=True); return spec\n"
+        "def slow(*arguments):\n"
+        "    spec = make(*arguments); print('begun', flush=True); return spec\n"
         "engine_client.make_run_dir = slow"
     )
     with tempfile.TemporaryDirectory(prefix="sr-") as folder, pytest.MonkeyPatch.context() as patch:
