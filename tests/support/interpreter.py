@@ -1,6 +1,6 @@
-"""Triton's interpreter, made four times as fast: what it does again for each operation is done once.
+"""Triton's interpreter, made three times as fast: what it does again for each operation is done once.
 
-Its results stay the same bits. Written against the internals of one version (``scripts/constraints.txt``); any other one is
+Its results stay the same bits. Written against the internals of one version (``scripts/constraints.txt``); any other is
 left as it is, and is slower.
 """
 
