@@ -17,6 +17,7 @@ from splitrank.serving.protocol.messages import LaunchSpec, StepPlan, StepResult
 from splitrank.serving.rank.batch_builder import PlannedBatch
 from splitrank.serving.rank.steps import Logits
 from splitrank.serving.rank.worker import LaunchedStep, Worker
+from tests.support.interpreter import speed_up_interpreter
 
 
 class Run(msgspec.Struct, frozen=True):
