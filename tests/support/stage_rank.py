@@ -71,5 +71,6 @@ def _results(worker: Worker, run: Run) -> Iterator[StepResult | None]:
 
 
 if __name__ == "__main__":
+    speed_up_interpreter()
     for job in msgspec.msgpack.decode(Path(sys.argv[1]).read_bytes(), type=list[Run]):
         execute(job, int(sys.argv[2]))

@@ -1,0 +1,39 @@
+"""Which grammars ranks are compiling, for which requests. It has no clock: callers pass the time."""
+
+from splitrank.serving.protocol.messages import GrammarCompiled, LaunchSpec
+from splitrank.serving.protocol.wire import rank_name
+
+
+class GrammarWatch:
+    """A grammar takes milliseconds to compile. In a step, all rows of it would wait; so ranks compile it in a thread of
+    their own, and its request is admitted when all of them have."""
+
+    def __init__(self, spec: LaunchSpec) -> None:
+        self._spec = spec
+        self._awaited: dict[str, tuple[set[int], float]] = {}  # by request id: ranks, and since when
+
+    @property
+    def ranks(self) -> range:
+        """Those that draw tokens (``Worker.draws_tokens``)."""
+        first = (self._spec.pp_size - 1) * self._spec.tp_size
+        return range(first, first + (self._spec.tp_size if self._spec.device == "cuda" else 1))
+
+    def asked(self, request_id: str, now: float) -> None:
+        self._awaited[request_id] = set(self.ranks), now
+
+    def is_compiled(self, message: GrammarCompiled) -> bool:
+        """Whether that was the last rank of those that the request waits for."""
+        ranks, _ = self._awaited[message.request_id]
+        ranks.discard(message.rank)
+        if not ranks:
+            del self._awaited[message.request_id]
+        return not ranks
+
+    def find_overdue(self, now: float) -> str | None:
+        """One line that says who waits for whom, if that takes longer than a step may."""
+        limit = self._spec.step_timeout_s
+        for request_id, (ranks, since) in self._awaited.items():
+            if now - since > limit:
+                names = ", ".join(rank_name(self._spec, rank) for rank in sorted(ranks))
+                return f"the grammar of request {request_id} is not compiled after {limit:g} s: {names}"
+        return None
