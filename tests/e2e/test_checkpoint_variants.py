@@ -53,7 +53,9 @@ def tie(folder: Path) -> None:
     change_json(folder / "config.json", change)
 
 
-@pytest.mark.parametrize("layout", [{"pp": 2}, {"tp": 2}], ids=str)  # alone: the server below
+@pytest.mark.parametrize(  # alone: the server below
+    "layout", [pytest.param({"pp": 2}, marks=pytest.mark.full), {"tp": 2}], ids=str
+)
 def test_a_head_of_its_own_is_used_although_the_config_ties_it(
     demo: LLMOutput, temporary: Path, layout: dict[str, int]
 ) -> None:

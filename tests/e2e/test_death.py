@@ -64,7 +64,7 @@ def check_death(server: Server, victim: psutil.Process, number: signal.Signals, 
     assert "Traceback" not in server.stderr
 
 
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("rank", [0, pytest.param(1, marks=pytest.mark.full)])
 def test_a_killed_rank(rank: int) -> None:
     with Server("--pp", 2) as server:
         check_death(
