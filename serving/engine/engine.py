@@ -126,7 +126,7 @@ class Engine:
             if isinstance(report, StepResult):
                 self._results.append(report)
             elif isinstance(report, GrammarCompiled):
-                if self._grammars.is_compiled(report):
+                if self._grammars.is_compiled(report, now):
                     self._scheduler.join(report.request_id)
             else:
                 self._watch.on_message(report, now)

@@ -10,7 +10,8 @@ class GrammarWatch:
 
     def __init__(self, spec: LaunchSpec) -> None:
         self._spec = spec
-        self._awaited: dict[str, tuple[set[int], float]] = {}  # by request id: ranks, and since when
+        self._awaited: dict[str, tuple[set[int], float]] = {}  # by request id, oldest first: ranks, and since when
+        self._heard_at = 0.0
 
     @property
     def ranks(self) -> range:
@@ -21,8 +22,9 @@ class GrammarWatch:
     def asked(self, request_id: str, now: float) -> None:
         self._awaited[request_id] = set(self.ranks), now
 
-    def is_compiled(self, message: GrammarCompiled) -> bool:
+    def is_compiled(self, message: GrammarCompiled, now: float) -> bool:
         """Whether that was the last rank of those that the request waits for."""
+        self._heard_at = now
         ranks, _ = self._awaited[message.request_id]
         ranks.discard(message.rank)
         if not ranks:
@@ -30,10 +32,11 @@ class GrammarWatch:
         return not ranks
 
     def find_overdue(self, now: float) -> str | None:
-        """One line that says who waits for whom, if that takes longer than a step may."""
+        """One line that says who waits for whom, if one grammar takes longer than a step may. Of many, each may wait
+        longer for those before it."""
         limit = self._spec.step_timeout_s
-        for request_id, (ranks, since) in self._awaited.items():
-            if now - since > limit:
-                names = ", ".join(rank_name(self._spec, rank) for rank in sorted(ranks))
-                return f"the grammar of request {request_id} is not compiled after {limit:g} s: {names}"
-        return None
+        request_id, (ranks, asked_at) = next(iter(self._awaited.items()), ("", (set[int](), now)))
+        if now - max(asked_at, self._heard_at) <= limit:
+            return None
+        names = ", ".join(rank_name(self._spec, rank) for rank in sorted(ranks))
+        return f"the grammar of request {request_id} is not compiled after {limit:g} s: {names}"
