@@ -126,17 +126,17 @@ def test_preempted_requests_get_the_same_tokens(with_plenty_of_pages: list[list[
 
 
 def test_a_prompt_of_many_chunks_and_a_full_context() -> None:
-    prompts = [[(7 * index) % 4000 for index in range(length)] for length in (1023, 640, 64, 65, 1)]
-    last = SamplingParams(temperature=0, max_tokens=1)
-    with LLM(**OPTIONS, chunked_prefill_size=1024) as llm:
+    prompts = [[(7 * index) % 4000 for index in range(length)] for length in (511, 320, 64, 65, 1)]
+    last, options = SamplingParams(temperature=0, max_tokens=1), {**OPTIONS, "max_model_len": 512}
+    with LLM(**options, chunked_prefill_size=512) as llm:
         whole = answers(llm, prompts, last)
-    with LLM(**OPTIONS, chunked_prefill_size=64, pp=2) as llm:
+    with LLM(**options, chunked_prefill_size=64, pp=2) as llm:
         assert answers(llm, prompts, last) == whole
-        with pytest.raises(ValueError, match=r"1024 tokens.*1023"):
-            llm.generate([[5] * 1024], last)
-        with pytest.raises(ValueError, match=r"1000 tokens.*25.*1024"):
-            llm.generate([[5] * 1000], SamplingParams(max_tokens=25))
-        (filled,) = llm.generate([[5] * 1000], SamplingParams(max_tokens=24, ignore_eos=True))
+        with pytest.raises(ValueError, match=r"512 tokens.*511"):
+            llm.generate([[5] * 512], last)
+        with pytest.raises(ValueError, match=r"488 tokens.*25.*512"):
+            llm.generate([[5] * 488], SamplingParams(max_tokens=25))
+        (filled,) = llm.generate([[5] * 488], SamplingParams(max_tokens=24, ignore_eos=True))
         assert (len(filled.token_ids), filled.finish_reason) == (24, "length")
 
 
