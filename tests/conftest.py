@@ -17,11 +17,13 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
 
+from tests.support.interpreter import speed_up_interpreter
 from tests.support.limits import scaled
 
 # On cores that ranks and proofs share, torch's threads spin for each other most of the time: with two, the contract of
 # the collectives took ten times as much CPU time, and longer. Ranks have their own number.
 torch.set_num_threads(1)
+speed_up_interpreter()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

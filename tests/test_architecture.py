@@ -1,5 +1,6 @@
 """The rules of the house. Those that linters hold as well are here for what linters cannot see at a glance."""
 
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -130,3 +131,13 @@ def test_ruff_bans_what_the_design_bans(file: str, code: str, allowed: bool) -> 
     ]
     finished = subprocess.run(command, cwd=ROOT, input=code, capture_output=True, text=True, timeout=scaled(PROGRAM_S))
     assert ("TID251" in finished.stdout) != allowed, finished.stdout + finished.stderr
+
+
+def test_proofs_lie_where_the_script_looks_for_them() -> None:
+    """``scripts/test`` collects only these folders for the process that runs the proofs."""
+    (line,) = (line for line in (ROOT / "scripts/test").read_text().splitlines() if line.startswith("PROOFS=("))
+    folders = [ROOT / folder for folder in line[len("PROOFS=(") :].split(")")[0].split()]
+    marks = re.compile("mark[.]proof|[*]PROOF|= [P]ROOF")  # as files write them, but for this one
+    marked = [path for path in sources("tests") if marks.search(path.read_text()) and path.name.startswith("test_")]
+    assert len(marked) > 5
+    assert [path for path in marked if not any(path.is_relative_to(folder) for folder in folders)] == []

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import msgspec
 import zmq
 
+from splitrank.serving.engine.grammar_watch import GrammarWatch
 from splitrank.serving.engine.occupancy import Occupancy
 from splitrank.serving.engine.rank_watch import RankWatch
 from splitrank.serving.engine.scheduler import Scheduler
@@ -15,11 +16,13 @@ from splitrank.serving.launch.run_secret import read_secret
 from splitrank.serving.protocol.messages import (
     AbortRequest,
     AddRequest,
+    CompileGrammar,
     EngineFailed,
     EngineReady,
     EngineStats,
     EngineToFront,
     FrontToEngine,
+    GrammarCompiled,
     LaunchSpec,
     RequestOutput,
     RequestOutputs,
@@ -66,6 +69,7 @@ class Engine:
         self._started = time.monotonic()
         self._scheduler = Scheduler(spec, spec.pp_size, plans_ahead=True)
         self._watch = RankWatch(spec, self._started)
+        self._grammars = GrammarWatch(spec)
         self._occupancy = Occupancy(spec.pp_size, self._started)
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._front = connect_front(self._context, spec)
@@ -122,6 +126,9 @@ class Engine:
             report = decode_rank_to_engine(data)
             if isinstance(report, StepResult):
                 self._results.append(report)
+            elif isinstance(report, GrammarCompiled):
+                if self._grammars.is_compiled(report, now):
+                    self._scheduler.join(report.request_id)
             else:
                 self._watch.on_message(report, now)
 
@@ -137,13 +144,23 @@ class Engine:
     def _on_front_message(self, message: FrontToEngine) -> None:
         output = None
         if isinstance(message, AddRequest):
-            output = self._scheduler.add(message)
+            output = self._add(message)
         elif isinstance(message, AbortRequest):
             output = self._scheduler.abort(message.request_id)
         else:
             self._stopping = True
         if output is not None:
             self._outputs.append(StepOutputs(others=[output]))
+
+    def _add(self, message: AddRequest) -> RequestOutput | None:
+        """A request with a grammar waits until the ranks have compiled it. Returns the refusal if it is not taken."""
+        grammar = message.params.grammar
+        output = self._scheduler.add(message, held=bool(grammar))
+        if grammar and output is None:
+            self._grammars.asked(message.request_id, time.monotonic())
+            for rank in self._grammars.ranks:
+                self._send_rank(rank, encode(CompileGrammar(message.request_id, grammar)))
+        return output
 
     def _become_ready(self) -> None:
         if not self._ready and self._watch.all_ready:
@@ -241,7 +258,9 @@ class Engine:
     def _check_deadlines(self) -> None:
         oldest = self._sent[0] if self._sent else None
         since = max(oldest.sent_at, self._last_commit_at) if oldest else 0.0
-        failure = self._watch.find_failure(time.monotonic(), oldest.step if oldest else None, since)
+        now = time.monotonic()
+        failure = self._watch.find_failure(now, oldest.step if oldest else None, since)
+        failure = failure or self._grammars.find_overdue(now)
         if failure is not None:
             raise EngineFailure(failure)
 

@@ -53,6 +53,11 @@ class Request:
         columns.has_stops[self.place] = bool(params.stop_token_ids)
         columns.slot[self.place] = columns.last_step[self.place] = -1
 
+    def renumber(self, number: int) -> None:
+        """As if it came now. Only before the ranks know it."""
+        assert self.status is Status.WAITING, "ranks know the request by its number"
+        self.number, self.order = number, (self.params.priority, number)
+
     @property
     def num_scheduled(self) -> int:
         """Tokens computed, or to be computed by steps in flight."""

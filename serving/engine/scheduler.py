@@ -10,8 +10,8 @@ ones, and of one priority, swapped ones are older than waiting ones. No request 
 and could have used. A running request gives its slot up for none that comes later, whatever the priority.
 """
 
-from bisect import insort
 from collections import deque
+from itertools import count
 
 import numpy as np
 
@@ -22,6 +22,7 @@ from splitrank.serving.engine.request_columns import Flags, Places, RequestColum
 from splitrank.serving.engine.residents import Residents
 from splitrank.serving.engine.snapshots import Snapshots
 from splitrank.serving.engine.step_builder import Counters, StepBuilder, StepInFlight, rows_of_step
+from splitrank.serving.engine.waiting import WaitingRequests
 from splitrank.serving.protocol.messages import (
     AddRequest,
     AdmittedRequest,
@@ -52,29 +53,33 @@ class Scheduler:
         self._residents = Residents(spec, self._columns)
         self._snapshots = Snapshots(spec)
         self._requests: dict[str, Request] = {}  # every open one
-        self._waiting: list[Request] = []  # oldest first
+        self._waiting = WaitingRequests()
         self._in_flight: deque[StepInFlight] = deque()
         self._released: list[int] = []
         self._num_ended = 0  # open requests whose last output was sent, but that a step in flight still computes
-        self._next_number = 0
+        self._numbers = count()
         self._next_step = 0
         self._counters = Counters()
 
     # ------------------------------------------------------------ requests come and go
 
-    def add(self, message: AddRequest) -> RequestOutput | None:
-        """Queues a request. Returns the refusal if it is not taken."""
+    def add(self, message: AddRequest, held: bool = False) -> RequestOutput | None:
+        """Queues a request; a ``held`` one joins the queue with ``join``. Returns the refusal if it is not taken."""
         assert message.request_id not in self._requests, f"request id {message.request_id!r} is already open"
         refusal = refuse(self._spec, message, len(self._requests) - self._num_ended)
         if refusal is not None:
             return refusal
         prompt = message.prompt_token_ids
         max_new_tokens = min(message.params.max_tokens, self._spec.max_model_len - len(prompt))
-        request = Request(self._next_number, message.request_id, prompt, message.params, max_new_tokens, self._columns)
-        self._next_number += 1
+        number = next(self._numbers)
+        request = Request(number, message.request_id, prompt, message.params, max_new_tokens, self._columns)
         self._requests[request.request_id] = request
-        insort(self._waiting, request, key=lambda one: one.order)
+        (self._waiting.hold if held else self._waiting.add)(request)
         return None
+
+    def join(self, request_id: str) -> None:
+        """A request that was held joins the queue, unless it has ended since."""
+        self._waiting.join(request_id, self._numbers)
 
     def abort(self, request_id: str) -> RequestOutput | None:
         """Ends a request in any state. Returns None if it has ended before, or if its steps in flight come first."""
@@ -91,7 +96,7 @@ class Scheduler:
 
     def _finish_aborted(self, request: Request) -> RequestOutput:
         self._finish(request)
-        return RequestOutput(request_id=request.request_id, token_ids=[], finish_reason="abort")
+        return RequestOutput(request.request_id, [], finish_reason="abort")
 
     def _finish(self, request: Request) -> None:
         """Frees everything that the request owns, exactly once. The next plan tells the ranks to release it."""
@@ -195,7 +200,7 @@ class Scheduler:
         has_come_in = True
         while has_come_in:
             swapped = self._residents.next_swapped
-            waiting = self._waiting[0] if self._waiting else None
+            waiting = self._waiting.first
             if swapped is not None and (waiting is None or swapped.order < waiting.order):
                 has_come_in = self._swap_in(builder, swapped)
             else:
@@ -220,7 +225,7 @@ class Scheduler:
         request.num_scheduled = self._snapshots.cached_tokens(request, self._next_step)
         if not self._chunk_fits(builder, request):
             return False
-        del self._waiting[0]
+        self._waiting.remove(request)
         self._residents.start(request)
         request.num_cached = request.num_scheduled
         builder.admitted.append(
@@ -290,9 +295,8 @@ class Scheduler:
         is_special = self._is_special(step.decoding, result)
         ids, tokens = self._commit_plain(step.decoding, result.token_ids[:num_decodes], is_special)
         special = is_special.nonzero()[0].tolist()
-        rows: list[tuple[Request, int | None]] = list(
-            zip(self._columns.at(step.decoding[is_special]), special, strict=True)
-        )
+        decoded = self._columns.at(step.decoding[is_special])
+        rows: list[tuple[Request, int | None]] = [*zip(decoded, special, strict=True)]
         chunks: list[tuple[Request, int | None]] = [*zip(step.sampled, range(num_decodes, expected), strict=True)]
         chunks += [(request, None) for request in step.unsampled]
         for request, _ in chunks:
@@ -384,17 +388,13 @@ class Scheduler:
         residents = self._residents
         places = [*residents.running.values(), *residents.swapped.values(), *self._waiting]
         assert sorted(id(one) for one in places) == sorted(id(one) for one in self._requests.values())
-        waiting = [request.order for request in self._waiting]
-        assert waiting == sorted(waiting)
-        first = dict(reversed(waiting))  # by priority
+        first = dict(reversed(self._waiting.orders))  # by priority
         for one in [*residents.running.values(), *residents.swapped.values()]:
-            is_first = one.number < first.get(one.params.priority, one.number + 1)
-            assert is_first, "an older request waits behind a younger one"
+            assert one.number < first.get(one.params.priority, one.number + 1), "an older request waits behind it"
         residents.check()
         self._snapshots.check({request.number for request in self._requests.values()})
         for request in residents.running.values():
             in_flight = sum(
-                request.place in step.decoding or request in step.sampled or request in step.unsampled
-                for step in self._in_flight
+                request.place in step.decoding or request in step.sampled + step.unsampled for step in self._in_flight
             )
             assert request.num_in_flight == in_flight, f"request {request.number} miscounts its steps in flight"

@@ -4,12 +4,16 @@ Its limits count steps of its own work, not seconds, so a grammar that the front
 is slower.
 """
 
+import importlib.metadata
+from functools import cache
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from llguidance import LLParserLimits
 
+OLDEST = (1, 9)  # as pyproject.toml's extra; what went before has other classes
 MISSING = "structured output needs llguidance, which is not installed: pip install splitrank[structured]"
+TOO_OLD = "structured output needs llguidance 1.9 or newer, this is {}: pip install --upgrade splitrank[structured]"
 
 
 class GrammarError(ValueError):
@@ -17,11 +21,20 @@ class GrammarError(ValueError):
 
 
 def require_library() -> None:
-    """Raises ``GrammarError`` if llguidance is not installed."""
+    """Raises ``GrammarError`` if llguidance is not installed, or too old."""
     try:
         import llguidance  # noqa: F401
     except ImportError:
         raise GrammarError(MISSING) from None
+    version = installed_version()
+    numbers = [int(number) for number in version.split(".")[:2] if number.isdecimal()]
+    if (*numbers,) < OLDEST:
+        raise GrammarError(TOO_OLD.format(version))
+
+
+@cache
+def installed_version() -> str:
+    return importlib.metadata.version("llguidance")
 
 
 def limits() -> "LLParserLimits":

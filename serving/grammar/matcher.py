@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
 
 
-NUM_KEPT = 16  # compiled grammars; requests often share one
+NUM_KEPT = 64  # compiled grammars; requests often share one, and those that wait have theirs compiled before
 
 
 class Matchers:
@@ -30,6 +30,11 @@ class Matchers:
     def matcher(self, grammar: str) -> "TokenMatcher":
         """At the beginning of an answer. Raises ``GrammarError``."""
         return TokenMatcher(self._compiled(grammar).deep_copy())
+
+    def prepare(self, grammar: str) -> None:
+        """Compiles it for the next ``matcher``. Any thread may; one that cannot be compiled fails there again."""
+        with suppress(GrammarError):
+            self._compiled(grammar)
 
     def read_vocabulary(self) -> None:
         """Reads it, or keeps why it cannot be read, for those who ask for a matcher."""

@@ -265,6 +265,20 @@ class SnapshotPlan(msgspec.Struct, frozen=True, array_like=True):
     slot: int
 
 
+class CompileGrammar(msgspec.Struct, frozen=True, tag=True):
+    """To ranks that draw tokens, before the request is admitted. It is in no order with plans."""
+
+    request_id: str
+    grammar: str
+
+
+class GrammarCompiled(msgspec.Struct, frozen=True, tag=True):
+    """It has been compiled, or cannot be: then the request's first token fails."""
+
+    rank: int
+    request_id: str
+
+
 class StepPlan(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
     """What changes on the ranks with one step, and which rows the step computes. Every rank executes it in this order:
 
@@ -347,5 +361,5 @@ class Shutdown(msgspec.Struct, frozen=True, tag=True):
 
 FrontToEngine = AddRequest | AbortRequest | Shutdown
 EngineToFront = EngineReady | EngineFailed | RequestOutputs | EngineStats
-EngineToRank = StepPlan | Shutdown
-RankToEngine = RankReady | RankFailed | Heartbeat | StepResult
+EngineToRank = StepPlan | CompileGrammar | Shutdown
+RankToEngine = RankReady | RankFailed | Heartbeat | StepResult | GrammarCompiled

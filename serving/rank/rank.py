@@ -14,7 +14,8 @@ from splitrank.serving.launch.launcher import load_spec
 from splitrank.serving.launch.run_secret import stage_network
 from splitrank.serving.options.console import be_lenient_with_streams
 from splitrank.serving.options.progress import progress
-from splitrank.serving.protocol.messages import LaunchSpec
+from splitrank.serving.protocol.messages import CompileGrammar, LaunchSpec
+from splitrank.serving.rank.grammar_thread import GrammarThread
 from splitrank.serving.rank.rank_link import RankLink, StepOrderError
 from splitrank.serving.rank.thread_wait import ThreadWait
 from splitrank.serving.rank.worker import LaunchedStep, Worker
@@ -97,12 +98,15 @@ def _serve(worker: Worker, link: RankLink, phase: _Phase) -> None:
     if worker.spec.exact:
         torch.set_num_threads(1)  # the rank's own threads compute; torch's would take their cores while they wait
     launched: deque[LaunchedStep] = deque()
+    grammars = GrammarThread(worker.matchers, worker.position.rank, lambda: link.connect("grammars"))
     try:
-        _execute_plans(worker, link, phase, launched)
+        _execute_plans(worker, link, phase, launched, grammars)
     except RuntimeError as error:
         if not str(error).startswith(_DEVICE_ERRORS):
             raise
         raise DeviceFailure(_describe(error, launched)) from error
+    finally:
+        grammars.close()
 
 
 def _describe(error: RuntimeError, launched: deque[LaunchedStep]) -> str:
@@ -111,7 +115,9 @@ def _describe(error: RuntimeError, launched: deque[LaunchedStep]) -> str:
     return f"{str(error).splitlines()[0].split(_ADVICE)[0]}{steps}"
 
 
-def _execute_plans(worker: Worker, link: RankLink, phase: _Phase, launched: deque[LaunchedStep]) -> None:
+def _execute_plans(
+    worker: Worker, link: RankLink, phase: _Phase, launched: deque[LaunchedStep], grammars: GrammarThread
+) -> None:
     """The loop of a rank: receive a plan, execute it, send the result. ``launched`` are steps not collected yet."""
     thread_wait = ThreadWait(torch.get_num_threads())
     while True:
@@ -122,6 +128,9 @@ def _execute_plans(worker: Worker, link: RankLink, phase: _Phase, launched: dequ
             continue
         if (received := link.receive()) is None:
             return
+        if isinstance(received, CompileGrammar):
+            grammars.compile(received)
+            continue
         plan, plan_hash = received
         phase.enter(f"step {plan.step}")
         launched.append(worker.launch(plan, plan_hash))

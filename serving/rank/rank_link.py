@@ -8,6 +8,7 @@ import zmq
 from splitrank.serving.launch.processes import exit_with_parent
 from splitrank.serving.launch.run_secret import read_secret
 from splitrank.serving.protocol.messages import (
+    CompileGrammar,
     Heartbeat,
     LaunchSpec,
     RankFailed,
@@ -62,13 +63,18 @@ class RankLink:
         """Whether a message is there, or comes within ``timeout_s``."""
         return bool(self._socket.poll(int(timeout_s * 1000)))
 
-    def receive(self) -> tuple[StepPlan, str] | None:
-        """The next plan and its hash; None to shut down. The wait has no limit, since the engine may be idle. If the
-        front dies, this process ends; if the engine dies, the front ends this process."""
+    def connect(self, name: str) -> "zmq.Socket[bytes]":
+        """Another socket to the engine, for another thread, which closes it before this link is closed."""
+        identity = rank_identity(self._rank) + f"-{name}".encode()
+        return connect_rank(self._context, self._spec, identity, self._secret)
+
+    def receive(self) -> tuple[StepPlan, str] | CompileGrammar | None:
+        """The next plan and its hash, or a grammar to compile; None to shut down. The wait has no limit, since the
+        engine may be idle. If the front dies, this process ends; if the engine dies, the front ends this process."""
         data = self._socket.recv()
         message = decode_engine_to_rank(data)
         if not isinstance(message, StepPlan):
-            return None
+            return message if isinstance(message, CompileGrammar) else None
         self._check_order(message)
         self._received_step, self._received_hash = message.step, plan_hash(data)
         return message, self._received_hash
@@ -112,8 +118,7 @@ class RankLink:
         self._socket.send(encode(message))
 
     def _beat(self) -> None:
-        identity = rank_identity(self._rank) + b"-heartbeat"
-        socket = connect_rank(self._context, self._spec, identity, self._secret)
+        socket = self.connect("heartbeat")
         while True:
             socket.send(encode(Heartbeat(rank=self._rank, phase=self._phase, last_step=self._finished_step)))
             if self._closing.wait(HEARTBEAT_S):

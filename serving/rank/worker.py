@@ -90,7 +90,7 @@ class Worker:
             spec.max_running_requests, max_pages, spec.page_size, self.ops.device, spec.scratch_page
         )
         self._feedback = TokenFeedback(self.table, self.mesh, spec.max_in_flight)
-        self._matchers = Matchers(Path(spec.model_dir), self.config.vocab_size, spec.eos_token_ids)
+        self.matchers = Matchers(Path(spec.model_dir), self.config.vocab_size, spec.eos_token_ids)
         self._swapped: dict[int, tuple[MovedRow, list[torch.Tensor]]] = {}  # by request
         self._snapshots: dict[int, list[torch.Tensor]] = {}
 
@@ -143,7 +143,7 @@ class Worker:
 
         Meanwhile a rank that draws tokens reads the vocabulary for grammars: in a step it would stop all requests.
         """
-        reading = Thread(target=self._matchers.read_vocabulary, name="vocabulary", daemon=True)
+        reading = Thread(target=self.matchers.read_vocabulary, name="vocabulary", daemon=True)
         if self.draws_tokens:
             reading.start()
         try:
@@ -286,7 +286,7 @@ class Worker:
             self.cache.restore(saved, self.table.pages_of(slot, moved.length), slot)
 
     def _sampling_state(self, new: AdmittedRequest) -> SamplingState:
-        return SamplingState(new.prompt_token_ids, new.params, self.spec.eos_token_ids, self._matchers)
+        return SamplingState(new.prompt_token_ids, new.params, self.spec.eos_token_ids, self.matchers)
 
     def _release(self, request: int) -> None:
         """Running or swapped out. One that was aborted before any plan knew it is neither."""

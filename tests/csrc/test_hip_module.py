@@ -57,6 +57,7 @@ def module(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "CMAKE_HIP_ARCHITECTURES": "gfx942",
         # Line tables change no instruction; by them the check of the machine code knows its primitives.
         "CMAKE_HIP_FLAGS": "-nogpuinc -nogpulib -Wno-unused-command-line-argument -gline-tables-only",
+        "CMAKE_CXX_FLAGS_RELEASE": "-O0",  # the bindings are imported and no more; kernels are compiled as they ship
         "SPLITRANK_HIP_INCLUDE": CSRC / "quick_reduce/gpu/hip_prelude.h",
         "hip_DIR": STUB / "lib/cmake/hip",
     }
@@ -121,7 +122,8 @@ def test_the_kernels_in_the_module_keep_the_rules(parts: list[Path], tmp_path: P
 
 @pytest.mark.parametrize("side", ["device", "host"])
 def test_kernels_compile_with_the_headers_of_rocm(side: str, tmp_path: Path) -> None:
-    """As on a ROCm machine, without the prelude. The headers are old: LLVM 22 lacks a macro that they use."""
+    """As on a ROCm machine, without the prelude: the frontend's part, since the module has the machine code."""
+    # The headers are old: LLVM 22 lacks a macro that they use.
     source = tmp_path / "kernel.hip"
     source.write_text(
         '#include "quick_reduce/gpu/kernels.h"\n'
@@ -130,8 +132,6 @@ def test_kernels_compile_with_the_headers_of_rocm(side: str, tmp_path: Path) -> 
         "template __global__ void all_reduce_kernel<Work>(Job);\n"
         "}\n"
     )
-    flags = ["--offload-arch=gfx942", f"--offload-{side}-only", "--rocm-path=/usr", "-nogpulib", "-std=c++17", "-O1"]
+    flags = ["--offload-arch=gfx942", f"--offload-{side}-only", "--rocm-path=/usr", "-nogpulib", "-std=c++17"]
     flags += ["-D__HIP_PLATFORM_AMD__=1", "-D__AMDGCN_WAVEFRONT_SIZE=64", "-Wall", "-Wextra", "-Werror"]
-    run(
-        "clang++-22", "-x", "hip", *flags, "-include", "hip/hip_runtime.h", f"-I{CSRC}", "-c", source, "-o", "/dev/null"
-    )
+    run("clang++-22", "-x", "hip", *flags, "-include", "hip/hip_runtime.h", f"-I{CSRC}", "-fsyntax-only", source)

@@ -1,6 +1,5 @@
 """The demo checkpoint as finetunes leave theirs: it answers as the demo does, and tells what it made of it."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -37,19 +36,10 @@ def demo() -> LLMOutput:
     return answer
 
 
-def no_generation_config(folder: Path) -> None:
-    (folder / "generation_config.json").unlink()
-
-
-def end_of_text_only(folder: Path) -> None:
+def test_a_chat_ends_although_the_configs_name_the_end_of_text_only(demo: LLMOutput, temporary: Path) -> None:
+    """Without a ``generation_config.json``: the server below."""
+    folder = copy_demo(temporary / "model")
     change_json(folder / "generation_config.json", lambda raw: raw.update(eos_token_id=END_OF_TEXT))
-
-
-@pytest.mark.parametrize("change", [no_generation_config, end_of_text_only])
-def test_chats_end_although_the_configs_name_the_end_of_text_only(
-    demo: LLMOutput, temporary: Path, change: Callable[[Path], None]
-) -> None:
-    change(folder := copy_demo(temporary / "model"))
     answer, lines = ask(folder)
     assert (answer.token_ids, answer.finish_reason) == (demo.token_ids, "stop")
     assert "4046 '<|im_end|>' (tokenizer_config.json)" in lines[-1]
@@ -63,7 +53,9 @@ def tie(folder: Path) -> None:
     change_json(folder / "config.json", change)
 
 
-@pytest.mark.parametrize("layout", [{}, {"pp": 2}, {"tp": 2}], ids=str)
+@pytest.mark.parametrize(  # alone: the server below
+    "layout", [pytest.param({"pp": 2}, marks=pytest.mark.full), {"tp": 2}], ids=str
+)
 def test_a_head_of_its_own_is_used_although_the_config_ties_it(
     demo: LLMOutput, temporary: Path, layout: dict[str, int]
 ) -> None:
@@ -76,7 +68,7 @@ def test_a_head_of_its_own_is_used_although_the_config_ties_it(
 
 def test_the_server_says_it_at_the_start_and_ends_a_chat(demo: LLMOutput, temporary: Path) -> None:
     tie(folder := copy_demo(temporary / "model"))
-    no_generation_config(folder)
+    (folder / "generation_config.json").unlink()
     with Server("--model", folder, "--dtype", "float32", "--max-model-len", 1024) as server:
         choice = server.client.chat.completions.create(
             model="model",

@@ -64,7 +64,7 @@ def check_death(server: Server, victim: psutil.Process, number: signal.Signals, 
     assert "Traceback" not in server.stderr
 
 
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("rank", [0, pytest.param(1, marks=pytest.mark.full)])
 def test_a_killed_rank(rank: int) -> None:
     with Server("--pp", 2) as server:
         check_death(
@@ -100,7 +100,7 @@ def test_a_stopped_tensor_rank() -> None:
 
 
 def test_a_killed_engine() -> None:
-    with Server("--pp", 2) as server:
+    with Server() as server:
         (engine,) = [p for p in processes_of(server.temporary) if "splitrank.serving.engine.engine_main" in p.cmdline()]
         check_death(server, engine, signal.SIGKILL, "engine was killed by signal 9")
 
@@ -112,7 +112,7 @@ def test_a_rank_killed_while_idle() -> None:
 
 
 def test_a_killed_front_takes_its_children_along() -> None:
-    with Server("--pp", 2) as server, nothing_left(server):
+    with Server() as server, nothing_left(server):
         stream = open_streams(server, 1)[0]
         server.process.kill()
         assert server.wait_exit() == -signal.SIGKILL

@@ -26,6 +26,7 @@ def compare(
     return run_gsm8k(folder, *options, "--layouts", *layouts, **planted)
 
 
+@pytest.mark.full  # test_gsm8k.py compares sound layouts
 def test_sound_layouts_agree(temporary: Path) -> None:
     code, said, report = compare(temporary, "pp=1", "pp=2", "tp=2")
     assert code == 0, said

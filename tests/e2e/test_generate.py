@@ -17,7 +17,8 @@ from tests.e2e.servers import (
 )
 from tests.support.limits import scaled
 
-FLAGS = ("--pp", 2, "--dtype", "float32", "--threads-per-rank", 1, "--max-model-len", 2048)
+ONE_RANK = ("--dtype", "float32", "--threads-per-rank", 1, "--max-model-len", 2048)
+FLAGS = ("--pp", 2, *ONE_RANK)
 
 
 def mixed_line(index: int, max_tokens: int) -> dict[str, Any]:
@@ -80,7 +81,7 @@ def test_equal_sampled_lines_in_two_runs_are_answered_as_in_one(temporary: Path)
     source, halves, whole = temporary / "in.jsonl", temporary / "halves.jsonl", temporary / "whole.jsonl"
     for output, count in ((halves, 8), (halves, 16), (whole, 16)):
         source.write_text("\n".join(lines[:count]))
-        finished = run_command(temporary, "generate", "--input", source, "--output", output, *FLAGS)
+        finished = run_command(temporary, "generate", "--input", source, "--output", output, *ONE_RANK)
         assert finished.returncode == 0, finished.stderr
     texts = [{name: text_of(result) for name, result in read_results(output).items()} for output in (halves, whole)]
     assert texts[0] == texts[1]

@@ -23,7 +23,7 @@ LAYOUTS: list[Any] = [
     *SHARING_LAYOUTS,
     {"pp": 3, "pp_partition": (1, 5, 2)},
     {"tp": 2, "pp": 2},
-    {"tp": 2, "pp": 2, "all_reduce": "torch"},
+    {"tp": 2, "all_reduce": "torch"},
     {"tp": 4, "all_reduce": "quick"},
     pytest.param({"tp": 4, "pp": 2, "all_reduce": "quick"}, marks=pytest.mark.full),  # eight processes
 ]
@@ -89,9 +89,9 @@ def test_each_stage_says_how_it_sums(llm: LLM, request: pytest.FixtureRequest) -
 
 
 def test_each_stage_says_that_its_sums_are_coded() -> None:
-    with LLM(**OPTIONS, tp=2, pp=2, all_reduce_codec="int8") as llm:
+    with LLM(**OPTIONS, tp=2, all_reduce_codec="int8") as llm:
         assert len(answers(llm, PROMPTS[3:])[0]) == 16
-        check_stages(llm, 4, 2, ["all-reduce quick, codec int8"])
+        check_stages(llm, 2, 1, ["all-reduce quick, codec int8"])
 
 
 def engine_stats(llm: LLM) -> EngineStats:
@@ -115,7 +115,7 @@ def with_plenty_of_pages() -> list[list[int]]:
     return tokens
 
 
-@pytest.mark.parametrize("layout", [{"pp": 1}, {"pp": 2}, {"tp": 2}], ids=str)
+@pytest.mark.parametrize("layout", [pytest.param({"pp": 1}, marks=pytest.mark.full), {"pp": 2}, {"tp": 2}], ids=str)
 def test_preempted_requests_get_the_same_tokens(with_plenty_of_pages: list[list[int]], layout: dict[str, int]) -> None:
     with LLM(**{**OPTIONS, "max_model_len": 80, "page_size": 16, "num_pages": NUM_PAGES, **layout}) as llm:
         assert answers(llm, GROWING, MIXED) == with_plenty_of_pages
@@ -126,19 +126,17 @@ def test_preempted_requests_get_the_same_tokens(with_plenty_of_pages: list[list[
 
 
 def test_a_prompt_of_many_chunks_and_a_full_context() -> None:
-    prompts = [[(7 * index) % 4000 for index in range(length)] for length in (1023, 640, 64, 65, 1)]
-    last = SamplingParams(temperature=0, max_tokens=1)
-    with LLM(**OPTIONS, chunked_prefill_size=1024) as llm:
+    prompts = [[(7 * index) % 4000 for index in range(length)] for length in (511, 320, 64, 65, 1)]
+    last, options = SamplingParams(temperature=0, max_tokens=1), {**OPTIONS, "max_model_len": 512}
+    with LLM(**options, chunked_prefill_size=512) as llm:
         whole = answers(llm, prompts, last)
-    with LLM(**OPTIONS, chunked_prefill_size=64, pp=2) as llm:
+    with LLM(**options, chunked_prefill_size=64, pp=2) as llm:
         assert answers(llm, prompts, last) == whole
-    with LLM(**OPTIONS, chunked_prefill_size=64) as llm:
-        assert answers(llm, prompts, last) == whole
-        with pytest.raises(ValueError, match=r"1024 tokens.*1023"):
-            llm.generate([[5] * 1024], last)
-        with pytest.raises(ValueError, match=r"1000 tokens.*25.*1024"):
-            llm.generate([[5] * 1000], SamplingParams(max_tokens=25))
-        (filled,) = llm.generate([[5] * 1000], SamplingParams(max_tokens=24, ignore_eos=True))
+        with pytest.raises(ValueError, match=r"512 tokens.*511"):
+            llm.generate([[5] * 512], last)
+        with pytest.raises(ValueError, match=r"488 tokens.*25.*512"):
+            llm.generate([[5] * 488], SamplingParams(max_tokens=25))
+        (filled,) = llm.generate([[5] * 488], SamplingParams(max_tokens=24, ignore_eos=True))
         assert (len(filled.token_ids), filled.finish_reason) == (24, "length")
 
 

@@ -28,7 +28,14 @@ def wait_until_ready(http: httpx.Client, process: "subprocess.Popen[bytes]") -> 
     raise AssertionError(f"the server ended with code {process.returncode}")
 
 
-@pytest.mark.parametrize("streams", ["2>&-", ">&- 2>&-", "> >(true) 2>&1"], ids=["stderr", "both", "readers left"])
+@pytest.mark.parametrize(
+    "streams",
+    [
+        pytest.param("2>&-", marks=pytest.mark.full, id="stderr"),
+        pytest.param(">&- 2>&-", id="both"),
+        pytest.param("> >(true) 2>&1", id="readers left"),
+    ],
+)
 def test_a_server_that_nobody_reads_starts_serves_and_drains(streams: str, temporary: Path) -> None:
     port = free_port()
     options = ("--threads-per-rank", 1, "--max-model-len", 1024, "--drain-timeout-s", 100)

