@@ -2,6 +2,7 @@
 
 import difflib
 import re
+import threading
 from typing import Any, TypeVar
 
 import msgspec
@@ -10,6 +11,9 @@ from splitrank.serving.openai.errors import bad_request
 from splitrank.serving.text.strict_json import StrictJSONError, parse_json
 
 Body = TypeVar("Body", bound=msgspec.Struct)
+
+_known: set[type[msgspec.Struct]] = set()
+_learning = threading.Lock()
 
 
 def parse_object(body: bytes) -> dict[str, Any]:
@@ -26,7 +30,8 @@ def parse_object(body: bytes) -> dict[str, Any]:
 
 
 def convert(raw: dict[str, Any], body_type: type[Body]) -> Body:
-    """Raises ``ApiError`` 400 that names the field."""
+    """Raises ``ApiError`` 400 that names the field. Threads may call it at the same time."""
+    _learn(body_type)
     try:
         return msgspec.convert(raw, body_type, strict=True)
     except msgspec.ValidationError as error:
@@ -35,6 +40,15 @@ def convert(raw: dict[str, Any], body_type: type[Body]) -> Body:
         missing = re.search(r"missing required field `(\w+)`$", message)
         param = at[1] if at else missing[1] if missing else None
         raise bad_request(message.replace(" - at `$.", " - at `"), param) from None
+
+
+def _learn(body_type: type[msgspec.Struct]) -> None:
+    """msgspec (0.22) looks at the fields of a type when it first needs them. A second thread that needs them meanwhile
+    finds half of them, and reads at address 0."""
+    if body_type not in _known:
+        with _learning:
+            msgspec.json.Decoder(body_type)
+            _known.add(body_type)
 
 
 def convert_known(raw: dict[str, Any], body_type: type[Body]) -> Body:
