@@ -229,7 +229,8 @@ class Worker:
         failures = {number: row.failure for number, row in enumerate(rows) if row.failure is not None}
         logprobs = {number: row.logprobs for number, row in enumerate(rows) if row.logprobs is not None}
         tokens, of_prompts = [row.token for row in rows], launched.prompt_logprobs
-        return StepResult(launched.step, launched.plan_hash, tokens, logprobs, failures, of_prompts)
+        digests = [row.digest for row in rows] if self.spec.digests else []
+        return StepResult(launched.step, launched.plan_hash, tokens, logprobs, failures, of_prompts, digests)
 
     def _forward(self, planned: PlannedBatch, step: int, plan_hash: str) -> Logits | None:
         """Receives from the stage before, runs this stage, sends to the next; logits on the last stage."""
