@@ -10,6 +10,7 @@ allow, both measured before, over the time taken.
 
 import argparse
 import json
+import os
 import statistics
 import tempfile
 import time
@@ -82,6 +83,10 @@ class Rank:
         self.worker = Worker(resolve_launch(config), rank=0)
         self.worker.load()
         self.num_threads = 1 if exact == "on" else args.threads  # torch's
+        self._cores = sorted(os.sched_getaffinity(0))
+        if exact == "on":
+            self.worker.ops.native.pin(self._cores[: args.threads])
+            os.sched_setaffinity(0, self._cores)
         self.spent: dict[str, float] = defaultdict(float)
         time_verbs(self.worker.ops, self.spent)
         self._step = 0
@@ -98,6 +103,7 @@ class Rank:
     def run(self, rows: int) -> None:
         """One step."""
         torch.set_num_threads(self.num_threads)
+        os.sched_setaffinity(0, self._cores[:1] if self.num_threads == 1 else self._cores)  # torch's are not pinned
         if rows < PROMPT:
             self.execute(decodes=list(range(rows)))
             return

@@ -26,6 +26,7 @@ class LaunchSpec(msgspec.Struct, frozen=True, kw_only=True):
     partition: tuple[int, ...]  # layers a stage
     tie_word_embeddings: bool  # as served: config.json's, unless a head that differs is stored
     threads_per_rank: int
+    pin_threads: bool = False  # of the own kernels, each to a core of its own
     exact: bool = True  # on a CPU: sums have one order each; else torch's operations
     digests: bool = False  # each sampled token comes with a digest of its logits; on a CPU only
     trace_dir: str = ""  # each rank writes digests of all that its layers hand on into a file there; on a CPU only

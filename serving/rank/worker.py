@@ -187,7 +187,7 @@ class Worker:
             f"{self.position}  layers {layers.start}-{layers.stop - 1}  {weights}  "
             f"KV {tokens * expected.kv_bytes_per_token / GIB:.2f} GiB  "
             f"states {self.spec.max_running_requests * expected.state_bytes_per_request / GIB:.2f} GiB"
-            f"{exactness(spec, self.ops)}"
+            f"{exactness(spec, self.ops, self.position.rank)}"
         )
 
     def execute(self, plan: StepPlan, plan_hash: str) -> StepResult | None:
