@@ -75,7 +75,11 @@ def _one_line(error: Exception) -> str:
 
 
 def _sample(logits: torch.Tensor, states: list[SamplingState], digests: bool) -> list[SampledRow]:
-    tokens, best = sampling.sample(_adjusted(logits, states), _sampling_rows(states, logits.shape[1]))
+    adjusted = _adjusted(logits, states)
+    if all(state.is_greedy for state in states):
+        tokens, best = sampling.greedy(adjusted)
+    else:
+        tokens, best = sampling.sample(adjusted, _sampling_rows(states, logits.shape[1]))
     return [
         SampledRow(token, _logprobs(row, token, state.params.logprobs), digest=row_digest(row) if digests else b"")
         if math.isfinite(largest)
@@ -96,11 +100,8 @@ def _adjusted(logits: torch.Tensor, states: list[SamplingState]) -> torch.Tensor
 
 def _sampling_rows(states: list[SamplingState], vocab_size: int) -> SamplingRows:
     params = [state.params for state in states]
-    if all(state.is_greedy for state in states):
-        draws = torch.zeros(len(states), dtype=torch.float64)
-    else:
-        seeds, positions = [state.seed for state in states], [state.num_output for state in states]
-        draws = uniform(torch.tensor(seeds), torch.tensor(positions))
+    seeds, positions = [state.seed for state in states], [state.num_output for state in states]
+    draws = uniform(torch.tensor(seeds), torch.tensor(positions))
     return SamplingRows(
         torch.tensor([one.temperature for one in params], dtype=torch.float32),
         torch.tensor([min(one.top_k, vocab_size) for one in params]),  # some users write 2^63 for "all"
