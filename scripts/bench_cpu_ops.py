@@ -25,6 +25,7 @@ from bench_shapes import SHAPES, text_config
 from splitrank import _cpu_ops as cpu_ops
 from splitrank.models.config import FULL, ModelConfig
 from splitrank.models.layer_shapes import LayerShapes
+from splitrank.models.ops.cpu.exact import ExactOperations
 from splitrank.models.sharding import TensorShard
 from splitrank.serving.launch.resolve import resolve_launch
 from splitrank.serving.options.config import EngineConfig
@@ -84,7 +85,7 @@ class Rank:
         self.worker.load()
         self.num_threads = 1 if exact == "on" else args.threads  # torch's
         self._cores = sorted(os.sched_getaffinity(0))
-        if exact == "on":
+        if isinstance(self.worker.ops, ExactOperations):
             self.worker.ops.native.pin(self._cores[: args.threads])
             os.sched_setaffinity(0, self._cores)
         self.spent: dict[str, float] = defaultdict(float)
