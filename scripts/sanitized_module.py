@@ -1,4 +1,4 @@
-"""A plugin of pytest for ``check_sanitizers``: ``splitrank._cpu_ops`` is the one in the folder ``SPLITRANK_SANITIZED``."""
+"""A plugin of pytest: ``splitrank._cpu_ops`` is the one in ``SPLITRANK_SANITIZED`` (``check_sanitizers``)."""
 
 import importlib.util
 import os
