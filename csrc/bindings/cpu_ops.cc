@@ -94,6 +94,7 @@ PYBIND11_MODULE(_cpu_ops, module) {
         .def(py::init<int, const std::string&>(), py::arg("num_threads"), py::arg("instruction_set") = "")
         .def_property_readonly("instruction_set", &Operations::instruction_set)
         .def_property_readonly("num_threads", &Operations::num_threads)
+        .def("pin", &Operations::pin, "Each thread on its core; the caller is the first.")
         .def("linear", py::overload_cast<const Values&, int64_t, const Weight&, const Values&>(&Operations::linear),
              without_gil)
         .def("add_norm_linear", &Operations::add_norm_linear, without_gil)

@@ -77,6 +77,7 @@ public:
 
     const char* instruction_set() const { return set_.name; }
     int num_threads() const { return pool_.num_threads(); }
+    void pin(const std::vector<int>& cores) { pool_.pin(cores); }
 
     // x [T, K] -> out [T, N]
     void linear(const Values& x, int64_t num_rows, const Weight& weight, const Values& out);

@@ -71,6 +71,11 @@ def sample(logits: torch.Tensor, params: SamplingRows) -> tuple[torch.Tensor, to
     return tokens, best
 
 
+def greedy(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """``sample`` of rows whose temperature is 0, without their parameters."""
+    return _argmax(Blocks.of(logits))
+
+
 def top_k(row: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
     """The k largest of [V] and their ids, largest first; of equal ones those with the smaller ids."""
     blocks, rows = Blocks.of(row[None]), torch.zeros(1, dtype=torch.int64, device=row.device)

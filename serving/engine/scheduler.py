@@ -302,7 +302,8 @@ class Scheduler:
         for request, _ in chunks:
             request.num_in_flight -= 1
         outputs = [self._commit_row(request, row, result) for request, row in rows + chunks]
-        return StepOutputs(ids, tokens, [output for output in outputs if output is not None])
+        digests = [digest for digest, special in zip(result.digests, is_special.tolist(), strict=False) if not special]
+        return StepOutputs(ids, tokens, [output for output in outputs if output is not None], digests)
 
     def _is_special(self, places: Places, result: StepResult) -> Flags:
         """Decodes that are more than one token of a running request: it may end, has ended, failed, or has logprobs."""
@@ -354,6 +355,7 @@ class Scheduler:
             stop_token_id=token if reason == "stop" else None,
             num_cached_tokens=request.num_cached,
             prompt_logprobs=of_prompt,
+            digests=result.digests[row : row + 1],
         )
 
     def _end(self, request: Request, is_regular: bool) -> None:

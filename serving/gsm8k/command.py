@@ -101,7 +101,7 @@ async def _run_layout(asked: _Asked, layout: Layout, prepared: PreparedModel) ->
     except EngineStartError as error:
         print(f"splitrank gsm8k: {layout} did not start: {error}", file=sys.stderr, flush=True)
         return lost_run(layout, len(asked.prompts), str(error))
-    params = greedy_params(asked.max_tokens, prepared.spec.digests)
+    params = greedy_params(asked.max_tokens)
     try:
         return await ask_all(engine, layout, asked.prompts, params, asked.concurrency)
     finally:

@@ -12,7 +12,5 @@ def build_prompt(question: str, shots: list[Question]) -> str:
     return "\n\n".join([*solved, f"Question: {question}\nAnswer:"])
 
 
-def greedy_params(max_tokens: int, digests: bool = False) -> SamplingParams:
-    """``digests``: of the logits, which come with log probabilities."""
-    logprobs = 0 if digests else None
-    return SamplingParams(temperature=0.0, max_tokens=max_tokens, stop=STOP_STRINGS, logprobs=logprobs)
+def greedy_params(max_tokens: int) -> SamplingParams:
+    return SamplingParams(temperature=0.0, max_tokens=max_tokens, stop=STOP_STRINGS)

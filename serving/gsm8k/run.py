@@ -3,7 +3,7 @@
 import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from splitrank.serving.gsm8k.config import Layout
@@ -22,14 +22,15 @@ class AnswerSource(Protocol):
 
 @dataclass
 class Answer(Collected):
-    """A request's whole output. ``error``: why the request failed; ``text`` is then what it had generated."""
+    """A request's whole output. ``error``: why the request failed; ``text`` is then what it had generated. ``digests``
+    of the logits that each token came from; none if the engine was not asked for them."""
 
     error: str | None = None
+    digests: list[bytes] = field(default_factory=list)
 
-    @property
-    def digests(self) -> list[bytes]:
-        """Of the logits that each token came from; none if the engine was not asked for them."""
-        return [one.digest for one in self.logprobs or () if one.digest]
+    def add(self, output: TextOutput) -> None:
+        super().add(output)
+        self.digests += output.digests
 
 
 @dataclass(frozen=True)

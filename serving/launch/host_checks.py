@@ -18,6 +18,7 @@ LOCAL_FIELDS = frozenset(
         "front_pid",
         "model_dir",
         "threads_per_rank",
+        "pin_threads",
         "devices",
         "node_rank",
         "bind",

@@ -62,4 +62,5 @@ def _joined(outputs: list[RequestOutput]) -> RequestOutput:
         error_code=last.error_code,
         num_cached_tokens=max(output.num_cached_tokens for output in outputs),
         prompt_logprobs=of_prompt or None,
+        digests=[digest for output in outputs for digest in output.digests],
     )

@@ -3,6 +3,7 @@
 Everything that can be wrong with a checkpoint or a layout is found here, before any process is started.
 """
 
+import os
 from dataclasses import replace
 from typing import Any
 
@@ -57,6 +58,7 @@ def resolve_launch(config: EngineConfig) -> LaunchSpec:
     partition = choose_partition(config, model, dtype, length)
     plans = _audited_plans(model, config.tp, partition, dtype, checkpoint)
     ranks = [rank_memory(model, plan, dtype, devices.target) for plan in plans]
+    threads = config.threads_per_rank or max(1, usable_cores() * config.num_nodes // len(ranks))
     try:
         capacity = _host_capacity(config, ranks, length, devices)
     except ValueError as error:
@@ -69,7 +71,8 @@ def resolve_launch(config: EngineConfig) -> LaunchSpec:
         pp_size=config.pp,
         partition=partition,
         tie_word_embeddings=model.tie_word_embeddings,
-        threads_per_rank=config.threads_per_rank or max(1, usable_cores() * config.num_nodes // len(ranks)),
+        threads_per_rank=threads,
+        pin_threads=pins_threads(config, devices.target, threads),
         exact=config.exact != "off" and devices.target == "cpu",
         device=devices.target,
         devices=devices.numbers * config.num_nodes,
@@ -152,6 +155,23 @@ def check_exact(config: EngineConfig, model: ModelConfig, target: str) -> None:
     reason = inexact_because(target, config.tp, AllReduceOptions(config.all_reduce, config.all_reduce_codec))
     if config.exact == "on" and reason:
         raise ValueError(f"exact on: {reason}; give another layout, or --exact auto")
+
+
+def pins_threads(config: EngineConfig, target: str, threads: int) -> bool:
+    """Whether each thread has a core of its own; ``ValueError`` if that was asked for and cannot be.
+
+    Where cores are left over, others may run on some of them, and the system knows better which are free. A quota names
+    no cores, so it does not count here.
+    """
+    wanted, usable = threads * config.tp * config.pp // config.num_nodes, len(os.sched_getaffinity(0))
+    has_own_threads = target == "cpu" and config.exact != "off"
+    if config.pin_threads == "on" and not has_own_threads:
+        raise ValueError("pin_threads on: only the threads of the CPU's own kernels are pinned, so not with exact off")
+    if config.pin_threads == "on" and wanted > usable:
+        raise ValueError(
+            f"pin_threads on: {wanted} threads of all ranks, but {usable} cores; give fewer threads_per_rank"
+        )
+    return has_own_threads and (config.pin_threads == "on" or (config.pin_threads == "auto" and wanted == usable))
 
 
 def is_exact(spec: LaunchSpec) -> bool:

@@ -18,6 +18,7 @@ from splitrank.serving.options.nodes import check_init_address, nodes_of
 
 LOAD_FORMATS = ("auto", "dummy")
 EXACT = ("auto", "on", "off")
+PIN_THREADS = ("auto", "on", "off")
 DEVICES = ("auto", "cpu", "cuda")  # cuda is also ROCm's
 MOST_REQUESTS_AT_ONCE = 256  # of a step on a GPU
 LEAST_BODY_BYTES = 64  # shorter than any request
@@ -121,6 +122,11 @@ class EngineConfig(LayoutConfig):
     share_devices: bool = option(False, "let several ranks share a GPU, to compare layouts where there are few")
     threads_per_rank: int = option(
         0, "threads of a rank; 0: cores divided by ranks, at least 1", bounds=Bounds(0, 1024)
+    )
+    pin_threads: str = option(
+        "auto",
+        "each thread of the own kernels on a core of its own; auto: if the ranks' threads are as many as the cores",
+        choices=PIN_THREADS,
     )
     exact: str = option(
         "auto",

@@ -26,8 +26,9 @@ class LaunchSpec(msgspec.Struct, frozen=True, kw_only=True):
     partition: tuple[int, ...]  # layers a stage
     tie_word_embeddings: bool  # as served: config.json's, unless a head that differs is stored
     threads_per_rank: int
+    pin_threads: bool = False  # of the own kernels, each to a core of its own
     exact: bool = True  # on a CPU: sums have one order each; else torch's operations
-    digests: bool = False  # logprobs have a digest of the logits; on a CPU only
+    digests: bool = False  # each sampled token comes with a digest of its logits; on a CPU only
     trace_dir: str = ""  # each rank writes digests of all that its layers hand on into a file there; on a CPU only
     device: str = "cpu"  # or "cuda", which is also ROCm's
     devices: tuple[int, ...] = ()  # of each rank, where device is "cuda"
@@ -150,7 +151,6 @@ class TokenLogprobs(msgspec.Struct, frozen=True):
     top_ids: list[int]  # best alternatives, best first
     top_logprobs: list[float]
     rank: int = 0  # of a prompt's token among all, the likeliest is 1; sampled tokens have none
-    digest: bytes = b""  # of a sampled token's row of logits, if the launch spec asks for it
 
 
 class RequestOutput(msgspec.Struct, frozen=True, tag=True):
@@ -170,19 +170,26 @@ class RequestOutput(msgspec.Struct, frozen=True, tag=True):
     error_code: str | None = None
     num_cached_tokens: int = 0  # tokens of the prompt that a snapshot held
     prompt_logprobs: list[TokenLogprobs] | None = None  # of the prompt's next tokens, from its second one on
+    digests: list[bytes] = []  # of each token's row of logits; none if the launch spec does not ask for them
 
 
 class StepOutputs(msgspec.Struct, frozen=True, array_like=True):
-    """The outputs of one step. ``request_ids`` and ``token_ids`` are of requests with one token and nothing else."""
+    """The outputs of one step. ``request_ids`` and ``token_ids`` are of requests with one token and nothing else, but
+    for the digests of their logits if the launch spec asks for them."""
 
     request_ids: list[str] = []
     token_ids: list[int] = []
     others: list[RequestOutput] = []
+    digests: list[bytes] = []
 
     def all(self) -> list[RequestOutput]:
         """Each as an output, without ``num_cached_tokens`` for those that have a token only."""
         plain = zip(self.request_ids, self.token_ids, strict=True)
-        return [RequestOutput(request_id, [token]) for request_id, token in plain] + self.others
+        outputs = [RequestOutput(request_id, [token]) for request_id, token in plain]
+        if self.digests:
+            digests = zip(outputs, self.digests, strict=True)
+            outputs = [msgspec.structs.replace(output, digests=[digest]) for output, digest in digests]
+        return outputs + self.others
 
 
 class RequestOutputs(msgspec.Struct, frozen=True, tag=True):
@@ -324,7 +331,8 @@ class StepResult(msgspec.Struct, frozen=True, tag=True):
     """From tensor rank 0 of the last stage: one token for each decode and each chunk with ``sample``, in that order.
 
     ``logprobs`` by row, of requests that asked for them. ``failures`` by row: the request ends with this error, and its
-    token has no meaning. ``prompt_logprobs`` by request, of the tokens that follow each one of its chunk.
+    token has no meaning. ``prompt_logprobs`` by request, of the tokens that follow each one of its chunk. ``digests``
+    have one a token, of its row of logits (empty if it failed), or there are none.
     """
 
     step: int
@@ -333,6 +341,7 @@ class StepResult(msgspec.Struct, frozen=True, tag=True):
     logprobs: dict[int, TokenLogprobs] = {}
     failures: dict[int, RowFailure] = {}
     prompt_logprobs: dict[int, list[TokenLogprobs]] = {}
+    digests: list[bytes] = []
 
 
 # ---------------------------------------------------------------- traces

@@ -14,6 +14,7 @@ from splitrank.models.ops.operations import Operations
 from splitrank.models.qwen3_5 import Stage
 from splitrank.models.sharding import TensorShard
 from splitrank.serving.protocol.messages import LaunchSpec
+from splitrank.serving.rank.cores import describe_cores, own_cores
 from splitrank.serving.rank.cpu_steps import CpuSteps
 from splitrank.serving.rank.request_table import RequestTable
 from splitrank.serving.rank.steps import Steps
@@ -22,8 +23,8 @@ if TYPE_CHECKING:
     from splitrank.serving.rank.kernel_compiler import KernelCompiler
 
 
-def exactness(spec: LaunchSpec, ops: Operations) -> str:
-    """What a rank of a CPU says at start of its sums' order, and in which instructions; else nothing."""
+def exactness(spec: LaunchSpec, ops: Operations, rank: int) -> str:
+    """What a rank of a CPU says at start: its sums' order, the instructions, its threads' cores. Else nothing."""
     if spec.device != "cpu":
         return ""
     if not spec.exact:
@@ -33,7 +34,17 @@ def exactness(spec: LaunchSpec, ops: Operations) -> str:
     assert isinstance(ops, ExactOperations)
     reason = inexact_because("cpu", spec.tp_size, AllReduceOptions(spec.all_reduce, spec.all_reduce_codec))
     instructions = ops.native.instruction_set
-    return f"  not exact ({reason}; {instructions})" if reason else f"  exact ({instructions})"
+    order = f"not exact ({reason}; {instructions})" if reason else f"exact ({instructions})"
+    return f"  {order}  {describe_cores(own_cores(spec, rank))}"
+
+
+def pin_threads(spec: LaunchSpec, ops: Operations, rank: int) -> None:
+    """Each of the rank's own threads on its core, this one among them: threads that it starts later inherit it."""
+    if cores := own_cores(spec, rank):
+        from splitrank.models.ops.cpu.exact import ExactOperations
+
+        assert isinstance(ops, ExactOperations)
+        ops.native.pin(cores)
 
 
 def make_operations(spec: LaunchSpec, rank: int, config: ModelConfig, shard: TensorShard) -> Operations:

@@ -15,6 +15,7 @@ from splitrank.serving.launch.run_secret import stage_network
 from splitrank.serving.options.console import be_lenient_with_streams
 from splitrank.serving.options.progress import progress
 from splitrank.serving.protocol.messages import CompileGrammar, LaunchSpec
+from splitrank.serving.rank.device import pin_threads
 from splitrank.serving.rank.grammar_thread import GrammarThread
 from splitrank.serving.rank.rank_link import RankLink, StepOrderError
 from splitrank.serving.rank.thread_wait import ThreadWait
@@ -97,6 +98,7 @@ def _serve(worker: Worker, link: RankLink, phase: _Phase) -> None:
     """Executes plans until the engine says that it is over. ``DeviceFailure`` if a kernel fails."""
     if worker.spec.exact:
         torch.set_num_threads(1)  # the rank's own threads compute; torch's would take their cores while they wait
+        pin_threads(worker.spec, worker.ops, worker.position.rank)
     launched: deque[LaunchedStep] = deque()
     grammars = GrammarThread(worker.matchers, worker.position.rank, lambda: link.connect("grammars"))
     try:

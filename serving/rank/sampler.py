@@ -24,17 +24,19 @@ DIGEST_BYTES = 8
 
 @dataclass(frozen=True)
 class SampledRow:
-    """A token, with logprobs if the request asked for them; or why the row has no token."""
+    """A token, with logprobs if the request asked for them; or why the row has no token. ``digest`` of its logits, if
+    the launch spec asks for it."""
 
     token: int
     logprobs: TokenLogprobs | None = None
     failure: RowFailure | None = None
+    digest: bytes = b""
 
 
 def sample(logits: torch.Tensor, states: list[SamplingState], digests: bool = False) -> list[SampledRow]:
     """logits [S, vocab] in float32, one state for each row. A state advances if its row gets a token.
 
-    With ``digests``, log probabilities have a digest of the row's bits.
+    With ``digests``, a token has a digest of its row's bits.
 
     A row fails alone if its logits hold NaN or +inf, or are all -inf, or if sampling it raises an error. If sampling
     all rows together raises an error, the rows are sampled one by one to find the one at fault.
@@ -73,9 +75,13 @@ def _one_line(error: Exception) -> str:
 
 
 def _sample(logits: torch.Tensor, states: list[SamplingState], digests: bool) -> list[SampledRow]:
-    tokens, best = sampling.sample(_adjusted(logits, states), _sampling_rows(states, logits.shape[1]))
+    adjusted = _adjusted(logits, states)
+    if all(state.is_greedy for state in states):
+        tokens, best = sampling.greedy(adjusted)
+    else:
+        tokens, best = sampling.sample(adjusted, _sampling_rows(states, logits.shape[1]))
     return [
-        SampledRow(token, _logprobs(row, token, state.params.logprobs, digests))
+        SampledRow(token, _logprobs(row, token, state.params.logprobs), digest=row_digest(row) if digests else b"")
         if math.isfinite(largest)
         else SampledRow(-1, failure=bad_numbers(largest, state.num_output))
         for row, token, largest, state in zip(logits, tokens.tolist(), best.tolist(), states, strict=True)
@@ -94,11 +100,8 @@ def _adjusted(logits: torch.Tensor, states: list[SamplingState]) -> torch.Tensor
 
 def _sampling_rows(states: list[SamplingState], vocab_size: int) -> SamplingRows:
     params = [state.params for state in states]
-    if all(state.is_greedy for state in states):
-        draws = torch.zeros(len(states), dtype=torch.float64)
-    else:
-        seeds, positions = [state.seed for state in states], [state.num_output for state in states]
-        draws = uniform(torch.tensor(seeds), torch.tensor(positions))
+    seeds, positions = [state.seed for state in states], [state.num_output for state in states]
+    draws = uniform(torch.tensor(seeds), torch.tensor(positions))
     return SamplingRows(
         torch.tensor([one.temperature for one in params], dtype=torch.float32),
         torch.tensor([min(one.top_k, vocab_size) for one in params]),  # some users write 2^63 for "all"
@@ -119,14 +122,13 @@ def bad_numbers(largest: float, output_token: int, infinity: str = "infinity") -
     return RowFailure("invalid_numbers", reason)
 
 
-def _logprobs(logits: torch.Tensor, token: int, num_top: int | None, digests: bool) -> TokenLogprobs | None:
+def _logprobs(logits: torch.Tensor, token: int, num_top: int | None) -> TokenLogprobs | None:
     """logits [vocab]."""
     if num_top is None:
         return None
     log_total = logits.logsumexp(dim=-1)
     values, ids = sampling.top_k(logits, num_top) if num_top else (logits[:0], logits[:0])
-    digest = row_digest(logits) if digests else b""
-    return TokenLogprobs(float(logits[token] - log_total), ids.tolist(), (values - log_total).tolist(), digest=digest)
+    return TokenLogprobs(float(logits[token] - log_total), ids.tolist(), (values - log_total).tolist())
 
 
 def row_digest(row: torch.Tensor) -> bytes:

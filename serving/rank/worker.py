@@ -199,7 +199,7 @@ class Worker:
             f"{self.position}  layers {layers.start}-{layers.stop - 1}  {weights}  "
             f"KV {tokens * expected.kv_bytes_per_token / GIB:.2f} GiB  "
             f"states {self.spec.max_running_requests * expected.state_bytes_per_request / GIB:.2f} GiB"
-            f"{exactness(spec, self.ops)}"
+            f"{exactness(spec, self.ops, self.position.rank)}"
         )
 
     def execute(self, plan: StepPlan, plan_hash: str) -> StepResult | None:
@@ -241,7 +241,8 @@ class Worker:
         failures = {number: row.failure for number, row in enumerate(rows) if row.failure is not None}
         logprobs = {number: row.logprobs for number, row in enumerate(rows) if row.logprobs is not None}
         tokens, of_prompts = [row.token for row in rows], launched.prompt_logprobs
-        return StepResult(launched.step, launched.plan_hash, tokens, logprobs, failures, of_prompts)
+        digests = [row.digest for row in rows] if self.spec.digests else []
+        return StepResult(launched.step, launched.plan_hash, tokens, logprobs, failures, of_prompts, digests)
 
     def _forward(self, planned: PlannedBatch, step: int, plan_hash: str) -> Logits | None:
         """Receives from the stage before, runs this stage, sends to the next; logits on the last stage."""

@@ -41,6 +41,7 @@ class TextOutput(msgspec.Struct, frozen=True):
     calls: list[CallDelta] = []  # of tools
     has_calls: bool = False  # so far, and each of them has ended
     prompt_logprobs: list[TokenLogprobs] | None = None  # of the prompt's next tokens, from its second one on
+    digests: list[bytes] = []  # of the logits of each of token_ids, if the launch spec asks for them
 
 
 class Client(Protocol):
@@ -132,6 +133,7 @@ def _to_text(output: RequestOutput, detokenizer: Detokenizer, params: SamplingPa
         calls=shown.calls,
         has_calls=detokenizer.has_calls,
         prompt_logprobs=output.prompt_logprobs,
+        digests=output.digests[: len(token_ids)],
     )
 
 

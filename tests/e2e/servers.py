@@ -99,7 +99,10 @@ class Server:
         self.temporary = self._folder.__enter__()
         self._files = [open(self.temporary / name, "w") for name in ("stdout", "stderr")]  # noqa: SIM115
         self.process = subprocess.Popen(
-            splitrank_command("serve", "--port", 0, "--threads-per-rank", 1, *arguments, module=module),
+            # Not pinned: other tests run beside it.
+            splitrank_command(
+                "serve", "--port", 0, "--threads-per-rank", 1, "--pin-threads", "off", *arguments, module=module
+            ),
             cwd=ROOT,
             env=environment(self.temporary),
             stdout=self._files[0],

@@ -62,6 +62,11 @@ class Span:
     end: int
 
 
+def digest_of(token: int) -> bytes:
+    """Stands for that of the logits that gave the token."""
+    return b"logits of %d" % token
+
+
 @dataclass
 class FakeModel:
     spec: LaunchSpec
@@ -91,7 +96,8 @@ class FakeModel:
             del self.snapshots[snapshot]
         tokens = [self._sample(slot, values[slot]) for slot in sampled]
         failures = {row: FAILURE for row, slot in enumerate(sampled) if self._fails(self.table[slot].request)}
-        return StepResult(plan.step, digest, tokens, failures=failures)
+        digests = [digest_of(token) for token in tokens] if self.spec.digests else []
+        return StepResult(plan.step, digest, tokens, failures=failures, digests=digests)
 
     def _move_rows(self, plan: StepPlan) -> None:
         for kept in plan.kept:

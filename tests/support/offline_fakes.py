@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from itertools import zip_longest
 from pathlib import Path
 
 from splitrank.serving.protocol.messages import EngineStats, RequestOutput, TokenLogprobs
@@ -73,11 +72,14 @@ class ScriptedClient:
         wanted = self.tokenizer.encode(answer)
         tokens = wanted[: params.max_tokens]
         reason = "length" if len(tokens) == params.max_tokens else "stop"
-        logprobs = [[TokenLogprobs(-0.5, [], [], digest=self.digest(prompt, place))] for place in range(len(tokens))]
-        if params.logprobs is None:
-            logprobs = []
-        outputs = [RequestOutput("r", [token], logprob) for token, logprob in zip_longest(tokens[:-1], logprobs[:-1])]
-        return [*outputs, RequestOutput("r", tokens[-1:], logprobs[-1] if logprobs else None, reason)]
+        logprobs = None if params.logprobs is None else [TokenLogprobs(-0.5, [], [])]
+        digests = [[digest] if (digest := self.digest(prompt, place)) else [] for place in range(len(tokens))]
+        outputs = [
+            RequestOutput("r", [token], logprobs, digests=of_token)
+            for token, of_token in zip(tokens[:-1], digests[:-1], strict=True)
+        ]
+        last = digests[-1] if digests else []
+        return [*outputs, RequestOutput("r", tokens[-1:], logprobs if tokens else None, reason, digests=last)]
 
     async def close(self) -> None:
         self.num_closed += 1

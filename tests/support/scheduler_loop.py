@@ -25,6 +25,7 @@ class Loop:
         self.executor = executor or self.model
         self.results: deque[StepResult] = deque()
         self.tokens: dict[str, list[int]] = defaultdict(list)
+        self.digests: dict[str, list[bytes]] = defaultdict(list)
         self.ended: dict[str, RequestOutput] = {}
         self.spans: dict[int, list[Span]] = {}  # what each step has computed: decodes, then chunks
 
@@ -68,5 +69,6 @@ class Loop:
             return
         assert output.request_id not in self.ended, "an output after the last one"
         self.tokens[output.request_id] += output.token_ids
+        self.digests[output.request_id] += output.digests
         if output.finish_reason is not None:
             self.ended[output.request_id] = output

@@ -38,6 +38,13 @@ inline void conv(const Values& x, int64_t row, int64_t num_tokens, const Values&
     }
 }
 
+// even(0), odd(1), even(2), ...: sums that are chosen by a number of the loop would lie in memory.
+template <class Even, class Odd>
+inline void in_pairs(int64_t count, const Even& even, const Odd& odd) {
+    for (int64_t i = 0; i + 1 < count; i += 2) even(i), odd(i + 1);
+    if (count % 2) even(count - 1);
+}
+
 // V vectors of columns; `state` has `stride` floats between key dims.
 template <int V>
 inline void delta_columns(const DeltaHead& head, int64_t column, float* state, int64_t stride, int64_t count) {
@@ -46,33 +53,35 @@ inline void delta_columns(const DeltaHead& head, int64_t column, float* state, i
         const Vec decay = broadcast(head.decay[token * head.head_stride]);
         const Vec beta = broadcast(head.beta[token * head.head_stride]);
         const float* v = head.v + token * head.value_stride + column;
-        Vec sums[2][V] = {}, update[V];
-        for (int64_t i = 0; i < head.key_dim; ++i) {
+        Vec even[V] = {}, odd[V] = {}, update[V];  // sums of the even and of the odd key dims
+        const auto read = [&](int64_t i, Vec* sums) {
             const Vec key = broadcast(k[i]);
             for (int vec = 0; vec < V; ++vec) {
                 float* at = state + i * stride + vec * kLanes;
                 const Vec decayed = load(at) * decay;
                 store(at, decayed);
-                sums[i % 2][vec] = fma(key, decayed, sums[i % 2][vec]);
+                sums[vec] = fma(key, decayed, sums[vec]);
             }
-        }
+        };
+        in_pairs(head.key_dim, [&](int64_t i) { read(i, even); }, [&](int64_t i) { read(i, odd); });
         for (int vec = 0; vec < V; ++vec) {
             const Vec value = load_part(v + vec * kLanes, count - vec * kLanes);
-            update[vec] = beta * (value - (sums[0][vec] + sums[1][vec]));
-            sums[0][vec] = sums[1][vec] = Vec{};
+            update[vec] = beta * (value - (even[vec] + odd[vec]));
+            even[vec] = odd[vec] = Vec{};
         }
-        for (int64_t i = 0; i < head.key_dim; ++i) {
+        const auto write = [&](int64_t i, Vec* sums) {
             const Vec key = broadcast(k[i]), query = broadcast(q[i]);
             for (int vec = 0; vec < V; ++vec) {
                 float* at = state + i * stride + vec * kLanes;
                 const Vec updated = fma(key, update[vec], load(at));
                 store(at, updated);
-                sums[i % 2][vec] = fma(query, updated, sums[i % 2][vec]);
+                sums[vec] = fma(query, updated, sums[vec]);
             }
-        }
+        };
+        in_pairs(head.key_dim, [&](int64_t i) { write(i, even); }, [&](int64_t i) { write(i, odd); });
         float* out = head.out + token * head.value_stride + column;
         for (int vec = 0; vec < V; ++vec)
-            store_part(out + vec * kLanes, count - vec * kLanes, sums[0][vec] + sums[1][vec]);
+            store_part(out + vec * kLanes, count - vec * kLanes, even[vec] + odd[vec]);
     }
 }
 

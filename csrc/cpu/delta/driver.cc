@@ -8,7 +8,7 @@ namespace splitrank::cpu {
 
 namespace {
 
-constexpr int64_t kChannels = 128, kColumns = 32, kRowsOfUnit = 4;
+constexpr int64_t kChannels = 128, kColumns = 32, kRowsOfUnit = 4, kUnitsOfThread = 4;
 constexpr float kUnitEps = 1e-6f;
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -57,12 +57,15 @@ void Operations::delta(const Values& projected, int64_t num_rows, const std::vec
     float* decay = gates_.floats(2 * num_rows * heads);
     float* beta = decay + num_rows * heads;
     conv_and_gates(projected, num_rows, spans, layer, mixed, decay, beta);
-    const int64_t blocks = ceil_div(layer.value_dim, kColumns), units = heads * blocks;
+    // A whole head, whose state lies together, where that gives every thread enough to do; else some of its columns.
+    const bool is_whole = int64_t(spans.size()) * heads >= kUnitsOfThread * pool_.num_threads();
+    const int64_t columns = is_whole ? layer.value_dim : kColumns;
+    const int64_t blocks = ceil_div(layer.value_dim, columns), units = heads * blocks;
     const int64_t values_at = 2 * layer.key_heads * layer.key_dim, state_size = layer.key_dim * layer.value_dim;
     pool_.run(int64_t(spans.size()) * units, [&](int64_t unit, int) {
         const Span& span = spans[size_t(unit / units)];
-        const int64_t head = unit % units / blocks, column = unit % blocks * kColumns;
-        const int64_t last = std::min(layer.value_dim, column + kColumns);
+        const int64_t head = unit % units / blocks, column = unit % blocks * columns;
+        const int64_t last = std::min(layer.value_dim, column + columns);
         float* row = mixed + span.row * channels;
         float* state = layer.delta_states + (span.slot * heads + head) * state_size;
         const float* query = row + head * layer.key_heads / heads * layer.key_dim;

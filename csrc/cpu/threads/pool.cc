@@ -1,6 +1,12 @@
 #include "pool.h"
 
 #include <chrono>
+#include <stdexcept>
+#include <string>
+#include <system_error>
+
+#include <pthread.h>
+#include <sched.h>
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -26,6 +32,15 @@ void pause() {
 #endif
 }
 
+void pin_to(pthread_t thread, int core) {
+    if (core < 0 || core >= CPU_SETSIZE) throw std::invalid_argument("there is no core " + std::to_string(core));
+    cpu_set_t cores;
+    CPU_ZERO(&cores);
+    CPU_SET(size_t(core), &cores);
+    if (const int error = pthread_setaffinity_np(thread, sizeof(cores), &cores))
+        throw std::system_error(error, std::generic_category(), "a thread cannot run on core " + std::to_string(core));
+}
+
 }  // namespace
 
 Pool::Pool(int num_threads) {
@@ -37,6 +52,14 @@ Pool::~Pool() {
     num_jobs_.fetch_add(1);
     num_jobs_.notify_all();
     for (std::thread& worker : workers_) worker.join();
+}
+
+void Pool::pin(const std::vector<int>& cores) {
+    if (cores.size() != size_t(num_threads()))
+        throw std::invalid_argument(std::to_string(cores.size()) + " cores for " + std::to_string(num_threads()) +
+                                    " threads");
+    pin_to(pthread_self(), cores[0]);
+    for (size_t worker = 0; worker < workers_.size(); ++worker) pin_to(workers_[worker].native_handle(), cores[worker + 1]);
 }
 
 void Pool::run(int64_t num_units, Call call, const void* self) {

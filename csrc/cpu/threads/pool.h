@@ -18,6 +18,11 @@ public:
 
     int num_threads() const { return int(workers_.size()) + 1; }
 
+    // The calling thread runs on the first of `cores` from now on, and each of the others on its own: one a thread. While
+    // one waits without work the system may else put two on one core, and leaves them there for milliseconds.
+    // std::invalid_argument, std::system_error.
+    void pin(const std::vector<int>& cores);
+
     // Calls work(unit, thread) for each unit, and returns when all are done. One call at a time.
     template <class Work>
     void run(int64_t num_units, const Work& work) {

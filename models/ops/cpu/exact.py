@@ -5,9 +5,13 @@ The operations are in csrc/cpu. Activations are rounded to the model's dtype whe
 tp > 1 a rank's part of a sum is float32, and it is rounded once, after the all-reduce, by the norm that comes next.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar, cast
+from weakref import WeakKeyDictionary
 
 import torch
+from torch import nn
 
 from splitrank import _cpu_ops as cpu_ops
 from splitrank.models.batch import Batch
@@ -23,6 +27,10 @@ from splitrank.models.ops.cpu import native, spans
 from splitrank.models.ops.cpu.host import HostMemory
 from splitrank.models.ops.cpu.native import DTYPE_CODES, Experts, Weight, values
 from splitrank.models.sharding import TensorShard
+
+LayerT = TypeVar("LayerT", bound=nn.Module)
+CacheT = TypeVar("CacheT", KVPages, RecurrentSlots, None)
+DescribedT = TypeVar("DescribedT")
 
 
 @dataclass(frozen=True)
@@ -51,6 +59,7 @@ class ExactOperations(HostMemory):
     def __init__(self, shard: TensorShard, num_threads: int, instruction_set: str = "") -> None:
         self.shard = shard
         self.native = cpu_ops.Operations(num_threads, instruction_set)
+        self._described: WeakKeyDictionary[nn.Module, tuple[object, object]] = WeakKeyDictionary()
 
     # ------------------------------------------------------------ weights
 
@@ -93,19 +102,7 @@ class ExactOperations(HostMemory):
     ) -> tuple[torch.Tensor, None]:
         shapes, config = layer.shapes, layer.shapes.config
         out = torch.empty((len(projected), shapes.value_dim), dtype=projected.dtype)
-        described = cpu_ops.DeltaLayer(
-            shapes.num_key_heads,
-            shapes.num_value_heads,
-            config.linear_key_head_dim,
-            config.linear_value_head_dim,
-            config.linear_conv_kernel_dim,
-            layer.conv1d.taps.data_ptr(),
-            layer.decay_rate.data_ptr(),
-            layer.dt_bias.data_ptr(),
-            cpu_ops.Norm(layer.norm.weight.data_ptr(), layer.norm.eps),
-            values(slots.conv),
-            slots.delta.data_ptr(),
-        )
+        described = self._once(layer, slots, _delta_layer)
         for part in spans.between_copies(batch, slots):
             self.native.delta(values(projected), len(projected), part, described, values(out))
         return out.view(-1, shapes.num_value_heads, config.linear_value_head_dim), None
@@ -120,18 +117,7 @@ class ExactOperations(HostMemory):
     ) -> torch.Tensor:
         shapes, config = layer.shapes, layer.shapes.config
         out = torch.empty((len(projected), shapes.num_heads * config.head_dim), dtype=projected.dtype)
-        described = cpu_ops.AttentionLayer(
-            shapes.num_heads,
-            shapes.num_kv_heads,
-            config.head_dim,
-            cos_sin.cos_sin.shape[1],
-            _norm(layer.q_norm),
-            _norm(layer.k_norm),
-            pages.keys.data_ptr(),
-            pages.values.data_ptr(),
-            DTYPE_CODES[pages.keys.dtype],
-            pages.keys.shape[1],
-        )
+        described = self._once(layer, pages, lambda *_: _attention_layer(layer, pages, cos_sin.cos_sin.shape[1]))
         self.native.attention(
             values(projected),
             len(projected),
@@ -153,23 +139,8 @@ class ExactOperations(HostMemory):
         return out
 
     def experts(self, states: HiddenStates, norm: RMSNorm, layer: SparseMoe, batch: Batch) -> HiddenStates:
-        stream, residual = _stream(states, norm)
-        router: StoredRouter = layer.stored_router
-        stored: StoredExperts = layer.experts.stored
-        shared_down: Weight = layer.shared_expert.down_proj.stored
-        described = cpu_ops.ExpertsLayer(
-            stored.down.num_experts,
-            layer.top_k,
-            stored.down.num_inputs,
-            router.shared_gate_up.first.num_outputs // 2,
-            router.router.native,
-            router.shared_gate_up.first.native,
-            shared_down.native,
-            stored.gate_up.first.native,
-            stored.down.first.native,
-            stored.gate_up.expert_bytes,
-            stored.down.expert_bytes,
-        )
+        stream, residual = self._stream(states, norm)
+        described = self._once(layer, None, _experts_layer)
         out = torch.empty(residual.shape, dtype=self._part_dtype(residual.dtype))
         self.native.experts(stream, described, values(out))
         return HiddenStates(out, residual)
@@ -191,19 +162,78 @@ class ExactOperations(HostMemory):
     def _add_norm_linear(
         self, states: HiddenStates, norm: RMSNorm, weight: Weight
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        stream, residual = _stream(states, norm)
+        stream, residual = self._stream(states, norm)
         out = torch.empty((len(residual), weight.num_outputs), dtype=residual.dtype)
         self.native.add_norm_linear(stream, weight.native, values(out))
         return out, residual
 
+    def _stream(self, states: HiddenStates, norm: RMSNorm) -> tuple[cpu_ops.Stream, torch.Tensor]:
+        """For what begins with add and norm; and the new residual, which it fills."""
+        residual = torch.empty_like(states.residual)
+        rows, width = residual.shape
+        tensors = values(states.hidden), values(states.residual), values(residual)
+        return cpu_ops.Stream(*tensors, rows, width, self._once(norm, None, _norm)), residual
 
-def _norm(norm: RMSNorm) -> cpu_ops.Norm:
+    def _once(self, layer: LayerT, cache: CacheT, describe: Callable[[LayerT, CacheT], DescribedT]) -> DescribedT:
+        """What the operations need to know of a layer and its cache: made once, since a step of one token would spend a
+        tenth of its time in making it. Weights and caches stay where they are after loading."""
+        known = self._described.get(layer)
+        if known is None or known[0] is not cache:
+            known = self._described[layer] = (cache, describe(layer, cache))
+        return cast(DescribedT, known[1])
+
+
+def _norm(norm: RMSNorm, _: object = None) -> cpu_ops.Norm:
     return cpu_ops.Norm(norm.scale.data_ptr(), norm.eps)
 
 
-def _stream(states: HiddenStates, norm: RMSNorm) -> tuple[cpu_ops.Stream, torch.Tensor]:
-    """For what begins with add and norm; and the new residual, which it fills."""
-    residual = torch.empty_like(states.residual)
-    rows, width = residual.shape
-    tensors = values(states.hidden), values(states.residual), values(residual)
-    return cpu_ops.Stream(*tensors, rows, width, _norm(norm)), residual
+def _delta_layer(layer: LinearAttention, slots: RecurrentSlots) -> cpu_ops.DeltaLayer:
+    shapes, config = layer.shapes, layer.shapes.config
+    return cpu_ops.DeltaLayer(
+        shapes.num_key_heads,
+        shapes.num_value_heads,
+        config.linear_key_head_dim,
+        config.linear_value_head_dim,
+        config.linear_conv_kernel_dim,
+        layer.conv1d.taps.data_ptr(),
+        layer.decay_rate.data_ptr(),
+        layer.dt_bias.data_ptr(),
+        cpu_ops.Norm(layer.norm.weight.data_ptr(), layer.norm.eps),
+        values(slots.conv),
+        slots.delta.data_ptr(),
+    )
+
+
+def _attention_layer(layer: Attention, pages: KVPages, rotary_dim: int) -> cpu_ops.AttentionLayer:
+    shapes = layer.shapes
+    return cpu_ops.AttentionLayer(
+        shapes.num_heads,
+        shapes.num_kv_heads,
+        shapes.config.head_dim,
+        rotary_dim,
+        _norm(layer.q_norm),
+        _norm(layer.k_norm),
+        pages.keys.data_ptr(),
+        pages.values.data_ptr(),
+        DTYPE_CODES[pages.keys.dtype],
+        pages.keys.shape[1],
+    )
+
+
+def _experts_layer(layer: SparseMoe, _: object = None) -> cpu_ops.ExpertsLayer:
+    router: StoredRouter = layer.stored_router
+    stored: StoredExperts = layer.experts.stored
+    shared_down: Weight = layer.shared_expert.down_proj.stored
+    return cpu_ops.ExpertsLayer(
+        stored.down.num_experts,
+        layer.top_k,
+        stored.down.num_inputs,
+        router.shared_gate_up.first.num_outputs // 2,
+        router.router.native,
+        router.shared_gate_up.first.native,
+        shared_down.native,
+        stored.gate_up.first.native,
+        stored.down.first.native,
+        stored.gate_up.expert_bytes,
+        stored.down.expert_bytes,
+    )

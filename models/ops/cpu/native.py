@@ -50,8 +50,9 @@ def shard_bounds(num_inputs: int, shard: TensorShard) -> list[int]:
 
 def values(tensor: torch.Tensor) -> cpu_ops.Values:
     """A tensor [rows, ...] whose rows are contiguous."""
-    assert tensor.stride(-1) == 1 or tensor.shape[-1] == 1, tensor.stride()
-    return cpu_ops.Values(tensor.data_ptr(), DTYPE_CODES[tensor.dtype], tensor.stride(0))
+    strides = tensor.stride()
+    assert strides[-1] == 1 or tensor.shape[-1] == 1, strides
+    return cpu_ops.Values(tensor.data_ptr(), DTYPE_CODES[tensor.dtype], strides[0])
 
 
 def plain_weight(weight: torch.Tensor) -> Weight:

@@ -7,7 +7,7 @@ import msgspec
 import pytest
 
 from splitrank.serving.protocol.messages import StepPlan, StepResult, TokenLogprobs
-from tests.support.fake_model import FAILURE, expected_tokens, small_spec
+from tests.support.fake_model import FAILURE, digest_of, expected_tokens, small_spec
 from tests.support.scheduler_loop import Loop
 
 
@@ -372,3 +372,16 @@ def test_log_probabilities_of_a_prompt_come_chunk_by_chunk() -> None:
     found = [[-int(one.logprob) for one in output.prompt_logprobs or ()] for output in outputs]
     assert found == [[*range(1, 9)], [*range(9, 17)], [*range(17, 20)], []]
     assert [len(output.token_ids) for output in outputs] == [0, 0, 1, 1]
+
+
+@pytest.mark.parametrize("digests", [True, False])
+def test_each_token_comes_with_the_digest_of_its_own_logits(digests: bool) -> None:
+    """Beside rows that end, fail, or have log probabilities, which take another way."""
+    loop = Loop(msgspec.structs.replace(small_spec(), digests=digests), num_microbatches=2)
+    for number, length in enumerate([1, 4, 9, 7]):
+        loop.add(str(number), [number, 5], max_tokens=length, stop_token_ids=[999] if number == 2 else [])
+    loop.model.failing[3] = 5
+    loop.run()
+    assert loop.ended["3"].finish_reason == "error"
+    for name, tokens in loop.tokens.items():
+        assert loop.digests[name] == ([digest_of(token) for token in tokens] if digests else [])

@@ -8,7 +8,7 @@ import pytest
 from splitrank.serving.gsm8k.logits import Difference, LogitComparison, compare_logits
 from splitrank.serving.gsm8k.run import Answer
 from splitrank.serving.gsm8k.trace import LayoutTrace, describe, first_divergence, read_trace
-from splitrank.serving.protocol.messages import EMBEDDING, LOGITS, TokenLogprobs, TraceHead, TraceLine
+from splitrank.serving.protocol.messages import EMBEDDING, LOGITS, TraceHead, TraceLine
 
 ONE, TWO = "rank 0 (stage 0, tp 0)", "rank 1 (stage 0, tp 1)"
 Rows = dict[str, dict[int, list[str]]]  # by rank, then by layer: digests of positions 0, 1, ... of request 0
@@ -80,7 +80,7 @@ def test_equal_traces_and_what_only_one_layout_computed(tmp_path: Path) -> None:
 
 
 def answer(*digests: str) -> Answer:
-    return Answer(logprobs=[TokenLogprobs(0.0, [], [], digest=digest.encode()) for digest in digests])
+    return Answer(digests=[digest.encode() for digest in digests])
 
 
 def test_rows_of_logits_are_counted() -> None:

@@ -57,7 +57,7 @@ def test_name(tmp_path: Path) -> None:
 WITHOUT_EFFECT: dict[str, Any] = {
     "run_dir": "elsewhere", "max_running_requests": 5, "max_queued_requests": 5, "num_pages": 5, "state_bytes": 5,
     "kv_page_bytes": 5, "load_timeout_s": 5.0, "step_timeout_s": 5.0, "heartbeat_timeout_s": 5.0, "log_level": "debug",
-    "show_progress": True, "front_pid": 5,
+    "show_progress": True, "front_pid": 5, "pin_threads": True,
 }  # fmt: skip
 
 

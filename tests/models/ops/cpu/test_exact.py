@@ -1,6 +1,8 @@
 """One order of summation: a token's logits are the same bits in any batch, chunking, page size, number of threads and
 instruction set, and from a snapshot. Layouts: ``tests/serving/rank/test_layouts.py``. Kernels: ``tests/csrc``."""
 
+import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -189,3 +191,22 @@ def test_a_tp_that_does_not_divide_the_shards_has_one() -> None:
 def test_a_bad_instruction_set_is_refused() -> None:
     with pytest.raises(ValueError, match="no instruction set sse9"):
         ExactOperations(ONE, 1, "sse9")
+
+
+def test_pinned_threads_stay_on_their_cores() -> None:
+    """In a thread of its own, whose cores end with it."""
+    core = min(os.sched_getaffinity(0))
+
+    def pinned() -> list[set[int]]:
+        before = set(os.listdir("/proc/self/task"))
+        ops = ExactOperations(ONE, 3)
+        workers = set(os.listdir("/proc/self/task")) - before
+        with pytest.raises(ValueError, match="2 cores for 3 threads"):
+            ops.native.pin([core, core])
+        with pytest.raises(ValueError, match="no core -1"):
+            ops.native.pin([-1, core, core])
+        ops.native.pin([core] * 3)
+        return [os.sched_getaffinity(int(thread)) for thread in (0, *workers)]
+
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(pinned).result() == [{core}] * 3
