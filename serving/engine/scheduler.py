@@ -289,10 +289,8 @@ class Scheduler:
         self._columns.in_flight[step.decoding] -= 1
         is_special = self._is_special(step.decoding, result)
         ids, tokens = self._commit_plain(step.decoding, result.token_ids[:num_decodes], is_special)
-        special = is_special.nonzero()[0].tolist()
-        rows: list[tuple[Request, int | None]] = list(
-            zip(self._columns.at(step.decoding[is_special]), special, strict=True)
-        )
+        special = zip(self._columns.at(step.decoding[is_special]), is_special.nonzero()[0].tolist(), strict=True)
+        rows: list[tuple[Request, int | None]] = [*special]
         chunks: list[tuple[Request, int | None]] = [*zip(step.sampled, range(num_decodes, expected), strict=True)]
         chunks += [(request, None) for request in step.unsampled]
         for request, _ in chunks:

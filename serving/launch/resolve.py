@@ -55,7 +55,6 @@ def resolve_launch(config: EngineConfig) -> LaunchSpec:
     plans = _audited_plans(model, config.tp, partition, dtype, checkpoint)
     ranks = [rank_memory(model, plan, dtype, devices.target) for plan in plans]
     memory = gpu_memory(config, devices) if devices.target == "cuda" else host_memory(config, len(ranks))
-    threads = config.threads_per_rank or max(1, usable_cores() // len(ranks))
     try:
         capacity = size_cache(config, ranks, length, memory)
     except ValueError as error:
@@ -68,8 +67,8 @@ def resolve_launch(config: EngineConfig) -> LaunchSpec:
         pp_size=config.pp,
         partition=partition,
         tie_word_embeddings=model.tie_word_embeddings,
-        threads_per_rank=threads,
-        pin_threads=pins_threads(config, devices.target, threads),
+        threads_per_rank=threads_of_rank(config),
+        pin_threads=pins_threads(config, devices.target, threads_of_rank(config)),
         exact=config.exact != "off" and devices.target == "cpu",
         device=devices.target,
         devices=devices.numbers,
@@ -120,6 +119,10 @@ def check_exact(config: EngineConfig, model: ModelConfig, target: str) -> None:
     reason = inexact_because(target, config.tp, AllReduceOptions(config.all_reduce, config.all_reduce_codec))
     if config.exact == "on" and reason:
         raise ValueError(f"exact on: {reason}; give another layout, or --exact auto")
+
+
+def threads_of_rank(config: EngineConfig) -> int:
+    return config.threads_per_rank or max(1, usable_cores() // (config.tp * config.pp))
 
 
 def pins_threads(config: EngineConfig, target: str, threads: int) -> bool:
