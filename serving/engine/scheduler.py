@@ -288,15 +288,13 @@ class Scheduler:
         step = self._in_flight.popleft()
         assert result.step == step.step, f"result of step {result.step}, but step {step.step} is due"
         num_decodes, expected = len(step.decoding), len(step.decoding) + len(step.sampled)
-        assert len(result.token_ids) == expected, (
-            f"step {step.step} samples {expected} tokens, its result has {len(result.token_ids)}"
-        )
+        found = len(result.token_ids)
+        assert found == expected, f"step {step.step} samples {expected} tokens, its result has {found}"
         self._columns.in_flight[step.decoding] -= 1
         is_special = self._is_special(step.decoding, result)
         ids, tokens = self._commit_plain(step.decoding, result.token_ids[:num_decodes], is_special)
-        special = is_special.nonzero()[0].tolist()
-        decoded = self._columns.at(step.decoding[is_special])
-        rows: list[tuple[Request, int | None]] = [*zip(decoded, special, strict=True)]
+        special = zip(self._columns.at(step.decoding[is_special]), is_special.nonzero()[0].tolist(), strict=True)
+        rows: list[tuple[Request, int | None]] = [*special]
         chunks: list[tuple[Request, int | None]] = [*zip(step.sampled, range(num_decodes, expected), strict=True)]
         chunks += [(request, None) for request in step.unsampled]
         for request, _ in chunks:

@@ -58,6 +58,7 @@ class LimitedProtocol(H11Protocol):
         self._send_timeout_s = send_timeout_s
         self._max_connections = max_connections
         self._head_timer, self._send_timer = _Timer(self.loop), _Timer(self.loop)
+        self._is_lost = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -95,6 +96,7 @@ class LimitedProtocol(H11Protocol):
         self._send_timer.stop()
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self._is_lost = True
         self._head_timer.stop()
         self._send_timer.stop()
         super().connection_lost(exc)
@@ -106,8 +108,10 @@ class LimitedProtocol(H11Protocol):
             self._head_timer.start(HEAD_TIMEOUT_S, self.timeout_keep_alive_handler)
 
     def _watch_sending(self) -> None:
-        """From now on the client has the limit's time to take what is being sent."""
-        self._send_timer.start(self._send_timeout_s, self._drop)
+        """From now on the client has the limit's time to take what is being sent, unless it has left: an answer may
+        be complete after that."""
+        if not self._is_lost:
+            self._send_timer.start(self._send_timeout_s, self._drop)
 
     def _drop(self) -> None:
         _log.info("%s has taken nothing of its answer for %g s: dropped", self.client, self._send_timeout_s)

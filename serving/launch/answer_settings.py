@@ -12,7 +12,8 @@ from splitrank.serving.protocol.messages import LaunchSpec
 _WITHOUT_EFFECT = {
     "run_dir", "model_dir", "max_running_requests", "max_queued_requests", "num_pages", "state_bytes", "kv_page_bytes",
     "load_timeout_s", "step_timeout_s", "heartbeat_timeout_s", "log_level", "show_progress", "front_pid",
-    "pin_threads",
+    "pin_threads", "num_nodes", "node_rank", "init_address", "bind", "secret_file", "join_timeout_s", "engine_address",
+    "links",
 }  # fmt: skip
 _NAMES_OF_OPTIONS = {"tp_size": "tp", "pp_size": "pp", "partition": "pp_partition"}
 

@@ -58,7 +58,6 @@ def resolve_launch(config: EngineConfig) -> LaunchSpec:
     partition = choose_partition(config, model, dtype, length)
     plans = _audited_plans(model, config.tp, partition, dtype, checkpoint)
     ranks = [rank_memory(model, plan, dtype, devices.target) for plan in plans]
-    threads = config.threads_per_rank or max(1, usable_cores() * config.num_nodes // len(ranks))
     try:
         capacity = _host_capacity(config, ranks, length, devices)
     except ValueError as error:
@@ -71,8 +70,7 @@ def resolve_launch(config: EngineConfig) -> LaunchSpec:
         pp_size=config.pp,
         partition=partition,
         tie_word_embeddings=model.tie_word_embeddings,
-        threads_per_rank=threads,
-        pin_threads=pins_threads(config, devices.target, threads),
+        **_thread_fields(config, devices.target),
         exact=config.exact != "off" and devices.target == "cpu",
         device=devices.target,
         devices=devices.numbers * config.num_nodes,
@@ -155,6 +153,11 @@ def check_exact(config: EngineConfig, model: ModelConfig, target: str) -> None:
     reason = inexact_because(target, config.tp, AllReduceOptions(config.all_reduce, config.all_reduce_codec))
     if config.exact == "on" and reason:
         raise ValueError(f"exact on: {reason}; give another layout, or --exact auto")
+
+
+def _thread_fields(config: EngineConfig, target: str) -> dict[str, Any]:
+    threads = config.threads_per_rank or max(1, usable_cores() * config.num_nodes // (config.tp * config.pp))
+    return {"threads_per_rank": threads, "pin_threads": pins_threads(config, target, threads)}
 
 
 def pins_threads(config: EngineConfig, target: str, threads: int) -> bool:

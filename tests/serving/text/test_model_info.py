@@ -57,7 +57,9 @@ def test_name(tmp_path: Path) -> None:
 WITHOUT_EFFECT: dict[str, Any] = {
     "run_dir": "elsewhere", "max_running_requests": 5, "max_queued_requests": 5, "num_pages": 5, "state_bytes": 5,
     "kv_page_bytes": 5, "load_timeout_s": 5.0, "step_timeout_s": 5.0, "heartbeat_timeout_s": 5.0, "log_level": "debug",
-    "show_progress": True, "front_pid": 5, "pin_threads": True,
+    "show_progress": True, "front_pid": 5, "pin_threads": True, "num_nodes": 2, "node_rank": 1,
+    "init_address": "10.0.0.1:5", "bind": "10.0.0.1", "secret_file": "secret", "join_timeout_s": 5.0,
+    "engine_address": "10.0.0.1:5", "links": {1: "10.0.0.2:5"},
 }  # fmt: skip
 
 
@@ -70,8 +72,10 @@ def test_every_setting_but_those_listed_here_is_in_the_fingerprint(tmp_path: Pat
         if name == "model_dir":
             continue
         now = getattr(spec, name)
-        other = (*now, 5) if isinstance(now, tuple) else f"not {now}" if isinstance(now, str) else now + 5
-        changed = msgspec.structs.replace(spec, **{name: WITHOUT_EFFECT.get(name, other)})
+        other = WITHOUT_EFFECT.get(name)
+        if other is None:
+            other = (*now, 5) if isinstance(now, tuple) else f"not {now}" if isinstance(now, str) else now + 5
+        changed = msgspec.structs.replace(spec, **{name: other})
         assert changed != spec
         assert (model_info(changed, "").fingerprint == first) == (name in WITHOUT_EFFECT), name
 
