@@ -72,7 +72,7 @@ def measure_rounds(servers: list[PeerServer], rounds: int, deadline: float) -> R
             break
         for (name, kind), rate in measure_round(servers):
             emit(round=number, engine=name, what=kind, tokens_per_s=round(rate, 1))
-            if number:
+            if number and rate > 0:  # the shorter run may have been disturbed for longer than the other took
                 rates[name, kind].append(rate)
         emit(round=number, read_gb_per_s=round(read_bandwidth(), 1), gflop_per_s=round(multiply_speed(), 1))
         longest = max(longest, time.monotonic() - began)
@@ -132,6 +132,7 @@ def measure_round(servers: list[PeerServer]) -> Iterator[tuple[tuple[str, str], 
 
 def decode_rate(server: PeerServer, requests: int) -> float:
     prompts = [random_tokens(SHORT_PROMPT) for _ in range(requests)]
+    ask_all(server, prompts, 1)  # else the shorter run has the time in which a stopped server comes back
     began = time.perf_counter()
     ask_all(server, prompts, 1)
     between = time.perf_counter()
@@ -141,6 +142,7 @@ def decode_rate(server: PeerServer, requests: int) -> float:
 
 
 def prefill_rate(server: PeerServer) -> float:
+    ask_all(server, [random_tokens(SHORT_PROMPT)], 1)
     began = time.perf_counter()
     ask_all(server, [random_tokens(PREFILL)], 1)
     return PREFILL / (time.perf_counter() - began)
