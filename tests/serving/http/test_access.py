@@ -48,14 +48,14 @@ def test_files_that_hold_no_keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 def test_no_message_shows_a_key(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "serve.toml"
-    file.write_text('api_key = ["secret", 5]')
+    file.write_text('api_key = ["sesame", 5]')
     with pytest.raises(SystemExit):
         load_config(ServeConfig, ["--config", str(file)], "serve")
     with pytest.raises(ValueError, match="api_key") as caught:
-        ServeConfig(api_key=["secret", 5])  # type: ignore[arg-type]
-    assert "secret" not in capsys.readouterr().err + str(caught.value) + repr(ServeConfig(api_key=("secret",)))
+        ServeConfig(api_key=["sesame", 5])  # type: ignore[arg-type]
+    assert "sesame" not in capsys.readouterr().err + str(caught.value) + repr(ServeConfig(api_key=("sesame",)))
     with pytest.raises(ValueError, match="api_key is empty"):
-        ServeConfig(api_key=("secret", " "))
+        ServeConfig(api_key=("sesame", " "))
 
 
 def test_each_key_opens_every_route(tmp_path: Path) -> None:
