@@ -27,20 +27,8 @@ LINK = re.compile(r"to rank 1 on another host: ([\d.]+) Gb/s, round trip ([\d.]+
 
 def start_member(network: HostNetwork, folder: Path) -> subprocess.Popen[bytes]:
     """Host 1."""
-    options = [
-        "--pp",
-        2,
-        "--threads-per-rank",
-        1,
-        "--pin-threads",
-        "off",
-        "--nnodes",
-        2,
-        "--secret-file",
-        folder / "secret",
-        "--node-rank",
-        1,
-    ]
+    options = ["--pp", 2, "--threads-per-rank", 1, "--pin-threads", "off", "--nnodes", 2, "--node-rank", 1]
+    options += ["--secret-file", folder / "secret"]
     options += ["--dist-init-addr", f"{network.address(0)}:{PORT}"]
     command = [*network.prefix(1), *splitrank_command("bench", *options)]
     return subprocess.Popen(command, cwd=ROOT, env=environment(folder), stderr=subprocess.DEVNULL)
