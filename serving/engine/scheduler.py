@@ -300,7 +300,7 @@ class Scheduler:
         for request, _ in chunks:
             request.num_in_flight -= 1
         outputs = [self._commit_row(request, row, result) for request, row in rows + chunks]
-        digests = [digest for digest, special in zip(result.digests, is_special.tolist(), strict=False) if not special]
+        digests = [digest for digest, special in zip(result.digests, is_special, strict=False) if not special]
         return StepOutputs(ids, tokens, [output for output in outputs if output is not None], digests)
 
     def _is_special(self, places: Places, result: StepResult) -> Flags:
