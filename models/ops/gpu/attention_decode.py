@@ -201,6 +201,45 @@ def _splits(
     return mass, acc
 
 
+@triton.jit
+def _stream(
+    q,
+    new_k,
+    new_v,
+    keys,
+    values,
+    table,
+    length,
+    context,
+    KV_HEADS: tl.constexpr,
+    DIM: tl.constexpr,
+    PAGE: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    STAGES: tl.constexpr,
+):
+    """All splits by one program, as ``_splits`` gives them; STAGES blocks are on their way while one is worked on."""
+    t, d = tl.arange(0, BLOCK_T), tl.arange(0, DIM)
+    best = tl.full([q.shape[0]], float("-inf"), tl.float32)
+    mass = tl.zeros([q.shape[0]], tl.float32)
+    acc = tl.zeros([q.shape[0], DIM], tl.float32)
+    one_best = tl.sum(q.to(tl.float32) * new_k.to(tl.float32), 1) * DIM**-0.5
+    one_mass = mass + 1.0
+    one_acc = acc + new_v.to(tl.float32)
+    for start in tl.range(0, context, BLOCK_T, num_stages=STAGES):
+        k, v = _load_block(keys, values, table, start + t, context, d, KV_HEADS, DIM, PAGE)
+        one_best, one_mass, one_acc = _attend(
+            q, k, v, start + t < context, one_best, one_mass, one_acc, DIM**-0.5
+        )
+        if (start + BLOCK_T) % length == 0:
+            best, mass, acc = _merge(best, mass, acc, one_best, one_mass, one_acc)
+            one_best = tl.full([q.shape[0]], float("-inf"), tl.float32)
+            one_mass = tl.zeros([q.shape[0]], tl.float32)
+            one_acc = tl.zeros([q.shape[0], DIM], tl.float32)
+    if (context == 0) | (tl.cdiv(context, BLOCK_T) * BLOCK_T % length != 0):
+        best, mass, acc = _merge(best, mass, acc, one_best, one_mass, one_acc)
+    return mass, acc
+
+
 @triton.jit(do_not_specialize=["table_stride"])
 def _attention_decode(
     projected,
@@ -224,6 +263,7 @@ def _attention_decode(
     BLOCK_T: tl.constexpr,
     PARTS: tl.constexpr,
     COUNTED: tl.constexpr,
+    STREAM: tl.constexpr,
     EPS: tl.constexpr,
     PDL: tl.constexpr,
 ):
@@ -235,8 +275,9 @@ def _attention_decode(
     context = tl.load(positions + row)
     length = _split_length(context)
     num_splits = tl.maximum(1, tl.cdiv(context, length))
-    first = part * length + tl.arange(0, BLOCK_T)  # what is cached is a step old: read before the wait
-    k, v = _load_block(keys, values, table, first, context, d, KV_HEADS, DIM, PAGE)
+    if STREAM == 0:
+        first = part * length + tl.arange(0, BLOCK_T)  # what is cached is a step old: read before the wait
+        k, v = _load_block(keys, values, table, first, context, d, KV_HEADS, DIM, PAGE)
     wait_for_previous(PDL)
     if part < num_splits:
         projected, cos_sin = projected + row * ((2 * HEADS + 2 * KV_HEADS) * DIM), cos_sin + row * (2 * HALF)
@@ -249,10 +290,15 @@ def _attention_decode(
         head = projected + (group * GROUP + tl.minimum(h, GROUP - 1))[:, None] * (2 * DIM)
         q = normed_and_rotated(head, q_weight, cos_sin, d, DIM, HALF, EPS).to(new_k.dtype)
         partial = partials + (row * KV_HEADS + group) * (_MAX_SPLITS * GROUP * (DIM + 2))
-        mass, acc = _splits(
-            q, k, v, new_k, new_v, keys, values, table, part, num_splits, length, context, partial,
-            KV_HEADS, GROUP, PAGE, BLOCK_T, PARTS,
-        )  # fmt: skip
+        if STREAM:
+            mass, acc = _stream(
+                q, new_k, new_v, keys, values, table, length, context, KV_HEADS, DIM, PAGE, BLOCK_T, STREAM
+            )
+        else:
+            mass, acc = _splits(
+                q, k, v, new_k, new_v, keys, values, table, part, num_splits, length, context, partial,
+                KV_HEADS, GROUP, PAGE, BLOCK_T, PARTS,
+            )  # fmt: skip
         to = out + (row * KV_HEADS + group) * (GROUP * DIM)
         if PARTS == 1 or num_splits == 1:
             _store_gated(to, head, h, d, mass, acc, GROUP, DIM)
@@ -336,10 +382,11 @@ def attention_decode(
         "partials": Operand(memory.partials, (rows, kv_heads, MAX_SPLITS, group, dim + 2), torch.float32),
         "out": Operand(out, (rows, heads, dim), dtype),
     }
+    parts = 1 if tile.form == "streamed" else tile["parts"]
     sizes = {"HEADS": heads, "KV_HEADS": kv_heads, "DIM": dim, "BLOCK_G": max(16, triton.next_power_of_2(group))}
     launch(
         _attention_decode,
-        (rows, kv_heads, tile["parts"]),
+        (rows, kv_heads, parts),
         tile,
         q_weight=Operand(q_weight, (dim,), dtype),
         k_weight=Operand(k_weight, (dim,), dtype),
@@ -352,11 +399,12 @@ def attention_decode(
         HALF=cos_sin.shape[1] // 2,
         PAGE=page,
         BLOCK_T=tile["t"],
-        PARTS=tile["parts"],
+        PARTS=parts,
         COUNTED=tile.form == "counted",
+        STREAM=tile.num_stages if tile.form == "streamed" else 0,
         EPS=eps,
         **shared,
         **sizes,
     )
-    if tile.form == "apart" and tile["parts"] > 1:
+    if tile.form == "apart" and parts > 1:
         launch(_combine, (rows, kv_heads), tile, **shared, **sizes)

@@ -25,7 +25,7 @@ LAUNCHES: dict[str, Forms] = {
     "router": PROJECTION,
     "head": {**PROJECTION, LIBRARY: ("n",)},  # of the stored logits, n of a row in a block
     "delta_step": {"plain": ("v",), "normed": ()},
-    "attention_decode": {"counted": ("t", "parts"), "apart": ("t", "parts")},
+    "attention_decode": {"counted": ("t", "parts"), "apart": ("t", "parts"), "streamed": ("t",)},
     "route": {"together": ("t",), "apart": ("t", "rows")},
     "experts_up": {"fma": ("n",), "dot": ("n", "k")},  # the tokens of a tile are those of "route"
     "experts_down": {"fma": ("n",), "dot": ("n", "chunk"), "blocks": ("n", "k", "chunk")},

@@ -22,6 +22,10 @@ def tile(form: str = "counted", parts: int = 1, t: int = 64) -> Tile:
     return Tile(num_warps=4, form=form, sizes={"t": t, "parts": parts})
 
 
+def streamed(t: int = 32, stages: int = 3) -> Tile:
+    return Tile(num_warps=4, num_stages=stages, form="streamed", sizes={"t": t})
+
+
 @dataclass
 class Step:
     """One decode step of rows with these contexts. Every page belongs to one row; what is not written is NaN."""
@@ -128,7 +132,9 @@ def test_pages_of_other_sizes(device: torch.device, page: int) -> None:
     check(make_step(device, torch.float32, 4, 2, [0, page - 1, page, 100], page=page), tile(parts=2))
 
 
-@pytest.mark.parametrize("how", [tile("counted", 4), tile("counted", 32), tile("apart", 2), tile("apart", 4)])
+@pytest.mark.parametrize(
+    "how", [tile("counted", 4), tile("counted", 32), tile("apart", 2), tile("apart", 4), streamed(64), streamed(64, 2)]
+)
 def test_programs_that_share_a_row_change_no_bit(device: torch.device, how: Tile) -> None:
     step = make_step(device, torch.bfloat16, 4, 2, [0, 7, 64, 65, 129, 300])
     alone = step.run(tile())
@@ -138,6 +144,13 @@ def test_programs_that_share_a_row_change_no_bit(device: torch.device, how: Tile
 def test_a_long_context_has_longer_splits(device: torch.device) -> None:
     """From 2,049 tokens on; 5,000 are 20 splits of 256."""
     check(make_step(device, torch.float32, 2, 1, [2048, 2049, 5000], page=64), tile("counted", 8), 5e-6)
+
+
+@pytest.mark.parametrize(("t", "stages"), [(16, 4), (32, 3), (64, 2)])
+def test_one_program_streams_all_splits(device: torch.device, t: int, stages: int) -> None:
+    """With the bits of blocks of the same length that are asked for one by one; 2,049 tokens are splits of 128."""
+    step = make_step(device, torch.bfloat16, 4, 2, [0, 1, 15, 31, 32, 63, 64, 65, 127, 128, 300, 2048, 2049])
+    assert torch.equal(check(step, streamed(t, stages), 2 * TOLERANCE[torch.bfloat16]), step.run(tile(t=t)))
 
 
 def test_smaller_blocks_of_tokens(device: torch.device) -> None:
