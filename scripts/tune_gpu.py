@@ -124,7 +124,17 @@ def _attention(rows: int) -> list[Tile]:
         ways = product(("counted",), ((32, 4), (32, 8), (64, 8)), (1, 2, 4))
     else:
         ways = product(("counted",), ((16, 4), (32, 4), (32, 8), (64, 8)), (1, 2, 4))
-    streams = ((32, 4, 2), (32, 4, 3), (32, 4, 4), (64, 4, 2), (64, 8, 2), (64, 8, 3), (32, 8, 3), (16, 4, 4), (64, 4, 3))
+    streams = (
+        (32, 4, 2),
+        (32, 4, 3),
+        (32, 4, 4),
+        (64, 4, 2),
+        (64, 8, 2),
+        (64, 8, 3),
+        (32, 8, 3),
+        (16, 4, 4),
+        (64, 4, 3),
+    )
     streamed = [tile("streamed", warps, stages, t=t) for t, warps, stages in streams if rows > 16]
     return [tile(form, warps, t=t, parts=parts) for form, (t, warps), parts in ways] + streamed
 

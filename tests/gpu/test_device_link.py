@@ -100,13 +100,13 @@ def test_linked_stages_of_two_tensor_ranks_change_no_bit(tmp_path: Path, devices
 PROMPTS = [f"Tom has {n} apples and buys {n + 3} more. How many has he?" for n in range(2, 50)]
 
 
-def answers(pp: int, **options: object) -> tuple[list[list[int]], int]:
-    """Token ids of eight prompts, one after the other, and how many of 48 at once were answered."""
-    params = SamplingParams(temperature=0.0, max_tokens=64)
+def answers(pp: int, num_alone: int = 8, most: int = 64, **options: object) -> tuple[list[list[int]], int]:
+    """Token ids of prompts, one after the other, and how many of 48 at once were answered."""
+    params = SamplingParams(temperature=0.0, max_tokens=most)
     with LLM(pp=pp, device="cuda", max_model_len=1024, **options) as llm:
-        alone = [llm.generate(prompt, params)[0].token_ids for prompt in PROMPTS[:8]]
+        alone = [llm.generate(prompt, params)[0].token_ids for prompt in PROMPTS[:num_alone]]
         mixed = [
-            SamplingParams(temperature=0.7 * (n % 3), max_tokens=8 + n, presence_penalty=0.5 * (n % 2), seed=n)
+            SamplingParams(temperature=0.7 * (n % 3), max_tokens=1 + n % most, presence_penalty=0.5 * (n % 2), seed=n)
             for n in range(len(PROMPTS))
         ]
         return alone, len([one for one in llm.generate(PROMPTS, mixed) if one.token_ids])
@@ -116,4 +116,16 @@ def answers(pp: int, **options: object) -> tuple[list[list[int]], int]:
 def test_an_engine_of_two_linked_stages_gives_the_tokens_of_one() -> None:
     expected, all_answered = answers(1)
     assert answers(2, devices=(0, 1), stage_link="device") == (expected, all_answered)
+    assert all_answered == len(PROMPTS)
+
+
+@pytest.mark.gpu(count=2)
+def test_two_linked_stages_of_two_tensor_ranks_share_two_gpus() -> None:
+    """Decode graphs with sums over tensor ranks, and the link: four ranks, of which each GPU has one of each stage.
+
+    What waits on a GPU holds it against the other rank there for a slice of time, so this is slow, and short.
+    """
+    expected, all_answered = answers(1, 2, 12, tp=2, devices=(0, 1))
+    shared = {"tp": 2, "devices": (0, 1, 1, 0), "share_devices": True, "stage_link": "device"}
+    assert answers(2, 2, 12, **shared) == (expected, all_answered)
     assert all_answered == len(PROMPTS)

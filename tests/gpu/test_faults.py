@@ -18,6 +18,9 @@ pytestmark = [pytest.mark.gpu, pytest.mark.timeout(600)]
 
 ONE = ("--device", "cuda", "--devices", "0")
 TWO_STAGES = (*ONE[:2], "--devices", "0,0", "--share-devices", "--pp", "2")
+LINKED = pytest.param(
+    (*ONE[:2], "--devices", "0,1", "--pp", "2", "--stage-link", "device"), marks=pytest.mark.gpu(count=2), id="linked"
+)
 LAST_BIT = 64 * 2**20  # what a driver may keep, and this process's own context
 
 EATER = """
@@ -35,10 +38,15 @@ input()
 
 @pytest.fixture(autouse=True)
 def memory_comes_back() -> Iterator[None]:
-    """What a test took of the card is free again after it."""
-    before, _ = torch.cuda.mem_get_info(0)
+    """What a test took of the cards is free again after it."""
+    cards = range(torch.cuda.device_count())
+    before = [torch.cuda.mem_get_info(card)[0] for card in cards]
     yield
-    wait_until(lambda: torch.cuda.mem_get_info(0)[0] >= before - LAST_BIT, "the card's memory to come back")
+    for card in cards:
+        wait_until(
+            lambda card=card: torch.cuda.mem_get_info(card)[0] >= before[card] - LAST_BIT,
+            f"the memory of card {card} to come back",
+        )
 
 
 @contextmanager
@@ -52,6 +60,9 @@ def nothing_free() -> Iterator[None]:
     finally:
         eater.kill()
         eater.wait()
+
+
+shared_and_linked = pytest.mark.parametrize("layout", [pytest.param(TWO_STAGES, id="shared"), LINKED])
 
 
 @pytest.mark.parametrize(("layout", "number"), [(ONE, 0), (TWO_STAGES, 0), (TWO_STAGES, 1)])
@@ -73,9 +84,10 @@ def test_a_kernel_that_faults(
         assert "Traceback" not in server.stderr
 
 
+@shared_and_linked
 @pytest.mark.parametrize("number", [0, 1])
-def test_a_killed_rank(number: int) -> None:
-    with Server(*TWO_STAGES) as server:
+def test_a_killed_rank(layout: tuple[str, ...], number: int) -> None:
+    with Server(*layout) as server:
         check_death(
             server, server.rank(number), signal.SIGKILL, f"rank {number} (stage {number}, tp 0) was killed by signal 9"
         )
@@ -84,6 +96,27 @@ def test_a_killed_rank(number: int) -> None:
 def test_a_stopped_rank() -> None:
     with Server(*ONE, "--heartbeat-timeout-s", 3) as server:
         check_death(server, server.rank(0), signal.SIGSTOP, "rank 0 (stage 0, tp 0) has been silent")
+
+
+@shared_and_linked
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_stopped_stage(layout: tuple[str, ...], number: int) -> None:
+    """The other stage's card waits for it: with the device link, in a kernel."""
+    with Server(*layout, "--heartbeat-timeout-s", 3) as server:
+        check_death(
+            server, server.rank(number), signal.SIGSTOP, f"rank {number} (stage {number}, tp 0) has been silent"
+        )
+
+
+@pytest.mark.gpu(count=2)
+@pytest.mark.parametrize("number", [0, 1])
+@pytest.mark.parametrize(
+    ("fault", "said"), [(signal.SIGKILL, "was killed by signal 9"), (signal.SIGSTOP, "has been silent")]
+)
+def test_a_tensor_rank_that_ends_or_stops(number: int, fault: signal.Signals, said: str) -> None:
+    """The other rank waits for it in the all-reduce of a decode graph."""
+    with Server(*ONE[:2], "--devices", "0,1", "--tp", "2", "--heartbeat-timeout-s", 3) as server:
+        check_death(server, server.rank(number), fault, f"rank {number} (stage 0, tp {number}) {said}")
 
 
 def test_a_card_without_free_memory_serves_on() -> None:

@@ -227,9 +227,7 @@ def _stream(
     one_acc = acc + new_v.to(tl.float32)
     for start in tl.range(0, context, BLOCK_T, num_stages=STAGES):
         k, v = _load_block(keys, values, table, start + t, context, d, KV_HEADS, DIM, PAGE)
-        one_best, one_mass, one_acc = _attend(
-            q, k, v, start + t < context, one_best, one_mass, one_acc, DIM**-0.5
-        )
+        one_best, one_mass, one_acc = _attend(q, k, v, start + t < context, one_best, one_mass, one_acc, DIM**-0.5)
         if (start + BLOCK_T) % length == 0:
             best, mass, acc = _merge(best, mass, acc, one_best, one_mass, one_acc)
             one_best = tl.full([q.shape[0]], float("-inf"), tl.float32)
