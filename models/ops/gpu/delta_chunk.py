@@ -66,15 +66,17 @@ def delta_chunk(
     states: torch.Tensor,
     sequences: Sequences,
     tile: Tile,
+    out: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """q, k [T, K, d] of length 1, v [T, H, v], ``solved`` from the same rows -> [T, H, v]. d and v are powers of two.
+    """q, k [T, K, d] of length 1, v [T, H, v], ``solved`` from the same rows -> [T, H, v], into ``out`` if given. d and
+    v are powers of two.
 
     ``states`` [slots, H, d, v] float32: each sequence's slot is read, unless its start is 0, and written. Sums are
     float32, operands of products have the dtype of q. Specification: ``reference.delta_rule``.
     """
     (rows, key_heads, dim), (num_heads, value_dim) = q.shape, v.shape[1:]
     squares, width = (sequences.num_blocks, num_heads, BLOCK, BLOCK), min(tile["v"], value_dim)
-    out = torch.empty_like(v)
+    out = torch.empty_like(v) if out is None else out
     launch(
         _delta_chunk,
         (value_dim // width, num_heads, sequences.num_sequences),

@@ -48,7 +48,7 @@ def mix_delta(
         )  # fmt: skip
     for one in batch.rounds:
         rows = slice(decodes + one.rows.start, decodes + one.rows.stop)
-        mixed[rows] = _delta_of_round(projected[rows], layer, one, slots, tiles)
+        _delta_of_round(projected[rows], layer, one, slots, tiles, mixed[rows])
     if not is_normed:
         return mixed, gate
     if batch.rounds:
@@ -60,8 +60,13 @@ def mix_delta(
 
 
 def _delta_of_round(
-    projected: torch.Tensor, layer: LinearAttention, one: Round, slots: RecurrentSlots, tiles: TileTable
-) -> torch.Tensor:
+    projected: torch.Tensor,
+    layer: LinearAttention,
+    one: Round,
+    slots: RecurrentSlots,
+    tiles: TileTable,
+    out: torch.Tensor,
+) -> None:
     rows, sequences = projected.shape[0], one.sequences
     constants = layer.conv1d.taps, layer.decay_rate, layer.dt_bias
     tile = tiles.tile("conv_chunk", rows)
@@ -69,10 +74,9 @@ def _delta_of_round(
         projected, *constants, slots.conv, sequences, layer.shapes.num_key_heads, tile
     )
     solved = solve_blocks(q, k, log_decay, beta, sequences, tiles.tile("solve_blocks", rows))
-    mixed = delta_chunk(q, k, v, solved, slots.delta, sequences, tiles.tile("delta_chunk", rows))
+    delta_chunk(q, k, v, solved, slots.delta, sequences, tiles.tile("delta_chunk", rows), out)
     for slot, copy in one.copies:
         copy.tensors.extend((slots.conv[slot].clone(), slots.delta[slot].clone()))
-    return mixed
 
 
 def mix_attention(
