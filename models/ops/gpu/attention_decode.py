@@ -15,6 +15,7 @@ from splitrank.models.ops.gpu.launch import Operand, launch
 from splitrank.models.ops.gpu.primitives import dot, sigmoid, wait_for_previous
 from splitrank.models.ops.gpu.rotary import normed_and_rotated
 from splitrank.models.ops.gpu.tiles import Tile
+from splitrank.models.rounding import next_power_of_2
 
 MAX_SPLITS = 32
 _MAX_SPLITS = tl.constexpr(MAX_SPLITS)
@@ -381,7 +382,7 @@ def attention_decode(
         "out": Operand(out, (rows, heads, dim), dtype),
     }
     parts = 1 if tile.form == "streamed" else tile["parts"]
-    sizes = {"HEADS": heads, "KV_HEADS": kv_heads, "DIM": dim, "BLOCK_G": max(16, triton.next_power_of_2(group))}
+    sizes = {"HEADS": heads, "KV_HEADS": kv_heads, "DIM": dim, "BLOCK_G": max(16, next_power_of_2(group))}
     launch(
         _attention_decode,
         (rows, kv_heads, parts),

@@ -17,6 +17,7 @@ from splitrank.models.ops.gpu.numerics import narrow, quick_sigmoid
 from splitrank.models.ops.gpu.primitives import wait_for_previous
 from splitrank.models.ops.gpu.sequences import BLOCK, Sequences
 from splitrank.models.ops.gpu.tiles import Tile
+from splitrank.models.rounding import next_power_of_2
 
 
 class DeltaInputs(NamedTuple):
@@ -72,7 +73,7 @@ def conv_chunk(
         beta=beta,
         KEY_HEADS=key_heads,
         NUM_HEADS=num_heads,
-        ALL_HEADS=triton.next_power_of_2(num_heads),
+        ALL_HEADS=next_power_of_2(num_heads),
         DIM=dim,
         NUM_TAPS=num_taps,
         HEADS=heads,

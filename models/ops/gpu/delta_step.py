@@ -15,6 +15,7 @@ import triton.language as tl
 from splitrank.models.ops.gpu.launch import Operand, launch
 from splitrank.models.ops.gpu.primitives import sigmoid, silu, wait_for_previous
 from splitrank.models.ops.gpu.tiles import Tile
+from splitrank.models.rounding import next_power_of_2
 
 
 @triton.jit
@@ -151,7 +152,7 @@ def delta_step(
         KEY_DIM=key_dim,
         VALUE_DIM=value_dim,
         NUM_TAPS=taps_count,
-        BLOCK_TAPS=triton.next_power_of_2(taps_count),
+        BLOCK_TAPS=next_power_of_2(taps_count),
         BLOCK_V=block_v,
         NORMED=tile.form == "normed",
         EPS=eps,

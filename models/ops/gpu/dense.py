@@ -9,6 +9,7 @@ from splitrank.models.ops.gpu.launch import Operand, launch
 from splitrank.models.ops.gpu.numerics import narrow, quick_sigmoid
 from splitrank.models.ops.gpu.primitives import wait_for_previous
 from splitrank.models.ops.gpu.tiles import Tile
+from splitrank.models.rounding import next_power_of_2
 
 
 def project(x: torch.Tensor, weight: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
@@ -37,7 +38,7 @@ def shared_activation(gate_up: torch.Tensor, gate: torch.Tensor, tile: Tile) -> 
         gate_stride=gate.stride(0),
         out=out,
         INNER=double // 2,
-        BLOCK=triton.next_power_of_2(double // 2),
+        BLOCK=next_power_of_2(double // 2),
     )
     return out
 

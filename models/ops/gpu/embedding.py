@@ -7,6 +7,7 @@ import triton.language as tl
 from splitrank.models.ops.gpu.launch import Operand, launch
 from splitrank.models.ops.gpu.primitives import wait_for_previous
 from splitrank.models.ops.gpu.tiles import Tile
+from splitrank.models.rounding import next_power_of_2
 
 
 @triton.jit
@@ -59,5 +60,5 @@ def embed(
         start=start,
         num_ids=num_ids,
         WIDTH=width,
-        BLOCK=triton.next_power_of_2(width),
+        BLOCK=next_power_of_2(width),
     )

@@ -13,6 +13,7 @@ from splitrank.models.ops.gpu.launch import Operand, launch
 from splitrank.models.ops.gpu.primitives import dot, sigmoid, silu, wait_for_previous
 from splitrank.models.ops.gpu.routing import Routing
 from splitrank.models.ops.gpu.tiles import Tile
+from splitrank.models.rounding import ceil_div, next_power_of_2
 
 
 @triton.jit
@@ -121,7 +122,7 @@ def experts_up(
     act_width = max(inner, shared_inner)
     launch(
         _experts_up,
-        (routing.max_tiles * triton.cdiv(act_width, tile["n"]),),
+        (routing.max_tiles * ceil_div(act_width, tile["n"]),),
         tile,
         logits=Operand(logits, (rows, columns), dtype),
         x=Operand(x, (rows, width), dtype),
@@ -145,7 +146,7 @@ def experts_up(
 
 def block_of(width: int, tile: Tile) -> int:
     """Columns of a weight a step: the tile's, or what a narrow weight has (at least 16: a product's smallest)."""
-    return min(tile["k"], max(16, int(triton.next_power_of_2(width))))
+    return min(tile["k"], max(16, int(next_power_of_2(width))))
 
 
 def _list_operands(routing: Routing, rows: int) -> dict[str, Operand]:
@@ -300,7 +301,7 @@ def experts_down(
     rows, parts, act_width, chunk = out.shape[0], routing.top_k + 1, max(inner, shared_inner), tile["chunk"]
     launch(
         _experts_down,
-        (routing.max_tiles * triton.cdiv(width, chunk),),
+        (routing.max_tiles * ceil_div(width, chunk),),
         tile,
         act=Operand(act, (rows * parts, act_width), dtype),
         down=Operand(down, (num_experts, width, inner), dtype),
@@ -314,7 +315,7 @@ def experts_down(
         INNER=inner,
         SHARED=shared_inner,
         ACT_WIDTH=act_width,
-        BLOCK_K=block_of(act_width, tile) if tile.form == "blocks" else max(16, triton.next_power_of_2(act_width)),
+        BLOCK_K=block_of(act_width, tile) if tile.form == "blocks" else max(16, next_power_of_2(act_width)),
         WHOLE=tile.form != "blocks",
         BLOCK_N=tile["n"],
         BLOCK_T=block_t,

@@ -13,6 +13,7 @@ from splitrank.models.ops.gpu.primitives import sigmoid, silu, wait_for_previous
 from splitrank.models.ops.gpu.projection import product_with_row, whole_rows
 from splitrank.models.ops.gpu.routing import Routing, key_expert, key_logit, routing_keys
 from splitrank.models.ops.gpu.tiles import Tile
+from splitrank.models.rounding import ceil_div, next_power_of_2
 
 
 @triton.jit
@@ -95,7 +96,7 @@ def experts_up_one(
     act_width = max(rows // 2, shared_inner)
     launch(
         _experts_up_one,
-        (top_k + 1, triton.cdiv(act_width, tile["n"])),
+        (top_k + 1, ceil_div(act_width, tile["n"])),
         tile,
         logits=Operand(logits, (1, logits.shape[1]), dtype),
         x=Operand(x, (1, width), dtype),
@@ -104,10 +105,10 @@ def experts_up_one(
         chosen=Operand(routing.chosen, (1, top_k), torch.int32),
         weights=Operand(routing.weights, (1, top_k + 1), torch.float32),
         NUM_EXPERTS=num_experts,
-        BLOCK_E=triton.next_power_of_2(num_experts),
+        BLOCK_E=next_power_of_2(num_experts),
         TOP_K=top_k,
         K=width,
-        BLOCK_K=triton.next_power_of_2(width),
+        BLOCK_K=next_power_of_2(width),
         INNER=rows // 2,
         SHARED=shared_inner,
         ACT_WIDTH=act_width,
@@ -163,7 +164,7 @@ def experts_down_one(
     top_k, act_width = routing.top_k, max(inner, shared_inner)
     launch(
         _experts_down_one,
-        (triton.cdiv(width, tile["n"]),),
+        (ceil_div(width, tile["n"]),),
         tile,
         act=Operand(act, (top_k + 1, act_width), dtype),
         chosen=Operand(routing.chosen, (1, top_k), torch.int32),
@@ -174,9 +175,9 @@ def experts_down_one(
         N=width,
         TOP_K=top_k,
         INNER=inner,
-        BLOCK_I=triton.next_power_of_2(inner),
+        BLOCK_I=next_power_of_2(inner),
         SHARED=shared_inner,
-        BLOCK_S=triton.next_power_of_2(shared_inner),
+        BLOCK_S=next_power_of_2(shared_inner),
         ACT_WIDTH=act_width,
         BLOCK_N=tile["n"],
     )

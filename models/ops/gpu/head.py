@@ -20,6 +20,7 @@ from splitrank.models.ops.gpu.projection import (
     whole_rows,
 )
 from splitrank.models.ops.gpu.tiles import LIBRARY, Tile
+from splitrank.models.rounding import ceil_div, next_power_of_2
 
 _FINISH_BLOCK = 16384
 
@@ -110,7 +111,7 @@ def _finish_argmax(best, best_at, values, tokens, count, start, BLOCK: tl.conste
 
 def argmax_blocks(vocabulary: int, tile: Tile) -> int:
     """How many maxima a row has: the width of ``best`` and ``best_at``."""
-    return int(triton.cdiv(vocabulary, tile["n"]))
+    return int(ceil_div(vocabulary, tile["n"]))
 
 
 def head_argmax(
@@ -153,6 +154,6 @@ def head_argmax(
         tokens=Operand(tokens, (rows,), torch.int32),
         count=blocks,
         start=start,
-        BLOCK=min(_FINISH_BLOCK, triton.next_power_of_2(blocks)),
+        BLOCK=min(_FINISH_BLOCK, next_power_of_2(blocks)),
         **operands,
     )

@@ -10,6 +10,7 @@ import triton.language as tl
 from splitrank.models.ops.gpu.launch import Operand, launch
 from splitrank.models.ops.gpu.primitives import silu, wait_for_previous
 from splitrank.models.ops.gpu.tiles import Tile
+from splitrank.models.rounding import ceil_div, next_power_of_2
 
 
 @triton.jit
@@ -39,7 +40,7 @@ def sum_parts(parts: torch.Tensor, out: torch.Tensor, tile: Tile) -> None:
         parts=Operand(parts, (rows, num_parts, width), out.dtype),
         out=Operand(out, (rows, width), out.dtype),
         WIDTH=width,
-        BLOCK=triton.next_power_of_2(width),
+        BLOCK=next_power_of_2(width),
         NUM_PARTS=num_parts,
     )
 
@@ -95,7 +96,7 @@ def add_norm(
         residual_out=Operand(residual_out, (rows, width), dtype),
         normed=Operand(normed, (rows, width), dtype),
         WIDTH=width,
-        BLOCK=triton.next_power_of_2(width),
+        BLOCK=next_power_of_2(width),
         NUM_PARTS=num_parts,
         EPS=eps,
     )
@@ -143,7 +144,7 @@ def gated_norm(
     (rows, heads, dim), dtype, block = x.shape, x.dtype, tile["heads"]
     launch(
         _gated_norm,
-        (rows, triton.cdiv(heads, block)),
+        (rows, ceil_div(heads, block)),
         tile,
         x=Operand(x, (rows, heads, dim), dtype),
         gate=Operand(gate, (rows, heads * dim), dtype, strided=True),

@@ -15,6 +15,7 @@ from splitrank.models.ops.gpu.launch import Operand, launch
 from splitrank.models.ops.gpu.norm import gated_norm_of_heads, sum_of_parts
 from splitrank.models.ops.gpu.primitives import dot, wait_for_previous
 from splitrank.models.ops.gpu.tiles import LIBRARY, Tile
+from splitrank.models.rounding import ceil_div, next_power_of_2
 
 
 @triton.jit
@@ -118,16 +119,16 @@ def project(x: torch.Tensor, weight: torch.Tensor, out: torch.Tensor, tile: Tile
 
 def fma_launch(columns: int, width: int, tile: Tile) -> tuple[tuple[int, ...], dict[str, int]]:
     """Grid and constants of the form ``fma``."""
-    sizes = {"K": width, "BLOCK_K": triton.next_power_of_2(width), "BLOCK_N": tile["n"]}
-    return (triton.cdiv(columns, tile["n"]),), sizes
+    sizes = {"K": width, "BLOCK_K": next_power_of_2(width), "BLOCK_N": tile["n"]}
+    return (ceil_div(columns, tile["n"]),), sizes
 
 
 def dot_launch(rows: int, columns: int, width: int, tile: Tile) -> tuple[tuple[int, ...], dict[str, int]]:
     """Grid and constants of the form ``dot``: all rows in one block of tokens, up to the tile's size."""
-    block_t = min(tile["t"], max(8, triton.next_power_of_2(rows)))
-    block_k = min(tile["k"], max(16, triton.next_power_of_2(width)))
+    block_t = min(tile["t"], max(8, next_power_of_2(rows)))
+    block_k = min(tile["k"], max(16, next_power_of_2(width)))
     sizes = {"K": width, "BLOCK_N": tile["n"], "BLOCK_K": block_k, "BLOCK_T": block_t}
-    return (triton.cdiv(columns, tile["n"]) * triton.cdiv(rows, block_t),), sizes
+    return (ceil_div(columns, tile["n"]) * ceil_div(rows, block_t),), sizes
 
 
 @triton.jit

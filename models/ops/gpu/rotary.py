@@ -7,6 +7,7 @@ import triton.language as tl
 from splitrank.models.ops.gpu.launch import Operand, launch
 from splitrank.models.ops.gpu.primitives import wait_for_previous
 from splitrank.models.ops.gpu.tiles import Tile
+from splitrank.models.rounding import next_power_of_2
 
 
 @triton.jit
@@ -37,7 +38,7 @@ def cos_sin(
         scale=float(scale),
         out=Operand(out, (rows, 2 * half), out.dtype),
         HALF=half,
-        BLOCK=triton.next_power_of_2(half),
+        BLOCK=next_power_of_2(half),
     )
 
 

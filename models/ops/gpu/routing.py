@@ -14,6 +14,7 @@ import triton.language as tl
 from splitrank.models.ops.gpu.launch import Operand, launch
 from splitrank.models.ops.gpu.primitives import wait_for_previous
 from splitrank.models.ops.gpu.tiles import Tile
+from splitrank.models.rounding import ceil_div, next_power_of_2
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ def empty_routing(rows: int, num_experts: int, top_k: int, block_t: int, device:
     pairs = rows * top_k
     # An expert's last tile may be short, and each expert has at least one pair or no tile.
     routed = min(pairs, num_experts + pairs // block_t) if block_t < rows else min(pairs, num_experts)
-    max_tiles = routed + triton.cdiv(rows, block_t)
+    max_tiles = routed + ceil_div(rows, block_t)
 
     def integers(*shape: int) -> torch.Tensor:
         return torch.empty(shape, dtype=torch.int32, device=device)
@@ -254,7 +255,7 @@ def route(logits: torch.Tensor, num_live: torch.Tensor, num_experts: int, routin
     ``num_live`` [1] int32: rows from there on are padding, have no pairs and count for nobody. ``tile["t"]`` must be
     the one that ``routing`` was made for. Form ``together``: one launch for few rows; ``apart``: two, for many.
     """
-    rows, top_k, block_rows = logits.shape[0], routing.top_k, triton.next_power_of_2(logits.shape[0])
+    rows, top_k, block_rows = logits.shape[0], routing.top_k, next_power_of_2(logits.shape[0])
     operands = {
         "num_live": Operand(num_live, (1,), torch.int32),
         "weights": Operand(routing.weights, (rows, top_k + 1), torch.float32),
@@ -269,16 +270,16 @@ def route(logits: torch.Tensor, num_live: torch.Tensor, num_experts: int, routin
     }
     sizes = {"NUM_EXPERTS": num_experts, "TOP_K": top_k, "num_rows": rows}
     placed = {"max_tiles": routing.max_tiles, "BLOCK_T": tile["t"], "BLOCK_ROWS": block_rows}
-    placed["BLOCK_TILES"] = triton.next_power_of_2(routing.max_tiles)
-    block_e = triton.next_power_of_2(num_experts)
+    placed["BLOCK_TILES"] = next_power_of_2(routing.max_tiles)
+    block_e = next_power_of_2(num_experts)
     if tile.form == "together":
         launch(_route_together, (1,), tile, BLOCK_E=block_e, **read, **operands, **lists, **sizes, **placed)
         return
     chosen = Operand(routing.chosen, (rows, top_k), torch.int32)
     grid, choosing = (
-        (triton.cdiv(rows, tile["rows"]),),
-        {"BLOCK_ROWS": tile["rows"], "BLOCK_K": triton.next_power_of_2(top_k)},
+        (ceil_div(rows, tile["rows"]),),
+        {"BLOCK_ROWS": tile["rows"], "BLOCK_K": next_power_of_2(top_k)},
     )
     launch(_choose, grid, tile, chosen=chosen, BLOCK_E=block_e, **read, **operands, **sizes, **choosing)
-    blocks = {"BLOCK_BINS": 2 * block_e, "BLOCK_PAIRS": triton.next_power_of_2(rows * top_k)}
+    blocks = {"BLOCK_BINS": 2 * block_e, "BLOCK_PAIRS": next_power_of_2(rows * top_k)}
     launch(_place, (num_experts + 1,), tile, chosen=chosen, **operands, **lists, **sizes, **placed, **blocks)

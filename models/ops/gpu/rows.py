@@ -11,6 +11,7 @@ from splitrank.models.ops.gpu.launch import Operand, launch
 from splitrank.models.ops.gpu.primitives import wait_for_previous
 from splitrank.models.ops.gpu.sampling import SamplingRows
 from splitrank.models.ops.gpu.tiles import Tile
+from splitrank.models.rounding import ceil_div
 
 _TILE = Tile(num_warps=4)
 _BLOCK = tl.constexpr(1024)
@@ -35,7 +36,7 @@ def gather_rows(
     (rows,), (num_slots, width) = slots.shape, pages.shape
     launch(
         _gather_rows,
-        (rows, triton.cdiv(width, _BLOCK.value)),
+        (rows, ceil_div(width, _BLOCK.value)),
         _TILE,
         slots=Operand(slots, (rows,), torch.int32),
         lengths=Operand(lengths, (num_slots,), torch.int32),

@@ -18,6 +18,7 @@ from splitrank.models.ops.gpu.primitives import wait_for_previous
 from splitrank.models.ops.gpu.sampling_search import first_above, kth_largest, nucleus, uniform, weight_of
 from splitrank.models.ops.gpu.sampling_streams import sample_streams
 from splitrank.models.ops.gpu.tiles import Tile
+from splitrank.models.rounding import ceil_div, next_power_of_2
 
 MAX_SMALL_TOP_K = 256
 MAX_CANDIDATES = 2048
@@ -195,7 +196,7 @@ def sampling_memory(rows: int, vocabulary: int, device: torch.device) -> Samplin
     def empty(width: int, dtype: torch.dtype) -> torch.Tensor:
         return torch.empty((rows, width), dtype=dtype, device=device)
 
-    num_blocks = triton.cdiv(vocabulary, _BLOCK.value)
+    num_blocks = ceil_div(vocabulary, _BLOCK.value)
     maxima, blocks = empty(num_blocks, torch.float32), empty(num_blocks, torch.int32)
     return SamplingMemory(maxima, blocks, empty(MAX_CANDIDATES, torch.int32), empty(MAX_CANDIDATES, torch.float32))
 
@@ -216,7 +217,7 @@ def sample(
     read = {"logits": Operand(logits, (rows, vocabulary), logits.dtype)}
     sizes = {"VOCABULARY": vocabulary, "NUM_BLOCKS": num_blocks}
     maxima = {"maxima": Operand(memory.maxima, (rows, num_blocks), torch.float32)}
-    launch(_block_maxima, (rows, triton.cdiv(num_blocks, _AT_ONCE.value)), tile, **read, **maxima, **sizes)
+    launch(_block_maxima, (rows, ceil_div(num_blocks, _AT_ONCE.value)), tile, **read, **maxima, **sizes)
     results = {
         "tokens": Operand(tokens, (rows,), torch.int32),
         "largest": Operand(largest, (rows,), torch.float32),
@@ -233,6 +234,6 @@ def sample(
         values=Operand(memory.values, (rows, MAX_CANDIDATES), torch.float32),
         **results,
         **sizes,
-        BLOCK_BLOCKS=triton.next_power_of_2(num_blocks),
+        BLOCK_BLOCKS=next_power_of_2(num_blocks),
     )
     sample_streams(read, params.operands(), results, vocabulary, tile)

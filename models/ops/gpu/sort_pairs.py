@@ -12,6 +12,7 @@ import triton.language as tl
 from splitrank.models.ops.gpu.launch import Operand, launch
 from splitrank.models.ops.gpu.primitives import wait_for_previous
 from splitrank.models.ops.gpu.tiles import Tile
+from splitrank.models.rounding import ceil_div, next_power_of_2
 
 TILE_ROWS = 128
 _EXPERTS = 16  # experts that one program counts
@@ -29,8 +30,8 @@ class SortedPairs(NamedTuple):
 def sort_pairs(logits: torch.Tensor, top_k: int, tile: Tile) -> SortedPairs:
     """logits [T, E], rows may have gaps. Three launches. Specification: ``reference.route``."""
     rows, num_experts = logits.shape
-    pairs, block, padded = rows * top_k, tile["t"], triton.next_power_of_2(num_experts)
-    blocks, num_tiles = triton.cdiv(rows, block), pairs // TILE_ROWS + min(num_experts, pairs)
+    pairs, block, padded = rows * top_k, tile["t"], next_power_of_2(num_experts)
+    blocks, num_tiles = ceil_div(rows, block), pairs // TILE_ROWS + min(num_experts, pairs)
 
     def integers(*shape: int) -> torch.Tensor:
         return torch.empty(shape, dtype=torch.int32, device=logits.device)
@@ -39,7 +40,7 @@ def sort_pairs(logits: torch.Tensor, top_k: int, tile: Tile) -> SortedPairs:
     weights = torch.empty(rows, top_k, device=logits.device)
     counts, places, totals = integers(blocks, padded), integers(blocks, padded), integers(padded)
     sizes = {"NUM_EXPERTS": num_experts, "ALL_EXPERTS": padded}
-    top = {"TOP_K": top_k, "ALL_TOP": triton.next_power_of_2(top_k), "BLOCK_T": block}
+    top = {"TOP_K": top_k, "ALL_TOP": next_power_of_2(top_k), "BLOCK_T": block}
     launch(
         _choose_experts,
         (blocks,),
@@ -55,7 +56,7 @@ def sort_pairs(logits: torch.Tensor, top_k: int, tile: Tile) -> SortedPairs:
     )
     launch(
         _place_blocks,
-        (triton.cdiv(padded, _EXPERTS),),
+        (ceil_div(padded, _EXPERTS),),
         tile,
         counts=counts,
         places=places,

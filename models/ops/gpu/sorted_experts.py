@@ -13,6 +13,7 @@ from splitrank.models.ops.gpu.numerics import narrow, quick_sigmoid
 from splitrank.models.ops.gpu.primitives import dot, wait_for_previous
 from splitrank.models.ops.gpu.sort_pairs import TILE_ROWS, SortedPairs
 from splitrank.models.ops.gpu.tiles import Tile
+from splitrank.models.rounding import ceil_div
 
 
 def sorted_up(x: torch.Tensor, gate_up: torch.Tensor, pairs: SortedPairs, tile: Tile) -> torch.Tensor:
@@ -24,7 +25,7 @@ def sorted_up(x: torch.Tensor, gate_up: torch.Tensor, pairs: SortedPairs, tile: 
     out = x.new_empty(rows * top_k, double // 2)
     launch(
         _sorted_up,
-        (pairs.tiles.shape[0] * triton.cdiv(double, tile["n"]),),
+        (pairs.tiles.shape[0] * ceil_div(double, tile["n"]),),
         tile,
         x=Operand(x, (rows, hidden), x.dtype),
         weight=Operand(gate_up, (num_experts, double, hidden), x.dtype, block=(tile["n"], tile["k"]), row_dims=2),
@@ -49,7 +50,7 @@ def sorted_down(act: torch.Tensor, down: torch.Tensor, pairs: SortedPairs, out: 
     (num_experts, hidden, inner), (rows, parts, _), top_k = down.shape, out.shape, pairs.weights.shape[1]
     launch(
         _sorted_down,
-        (pairs.tiles.shape[0] * triton.cdiv(hidden, tile["n"]),),
+        (pairs.tiles.shape[0] * ceil_div(hidden, tile["n"]),),
         tile,
         act=Operand(act, (rows * top_k, inner), act.dtype, block=(TILE_ROWS, tile["k"])),
         half=Operand(act, (rows * top_k, inner), act.dtype, block=(TILE_ROWS // 2, tile["k"])),
