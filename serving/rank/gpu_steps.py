@@ -167,7 +167,8 @@ class GpuSteps:
             self._sampler.flush()
         if self._graphs is not None and decodes and not chunks:
             return PlannedGpuBatch(DecodeRows(len(decodes)), np.array(decodes, dtype=np.int64), decodes)
-        return make_gpu_batch(self._table, decodes, chunks, saved)
+        assert isinstance(self._model.ops, GpuOperations)
+        return make_gpu_batch(self._table, decodes, chunks, saved, self._model.ops.takes_lone_tokens_as_decodes)
 
     def forward(self, planned: PlannedGpuBatch, states: HiddenStates | None) -> HiddenStates | StepOutput:
         batch = planned.batch

@@ -14,6 +14,7 @@ from splitrank.models.config import ModelConfig
 from splitrank.models.hidden_states import HiddenStates
 from splitrank.models.layer_shapes import LayerShapes
 from splitrank.models.layers.parameter import prepare
+from splitrank.models.ops.gpu.exact import ExactGpuOperations
 from splitrank.models.ops.gpu.launch import Call, noted_launches
 from splitrank.models.ops.gpu.operations import GpuOperations
 from splitrank.models.ops.gpu.tiles import TileTable
@@ -87,7 +88,8 @@ def meta_steps(
     stage = StageSlice(position.pp_rank, spec.pp_size, first, first + len(kinds))
     shard, dtype = TensorShard(position.tp_rank, spec.tp_size), torch_dtype(spec.dtype)
     rows, max_pages = spec.max_running_requests, pages_needed(spec.max_model_len, spec.page_size)
-    ops = GpuOperations(META, tiles, LayerShapes.of(config, shard), spec.max_decodes, spec.tp_size > 1)
+    make = ExactGpuOperations if spec.exact else GpuOperations
+    ops = make(META, tiles, LayerShapes.of(config, shard), spec.max_decodes, spec.tp_size > 1)
     model = Stage(config, stage, partition, shard, dtype, ops)
     prepare(model, ops)
     num_pages = 1  # any number: no kernel depends on it

@@ -16,6 +16,8 @@ from splitrank.models.ops.gpu.primitives import wait_for_previous
 from splitrank.models.ops.gpu.tiles import Tile
 from splitrank.models.rounding import ceil_div, next_power_of_2
 
+_FEWEST_PAIRS = 256  # of a histogram: no thread of a block is without one
+
 
 @dataclass(frozen=True)
 class Routing:
@@ -281,5 +283,6 @@ def route(logits: torch.Tensor, num_live: torch.Tensor, num_experts: int, routin
         {"BLOCK_ROWS": tile["rows"], "BLOCK_K": next_power_of_2(top_k)},
     )
     launch(_choose, grid, tile, chosen=chosen, BLOCK_E=block_e, **read, **operands, **sizes, **choosing)
-    blocks = {"BLOCK_BINS": 2 * block_e, "BLOCK_PAIRS": next_power_of_2(rows * top_k)}
+    pairs = max(_FEWEST_PAIRS, next_power_of_2(rows * top_k))
+    blocks = {"BLOCK_BINS": 2 * block_e, "BLOCK_PAIRS": pairs}
     launch(_place, (num_experts + 1,), tile, chosen=chosen, **operands, **lists, **sizes, **placed, **blocks)

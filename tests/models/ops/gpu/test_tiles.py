@@ -70,7 +70,7 @@ def test_the_table_of_these_tests_is_right(tmp_path: Path) -> None:
         (
             'vendor = "nvidia"',
             'vendor = "nvidia"\nclock = 1',
-            "has gpus, vendor and tiles, not gpus, vendor, clock, tiles",
+            "has gpus, vendor, tiles and exact, not gpus, vendor, clock, tiles",
         ),
         (NORM, "", "missing launches: add_norm; unknown ones: "),
         (NORM, f"{NORM}\nnorm = []", "unknown ones: norm"),
