@@ -150,11 +150,11 @@ def check_exact(config: EngineConfig, model: ModelConfig, target: str) -> None:
     """``ValueError`` if exactness was asked for and the layout cannot give it, or the kernels cannot take the model."""
     if config.exact != "off" and target == "cpu":
         check_exact_shapes(model)
-    if config.exact == "on" and target == "cuda":
-        check_exact_gpu_shapes(model, config.tp)
     reason = inexact_because(target, config.tp, AllReduceOptions(config.all_reduce, config.all_reduce_codec))
     if config.exact == "on" and reason:
         raise ValueError(f"exact on: {reason}; give another layout, or --exact auto")
+    if config.exact == "on" and target == "cuda":
+        check_exact_gpu_shapes(model, config.tp)
 
 
 def _thread_fields(config: EngineConfig, target: str) -> dict[str, Any]:

@@ -57,7 +57,7 @@ def make_gpu_steps(
     """Captures the graphs, and runs a prompt, so that the first user does not wait until kernels are loaded."""
     rows = spec.max_decodes
     sampler = DeviceSampler(table, spec.vocab_size, spec.max_running_requests) if model.stage.is_last else None
-    steps = GpuSteps(model, cache, table, collectives, sampler, overlaps)
+    steps = GpuSteps(model, cache, table, collectives, sampler, overlaps, spec.digests)
     if INTERPRETED:
         return steps
     longest = longest_prompt(spec)

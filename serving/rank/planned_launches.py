@@ -7,6 +7,7 @@ the table of tiles and the numbers of rows, so they are known before the weights
 from dataclasses import replace
 
 import torch
+from triton import next_power_of_2
 
 from splitrank.comm.position import mesh_position
 from splitrank.models.cache import StageCache
@@ -17,6 +18,7 @@ from splitrank.models.layers.parameter import prepare
 from splitrank.models.ops.gpu.exact import ExactGpuOperations
 from splitrank.models.ops.gpu.launch import Call, noted_launches
 from splitrank.models.ops.gpu.operations import GpuOperations
+from splitrank.models.ops.gpu.routing import most_tiles
 from splitrank.models.ops.gpu.tiles import TileTable
 from splitrank.models.qwen3_5 import Stage
 from splitrank.models.rounding import pages_needed
@@ -57,11 +59,25 @@ def planned_launches(spec: LaunchSpec, rank: int, config: ModelConfig, tiles: Ti
     """One launch of each variant, those of decode steps first."""
     steps, table, inputs = meta_steps(spec, rank, config, tiles)
     with noted_launches() as calls:
-        for size in reversed(ladder(spec.max_decodes)):
+        for size in reversed(decode_rows(spec, config, tiles)):
             steps.run_decode(size, None if inputs is None else inputs.first_rows(size))
         for rows in prompt_rows(tiles, longest_prompt(spec)):
             run_prompt(steps, table, inputs, rows, page=0)
     return list({call.variant: call for call in calls}.values())
+
+
+def decode_rows(spec: LaunchSpec, config: ModelConfig, tiles: TileTable) -> list[int]:
+    """Sizes of the graphs; in the exact mode, which computes decode rows apart from prompts, also numbers of rows beside
+    prompts: one for each size of the experts' lists."""
+    sizes = set(ladder(spec.max_decodes))
+    if spec.exact:
+        kinds: dict[tuple[int, int], int] = {}
+        for rows in range(1, spec.max_decodes + 1):
+            block_t = tiles.tile("route", rows)["t"]
+            length = most_tiles(rows, config.num_experts, config.num_experts_per_tok, block_t)
+            kinds[next_power_of_2(rows), next_power_of_2(length)] = rows
+        sizes |= set(kinds.values())
+    return sorted(sizes)
 
 
 def longest_prompt(spec: LaunchSpec) -> int:

@@ -37,12 +37,16 @@ class Routing:
         return self.chosen.shape[1]
 
 
+def most_tiles(rows: int, num_experts: int, top_k: int, block_t: int) -> int:
+    """An expert's last tile may be short, and each expert has at least one pair or no tile."""
+    pairs = rows * top_k
+    routed = min(pairs, num_experts + pairs // block_t) if block_t < rows else min(pairs, num_experts)
+    return routed + ceil_div(rows, block_t)
+
+
 def empty_routing(rows: int, num_experts: int, top_k: int, block_t: int, device: torch.device) -> Routing:
     """Storage for ``rows`` tokens in tiles of ``block_t``."""
-    pairs = rows * top_k
-    # An expert's last tile may be short, and each expert has at least one pair or no tile.
-    routed = min(pairs, num_experts + pairs // block_t) if block_t < rows else min(pairs, num_experts)
-    max_tiles = routed + ceil_div(rows, block_t)
+    max_tiles = most_tiles(rows, num_experts, top_k, block_t)
 
     def integers(*shape: int) -> torch.Tensor:
         return torch.empty(shape, dtype=torch.int32, device=device)
