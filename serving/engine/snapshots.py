@@ -66,7 +66,7 @@ class Snapshots:
     def __init__(self, spec: LaunchSpec) -> None:
         self._spec = spec
         self._is_on = spec.prefix_cache_bytes > 0
-        # A GPU's chunks begin at multiples of a block, and an exact one computes a prompt's tokens in another order than
+        # A GPU's chunks begin at multiples of a block, and in the exact mode a prompt's tokens have other sums than
         # generated ones: it has no use for the state behind an answer.
         self._keeps_answers = spec.device == "cpu"
         self._cache = PrefixCache(spec)

@@ -67,8 +67,8 @@ def planned_launches(spec: LaunchSpec, rank: int, config: ModelConfig, tiles: Ti
 
 
 def decode_rows(spec: LaunchSpec, config: ModelConfig, tiles: TileTable) -> list[int]:
-    """Sizes of the graphs; in the exact mode, which computes decode rows apart from prompts, also numbers of rows beside
-    prompts: one for each size of the experts' lists."""
+    """Sizes of the graphs; in the exact mode, which computes decode rows apart from prompts, also numbers of rows
+    beside prompts: one for each size of the experts' lists."""
     sizes = set(ladder(spec.max_decodes))
     if spec.exact:
         kinds: dict[tuple[int, int], int] = {}

@@ -1,6 +1,7 @@
 """The exact mode as compiled, at the widths of Qwen3.5-35B-A3B, four layers of dummy weights, decode steps as graphs.
 
-A request's logits are the same bits among 1 to 256 rows, in any chunks, beside prompts, from a snapshot, and over stages.
+A request's logits are the same bits among 1 to 256 rows, in any chunks, beside prompts, from a snapshot, and over
+stages.
 """
 
 import json
@@ -82,9 +83,7 @@ def check_bits(found: torch.Tensor, expected: torch.Tensor) -> None:
 
 
 @pytest.mark.parametrize("size", [1024, 64, 960])
-def test_no_chunking_changes_a_bit(
-    runner: StageRunner, prompt: list[int], expected: torch.Tensor, size: int
-) -> None:
+def test_no_chunking_changes_a_bit(runner: StageRunner, prompt: list[int], expected: torch.Tensor, size: int) -> None:
     chunks = [min(size, PROMPT - start) for start in range(0, PROMPT, size)]
     check_bits(in_chunks(runner, prompt, chunks), expected)
 
@@ -105,7 +104,8 @@ def test_no_batch_changes_a_bit(runner: StageRunner, prompt: list[int], expected
     others = others_of(runner, rows, slot)
     sequence, found = runner.start(PROMPT + 64, slot), []
     for chunk in (prompt[:1024], prompt[1024:]):
-        found.append(runner.step(*(other.generated(3 + other.slot) for other in others), sequence.take(chunk))[-1])
+        shares = [*(other.generated(3 + other.slot) for other in others), sequence.take(chunk)]
+        found += runner.step(*shares)[-1:]
     for number, token in enumerate(OUTPUTS):
         shares = [other.generated(5 + number + other.slot) for other in others]
         shares.insert(slot, sequence.generated(token))
@@ -115,9 +115,7 @@ def test_no_batch_changes_a_bit(runner: StageRunner, prompt: list[int], expected
     check_bits(torch.cat(found), expected)
 
 
-def test_decoding_beside_prompts_changes_no_bit(
-    runner: StageRunner, prompt: list[int], expected: torch.Tensor
-) -> None:
+def test_decoding_beside_prompts_changes_no_bit(runner: StageRunner, prompt: list[int], expected: torch.Tensor) -> None:
     sequence, other = runner.start(PROMPT + 64), runner.start(2048, 1)
     found = runner.step(sequence.take(prompt))
     for length, token in zip((64, 320, 1, 640, 7), OUTPUTS, strict=True):

@@ -1,7 +1,7 @@
 """The exact mode of a GPU: a request's logits are the same bits in any batch, chunking, and from a snapshot.
 
-On the GPU where there is one, else interpreted: there the order of sums is that of the blocks. At a large model's widths
-and as compiled: ``tests/gpu/test_exact.py``.
+On the GPU where there is one, else interpreted. At a large model's widths and as compiled: ``tests/gpu/test_exact.py``.
+One tile a launch, whatever the rows: ``tests/serving/rank/test_planned_launches.py``.
 """
 
 from collections.abc import Iterator

@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import triton
 import triton.language as tl
 from triton.language.semantic import TritonSemantic

@@ -1,4 +1,4 @@
-"""``Operations`` of a GPU whose sums have one order each: a request's bits depend on its own tokens and on nothing else.
+"""``Operations`` of a GPU whose sums have one order each: a request's bits depend on its own tokens and nothing else.
 
 The kernels are those of ``GpuOperations``, at one tile a launch (the table's section ``exact``). Prompt tokens and
 generated tokens have kernels of their own everywhere, also where a step has both: so neither the other rows of a step
@@ -27,9 +27,7 @@ class ExactGpuOperations(GpuOperations):
                 products.project(x[rows], weight, out[rows], self.tiles.tile(launch, count))
         return out
 
-    def _experts(
-        self, logits: torch.Tensor, normed: torch.Tensor, layer: SparseMoe, batch: GpuBatch
-    ) -> torch.Tensor:
+    def _experts(self, logits: torch.Tensor, normed: torch.Tensor, layer: SparseMoe, batch: GpuBatch) -> torch.Tensor:
         parts = normed.new_empty(normed.shape[0], layer.top_k + 1, normed.shape[1])
         decodes, prompts = _rows_by_kind(batch)
         if decodes.stop:

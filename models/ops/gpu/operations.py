@@ -164,9 +164,7 @@ class GpuOperations:
         experts = HiddenStates(self._experts(logits, normed, layer, batch), residual)
         return self.joined(experts) if self._joins_parts else experts
 
-    def _experts(
-        self, logits: torch.Tensor, normed: torch.Tensor, layer: SparseMoe, batch: GpuBatch
-    ) -> torch.Tensor:
+    def _experts(self, logits: torch.Tensor, normed: torch.Tensor, layer: SparseMoe, batch: GpuBatch) -> torch.Tensor:
         """-> the parts of each row's sum, [T, 1 or k + 1, H]."""
         rows, hidden = normed.shape
         is_one = self.tiles.tile("experts_up", 1).form == "fma" and rows == 1

@@ -1,7 +1,8 @@
 """The routed experts of many rows as two grouped matrix products over the pairs sorted by expert.
 
 A tile is up to 128 pairs of one expert; one of 64 or fewer takes a branch of half the rows, unless the launch is exact.
-A pair's bits do not depend on its place in a tile. Legend: T rows, k experts a row, E experts, I inner size, H hidden size, M tiles.
+A pair's bits do not depend on its place in a tile. Legend: T rows, k experts a row, E experts, I inner size, H hidden
+size, M tiles.
 """
 
 import torch

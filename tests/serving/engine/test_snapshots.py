@@ -170,8 +170,9 @@ def test_a_turn_begins_where_the_turn_before_ended_if_answers_are_repeated(block
     assert from_cache / prompt > 0.9
 
 
-def test_on_a_gpu_every_turn_begins_at_a_whole_block(block_size: int = 16, length: int = 20) -> None:
+def test_on_a_gpu_every_turn_begins_at_a_whole_block() -> None:
     """Its kernels take no chunk that begins inside of one, however often answers are repeated."""
+    block_size, length = 16, 20
     chat = Chat(Loop(chat_spec(block_size, device="cuda")), question(0, 40), marker=[], num_thoughts=0)
     found = [chat.turn(str(number), question(number, length), length)[1] for number in range(10)]
     assert all(tokens % block_size == 0 for tokens in found)

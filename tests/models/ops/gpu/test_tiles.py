@@ -120,8 +120,12 @@ EXACT = "[exact]\n" + "".join(
     [
         ("[exact]", "[exact]", ""),
         (f"in_proj = [{{ up_to = 256, {DOT}, warps = 8 }}]\n", "", "in_proj: form fma is not for every number of rows"),
-        (', rows = 4', "", "route: sizes must be t, rows"),
-        ('form = "apart", t = 4, rows = 4', 'form = "together", t = 4', "route: form together is not for every number of rows"),
+        (", rows = 4", "", "route: sizes must be t, rows"),
+        (
+            'form = "apart", t = 4, rows = 4',
+            'form = "together", t = 4',
+            "route: form together is not for every number of rows",
+        ),
         (
             f"router = [{{ up_to = 256, {DOT}",
             f"router = [{{ up_to = 8, {DOT}, warps = 4 }}, {{ up_to = 256, {DOT}",
@@ -133,7 +137,14 @@ EXACT = "[exact]\n" + "".join(
             "",
         ),
     ],
-    ids=["right", "one row's form", "a size too few", "few rows' form", "two tiles", "two that differ in nothing that counts"],
+    ids=[
+        "right",
+        "one row's form",
+        "a size too few",
+        "few rows' form",
+        "two tiles",
+        "two that differ in nothing that counts",
+    ],
 )
 def test_exact_tables_with_more_than_one_order_are_refused(tmp_path: Path, old: str, new: str, message: str) -> None:
     text = TABLE + EXACT
