@@ -7,7 +7,7 @@ the table of tiles and the numbers of rows, so they are known before the weights
 from dataclasses import replace
 
 import torch
-from triton import next_power_of_2
+
 
 from splitrank.comm.position import mesh_position
 from splitrank.models.cache import StageCache
@@ -21,7 +21,7 @@ from splitrank.models.ops.gpu.operations import GpuOperations
 from splitrank.models.ops.gpu.routing import most_tiles
 from splitrank.models.ops.gpu.tiles import TileTable
 from splitrank.models.qwen3_5 import Stage
-from splitrank.models.rounding import pages_needed
+from splitrank.models.rounding import next_power_of_2, pages_needed
 from splitrank.models.sharding import StageSlice, TensorShard
 from splitrank.models.torch_dtype import torch_dtype
 from splitrank.serving.protocol.messages import LaunchSpec
