@@ -8,7 +8,6 @@ from dataclasses import replace
 
 import torch
 
-
 from splitrank.comm.position import mesh_position
 from splitrank.models.cache import StageCache
 from splitrank.models.config import ModelConfig
