@@ -71,6 +71,7 @@ def main() -> None:
     parser.add_argument("--pp", type=int, default=1)
     parser.add_argument("--tp", type=int, default=1)
     parser.add_argument("--stage-link", default="auto")
+    parser.add_argument("--exact", default="auto", help="on: what the exact mode costs")
     parser.add_argument("--output", type=Path)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -78,7 +79,7 @@ def main() -> None:
         config = EngineConfig(
             model=folder, load_format="dummy", device="cuda", max_model_len=4096, prefix_cache_mib=0,
             pp=args.pp, tp=args.tp, max_running_requests=max([*args.batches, 1]), share_devices=True,
-            stage_link=args.stage_link,
+            stage_link=args.stage_link, exact=args.exact,
         )  # fmt: skip
         output = args.output.open("a") if args.output else None
         asyncio.run(bench(config, args, Rows(output, labels(args))))
@@ -108,6 +109,7 @@ def labels(args: argparse.Namespace) -> dict[str, Any]:
         "layers": args.layers,
         "layout": f"tp {args.tp} x pp {args.pp}",
         "stage_link": args.stage_link,
+        "exact": args.exact == "on",
     }
 
 

@@ -97,19 +97,21 @@ class Variant:
 
 
 def collect(machine: Machine, rows: Iterable[int], shape: Shape) -> list[Variant]:
-    """Every launch of a decode step at these batch sizes and of a prefill step, each different kernel once."""
-    meta, table = torch.device("meta"), load_tiles(machine.gpu)
+    """Every launch of a decode step at these batch sizes and of a prefill step, exact and not, each different kernel
+    once."""
+    meta = torch.device("meta")
     calls: list[tuple[int, Call]] = []
     weights = Weights(shape, meta, torch.bfloat16, 1)
-    for count in rows:
+    for table in (load_tiles(machine.gpu), load_tiles(machine.gpu, exact=True)):
+        for count in rows:
+            with noted_launches() as noted:
+                Step(shape, weights, State(shape, count, 256, 64, meta, torch.bfloat16), count, table)()
+                Sampling(shape, count, meta, 0.6, 20, 0.95)()
+                move_rows(count, meta)
+            calls += [(count, call) for call in noted]
         with noted_launches() as noted:
-            Step(shape, weights, State(shape, count, 256, 64, meta, torch.bfloat16), count, table)()
-            Sampling(shape, count, meta, 0.6, 20, 0.95)()
-            move_rows(count, meta)
-        calls += [(count, call) for call in noted]
-    with noted_launches() as noted:
-        PrefillStep(*PREFILL, table, meta).layers(4)
-    calls += [(PREFILL[0] * PREFILL[1], call) for call in noted]
+            PrefillStep(*PREFILL, table, meta).layers(4)
+        calls += [(PREFILL[0] * PREFILL[1], call) for call in noted]
     variants: dict[str, Variant] = {}
     for count, call in calls:
         key = f"{call.name} {sorted(_signature(call)[1].items())} {sorted(_signature(call)[0].items())} {call.tile}"

@@ -12,8 +12,9 @@ import torch
 from splitrank.models.ops.gpu.attention_chunk import attention_chunk, prepare_attention
 from splitrank.models.ops.gpu.conv_chunk import conv_chunk
 from splitrank.models.ops.gpu.delta_chunk import delta_chunk, solve_blocks
-from splitrank.models.ops.gpu.dense import project, shared_activation
+from splitrank.models.ops.gpu.dense import shared_activation
 from splitrank.models.ops.gpu.norm import add_norm, gated_norm
+from splitrank.models.ops.gpu.projection import project
 from splitrank.models.ops.gpu.sequences import place
 from splitrank.models.ops.gpu.sort_pairs import sort_pairs
 from splitrank.models.ops.gpu.sorted_experts import sorted_down, sorted_up
@@ -100,8 +101,11 @@ class Step:
 
     # ------------------------------------------------------------ the parts
 
+    def _project(self, x: torch.Tensor, weight: torch.Tensor, out: torch.Tensor) -> None:
+        project(x, weight, out, self.tiles["prompt_proj"])
+
     def project_in(self) -> None:
-        project(self.normed, self.in_proj[self.layer % SETS], self.delta_in)
+        self._project(self.normed, self.in_proj[self.layer % SETS], self.delta_in)
 
     def convolve(self) -> None:
         self.inputs = conv_chunk(
@@ -128,10 +132,10 @@ class Step:
         gated_norm(self.mixed, gate, self.gated_norm, out, EPS, self.tiles["gated_norm"])
 
     def project_out(self) -> None:
-        project(self.gated, self.out_proj[self.layer % SETS], self.hidden[:, 0])
+        self._project(self.gated, self.out_proj[self.layer % SETS], self.hidden[:, 0])
 
     def project_qkv(self) -> None:
-        project(self.normed, self.qkv_proj[self.layer % SETS], self.qkv)
+        self._project(self.normed, self.qkv_proj[self.layer % SETS], self.qkv)
 
     def prepare(self) -> None:
         prepare_attention(
@@ -151,13 +155,13 @@ class Step:
         self.attended = attention_chunk(self.qkv, self.keys, self.values, self.sequences, self.tiles["attention_chunk"])
 
     def project_o(self) -> None:
-        project(self.attended, self.o_proj[self.layer % SETS], self.hidden[:, 0])
+        self._project(self.attended, self.o_proj[self.layer % SETS], self.hidden[:, 0])
 
     def norm_mixed(self) -> None:
         add_norm(self.residual, self.hidden, self.norm, self.residual, self.normed, EPS, self.tiles["add_norm"])
 
     def route(self) -> None:
-        project(self.normed, self.router[self.layer % SETS], self.side)
+        self._project(self.normed, self.router[self.layer % SETS], self.side)
 
     def sort(self) -> None:
         self.pairs = sort_pairs(self.side[:, :EXPERTS], TOP_K, self.tiles["sort_pairs"])
@@ -173,7 +177,7 @@ class Step:
         self.shared = shared_activation(gate_up, gate, self.tiles["shared_activation"])
 
     def share(self) -> None:
-        project(self.shared, self.shared_down[self.layer % SETS], self.parts_out[:, TOP_K])
+        self._project(self.shared, self.shared_down[self.layer % SETS], self.parts_out[:, TOP_K])
 
     def norm_experts(self) -> None:
         add_norm(self.residual, self.parts_out, self.norm, self.residual, self.normed, EPS, self.tiles["add_norm"])
@@ -261,4 +265,5 @@ PREFILL_LAUNCHES = (
     "sorted_up",
     "sorted_down",
     "shared_activation",
+    "prompt_proj",
 )

@@ -27,6 +27,6 @@ class Attention(nn.Module):
         self, states: HiddenStates, norm: RMSNorm, batch: DeviceBatch, pages: KVPages, cos_sin: CosSin, ops: Operations
     ) -> HiddenStates:
         """``hidden``: this rank's partial sum of the output projection; and the new residual."""
-        projected, residual = ops.add_norm_project(states, norm, self.qkv_proj)
+        projected, residual = ops.add_norm_project(states, norm, self.qkv_proj, batch)
         mixed = ops.mix_attention(projected, self, batch, pages, cos_sin)
-        return HiddenStates(ops.project(mixed, self.o_proj), residual)
+        return HiddenStates(ops.project(mixed, self.o_proj, batch), residual)

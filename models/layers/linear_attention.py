@@ -46,6 +46,6 @@ class LinearAttention(nn.Module):
         self, states: HiddenStates, norm: RMSNorm, batch: DeviceBatch, slots: RecurrentSlots, ops: Operations
     ) -> HiddenStates:
         """``hidden``: this rank's partial sum of the output projection; and the new residual."""
-        projected, residual = ops.add_norm_project(states, norm, self.in_proj)
+        projected, residual = ops.add_norm_project(states, norm, self.in_proj, batch)
         mixed, gate = ops.mix_delta(projected, self, batch, slots)
-        return HiddenStates(ops.norm_gate_project(mixed, gate, self.norm, self.out_proj), residual)
+        return HiddenStates(ops.norm_gate_project(mixed, gate, self.norm, self.out_proj, batch), residual)

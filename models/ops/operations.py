@@ -74,7 +74,7 @@ class Operations(Protocol):
         ...
 
     def add_norm_project(
-        self, states: HiddenStates, norm: RMSNorm, projection: Linear
+        self, states: HiddenStates, norm: RMSNorm, projection: Linear, batch: DeviceBatch
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """hidden + residual, normed and projected -> ([T, N], the new residual [T, H])."""
         ...
@@ -87,7 +87,12 @@ class Operations(Protocol):
         ...
 
     def norm_gate_project(
-        self, mixed: torch.Tensor, gate: torch.Tensor | None, norm: GatedRMSNorm, projection: Linear
+        self,
+        mixed: torch.Tensor,
+        gate: torch.Tensor | None,
+        norm: GatedRMSNorm,
+        projection: Linear,
+        batch: DeviceBatch,
     ) -> torch.Tensor:
         """norm(mixed) * silu(gate) per head, projected -> [T, H], this rank's part of the sum."""
         ...
@@ -98,7 +103,7 @@ class Operations(Protocol):
         """q/k norm, rotary, page write, causal attention, sigmoid gate -> [T, heads * head_dim]."""
         ...
 
-    def project(self, x: torch.Tensor, projection: Linear) -> torch.Tensor:
+    def project(self, x: torch.Tensor, projection: Linear, batch: DeviceBatch) -> torch.Tensor:
         """x [T, K] -> [T, N]."""
         ...
 

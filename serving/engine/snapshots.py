@@ -66,6 +66,9 @@ class Snapshots:
     def __init__(self, spec: LaunchSpec) -> None:
         self._spec = spec
         self._is_on = spec.prefix_cache_bytes > 0
+        # A GPU's chunks begin at multiples of a block, and in the exact mode a prompt's tokens have other sums than
+        # generated ones: it has no use for the state behind an answer.
+        self._keeps_answers = spec.device == "cpu"
         self._cache = PrefixCache(spec)
         self._seen: OrderedDict[Digest, None] = OrderedDict()  # blocks of earlier prompts, least recent first
         self._pending: set[Digest] = set()  # of snapshots that an open request will take
@@ -94,7 +97,7 @@ class Snapshots:
         self._remember(use.digests)
         if use.start is not None:
             self._cache.use(use.start)
-            use.keeps_answer = _repeats_answer(use.start, request.prompt_token_ids)
+            use.keeps_answer = self._keeps_answers and _repeats_answer(use.start, request.prompt_token_ids)
         if not use.keeps_answer:
             self._want_both(use, len(request.prompt_token_ids), num_seen)
 

@@ -120,6 +120,8 @@ def _trace_pair(config: Gsm8kConfig, plan: _Plan, pair: PairSummary) -> str:
     assert pair.logits.first is not None
     if any(plan.engines[layout].spec.num_nodes > 1 for layout in (pair.first, pair.second)):
         return "layers are traced on one host alone: compare these layouts there"
+    if any(plan.engines[layout].spec.device != "cpu" for layout in (pair.first, pair.second)):
+        return "layers are traced on a CPU alone"
     question, token = pair.logits.first.question, pair.logits.first.token
     beside = range(max(0, question - config.concurrency), min(len(plan.prompts), question + config.concurrency))
     lengths = [len(prompt) for prompt in plan.prompts]

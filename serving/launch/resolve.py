@@ -13,7 +13,7 @@ from splitrank.comm.stage_link import refuse_device_link
 from splitrank.models.checkpoint import Checkpoint
 from splitrank.models.config import ModelConfig, read_config
 from splitrank.models.dtypes import COMPUTED_DTYPES
-from splitrank.models.exactness import check_exact_shapes, inexact_because
+from splitrank.models.exactness import check_exact_gpu_shapes, check_exact_shapes, inexact_because
 from splitrank.models.gpu_limits import check_gpu_shapes
 from splitrank.models.memory import RankMemory, balanced_partition, plan_all_ranks, rank_memory
 from splitrank.models.sharding import check_partition, check_tensor_parallel
@@ -71,7 +71,7 @@ def resolve_launch(config: EngineConfig) -> LaunchSpec:
         partition=partition,
         tie_word_embeddings=model.tie_word_embeddings,
         **_thread_fields(config, devices.target),
-        exact=config.exact != "off" and devices.target == "cpu",
+        exact=config.exact == "on" or (config.exact == "auto" and devices.target == "cpu"),
         device=devices.target,
         devices=devices.numbers * config.num_nodes,
         all_reduce=config.all_reduce,
@@ -153,6 +153,8 @@ def check_exact(config: EngineConfig, model: ModelConfig, target: str) -> None:
     reason = inexact_because(target, config.tp, AllReduceOptions(config.all_reduce, config.all_reduce_codec))
     if config.exact == "on" and reason:
         raise ValueError(f"exact on: {reason}; give another layout, or --exact auto")
+    if config.exact == "on" and target == "cuda":
+        check_exact_gpu_shapes(model, config.tp)
 
 
 def _thread_fields(config: EngineConfig, target: str) -> dict[str, Any]:

@@ -130,7 +130,7 @@ class EngineConfig(LayoutConfig):
     )
     exact: str = option(
         "auto",
-        "the same bits in any layout, batch and number of threads; auto: on a CPU; on: refuses what cannot be",
+        "the same bits in any layout, batch and number of threads; auto: on a CPU alone; on: refuses what cannot be",
         choices=EXACT,
     )
     max_queued_requests: int = option(4096, "requests waiting beyond those; more are refused with 503", bounds=COUNT)

@@ -27,8 +27,8 @@ class LaunchSpec(msgspec.Struct, frozen=True, kw_only=True):
     tie_word_embeddings: bool  # as served: config.json's, unless a head that differs is stored
     threads_per_rank: int
     pin_threads: bool = False  # of the own kernels, each to a core of its own
-    exact: bool = True  # on a CPU: sums have one order each; else torch's operations
-    digests: bool = False  # each sampled token comes with a digest of its logits; on a CPU only
+    exact: bool = True  # sums have one order each; else a CPU takes torch's operations, a GPU other tiles
+    digests: bool = False  # each sampled token comes with a digest of its logits
     trace_dir: str = ""  # each rank writes digests of all that its layers hand on into a file there; on a CPU only
     device: str = "cpu"  # or "cuda", which is also ROCm's
     devices: tuple[int, ...] = ()  # of each rank, where device is "cuda"

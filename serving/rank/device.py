@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 
 
 def exactness(spec: LaunchSpec, ops: Operations, rank: int) -> str:
-    """What a rank of a CPU says at start: its sums' order, the instructions, its threads' cores. Else nothing."""
+    """What a rank says at start: its sums' order; on a CPU the instructions and its threads' cores, too."""
     if spec.device != "cpu":
-        return ""
+        return "  exact" if spec.exact else ""
     if not spec.exact:
         return "  not exact (--exact off)"
     from splitrank.models.ops.cpu.exact import ExactOperations

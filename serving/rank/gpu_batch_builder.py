@@ -38,11 +38,15 @@ class _Segment:
 
 
 def make_gpu_batch(
-    table: RequestTable, decodes: list[int], chunks: list[ChunkPlan], saved: Collection[SnapshotPlan] = ()
+    table: RequestTable,
+    decodes: list[int],
+    chunks: list[ChunkPlan],
+    saved: Collection[SnapshotPlan] = (),
+    takes_lone_tokens_as_decodes: bool = True,
 ) -> PlannedGpuBatch:
     """As ``batch_builder.make_batch``; prompt rows lie round by round (``models/ops/gpu/batch.py``)."""
-    singles = [chunk for chunk in chunks if is_single(table, chunk)]
-    longer = [chunk for chunk in chunks if not is_single(table, chunk)]
+    singles = [chunk for chunk in chunks if takes_lone_tokens_as_decodes and is_single(table, chunk)]
+    longer = [chunk for chunk in chunks if chunk not in singles]
     host_slots = np.array(decodes + [chunk.slot for chunk in singles], dtype=np.int64)
     copies = {chunk.slot: copies_inside_of(table, chunk, saved) for chunk in longer}
     segments = sorted(

@@ -6,6 +6,7 @@ from splitrank.comm.collectives import Collectives
 from splitrank.models.cache import StageCache
 from splitrank.models.config import ModelConfig
 from splitrank.models.layer_shapes import LayerShapes
+from splitrank.models.ops.gpu.exact import ExactGpuOperations
 from splitrank.models.ops.gpu.launch import INTERPRETED
 from splitrank.models.ops.gpu.operations import GpuOperations, gpu_name
 from splitrank.models.ops.gpu.tiles import load_tiles
@@ -25,8 +26,9 @@ _FEW_ROWS = 128
 def make_gpu_operations(spec: LaunchSpec, rank: int, config: ModelConfig, shard: TensorShard) -> GpuOperations:
     """On the rank's device, which becomes the process's current one. ``ValueError`` if it is not there."""
     device = torch.device("cpu") if INTERPRETED else _cuda_device(spec, rank)
-    shapes, tiles = LayerShapes.of(config, shard), load_tiles(gpu_name(device))
-    return GpuOperations(device, tiles, shapes, spec.max_decodes, spec.tp_size > 1)
+    tiles = load_tiles(gpu_name(device), exact=spec.exact)
+    make = ExactGpuOperations if spec.exact else GpuOperations
+    return make(device, tiles, LayerShapes.of(config, shard), spec.max_decodes, spec.tp_size > 1)
 
 
 def _cuda_device(spec: LaunchSpec, rank: int) -> torch.device:
@@ -55,7 +57,7 @@ def make_gpu_steps(
     """Captures the graphs, and runs a prompt, so that the first user does not wait until kernels are loaded."""
     rows = spec.max_decodes
     sampler = DeviceSampler(table, spec.vocab_size, spec.max_running_requests) if model.stage.is_last else None
-    steps = GpuSteps(model, cache, table, collectives, sampler, overlaps)
+    steps = GpuSteps(model, cache, table, collectives, sampler, overlaps, spec.digests)
     if INTERPRETED:
         return steps
     longest = longest_prompt(spec)

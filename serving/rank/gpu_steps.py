@@ -6,7 +6,7 @@ whose logits the host changes (penalties, bias, bans) or reports (logprobs) is s
 
 import math
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -27,7 +27,7 @@ from splitrank.serving.rank.device_writes import DeviceWrites
 from splitrank.serving.rank.gpu_batch_builder import PlannedGpuBatch, make_gpu_batch
 from splitrank.serving.rank.prompt_logprobs import score_prompts
 from splitrank.serving.rank.request_table import RequestTable
-from splitrank.serving.rank.sampler import SampledRow, bad_numbers
+from splitrank.serving.rank.sampler import SampledRow, bad_numbers, row_digest
 from splitrank.serving.rank.sampler import sample as sample_on_host
 from splitrank.serving.rank.sampling_state import SamplingState
 
@@ -79,13 +79,15 @@ class DeviceSampler:
 
 @dataclass(frozen=True)
 class DeviceTokens:
-    """Tokens on their way to the host. ``by_host``: rows that the host has sampled, by number."""
+    """Tokens on their way to the host. ``by_host``: rows that the host has sampled, by number. ``digests``: of each
+    row's logits, if they are wanted."""
 
     tokens: torch.Tensor  # [S], in pinned memory
     largest: torch.Tensor
     arrived: torch.cuda.Event | None
     places: list[int]  # each row's output token, counted from 0
     by_host: dict[int, SampledRow]
+    digests: list[bytes] = field(default_factory=list)
 
     def is_ready(self) -> bool:
         return self.arrived is None or bool(self.arrived.query())  # type: ignore[no-untyped-call]
@@ -93,8 +95,11 @@ class DeviceTokens:
     def collect(self) -> list[SampledRow]:
         if self.arrived is not None:
             self.arrived.synchronize()
-        rows = zip(self.tokens.tolist(), self.largest.tolist(), self.places, strict=True)
-        return [self.by_host.get(number) or _row(*row) for number, row in enumerate(rows)]
+        drawn = zip(self.tokens.tolist(), self.largest.tolist(), self.places, strict=True)
+        rows = [self.by_host.get(number) or _row(*row) for number, row in enumerate(drawn)]
+        if not self.digests:
+            return rows
+        return [replace(row, digest=digest) for row, digest in zip(rows, self.digests, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -126,7 +131,8 @@ class DecodeRows:
 
 
 class GpuSteps:
-    """``Steps`` of a GPU; also in Triton's interpreter, without graphs."""
+    """``Steps`` of a GPU; also in Triton's interpreter, without graphs. ``digests``: the host waits for each step's
+    logits, and digests each row; none is drawn without its logits."""
 
     def __init__(
         self,
@@ -136,9 +142,10 @@ class GpuSteps:
         collectives: Collectives,
         sampler: DeviceSampler | None,
         overlaps: bool,
+        digests: bool = False,
     ) -> None:
         self._model, self._cache, self._table, self._collectives = model, cache, table, collectives
-        self._sampler, self.overlaps = sampler, overlaps
+        self._sampler, self.overlaps, self._digests = sampler, overlaps, digests
         self._graphs: DecodeGraphs | None = None
 
     def capture(self, max_rows: int, inputs: HiddenStates | None) -> None:
@@ -153,7 +160,7 @@ class GpuSteps:
     @property
     def _kinds(self) -> tuple[bool, ...]:
         """Whether a step is greedy: of the graphs of a size."""
-        return (False, True) if self._sampler is not None else (False,)
+        return (False, True) if self._sampler is not None and not self._digests else (False,)
 
     def admit(self, slot: int, state: SamplingState) -> None:
         if self._sampler is not None:
@@ -167,7 +174,8 @@ class GpuSteps:
             self._sampler.flush()
         if self._graphs is not None and decodes and not chunks:
             return PlannedGpuBatch(DecodeRows(len(decodes)), np.array(decodes, dtype=np.int64), decodes)
-        return make_gpu_batch(self._table, decodes, chunks, saved)
+        assert isinstance(self._model.ops, GpuOperations)
+        return make_gpu_batch(self._table, decodes, chunks, saved, self._model.ops.takes_lone_tokens_as_decodes)
 
     def forward(self, planned: PlannedGpuBatch, states: HiddenStates | None) -> HiddenStates | StepOutput:
         batch = planned.batch
@@ -195,7 +203,14 @@ class GpuSteps:
             if number not in by_host:
                 state.num_output += 1
         count = len(states)
-        return DeviceTokens(*_to_host(output.tokens[:count], output.largest[:count]), places, by_host)
+        on_way = _to_host(output.tokens[:count], output.largest[:count])
+        return DeviceTokens(*on_way, places, by_host, self._digests_of(output.logits, count))
+
+    def _digests_of(self, logits: torch.Tensor | None, count: int) -> list[bytes]:
+        if not self._digests or not count:
+            return []
+        assert logits is not None
+        return [row_digest(row) for row in logits[:count].float().cpu()]
 
     def end(self) -> EndOfStep:
         return EndOfStep(None if INTERPRETED else _event())
@@ -238,6 +253,8 @@ class GpuSteps:
 
     def _is_greedy(self, slots: list[int]) -> bool:
         """Whether nothing but the likeliest token of each row is wanted, which only the last stage knows."""
+        if self._digests:
+            return False
         states = [self._table.rows[slot].sampling for slot in slots]
         return all(state is not None and state.is_greedy and not state.needs_host for state in states)
 

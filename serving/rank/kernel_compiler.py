@@ -34,7 +34,9 @@ from splitrank.serving.rank.planned_launches import planned_launches
 
 _KERNELS = Path(kernels.__file__).parent
 # Of a launch spec: what decides which kernels a rank needs.
-_DECIDE = ("dtype", "tp_size", "pp_size", "max_model_len", "max_running_requests", "page_size", "max_prefill_tokens")
+_DECIDE = (
+    "dtype", "tp_size", "pp_size", "max_model_len", "max_running_requests", "page_size", "max_prefill_tokens", "exact",
+)  # fmt: skip
 
 
 class KernelCompiler:
@@ -72,7 +74,7 @@ class KernelCompiler:
 def stamp(spec: LaunchSpec, rank: int, gpu: str) -> Path:
     """A file in Triton's cache that stands for all kernels of this rank: by what decides them, and their sources."""
     of_launch = [f"{name} {getattr(spec, name)}" for name in _DECIDE]
-    config, tiles = read_config(Path(spec.model_dir)), load_tiles(gpu)
+    config, tiles = read_config(Path(spec.model_dir)), load_tiles(gpu, exact=spec.exact)
     digest = hashlib.sha256("\n".join((triton.__version__, gpu, str(rank), *of_launch, f"{config} {tiles}")).encode())
     for folder in (_KERNELS, Path(__file__).parent):
         for file in sorted(folder.glob("*.py")):
@@ -101,7 +103,8 @@ def main() -> int:
     spec = msgspec.msgpack.decode(sys.stdin.buffer.read(), type=LaunchSpec)
     logging.basicConfig(level=spec.log_level.upper(), format=f"rank {args.rank}: %(message)s")
     began = time.perf_counter()
-    launches = planned_launches(spec, args.rank, read_config(Path(spec.model_dir)), load_tiles(args.gpu))
+    tiles = load_tiles(args.gpu, exact=spec.exact)
+    launches = planned_launches(spec, args.rank, read_config(Path(spec.model_dir)), tiles)
     # Ranks of one kind want the same kernels: each begins elsewhere, and finds in the cache what others have compiled.
     first = len(launches) * args.rank // spec.world_size
     failed = compile_all(launches[first:] + launches[:first], max(1, usable_cores() // spec.world_size))

@@ -14,11 +14,13 @@ from splitrank.models.config import ModelConfig
 from splitrank.models.hidden_states import HiddenStates
 from splitrank.models.layer_shapes import LayerShapes
 from splitrank.models.layers.parameter import prepare
+from splitrank.models.ops.gpu.exact import ExactGpuOperations
 from splitrank.models.ops.gpu.launch import Call, noted_launches
 from splitrank.models.ops.gpu.operations import GpuOperations
+from splitrank.models.ops.gpu.routing import most_tiles
 from splitrank.models.ops.gpu.tiles import TileTable
 from splitrank.models.qwen3_5 import Stage
-from splitrank.models.rounding import pages_needed
+from splitrank.models.rounding import next_power_of_2, pages_needed
 from splitrank.models.sharding import StageSlice, TensorShard
 from splitrank.models.torch_dtype import torch_dtype
 from splitrank.serving.protocol.messages import LaunchSpec
@@ -56,11 +58,25 @@ def planned_launches(spec: LaunchSpec, rank: int, config: ModelConfig, tiles: Ti
     """One launch of each variant, those of decode steps first."""
     steps, table, inputs = meta_steps(spec, rank, config, tiles)
     with noted_launches() as calls:
-        for size in reversed(ladder(spec.max_decodes)):
+        for size in reversed(decode_rows(spec, config, tiles)):
             steps.run_decode(size, None if inputs is None else inputs.first_rows(size))
         for rows in prompt_rows(tiles, longest_prompt(spec)):
             run_prompt(steps, table, inputs, rows, page=0)
     return list({call.variant: call for call in calls}.values())
+
+
+def decode_rows(spec: LaunchSpec, config: ModelConfig, tiles: TileTable) -> list[int]:
+    """Sizes of the graphs; in the exact mode, which computes decode rows apart from prompts, also numbers of rows
+    beside prompts: one for each size of the experts' lists."""
+    sizes = set(ladder(spec.max_decodes))
+    if spec.exact:
+        kinds: dict[tuple[int, int], int] = {}
+        for rows in range(1, spec.max_decodes + 1):
+            block_t = tiles.tile("route", rows)["t"]
+            length = most_tiles(rows, config.num_experts, config.num_experts_per_tok, block_t)
+            kinds[next_power_of_2(rows), next_power_of_2(length)] = rows
+        sizes |= set(kinds.values())
+    return sorted(sizes)
 
 
 def longest_prompt(spec: LaunchSpec) -> int:
@@ -87,7 +103,8 @@ def meta_steps(
     stage = StageSlice(position.pp_rank, spec.pp_size, first, first + len(kinds))
     shard, dtype = TensorShard(position.tp_rank, spec.tp_size), torch_dtype(spec.dtype)
     rows, max_pages = spec.max_running_requests, pages_needed(spec.max_model_len, spec.page_size)
-    ops = GpuOperations(META, tiles, LayerShapes.of(config, shard), spec.max_decodes, spec.tp_size > 1)
+    make = ExactGpuOperations if spec.exact else GpuOperations
+    ops = make(META, tiles, LayerShapes.of(config, shard), spec.max_decodes, spec.tp_size > 1)
     model = Stage(config, stage, partition, shard, dtype, ops)
     prepare(model, ops)
     num_pages = 1  # any number: no kernel depends on it

@@ -96,7 +96,7 @@ def _load(worker: Worker) -> str:
 
 def _serve(worker: Worker, link: RankLink, phase: _Phase) -> None:
     """Executes plans until the engine says that it is over. ``DeviceFailure`` if a kernel fails."""
-    if worker.spec.exact:
+    if worker.spec.exact and worker.spec.device == "cpu":
         torch.set_num_threads(1)  # the rank's own threads compute; torch's would take their cores while they wait
         pin_threads(worker.spec, worker.ops, worker.position.rank)
     launched: deque[LaunchedStep] = deque()

@@ -4,7 +4,10 @@ Its results stay the same bits. Written against the internals of one version (``
 left as it is, and is slower.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import SimpleNamespace
+from typing import Any
 
 import triton
 import triton.language as tl
@@ -83,3 +86,24 @@ def _broadcast_what_differs() -> None:
         return original(self, left, right)
 
     TritonSemantic.broadcast_impl_value = broadcast
+
+
+@contextmanager
+def ordered_dot() -> Iterator[None]:
+    """Within, each element of ``tl.dot`` is one sum over k in its order, as where it is compiled.
+
+    The interpreter's is numpy's, whose library adds in orders that depend on where in the block an element stands.
+    """
+
+    def create_dot(self: Any, a: Any, b: Any, d: Any, input_precision: Any, max_num_imprecise_acc: Any) -> Any:
+        total = d.data.copy()
+        for k in range(a.data.shape[-1]):
+            total += a.data[..., :, k, None].astype(total.dtype) * b.data[..., k, None, :].astype(total.dtype)
+        return interpreter.TensorHandle(total, d.dtype.scalar)
+
+    original = interpreter.InterpreterBuilder.create_dot
+    interpreter.InterpreterBuilder.create_dot = create_dot
+    try:
+        yield
+    finally:
+        interpreter.InterpreterBuilder.create_dot = original

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 
 from splitrank.models.config import read_config
+from splitrank.models.ops.gpu.batch import GpuBatch
+from splitrank.models.ops.gpu.rows import advance_rows
 from splitrank.models.rounding import pages_needed
 from splitrank.serving.protocol.messages import AdmittedRequest, ChunkPlan, LaunchSpec, NewPages
 from splitrank.serving.protocol.sampling_params import SamplingParams
@@ -47,6 +49,7 @@ def launch_spec(folder: Path, run_dir: Path, **overrides: Any) -> LaunchSpec:
         "step_timeout_s": 30.0,
         "heartbeat_timeout_s": 15.0,
         "verify_weights": False,
+        "exact": overrides.get("device", "cpu") == "cpu",
         "log_level": "error",
         "show_progress": False,
     }
@@ -75,6 +78,12 @@ class Sequence:
         self.length += len(tokens)
         return share
 
+    def generated(self, token: int) -> "Share":
+        """The next token, as if the step before had sampled it."""
+        share = Share(self, self.length, [token], is_generated=True)
+        self.length += 1
+        return share
+
 
 @dataclass(frozen=True)
 class Share:
@@ -83,6 +92,12 @@ class Share:
     sequence: Sequence
     start: int
     tokens: list[int]
+    is_generated: bool = False  # a decode row, which no prompt has
+
+    def sample(self, table: RequestTable) -> int:
+        """Leaves a generated token where the step finds it; the slot."""
+        table.put_tokens([self.sequence.slot], torch.tensor(self.tokens))
+        return self.sequence.slot
 
     def enter(self, table: RequestTable) -> ChunkPlan:
         """Puts the tokens behind what the row's prompt has, so that they are computed whatever was sampled."""
@@ -127,19 +142,30 @@ class StageRunner:
     def step(self, *shares: Share) -> list[torch.Tensor]:
         """One step of all shares together; logits [len(tokens), vocab] of every row, a tensor a share."""
         table = self.worker.table
-        chunks = [share.enter(table) for share in shares]
-        planned = self.worker.steps.make_batch([], chunks, ())
+        decodes = [share.sample(table) for share in shares if share.is_generated]
+        chunks = [share.enter(table) for share in shares if not share.is_generated]
+        planned = self.worker.steps.make_batch(decodes, chunks, ())
         firsts = _first_rows(planned, [(chunk.slot, chunk.num_tokens) for chunk in chunks])
-        batch = replace(planned.batch, sample_rows=torch.arange(planned.batch.num_tokens, device=table.device))
-        if isinstance(planned, PlannedGpuBatch):  # a step of a GPU draws at once, for the rows of the plan
-            worker = self.worker
-            logits = worker.model(batch, None, worker.cache, worker.mesh.collectives)
+        if isinstance(planned, PlannedGpuBatch):
+            logits = self._step_of_gpu(planned)
         else:
+            batch = replace(planned.batch, sample_rows=torch.arange(planned.batch.num_tokens, device=table.device))
             logits = self.worker._forward(replace(planned, batch=batch), 0, "")
         assert logits is not None
         table.advance(planned.host_slots, planned.ends)
         rows = {slot: slice(first, first + count) for slot, (first, count) in firsts.items()}
         return [logits[rows[share.sequence.slot]] for share in shares]
+
+    def _step_of_gpu(self, planned: PlannedGpuBatch) -> torch.Tensor:
+        """A step of a GPU draws at once, for the rows of the plan; a graph's logits are its next launch's, too."""
+        worker, batch, table = self.worker, planned.batch, self.worker.table
+        if not isinstance(batch, GpuBatch):
+            output = worker.steps.forward(planned, None)
+            return output.logits[: batch.num_tokens].clone()
+        batch = replace(batch, sample_rows=torch.arange(batch.num_tokens, device=table.device))
+        logits: torch.Tensor = worker.model(batch, None, worker.cache, worker.mesh.collectives)
+        advance_rows(batch.decode_slots, table.lengths, batch.num_live)
+        return logits
 
     def prefill(self, sequence: Sequence, tokens: list[int], chunk: int = CHUNK) -> torch.Tensor:
         """The prompt in chunks that end at multiples of ``chunk``, as the scheduler cuts it: [len(tokens), vocab]."""

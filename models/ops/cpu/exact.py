@@ -93,7 +93,7 @@ class ExactOperations(HostMemory):
         return StepPositions(cos_sin, spans.with_pages(batch))
 
     def add_norm_project(
-        self, states: HiddenStates, norm: RMSNorm, projection: Linear
+        self, states: HiddenStates, norm: RMSNorm, projection: Linear, batch: Batch
     ) -> tuple[torch.Tensor, torch.Tensor]:
         return self._add_norm_linear(states, norm, projection.stored)
 
@@ -108,7 +108,12 @@ class ExactOperations(HostMemory):
         return out.view(-1, shapes.num_value_heads, config.linear_value_head_dim), None
 
     def norm_gate_project(
-        self, mixed: torch.Tensor, gate: torch.Tensor | None, norm: GatedRMSNorm, projection: Linear
+        self,
+        mixed: torch.Tensor,
+        gate: torch.Tensor | None,
+        norm: GatedRMSNorm,
+        projection: Linear,
+        batch: Batch,
     ) -> torch.Tensor:
         return self._product(mixed.flatten(1), projection)
 
@@ -129,7 +134,7 @@ class ExactOperations(HostMemory):
         )
         return out
 
-    def project(self, x: torch.Tensor, projection: Linear) -> torch.Tensor:
+    def project(self, x: torch.Tensor, projection: Linear, batch: Batch) -> torch.Tensor:
         return self._product(x, projection)
 
     def _product(self, x: torch.Tensor, projection: Linear) -> torch.Tensor:

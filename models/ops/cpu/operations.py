@@ -38,7 +38,7 @@ class CpuOperations(HostMemory):
         return rotary(batch.positions, dtype)
 
     def add_norm_project(
-        self, states: HiddenStates, norm: RMSNorm, projection: Linear
+        self, states: HiddenStates, norm: RMSNorm, projection: Linear, batch: Batch
     ) -> tuple[torch.Tensor, torch.Tensor]:
         residual = states.residual + states.hidden
         return linear(rms_norm(residual, norm.scale, norm.eps), projection.stored), residual
@@ -49,7 +49,12 @@ class CpuOperations(HostMemory):
         return mix_delta(projected, layer, batch, slots)
 
     def norm_gate_project(
-        self, mixed: torch.Tensor, gate: torch.Tensor | None, norm: GatedRMSNorm, projection: Linear
+        self,
+        mixed: torch.Tensor,
+        gate: torch.Tensor | None,
+        norm: GatedRMSNorm,
+        projection: Linear,
+        batch: Batch,
     ) -> torch.Tensor:
         assert gate is not None
         gated = gated_rms_norm(mixed, gate, norm.weight, norm.eps)
@@ -60,7 +65,7 @@ class CpuOperations(HostMemory):
     ) -> torch.Tensor:
         return mix_attention(projected, layer, batch, pages, cos_sin)
 
-    def project(self, x: torch.Tensor, projection: Linear) -> torch.Tensor:
+    def project(self, x: torch.Tensor, projection: Linear, batch: Batch) -> torch.Tensor:
         return linear(x, projection.stored)
 
     def experts(self, states: HiddenStates, norm: RMSNorm, layer: SparseMoe, batch: Batch) -> HiddenStates:

@@ -80,7 +80,7 @@ class Call(NamedTuple):
         Constants; types; whether a number is 1, 16 divides it or it needs 64 bits; whether an address is aligned.
         """
         tile, constants, alike = self.tile, _constants(self.kernel.fn), _unspecialised(self.kernel)
-        parts: list[Any] = [self.kernel.fn, tile.num_warps, tile.num_stages, tile.pdl]
+        parts: list[Any] = [self.kernel.fn, tile.num_warps, tile.num_stages, tile.pdl, tile.exact]
         for name, value in self.arguments.items():
             parts.append(name)
             if isinstance(value, torch.Tensor):
@@ -160,7 +160,8 @@ def _run(call: Call, arguments: dict[str, Any], known: tuple[Any, ...] | None) -
 
 def _likeness(kernel: Any, grid: Sequence[int], tile: Tile, arguments: dict[str, Any]) -> tuple[Any, ...]:
     """Equal for two launches only if all that is checked is equal, and so is the machine code."""
-    parts = [kernel.fn, tile.num_warps, tile.num_stages, tile.pdl, *grid, torch.cuda.current_device(), *arguments]
+    options = tile.num_warps, tile.num_stages, tile.pdl, tile.exact
+    parts = [kernel.fn, *options, *grid, torch.cuda.current_device(), *arguments]
     for value in arguments.values():
         if type(value) is Operand:
             tensor = value[0]
@@ -233,8 +234,9 @@ def noted_launches() -> Iterator[list[Call]]:
 
 
 def options_of(tile: Tile) -> dict[str, Any]:
-    """What the compiler is told. Products and sums fuse: the default, until Triton 3.10, and part of a sum's bits."""
-    return {"num_warps": tile.num_warps, "num_stages": tile.num_stages, "enable_fp_fusion": True}
+    """What the compiler is told. Products and sums fuse, unless the tile is exact: the default, until Triton 3.10, and
+    part of a sum's bits."""
+    return {"num_warps": tile.num_warps, "num_stages": tile.num_stages, "enable_fp_fusion": not tile.exact}
 
 
 def _warm_up(call: Call, device: torch.device) -> Any:

@@ -17,7 +17,7 @@ from splitrank.models.layers.linear_attention import LinearAttention
 from splitrank.models.layers.moe import SparseMoe
 from splitrank.models.layers.norm import GatedRMSNorm, RMSNorm
 from splitrank.models.layers.rotary import RotaryEmbedding
-from splitrank.models.ops.gpu import dense, mixers
+from splitrank.models.ops.gpu import mixers
 from splitrank.models.ops.gpu import projection as few_rows
 from splitrank.models.ops.gpu.attention_decode import split_memory
 from splitrank.models.ops.gpu.batch import GpuBatch
@@ -37,6 +37,7 @@ class GpuOperations:
     experts' parts are summed at once, since other tensor ranks hold parts too."""
 
     target = "cuda"
+    takes_lone_tokens_as_decodes = True  # of prompts, behind others
 
     def __init__(
         self, device: torch.device, tiles: TileTable, shapes: LayerShapes, max_decodes: int, joins_parts: bool
@@ -90,19 +91,19 @@ class GpuOperations:
         return Angles(of_decodes, angles.cos() * rotary.scale, angles.sin() * rotary.scale)
 
     def add_norm_project(
-        self, states: HiddenStates, norm: RMSNorm, projection: Linear
+        self, states: HiddenStates, norm: RMSNorm, projection: Linear, batch: GpuBatch
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        projected, residual, _ = self._add_norm_project(states, norm, projection.stored, projection.name)
+        projected, residual, _ = self._add_norm_project(states, norm, projection.stored, projection.name, batch)
         return projected, residual
 
     def _add_norm_project(
-        self, states: HiddenStates, norm: RMSNorm, weight: torch.Tensor, name: str
+        self, states: HiddenStates, norm: RMSNorm, weight: torch.Tensor, name: str, batch: GpuBatch
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """-> projected [T, N], the new residual and its norm [T, H]; one launch where there is one row."""
         rows = states.residual.shape[0]
         if rows != 1 or self.tiles.tile(name, rows).form != "fma":
             residual, normed = self._add_norm(states, norm)
-            return self._project(normed, weight, name), residual, normed
+            return self._project(normed, weight, name, batch), residual, normed
         residual, normed = torch.empty_like(states.residual), torch.empty_like(states.residual)
         projected = residual.new_empty(rows, weight.shape[0])
         few_rows.add_norm_project(
@@ -117,11 +118,12 @@ class GpuOperations:
         add_norm(states.residual, _parts(states), norm.weight.data, residual, normed, norm.eps, tile)
         return residual, normed
 
-    def _project(self, x: torch.Tensor, weight: torch.Tensor, name: str) -> torch.Tensor:
-        if x.shape[0] > self.max_few:
-            return dense.project(x, weight)
+    def _project(self, x: torch.Tensor, weight: torch.Tensor, name: str, batch: GpuBatch) -> torch.Tensor:
+        return self._product(x, weight, name if x.shape[0] <= self.max_few else "prompt_proj")
+
+    def _product(self, x: torch.Tensor, weight: torch.Tensor, launch: str) -> torch.Tensor:
         out = x.new_empty(x.shape[0], weight.shape[0])
-        few_rows.project(x, weight, out, self.tiles.tile(name, x.shape[0]))
+        few_rows.project(x, weight, out, self.tiles.tile(launch, x.shape[0]))
         return out
 
     def mix_delta(
@@ -130,11 +132,16 @@ class GpuOperations:
         return mixers.mix_delta(projected, layer, batch, slots, self.tiles)
 
     def norm_gate_project(
-        self, mixed: torch.Tensor, gate: torch.Tensor | None, norm: GatedRMSNorm, projection: Linear
+        self,
+        mixed: torch.Tensor,
+        gate: torch.Tensor | None,
+        norm: GatedRMSNorm,
+        projection: Linear,
+        batch: GpuBatch,
     ) -> torch.Tensor:
         rows, weight, name = mixed.shape[0], projection.stored, projection.name
         if gate is None:
-            return self._project(mixed.flatten(1), weight, name)
+            return self._project(mixed.flatten(1), weight, name, batch)
         if rows == 1 and self.tiles.tile(name, rows).form == "fma":
             out = mixed.new_empty(rows, weight.shape[0])
             tile = self.tiles.tile(name, rows)
@@ -142,24 +149,31 @@ class GpuOperations:
             return out
         gated = torch.empty_like(mixed)
         gated_norm(mixed, gate, norm.weight.data, gated, norm.eps, self.tiles.tile("gated_norm", rows))
-        return self._project(gated.flatten(1), weight, name)
+        return self._project(gated.flatten(1), weight, name, batch)
 
     def mix_attention(
         self, projected: torch.Tensor, layer: Attention, batch: GpuBatch, pages: KVPages, cos_sin: Angles
     ) -> torch.Tensor:
         return mixers.mix_attention(projected, layer, batch, pages, cos_sin, self._splits, self.tiles)
 
-    def project(self, x: torch.Tensor, projection: Linear) -> torch.Tensor:
-        return self._project(x, projection.stored, projection.name)
+    def project(self, x: torch.Tensor, projection: Linear, batch: GpuBatch) -> torch.Tensor:
+        return self._project(x, projection.stored, projection.name, batch)
 
     def experts(self, states: HiddenStates, norm: RMSNorm, layer: SparseMoe, batch: GpuBatch) -> HiddenStates:
-        logits, residual, normed = self._add_norm_project(states, norm, layer.stored_router, "router")
-        if logits.shape[0] <= self.max_few:
-            parts = experts_of_few(logits, normed, layer, batch.num_live, self.tiles)
-        else:
-            parts = experts_of_many(logits, normed, layer, self.tiles)
-        experts = HiddenStates(parts, residual)
+        logits, residual, normed = self._add_norm_project(states, norm, layer.stored_router, "router", batch)
+        experts = HiddenStates(self._experts(logits, normed, layer, batch), residual)
         return self.joined(experts) if self._joins_parts else experts
+
+    def _experts(self, logits: torch.Tensor, normed: torch.Tensor, layer: SparseMoe, batch: GpuBatch) -> torch.Tensor:
+        """-> the parts of each row's sum, [T, 1 or k + 1, H]."""
+        rows, hidden = normed.shape
+        is_one = self.tiles.tile("experts_up", 1).form == "fma" and rows == 1
+        parts = normed.new_empty(rows, 1 if is_one else layer.top_k + 1, hidden)
+        if rows <= self.max_few:
+            experts_of_few(logits, normed, layer, batch.num_live, parts, self.tiles)
+        else:
+            experts_of_many(logits, normed, layer, parts, self.tiles)
+        return parts
 
     def joined(self, states: HiddenStates) -> HiddenStates:
         parts = _parts(states)
@@ -173,7 +187,8 @@ class GpuOperations:
         if batch.sample_rows is not None:
             states = HiddenStates(*(part.index_select(0, batch.sample_rows) for part in states))
         _, normed = self._add_norm(states, norm)
-        return self._project(normed, weight, "head")
+        has_tile = normed.shape[0] <= self.tiles.ranges["head"][-1][0]
+        return self._product(normed, weight, "head" if has_tile else "prompt_proj")
 
     def likeliest(
         self, states: HiddenStates, norm: RMSNorm, weight: torch.Tensor, start: int

@@ -41,7 +41,7 @@ def product_with_tokens(
 ):
     """Rows n of weight [N, K] times rows t of x [T, K] -> [n, t] in float32; rows beyond the last are the last."""
     n = tl.minimum(n, N - 1).to(tl.int64)
-    t = tl.minimum(t, num_rows - 1)
+    t = tl.minimum(t, num_rows - 1).to(tl.int64)
     k = tl.arange(0, BLOCK_K)
     acc = tl.zeros([BLOCK_N, BLOCK_T], tl.float32)
     for start in range(0, K, BLOCK_K):
@@ -81,6 +81,7 @@ def _project_dot(
     x,
     weight,
     out,
+    out_stride,
     N,
     num_rows,
     K: tl.constexpr,
@@ -95,11 +96,15 @@ def _project_dot(
     wait_for_previous(PDL)
     y = product_with_tokens(x, weight, n, t, N, num_rows, K, BLOCK_N, BLOCK_K, BLOCK_T)
     inside = (n < N)[:, None] & (t < num_rows)[None, :]
-    tl.store(out + t[None, :] * N + n[:, None], y.to(out.dtype.element_ty), mask=inside)
+    to = out + t.to(tl.int64)[None, :] * out_stride + n[:, None]
+    tl.store(to, y.to(out.dtype.element_ty), mask=inside)
 
 
 def project(x: torch.Tensor, weight: torch.Tensor, out: torch.Tensor, tile: Tile) -> None:
-    """x [T, K], weight [N, K] -> out [T, N], all in one dtype, sums in float32. N a multiple of 16 reads widest."""
+    """x [T, K], weight [N, K] -> out [T, N], all in one dtype, sums in float32. N a multiple of 16 reads widest.
+
+    ``out`` may have gaps between its rows, but for the form ``fma``.
+    """
     if tile.form == LIBRARY:
         dense.project(x, weight, out)
         return
@@ -107,14 +112,14 @@ def project(x: torch.Tensor, weight: torch.Tensor, out: torch.Tensor, tile: Tile
     operands = {
         "x": Operand(x, (rows, width), dtype),
         "weight": Operand(weight, (columns, width), dtype),
-        "out": Operand(out, (rows, columns), dtype),
+        "out": Operand(out, (rows, columns), dtype, strided=tile.form != "fma"),
     }
     if tile.form == "fma":
         grid, sizes = fma_launch(columns, width, tile)
         launch(_project_fma, grid, tile, N=columns, NUM_ROWS=rows, **sizes, **operands)
     else:
         grid, sizes = dot_launch(rows, columns, width, tile)
-        launch(_project_dot, grid, tile, N=columns, num_rows=rows, **sizes, **operands)
+        launch(_project_dot, grid, tile, out_stride=out.stride(0), N=columns, num_rows=rows, **sizes, **operands)
 
 
 def fma_launch(columns: int, width: int, tile: Tile) -> tuple[tuple[int, ...], dict[str, int]]:
@@ -124,8 +129,9 @@ def fma_launch(columns: int, width: int, tile: Tile) -> tuple[tuple[int, ...], d
 
 
 def dot_launch(rows: int, columns: int, width: int, tile: Tile) -> tuple[tuple[int, ...], dict[str, int]]:
-    """Grid and constants of the form ``dot``: all rows in one block of tokens, up to the tile's size."""
-    block_t = min(tile["t"], max(8, next_power_of_2(rows)))
+    """Grid and constants of the form ``dot``: all rows in one block of tokens, up to the tile's size. An exact tile has
+    its size for any number of rows."""
+    block_t = tile["t"] if tile.exact else min(tile["t"], max(8, next_power_of_2(rows)))
     block_k = min(tile["k"], max(16, next_power_of_2(width)))
     sizes = {"K": width, "BLOCK_N": tile["n"], "BLOCK_K": block_k, "BLOCK_T": block_t}
     return (ceil_div(columns, tile["n"]) * ceil_div(rows, block_t),), sizes

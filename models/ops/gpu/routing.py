@@ -16,6 +16,8 @@ from splitrank.models.ops.gpu.primitives import wait_for_previous
 from splitrank.models.ops.gpu.tiles import Tile
 from splitrank.models.rounding import ceil_div, next_power_of_2
 
+_FEWEST_PAIRS = 256  # of a histogram: no thread of a block is without one
+
 
 @dataclass(frozen=True)
 class Routing:
@@ -35,12 +37,16 @@ class Routing:
         return self.chosen.shape[1]
 
 
+def most_tiles(rows: int, num_experts: int, top_k: int, block_t: int) -> int:
+    """An expert's last tile may be short, and each expert has at least one pair or no tile."""
+    pairs = rows * top_k
+    routed = min(pairs, num_experts + pairs // block_t) if block_t < rows else min(pairs, num_experts)
+    return routed + ceil_div(rows, block_t)
+
+
 def empty_routing(rows: int, num_experts: int, top_k: int, block_t: int, device: torch.device) -> Routing:
     """Storage for ``rows`` tokens in tiles of ``block_t``."""
-    pairs = rows * top_k
-    # An expert's last tile may be short, and each expert has at least one pair or no tile.
-    routed = min(pairs, num_experts + pairs // block_t) if block_t < rows else min(pairs, num_experts)
-    max_tiles = routed + ceil_div(rows, block_t)
+    max_tiles = most_tiles(rows, num_experts, top_k, block_t)
 
     def integers(*shape: int) -> torch.Tensor:
         return torch.empty(shape, dtype=torch.int32, device=device)
@@ -281,5 +287,6 @@ def route(logits: torch.Tensor, num_live: torch.Tensor, num_experts: int, routin
         {"BLOCK_ROWS": tile["rows"], "BLOCK_K": next_power_of_2(top_k)},
     )
     launch(_choose, grid, tile, chosen=chosen, BLOCK_E=block_e, **read, **operands, **sizes, **choosing)
-    blocks = {"BLOCK_BINS": 2 * block_e, "BLOCK_PAIRS": next_power_of_2(rows * top_k)}
+    pairs = max(_FEWEST_PAIRS, next_power_of_2(rows * top_k))
+    blocks = {"BLOCK_BINS": 2 * block_e, "BLOCK_PAIRS": pairs}
     launch(_place, (num_experts + 1,), tile, chosen=chosen, **operands, **lists, **sizes, **placed, **blocks)

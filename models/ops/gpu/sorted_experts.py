@@ -1,7 +1,8 @@
 """The routed experts of many rows as two grouped matrix products over the pairs sorted by expert.
 
-A tile is up to 128 pairs of one expert; one of 64 or fewer takes a branch of half the rows. A pair's bits do not depend
-on its place in a tile. Legend: T rows, k experts a row, E experts, I inner size, H hidden size, M tiles.
+A tile is up to 128 pairs of one expert; one of 64 or fewer takes a branch of half the rows, unless the launch is exact.
+A pair's bits do not depend on its place in a tile. Legend: T rows, k experts a row, E experts, I inner size, H hidden
+size, M tiles.
 """
 
 import torch
@@ -38,6 +39,7 @@ def sorted_up(x: torch.Tensor, gate_up: torch.Tensor, pairs: SortedPairs, tile: 
         BLOCK_M=TILE_ROWS,
         BLOCK_N=tile["n"],
         BLOCK_K=tile["k"],
+        HALVES=not tile.exact,
     )
     return out
 
@@ -66,6 +68,7 @@ def sorted_down(act: torch.Tensor, down: torch.Tensor, pairs: SortedPairs, out: 
         BLOCK_M=TILE_ROWS,
         BLOCK_N=tile["n"],
         BLOCK_K=tile["k"],
+        HALVES=not tile.exact,
     )
 
 
@@ -82,6 +85,7 @@ def _sorted_up(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    HALVES: tl.constexpr,
     PDL: tl.constexpr,
 ):
     wait_for_previous(PDL)
@@ -92,7 +96,7 @@ def _sorted_up(
     if expert >= 0:
         first = tl.load(tile + 1)
         stop = tl.load(tile + 2)
-        if stop - first <= BLOCK_M // 2:
+        if HALVES and stop - first <= BLOCK_M // 2:
             _up_tile(
                 x,
                 weight,
@@ -165,6 +169,7 @@ def _sorted_down(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    HALVES: tl.constexpr,
     PDL: tl.constexpr,
 ):
     wait_for_previous(PDL)
@@ -175,7 +180,7 @@ def _sorted_down(
     if expert >= 0:
         first = tl.load(tile + 1)
         stop = tl.load(tile + 2)
-        if stop - first <= BLOCK_M // 2:
+        if HALVES and stop - first <= BLOCK_M // 2:
             _down_tile(
                 half, weight, order, shares, out, expert, first, stop, column,
                 TOP_K, PARTS, HIDDEN, INNER, BLOCK_M // 2, BLOCK_N, BLOCK_K,

@@ -2,10 +2,12 @@
 
 A tile decides the order of sums, so it must be the same in every process and layout: it follows from the GPU's name,
 the launch and the number of rows alone. ``scripts/bench_gpu_kernels.py`` measures them. No torch.
+
+A table's section ``exact`` has one tile a launch, whatever the number of rows: then a row's sums have one order each.
 """
 
 import tomllib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
 from types import MappingProxyType
@@ -24,6 +26,7 @@ LAUNCHES: dict[str, Forms] = {
     "o_proj": PROJECTION,
     "router": PROJECTION,
     "head": {**PROJECTION, LIBRARY: ("n",)},  # of the stored logits, n of a row in a block
+    "prompt_proj": PROJECTION,  # any product of more rows than those above have ranges for
     "delta_step": {"plain": ("v",), "normed": ()},
     "attention_decode": {"counted": ("t", "parts"), "apart": ("t", "parts"), "streamed": ("t",)},
     "route": {"together": ("t",), "apart": ("t", "rows")},
@@ -41,19 +44,28 @@ LAUNCHES: dict[str, Forms] = {
     "shared_activation": {"": ()},
 }
 _OPTIONS = {"up_to", "form", "warps", "stages", "pdl"}
+# What changes no bit of a row: who computes a split or a run of columns, and forms that differ in nothing else.
+_WITHOUT_EFFECT = ("parts", "chunk")
+_ALIKE = {"counted": "apart"}
+_INEXACT_FORMS = ("fma", "together", LIBRARY)  # for one number of rows, for few, or in the order of another's code
 _WARPS = (1, 2, 4, 8, 16)
 _MAX_STAGES = 8
 
 
 @dataclass(frozen=True)
 class Tile:
-    """One launch's blocks: ``tile["n"]`` is the size that the kernel calls n."""
+    """One launch's blocks: ``tile["n"]`` is the size that the kernel calls n.
+
+    ``exact``: a block is no smaller where there are fewer rows, and the compiler fuses no product with a sum: it would
+    do so in one place of a kernel and not in another.
+    """
 
     num_warps: int
     num_stages: int = 1
     pdl: bool = False
     form: str = ""
     sizes: MappingProxyType[str, int] = field(default_factory=lambda: MappingProxyType({}))
+    exact: bool = False
 
     def __getitem__(self, name: str) -> int:
         return self.sizes[name]
@@ -82,8 +94,8 @@ def tables_folder() -> Path:
     return Path(package.origin).parent / "kernels"
 
 
-def load_tiles(gpu: str, folder: Path | None = None) -> TileTable:
-    """The table for a GPU by its name, as ``torch.cuda.get_device_name`` gives it.
+def load_tiles(gpu: str, folder: Path | None = None, exact: bool = False) -> TileTable:
+    """The table for a GPU by its name, as ``torch.cuda.get_device_name`` gives it. ``exact``: one tile a launch.
 
     A GPU without a table of its own gets that of its vendor which comes first by name, and a note that says so.
     ``ValueError`` names file, launch and key of what is wrong in a table.
@@ -92,13 +104,12 @@ def load_tiles(gpu: str, folder: Path | None = None) -> TileTable:
     files = {file: _read(file) for file in sorted(folder.glob("*.toml"))}
     for file, raw in files.items():
         if any(part in gpu for part in raw["gpus"]):
-            return _table(file, raw, "")
+            return _table(file, raw, "", exact)
     vendor = "amd" if "AMD" in gpu or "Radeon" in gpu or gpu.startswith("gfx") else "nvidia"
     for file, raw in files.items():
         if raw["vendor"] == vendor:
-            return _table(
-                file, raw, f"no tiles were measured on {gpu}: it gets those of {raw['gpus'][0]} ({file.name})"
-            )
+            note = f"no tiles were measured on {gpu}: it gets those of {raw['gpus'][0]} ({file.name})"
+            return _table(file, raw, note, exact)
     raise ValueError(f"{folder}: no table of tiles for {vendor}")
 
 
@@ -107,8 +118,8 @@ def _read(file: Path) -> dict[str, Any]:
         raw = tomllib.loads(file.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{file}: not valid TOML: {error}") from None
-    if set(raw) != {"gpus", "vendor", "tiles"}:
-        raise ValueError(f"{file}: has gpus, vendor and tiles, not {', '.join(raw)}")
+    if {*raw, "exact"} != {"gpus", "vendor", "tiles", "exact"}:
+        raise ValueError(f"{file}: has gpus, vendor, tiles and exact, not {', '.join(raw)}")
     if raw["vendor"] not in ("nvidia", "amd"):
         raise ValueError(f"{file}: vendor is nvidia or amd, not {raw['vendor']!r}")
     if not (isinstance(raw["gpus"], list) and raw["gpus"] and all(type(name) is str and name for name in raw["gpus"])):
@@ -116,13 +127,28 @@ def _read(file: Path) -> dict[str, Any]:
     return raw
 
 
-def _table(file: Path, raw: dict[str, Any], note: str) -> TileTable:
-    tiles = raw["tiles"]
+def _table(file: Path, raw: dict[str, Any], note: str, exact: bool) -> TileTable:
+    tiles = raw["tiles"] | (raw.get("exact", {}) if exact else {})
     if set(tiles) != set(LAUNCHES):
         missing, unknown = sorted(set(LAUNCHES) - set(tiles)), sorted(set(tiles) - set(LAUNCHES))
         raise ValueError(f"{file}: missing launches: {', '.join(missing)}; unknown ones: {', '.join(unknown)}")
     ranges = {launch: _ranges(f"{file}: {launch}", LAUNCHES[launch], rows) for launch, rows in tiles.items()}
+    if exact:
+        ranges = {launch: _exact(f"{file}: {launch}", found) for launch, found in ranges.items()}
     return TileTable(file.name, note, MappingProxyType(ranges))
+
+
+def _exact(where: str, ranges: tuple[tuple[int, Tile], ...]) -> tuple[tuple[int, Tile], ...]:
+    """The same ranges for the exact mode; ``ValueError`` if a row's sums would differ between them."""
+    orders = set()
+    for _, tile in ranges:
+        if tile.form in _INEXACT_FORMS:
+            raise ValueError(f"{where}: form {tile.form} is not for every number of rows; section exact needs another")
+        sizes = frozenset(size for size in tile.sizes.items() if size[0] not in _WITHOUT_EFFECT)
+        orders.add((_ALIKE.get(tile.form, tile.form), tile.num_warps, sizes))
+    if len(orders) > 1:
+        raise ValueError(f"{where}: {len(orders)} tiles for different numbers of rows; section exact needs one")
+    return tuple((up_to, replace(tile, exact=True)) for up_to, tile in ranges)
 
 
 def _ranges(where: str, forms: Forms, rows: list[dict[str, Any]]) -> tuple[tuple[int, Tile], ...]:

@@ -170,6 +170,15 @@ def test_a_turn_begins_where_the_turn_before_ended_if_answers_are_repeated(block
     assert from_cache / prompt > 0.9
 
 
+def test_on_a_gpu_every_turn_begins_at_a_whole_block() -> None:
+    """Its kernels take no chunk that begins inside of one, however often answers are repeated."""
+    block_size, length = 16, 20
+    chat = Chat(Loop(chat_spec(block_size, device="cuda")), question(0, 40), marker=[], num_thoughts=0)
+    found = [chat.turn(str(number), question(number, length), length)[1] for number in range(10)]
+    assert all(tokens % block_size == 0 for tokens in found)
+    assert all(found[1:])
+
+
 @pytest.mark.parametrize("num_thoughts", [0, 30])
 @pytest.mark.parametrize(("block_size", "length"), [(4, 20), (16, 20), (16, 80), (64, 80), (64, 160)])
 def test_a_turn_begins_at_the_last_whole_block_of_the_prompt_before_if_the_template_drops_thoughts(

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from splitrank.models.exactness import inexact_because
 from splitrank.models.memory import plan_all_ranks
 from splitrank.serving.launch import devices
 from splitrank.serving.launch.devices import Gpu
-from splitrank.serving.launch.resolve import is_exact, resolve_launch
+from splitrank.serving.launch.resolve import check_exact, is_exact, resolve_launch
 from splitrank.serving.options.config import EngineConfig
 from tests.support.checkpoints import hub_config, make_reference, random_text_config, write_checkpoint, write_tokenizer
 
@@ -100,6 +101,17 @@ def test_which_layouts_are_exact(folder: Path) -> None:
     layouts: list[dict[str, Any]] = [{}, {"tp": 4, "pp": 2}, {"tp": 2, "all_reduce_codec": "int8"}, {"exact": "off"}]
     assert [is_exact(resolve_launch(options(folder, **layout))) for layout in layouts] == [True, True, False, False]
     assert inexact_because("cpu", 8, AllReduceOptions()) == "tp 8: sums are cut for 1, 2 or 4 tensor ranks"
+
+
+def test_which_layouts_are_exact_on_a_gpu(folder: Path) -> None:
+    model, wanted = read_config(folder), options(folder, exact="on")
+    check_exact(wanted, model, "cuda")
+    assert inexact_because("cuda", 1, AllReduceOptions()) == ""
+    with pytest.raises(ValueError, match="exact on: tp 2 on cuda: sums over tensor ranks are not cut into shards"):
+        check_exact(replace(wanted, tp=2), model, "cuda")
+    with pytest.raises(ValueError, match="linear_num_value_heads 6 at tp 1: a multiple of 4 a rank; give --exact off"):
+        check_exact(wanted, replace(model, linear_num_value_heads=6), "cuda")
+    check_exact(replace(wanted, exact="auto", tp=2), model, "cuda")
 
 
 @pytest.mark.parametrize(

@@ -13,15 +13,19 @@ import torch
 
 from scripts.bench_gpu import config_35b
 from splitrank.models.config import read_config
-from splitrank.models.ops.gpu.launch import noted_launches
+from splitrank.models.ops.gpu.launch import Call, noted_launches
 from splitrank.models.ops.gpu.tiles import load_tiles
 from splitrank.serving.protocol.messages import ChunkPlan, LaunchSpec, NewPages
 from splitrank.serving.rank.gpu_steps import GpuSteps
 from splitrank.serving.rank.planned_launches import meta_steps, planned_launches, prompt_rows
 from splitrank.serving.rank.request_table import RequestTable
+from splitrank.serving.rank.warm_up import run_prompt
 from tests.support.stage_runner import admitted, launch_spec
 
 TILES = load_tiles("NVIDIA H200")
+EXACT_TILES = load_tiles("NVIDIA H200", exact=True)
+# Whom a row's sums do not depend on: who computes a split, how long lists of pairs and tiles are.
+WITHOUT_EFFECT = {"PARTS", "CHUNK", "BLOCK_ROWS", "BLOCK_PAIRS", "BLOCK_TILES"}
 PAGE, SLOTS, CONTEXT, BUDGET = 64, 256, 4096, 8192
 DECODES, CONTEXTS = (0, 1, 2, 3, 5, 8, 17, 64, 100, 191), (1, 60, 64, 65, 300, 1000, 1023, 4000)
 PROMPTS, LENGTHS = (1, 2, 3, 17, 50), (1, 2, 15, 16, 63, 64, 65, 129, 500, 2048, 4000)
@@ -64,11 +68,13 @@ def run_any_step(steps: GpuSteps, table: RequestTable, rng: random.Random) -> No
         table.take(slot)
 
 
+@pytest.mark.parametrize("exact", [False, True], ids=["not exact", "exact"])
 @torch.inference_mode()
-def test_any_step_launches_what_was_planned(folder: Path) -> None:
-    spec, config, rng = spec_of(folder), read_config(folder), random.Random(0)
-    planned = {call.variant for call in planned_launches(spec, 0, config, TILES)}
-    steps, table, _ = meta_steps(spec, 0, config, TILES)
+def test_any_step_launches_what_was_planned(folder: Path, exact: bool) -> None:
+    tiles = EXACT_TILES if exact else TILES
+    spec, config, rng = spec_of(folder, exact=exact), read_config(folder), random.Random(0)
+    planned = {call.variant for call in planned_launches(spec, 0, config, tiles)}
+    steps, table, _ = meta_steps(spec, 0, config, tiles)
     with noted_launches() as calls:
         for _ in range(40):
             run_any_step(steps, table, rng)
@@ -92,6 +98,35 @@ def test_a_rank_plans_its_own_part(
     assert has <= names
     assert not lacks & names
     assert len({call.variant for call in calls}) == len(calls)
+
+
+def sums_of(calls: list[Call]) -> list[tuple[str, Any]]:
+    """What decides the order of a row's sums, launch by launch."""
+    found = []
+    for call in calls:
+        constants = {name: value for name, value in call.arguments.items() if name.isupper()}
+        kept = {name: value for name, value in constants.items() if name not in WITHOUT_EFFECT}
+        found.append((call.name, (call.tile.num_warps, call.tile.exact, kept)))
+    return found
+
+
+@pytest.mark.parametrize("exact", [True, False], ids=["exact", "not exact"])
+@torch.inference_mode()
+def test_any_number_of_rows_has_one_order_of_sums_if_it_is_exact_and_else_not(folder: Path, exact: bool) -> None:
+    """Decode steps of 1 to 256 rows, and prompts of 1 to 8,192 tokens, launch by launch."""
+    tiles = EXACT_TILES if exact else TILES
+    steps, table, inputs = meta_steps(spec_of(folder, exact=exact), 0, read_config(folder), tiles)
+    decodes, prompts = [], []
+    for size in (1, 2, 7, 64, 129, 256):
+        with noted_launches() as calls:
+            steps.run_decode(size, None)
+        decodes.append(sums_of(calls))
+    for size in (1, 2, 100, 257, 8192):
+        with noted_launches() as calls:
+            run_prompt(steps, table, inputs, size, page=0)
+        prompts.append(sums_of(calls))
+    assert all(found == decodes[0] for found in decodes) is exact
+    assert all(found == prompts[0] for found in prompts) is exact
 
 
 def test_prompts_meet_every_tile() -> None:

@@ -70,7 +70,7 @@ def test_the_table_of_these_tests_is_right(tmp_path: Path) -> None:
         (
             'vendor = "nvidia"',
             'vendor = "nvidia"\nclock = 1',
-            "has gpus, vendor and tiles, not gpus, vendor, clock, tiles",
+            "has gpus, vendor, tiles and exact, not gpus, vendor, clock, tiles",
         ),
         (NORM, "", "missing launches: add_norm; unknown ones: "),
         (NORM, f"{NORM}\nnorm = []", "unknown ones: norm"),
@@ -93,3 +93,65 @@ def test_a_wrong_table_is_refused_by_file_launch_and_key(tmp_path: Path, old: st
     with pytest.raises(ValueError, match=message) as caught:
         load_tiles("NVIDIA H200", tmp_path)
     assert str(file) in str(caught.value)
+
+
+def test_every_table_has_one_tile_a_launch_for_the_exact_mode() -> None:
+    for gpu in ("NVIDIA H100 80GB HBM3", "NVIDIA H200", "AMD Instinct MI300X"):
+        table = load_tiles(gpu, exact=True)
+        assert all(tile.exact for ranges in table.ranges.values() for _, tile in ranges)
+        assert not any(tile.exact for ranges in load_tiles(gpu).ranges.values() for _, tile in ranges)
+        assert table.tile("prompt_proj", 8192).form == "dot"
+
+
+DOT = 'form = "dot", n = 4, k = 4, t = 4'
+EXACT = "[exact]\n" + "".join(
+    f'{launch} = [{{ up_to = 256, {rest}, warps = 8 }}]\n'
+    for launch, rest in {
+        **dict.fromkeys(("in_proj", "qkv_proj", "out_proj", "o_proj", "router", "head", "prompt_proj"), DOT),
+        "experts_up": 'form = "dot", n = 4, k = 4',
+        "experts_down": 'form = "blocks", n = 4, k = 4, chunk = 4',
+        "route": 'form = "apart", t = 4, rows = 4',
+    }.items()
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("[exact]", "[exact]", ""),
+        (f"in_proj = [{{ up_to = 256, {DOT}, warps = 8 }}]\n", "", "in_proj: form fma is not for every number of rows"),
+        (", rows = 4", "", "route: sizes must be t, rows"),
+        (
+            'form = "apart", t = 4, rows = 4',
+            'form = "together", t = 4',
+            "route: form together is not for every number of rows",
+        ),
+        (
+            f"router = [{{ up_to = 256, {DOT}",
+            f"router = [{{ up_to = 8, {DOT}, warps = 4 }}, {{ up_to = 256, {DOT}",
+            "router: 2 tiles for different numbers of rows; section exact needs one",
+        ),
+        (
+            "chunk = 4, warps = 8 }",
+            'chunk = 4, warps = 8 }, { up_to = 300, form = "blocks", n = 4, k = 4, chunk = 8, warps = 8, stages = 2 }',
+            "",
+        ),
+    ],
+    ids=[
+        "right",
+        "one row's form",
+        "a size too few",
+        "few rows' form",
+        "two tiles",
+        "two that differ in nothing that counts",
+    ],
+)
+def test_exact_tables_with_more_than_one_order_are_refused(tmp_path: Path, old: str, new: str, message: str) -> None:
+    text = TABLE + EXACT
+    assert old in text
+    (tmp_path / "h200.toml").write_text(text.replace(old, new))
+    if message:
+        with pytest.raises(ValueError, match=message):
+            load_tiles("NVIDIA H200", tmp_path, exact=True)
+    else:
+        assert load_tiles("NVIDIA H200", tmp_path, exact=True).tile("in_proj", 1).exact
