@@ -77,6 +77,7 @@ def resolve_launch(config: EngineConfig) -> LaunchSpec:
         all_reduce=config.all_reduce,
         all_reduce_codec=config.all_reduce_codec,
         stage_link=config.stage_link,
+        prompt_graphs=config.prompt_graphs,
         max_model_len=capacity.max_model_len,
         max_running_requests=capacity.max_running_requests,
         page_size=config.page_size,
@@ -136,6 +137,9 @@ def check_on_device(config: EngineConfig, model: ModelConfig, dtype: str, target
     """``ValueError`` if the options or the model's sizes cannot be had on this kind of device."""
     refuse_device_link(config.stage_link, target, config.pp, config.num_nodes)
     check_exact(config, model, target)
+    if config.prompt_graphs and (target != "cuda" or config.exact == "on"):
+        why = "with --exact on prompts have kernels of their own" if target == "cuda" else "it is for GPUs"
+        raise ValueError(f"prompt_graphs: {why}")
     if target == "cuda":
         check_gpu_shapes(model, config.tp, dtype)
         most = MOST_REQUESTS_AT_ONCE * config.pp

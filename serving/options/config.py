@@ -120,6 +120,9 @@ class EngineConfig(LayoutConfig):
         (), "GPU of each rank, e.g. 0,1; the first ones if not given", bounds=COUNT_OR_ZERO
     )
     share_devices: bool = option(False, "let several ranks share a GPU, to compare layouts where there are few")
+    prompt_graphs: bool = option(
+        False, "on a GPU, compute a short prompt that has a step of its own as a CUDA graph; not yet seen on one"
+    )
     threads_per_rank: int = option(
         0, "threads of a rank; 0: cores divided by ranks, at least 1", bounds=Bounds(0, 1024)
     )

@@ -82,12 +82,12 @@ class DecodeGraphs:
         self._graphs: dict[tuple[int, bool], tuple[torch.cuda.CUDAGraph, StepOutput]] = {}
         staged = [torch.empty(_HEADER + max_rows, dtype=torch.int32, pin_memory=True) for _ in range(_STAGED)]
         self._staged = cycle(staged)
-        pool = torch.cuda.graph_pool_handle()
+        self.pool = torch.cuda.graph_pool_handle()
         for size in reversed(self._sizes):
             own = inputs.first_rows(size) if inputs else None
             self._steps[size] = DecodeStep(size, table, own)
             for greedy in kinds:
-                self._graphs[size, greedy] = self._capture(self._steps[size], compute, greedy, pool)
+                self._graphs[size, greedy] = self._capture(self._steps[size], compute, greedy, self.pool)
 
     @staticmethod
     def _capture(

@@ -16,7 +16,7 @@ from splitrank.serving.protocol.messages import LaunchSpec
 from splitrank.serving.rank.device_reserve import reserve_memory
 from splitrank.serving.rank.gpu_steps import DeviceSampler, GpuSteps
 from splitrank.serving.rank.kernel_compiler import KernelCompiler
-from splitrank.serving.rank.planned_launches import longest_prompt
+from splitrank.serving.rank.planned_launches import longest_prompt, short_prompts
 from splitrank.serving.rank.request_table import RequestTable
 from splitrank.serving.rank.warm_up import run_prompt, states_before
 
@@ -63,8 +63,11 @@ def make_gpu_steps(
     longest = longest_prompt(spec)
     inputs = states_before(model, max(rows, longest))
     if collectives.capturable:
+        assert isinstance(model.ops, GpuOperations)
         with torch.inference_mode():
             steps.capture(rows, states_before(model, rows))
+            if sizes := short_prompts(spec, table, model.ops.tiles):
+                steps.capture_prompts(sizes, states_before(model, max(sizes)))
     before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
     for tokens in (min(_FEW_ROWS, longest), longest):  # the kernels of few rows, and those of many

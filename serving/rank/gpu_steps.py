@@ -1,11 +1,12 @@
 """Steps of a GPU: launched without waiting for the one before. Sampled tokens stay on the device for the next step.
 
-Steps of decode rows alone run as CUDA graphs (``decode_graphs.py``); all others are launched kernel by kernel. A row
-whose logits the host changes (penalties, bias, bans) or reports (logprobs) is sampled by the host, and only that row.
+Steps of decode rows alone run as CUDA graphs (``decode_graphs.py``), and so do steps of one short prompt
+(``prompt_graphs.py``); all others are launched kernel by kernel. A row whose logits the host changes (penalties, bias,
+bans) or reports (logprobs) is sampled by the host, and only that row.
 """
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -25,6 +26,7 @@ from splitrank.serving.protocol.messages import ChunkPlan, SnapshotPlan
 from splitrank.serving.rank.decode_graphs import DecodeGraphs, DecodeStep, StepOutput
 from splitrank.serving.rank.device_writes import DeviceWrites
 from splitrank.serving.rank.gpu_batch_builder import PlannedGpuBatch, make_gpu_batch
+from splitrank.serving.rank.prompt_graphs import PromptGraphs, PromptRows, PromptStep
 from splitrank.serving.rank.prompt_logprobs import score_prompts
 from splitrank.serving.rank.request_table import RequestTable
 from splitrank.serving.rank.sampler import SampledRow, bad_numbers, row_digest
@@ -147,15 +149,25 @@ class GpuSteps:
         self._model, self._cache, self._table, self._collectives = model, cache, table, collectives
         self._sampler, self.overlaps, self._digests = sampler, overlaps, digests
         self._graphs: DecodeGraphs | None = None
+        self._prompts: PromptGraphs | None = None
 
     def capture(self, max_rows: int, inputs: HiddenStates | None) -> None:
         """Graphs of decode steps of up to ``max_rows`` rows; ``inputs`` [max_rows, H] each: from the stage before."""
         self._graphs = DecodeGraphs(self._table, max_rows, self._compute, self._kinds, inputs)
 
+    def capture_prompts(self, sizes: Sequence[int], inputs: HiddenStates | None) -> None:
+        """Graphs of short prompts, in the memory of those of decode steps; ``inputs`` as many rows as the largest."""
+        assert self._graphs is not None
+        self._prompts = PromptGraphs(self._table, sizes, self._compute, inputs, self._graphs.pool)
+
     def run_decode(self, size: int, inputs: HiddenStates | None) -> None:
         """The launches of the graphs of ``size`` rows, one by one."""
         for greedy in self._kinds:
             DecodeStep(size, self._table, inputs).run(self._compute, greedy)
+
+    def run_short_prompt(self, size: int, inputs: HiddenStates | None) -> None:
+        """The launches of the graph of a short prompt, one by one."""
+        PromptStep(size, self._table, inputs).run(self._compute)
 
     @property
     def _kinds(self) -> tuple[bool, ...]:
@@ -174,6 +186,9 @@ class GpuSteps:
             self._sampler.flush()
         if self._graphs is not None and decodes and not chunks:
             return PlannedGpuBatch(DecodeRows(len(decodes)), np.array(decodes, dtype=np.int64), decodes)
+        if self._prompts is not None and not decodes and (rows := self._prompts.rows_of(chunks, saved)):
+            ends = ((rows.slot, rows.start + rows.num_tokens),)
+            return PlannedGpuBatch(rows, np.empty(0, dtype=np.int64), [rows.slot], ends=ends)
         assert isinstance(self._model.ops, GpuOperations)
         return make_gpu_batch(self._table, decodes, chunks, saved, self._model.ops.takes_lone_tokens_as_decodes)
 
@@ -182,6 +197,9 @@ class GpuSteps:
         if isinstance(batch, DecodeRows):
             assert self._graphs is not None
             output = self._graphs.launch(planned.sampled, states, self._is_greedy(planned.sampled))
+        elif isinstance(batch, PromptRows):
+            assert self._prompts is not None
+            output = self._prompts.launch(batch, states)
         else:
             assert planned.sample_slots is not None
             assert planned.num_samples is not None

@@ -26,6 +26,7 @@ from splitrank.models.torch_dtype import torch_dtype
 from splitrank.serving.protocol.messages import LaunchSpec
 from splitrank.serving.rank.decode_graphs import ladder
 from splitrank.serving.rank.gpu_steps import DeviceSampler, GpuSteps
+from splitrank.serving.rank.prompt_graphs import graph_sizes
 from splitrank.serving.rank.request_table import RequestTable
 from splitrank.serving.rank.warm_up import run_prompt, states_before
 
@@ -60,6 +61,8 @@ def planned_launches(spec: LaunchSpec, rank: int, config: ModelConfig, tiles: Ti
     with noted_launches() as calls:
         for size in reversed(decode_rows(spec, config, tiles)):
             steps.run_decode(size, None if inputs is None else inputs.first_rows(size))
+        for size in short_prompts(spec, table, tiles):
+            steps.run_short_prompt(size, None if inputs is None else inputs.first_rows(size))
         for rows in prompt_rows(tiles, longest_prompt(spec)):
             run_prompt(steps, table, inputs, rows, page=0)
     return list({call.variant: call for call in calls}.values())
@@ -77,6 +80,13 @@ def decode_rows(spec: LaunchSpec, config: ModelConfig, tiles: TileTable) -> list
             kinds[next_power_of_2(rows), next_power_of_2(length)] = rows
         sizes |= set(kinds.values())
     return sorted(sizes)
+
+
+def short_prompts(spec: LaunchSpec, table: RequestTable, tiles: TileTable) -> tuple[int, ...]:
+    """Sizes of the graphs of short prompts: the kernels of few rows, which know of padding."""
+    if not spec.prompt_graphs:
+        return ()
+    return graph_sizes(table, min(spec.max_prefill_tokens, tiles.ranges["in_proj"][-1][0]))
 
 
 def longest_prompt(spec: LaunchSpec) -> int:

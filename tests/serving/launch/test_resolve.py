@@ -14,7 +14,7 @@ from splitrank.models.exactness import inexact_because
 from splitrank.models.memory import plan_all_ranks
 from splitrank.serving.launch import devices
 from splitrank.serving.launch.devices import Gpu
-from splitrank.serving.launch.resolve import check_exact, is_exact, resolve_launch
+from splitrank.serving.launch.resolve import check_exact, check_on_device, is_exact, resolve_launch
 from splitrank.serving.options.config import EngineConfig
 from tests.support.checkpoints import hub_config, make_reference, random_text_config, write_checkpoint, write_tokenizer
 
@@ -101,6 +101,15 @@ def test_which_layouts_are_exact(folder: Path) -> None:
     layouts: list[dict[str, Any]] = [{}, {"tp": 4, "pp": 2}, {"tp": 2, "all_reduce_codec": "int8"}, {"exact": "off"}]
     assert [is_exact(resolve_launch(options(folder, **layout))) for layout in layouts] == [True, True, False, False]
     assert inexact_because("cpu", 8, AllReduceOptions()) == "tp 8: sums are cut for 1, 2 or 4 tensor ranks"
+
+
+def test_graphs_of_prompts_are_for_gpus_and_not_exact(folder: Path) -> None:
+    model, wanted = read_config(folder), options(folder, prompt_graphs=True)
+    check_on_device(wanted, model, "float32", "cuda")
+    with pytest.raises(ValueError, match=r"^prompt_graphs: it is for GPUs$"):
+        check_on_device(wanted, model, "float32", "cpu")
+    with pytest.raises(ValueError, match=r"^prompt_graphs: with --exact on prompts have kernels of their own$"):
+        check_on_device(replace(wanted, exact="on"), model, "float32", "cuda")
 
 
 def test_which_layouts_are_exact_on_a_gpu(folder: Path) -> None:
