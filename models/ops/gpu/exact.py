@@ -6,7 +6,8 @@ nor the chunks of a prompt decide which kernel a token meets.
 
 The inputs of a row-parallel product are cut into four shards, whatever tp is. Shards are added in float32 along a
 binary tree, of which a tensor rank holds a subtree; the all-reduce adds along the same tree, and the norm that comes
-next rounds the sum, once. Legend: T rows, H hidden size, k experts a row.
+next rounds the sum. A shard's parts are rounded to the model's dtype, as the experts' are.
+Legend: T rows, H hidden size, k experts a row.
 """
 
 import torch
@@ -39,15 +40,14 @@ class ExactGpuOperations(GpuOperations):
         self._shards, self._is_part = SHARDS // tp_size, tp_size > 1
 
     def _project(self, x: torch.Tensor, weight: torch.Tensor, name: str, batch: GpuBatch) -> torch.Tensor:
+        """-> [T, N]; of a row-parallel weight the parts [T, shards, N], or their sum where other ranks have parts."""
         is_row_parallel = name in _ROW_PARALLEL
-        dtype = torch.float32 if is_row_parallel and self._is_part else x.dtype
-        out = x.new_empty(x.shape[0], weight.shape[0], dtype=dtype)
+        out = x.new_empty(x.shape[0], *([self._shards] if is_row_parallel else []), weight.shape[0])
         decodes, prompts = _rows_by_kind(batch)
         for rows, launch in ((decodes, name), (prompts, "prompt_proj")):
             if count := rows.stop - rows.start:
-                tile = self.tiles.tile(launch, count)
-                products.project(x[rows], weight, out[rows], tile, self._shards if is_row_parallel else 1)
-        return out
+                products.project(x[rows], weight, out[rows], self.tiles.tile(launch, count))
+        return self._sum_of_rank(out) if is_row_parallel and self._is_part else out
 
     def _experts(self, logits: torch.Tensor, normed: torch.Tensor, layer: SparseMoe, batch: GpuBatch) -> torch.Tensor:
         """-> [T, shards (k + 1), H]."""

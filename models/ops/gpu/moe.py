@@ -59,6 +59,4 @@ def experts_of_many(
     behind = num_experts + 1
     shared_gate_up = logits[:, behind : behind + 2 * shared_down.shape[1]]
     shared = shared_activation(shared_gate_up, logits[:, num_experts], tiles.tile("shared_activation", rows))
-    for number, columns in enumerate(zip(shared.chunk(shards, 1), shared_down.chunk(shards, 1), strict=True)):
-        own, weight = (part.contiguous() for part in columns)
-        project(own, weight, parts[:, number * (top_k + 1) + top_k], tiles.tile("prompt_proj", rows))
+    project(shared, shared_down, parts[:, top_k :: top_k + 1], tiles.tile("prompt_proj", rows))

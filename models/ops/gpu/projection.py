@@ -37,41 +37,25 @@ def product_with_row(rows, x, row, K: tl.constexpr, BLOCK_K: tl.constexpr):
 
 @triton.jit
 def product_with_tokens(
-    x, weight, n, t, N, num_rows, K: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_T: tl.constexpr,
-    BEGIN: tl.constexpr, END: tl.constexpr,
+    x, weight, n, t, N, num_rows, ROW: tl.constexpr, K: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_T: tl.constexpr,
 ):  # fmt: skip
-    """Rows n of weight [N, K] times rows t of x [T, K] -> [n, t] in float32; rows beyond the last are the last. Of
-    columns BEGIN to END alone."""
+    """Rows n of weight [N, K] times rows t of x [T, K], both ROW apart, -> [n, t] in float32; rows beyond the last are
+    the last."""
     n = tl.minimum(n, N - 1).to(tl.int64)
     t = tl.minimum(t, num_rows - 1).to(tl.int64)
     k = tl.arange(0, BLOCK_K)
     acc = tl.zeros([BLOCK_N, BLOCK_T], tl.float32)
-    for start in range(BEGIN, END, BLOCK_K):
-        weight_at = weight + n[:, None] * K + (start + k)[None, :]
-        x_at = x + t[None, :] * K + (start + k)[:, None]
-        if (END - BEGIN) % BLOCK_K == 0:
+    for start in range(0, K, BLOCK_K):
+        weight_at = weight + n[:, None] * ROW + (start + k)[None, :]
+        x_at = x + t[None, :] * ROW + (start + k)[:, None]
+        if K % BLOCK_K == 0:
             acc = dot(tl.load(weight_at), tl.load(x_at), acc)
         else:
-            inside = start + k < END
+            inside = start + k < K
             rows = tl.load(weight_at, mask=inside[None, :], other=0.0)
             acc = dot(rows, tl.load(x_at, mask=inside[:, None], other=0.0), acc)
     return acc
-
-
-@triton.jit
-def _product_of_shards(
-    x, weight, n, t, N, num_rows, K: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_T: tl.constexpr,
-    SHARDS: tl.constexpr,
-):  # fmt: skip
-    """``product_with_tokens`` of all columns, in SHARDS runs that are added along a binary tree."""
-    W: tl.constexpr = K // SHARDS
-    y = product_with_tokens(x, weight, n, t, N, num_rows, K, BLOCK_N, BLOCK_K, BLOCK_T, 0, W)
-    if SHARDS > 1:
-        y += product_with_tokens(x, weight, n, t, N, num_rows, K, BLOCK_N, BLOCK_K, BLOCK_T, W, 2 * W)
-    if SHARDS > 2:
-        right = product_with_tokens(x, weight, n, t, N, num_rows, K, BLOCK_N, BLOCK_K, BLOCK_T, 2 * W, 3 * W)
-        y += right + product_with_tokens(x, weight, n, t, N, num_rows, K, BLOCK_N, BLOCK_K, BLOCK_T, 3 * W, K)
-    return y
 
 
 @triton.jit
@@ -100,6 +84,7 @@ def _project_dot(
     weight,
     out,
     out_stride,
+    shard_stride,
     N,
     num_rows,
     K: tl.constexpr,
@@ -110,37 +95,44 @@ def _project_dot(
     PDL: tl.constexpr,
 ):
     token_blocks = tl.cdiv(num_rows, BLOCK_T)  # neighbours in the grid read the same weights
-    n = tl.program_id(0) // token_blocks * BLOCK_N + tl.arange(0, BLOCK_N)
+    block = tl.program_id(0) // token_blocks
+    shard = block % SHARDS
+    n = block // SHARDS * BLOCK_N + tl.arange(0, BLOCK_N)
     t = tl.program_id(0) % token_blocks * BLOCK_T + tl.arange(0, BLOCK_T)
     wait_for_previous(PDL)
-    y = _product_of_shards(x, weight, n, t, N, num_rows, K, BLOCK_N, BLOCK_K, BLOCK_T, SHARDS)
+    W: tl.constexpr = K // SHARDS
+    y = product_with_tokens(
+        x + shard * W, weight + shard * W, n, t, N, num_rows, K, W, BLOCK_N, BLOCK_K, BLOCK_T
+    )  # fmt: skip
     inside = (n < N)[:, None] & (t < num_rows)[None, :]
-    to = out + t.to(tl.int64)[None, :] * out_stride + n[:, None]
+    to = out + t.to(tl.int64)[None, :] * out_stride + shard * shard_stride + n[:, None]
     tl.store(to, y.to(out.dtype.element_ty), mask=inside)
 
 
-def project(x: torch.Tensor, weight: torch.Tensor, out: torch.Tensor, tile: Tile, shards: int = 1) -> None:
+def project(x: torch.Tensor, weight: torch.Tensor, out: torch.Tensor, tile: Tile) -> None:
     """x [T, K], weight [N, K] -> out [T, N], all in one dtype, sums in float32. N a multiple of 16 reads widest.
 
-    In the form ``dot``, ``out`` may have gaps between its rows and be float32, and ``shards`` runs of columns, 1, 2 or
-    4, are added along a binary tree.
+    In the form ``dot``, ``out`` may have gaps between its rows, and may be [T, S, N]: products of S equal runs of
+    columns, for the next norm to add.
     """
     if tile.form == LIBRARY:
         dense.project(x, weight, out)
         return
     (rows, width), (columns, _), dtype = x.shape, weight.shape, x.dtype
+    shards = out.shape[1] if out.dim() == 3 else 1
     operands = {
         "x": Operand(x, (rows, width), dtype),
         "weight": Operand(weight, (columns, width), dtype),
-        "out": Operand(out, (rows, columns), out.dtype, strided=tile.form != "fma"),
+        "out": Operand(out, (rows, *out.shape[1:-1], columns), dtype, strided=tile.form != "fma"),
     }
     if tile.form == "fma":
         grid, sizes = fma_launch(columns, width, tile)
         launch(_project_fma, grid, tile, N=columns, NUM_ROWS=rows, **sizes, **operands)
     else:
-        grid, sizes = dot_launch(rows, columns, width, tile, shards)
-        rest = {"out_stride": out.stride(0), "N": columns, "num_rows": rows, "SHARDS": shards}
-        launch(_project_dot, grid, tile, **rest, **sizes, **operands)
+        (blocks,), sizes = dot_launch(rows, columns, width // shards, tile)
+        rest = {"N": columns, "num_rows": rows, "SHARDS": shards, **sizes, "K": width}
+        strides = {"out_stride": out.stride(0), "shard_stride": out.stride(-2) if shards > 1 else 0}
+        launch(_project_dot, (blocks * shards,), tile, **strides, **rest, **operands)
 
 
 def fma_launch(columns: int, width: int, tile: Tile) -> tuple[tuple[int, ...], dict[str, int]]:
@@ -155,7 +147,7 @@ def dot_launch(
     """Grid and constants of the form ``dot``: all rows in one block of tokens, up to the tile's size. An exact tile has
     its size for any number of rows."""
     block_t = tile["t"] if tile.exact else min(tile["t"], max(8, next_power_of_2(rows)))
-    block_k = min(tile["k"], max(16, next_power_of_2(width // shards)))
+    block_k = min(tile["k"], max(16, next_power_of_2(width)))
     sizes = {"K": width, "BLOCK_N": tile["n"], "BLOCK_K": block_k, "BLOCK_T": block_t}
     return (ceil_div(columns, tile["n"]) * ceil_div(rows, block_t),), sizes
 
