@@ -59,4 +59,5 @@ def experts_of_many(
     behind = num_experts + 1
     shared_gate_up = logits[:, behind : behind + 2 * shared_down.shape[1]]
     shared = shared_activation(shared_gate_up, logits[:, num_experts], tiles.tile("shared_activation", rows))
-    project(shared, shared_down, parts[:, top_k :: top_k + 1], tiles.tile("prompt_proj", rows))
+    out = parts[:, top_k] if shards == 1 else parts[:, top_k :: top_k + 1]
+    project(shared, shared_down, out, tiles.tile("prompt_proj", rows))
