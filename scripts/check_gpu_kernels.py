@@ -27,6 +27,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from splitrank.models.exactness import SHARDS
 from splitrank.models.ops.gpu.launch import Call, noted_launches, options_of
 from splitrank.models.ops.gpu.rows import advance_rows, gather_rows, gather_sampling, keep_tokens
 from splitrank.models.ops.gpu.sampling import SamplingRows
@@ -102,15 +103,15 @@ def collect(machine: Machine, rows: Iterable[int], shape: Shape) -> list[Variant
     meta = torch.device("meta")
     calls: list[tuple[int, Call]] = []
     weights = Weights(shape, meta, torch.bfloat16, 1)
-    for table in (load_tiles(machine.gpu), load_tiles(machine.gpu, exact=True)):
+    for table, shards in ((load_tiles(machine.gpu), 1), (load_tiles(machine.gpu, exact=True), SHARDS)):
         for count in rows:
             with noted_launches() as noted:
-                Step(shape, weights, State(shape, count, 256, 64, meta, torch.bfloat16), count, table)()
+                Step(shape, weights, State(shape, count, 256, 64, meta, torch.bfloat16), count, table, shards)()
                 Sampling(shape, count, meta, 0.6, 20, 0.95)()
                 move_rows(count, meta)
             calls += [(count, call) for call in noted]
         with noted_launches() as noted:
-            PrefillStep(*PREFILL, table, meta).layers(4)
+            PrefillStep(*PREFILL, table, meta, shards).layers(4)
         calls += [(PREFILL[0] * PREFILL[1], call) for call in noted]
     variants: dict[str, Variant] = {}
     for count, call in calls:

@@ -150,18 +150,21 @@ class Sampling:
 class Step:
     """One decode step of ``rows`` rows: call it inside a graph. ``leave_out``: launches that are skipped, by name."""
 
-    def __init__(self, shape: Shape, weights: Weights, state: State, rows: int, table: TileTable) -> None:
+    def __init__(
+        self, shape: Shape, weights: Weights, state: State, rows: int, table: TileTable, shards: int = 1
+    ) -> None:
         device, dtype = weights.head.device, weights.head.dtype
         self.shape, self.weights, self.state, self.rows = shape, weights, state, rows
         self.tiles: dict[str, Tile] = {name: table.tile(name, rows) for name in table.ranges}
-        s, parts = shape, 1 if self.one_row else shape.top_k + 1
+        self.shards = shards  # of a row-parallel sum, in the exact mode
+        s, parts = shape, 1 if self.one_row else shards * (shape.top_k + 1)
 
         def empty(*sizes: int, kind: torch.dtype = dtype) -> torch.Tensor:
             return torch.zeros(sizes, dtype=kind, device=device)
 
         self.residual = [empty(rows, s.hidden) for _ in range(2)]
         self.embedded, self.hidden = empty(rows, 1, s.hidden), empty(rows, parts, s.hidden)
-        self.mixed_out, self.normed = empty(rows, 1, s.hidden), empty(rows, s.hidden)
+        self.mixed_out, self.normed = empty(rows, shards, s.hidden), empty(rows, s.hidden)
         self.in_projected, self.qkv = empty(rows, s.in_rows), empty(rows, s.qkv_rows)
         self.delta = [empty(rows, s.value_heads, s.value_dim) for _ in range(2)]
         self.attended, self.rotations = empty(rows, s.heads, s.head_dim), empty(rows, s.rotary_dim)
@@ -201,7 +204,7 @@ class Step:
                 delta += 1
             self._experts(layer, spare, residual, leave_out)
             parts = self.hidden
-        norm.add_norm(residual, parts, w.norms[-1], spare, self.normed, EPS, norm_tile)
+        norm.add_norm(residual, parts, w.norms[-1], spare, self.normed, EPS, norm_tile, self.shards)
         scratch = self.best, self.best_at, self.values, self.tokens
         if "head" not in leave_out:
             head.head_argmax(self.normed, w.head, 0, *scratch, self.tiles["head"])
@@ -218,7 +221,8 @@ class Step:
                 projection.add_norm_project(residual, parts, norm_weight, weight, *rest)
             return
         if "add_norm" not in leave_out:
-            norm.add_norm(residual, parts, norm_weight, spare, self.normed, EPS, self.tiles["add_norm"])
+            shards = 1 if parts.shape[1] == 1 else self.shards
+            norm.add_norm(residual, parts, norm_weight, spare, self.normed, EPS, self.tiles["add_norm"], shards)
         if name not in leave_out:
             projection.project(self.normed, weight, projected, tile)
 
@@ -284,4 +288,4 @@ class Step:
             experts.experts_up(*up, self.block_t)
         if "experts_down" not in leave_out:
             rest = self.routing, self.hidden, tiles["experts_down"]
-            experts.experts_down(self.act, down, w.shared_down[layer], *rest, self.block_t)
+            experts.experts_down(self.act, down, w.shared_down[layer], *rest, self.block_t, self.shards)

@@ -46,8 +46,8 @@ class Part:
 class Step:
     """``count`` sequences of ``length`` new prompts; ``self.layer`` chooses the set of weights."""
 
-    def __init__(self, count: int, length: int, tiles: TileTable, device: torch.device) -> None:
-        self.rows, self.device = count * length, device
+    def __init__(self, count: int, length: int, tiles: TileTable, device: torch.device, shards: int = 1) -> None:
+        self.rows, self.device, self.shards = count * length, device, shards
         pages = pages_needed(length, PAGE)
         tables = [list(range(n * pages, (n + 1) * pages)) for n in range(count)]
         self.sequences = place([length] * count, [0] * count, list(range(count)), tables, device)
@@ -85,10 +85,10 @@ class Step:
         angles = positions[:, None] * 1e7 ** (-torch.arange(ROTARY // 2, device=self.device) / (ROTARY // 2))
         self.cos, self.sin = angles.cos(), angles.sin()
         self.residual, self.normed = self._normal(self.rows, HIDDEN), self._normal(self.rows, HIDDEN)
-        self.hidden = self._normal(self.rows, 1, HIDDEN)
+        self.hidden = self._normal(self.rows, self.shards, HIDDEN)
         self.delta_in, self.qkv = self._normal(self.rows, IN_PROJ), self._normal(self.rows, QKV_PROJ)
         self.side = self._normal(self.rows, ROUTER)
-        self.parts_out = self._normal(self.rows, TOP_K + 1, HIDDEN, scale=0.1)
+        self.parts_out = self._normal(self.rows, self.shards * (TOP_K + 1), HIDDEN, scale=0.1)
         self.gated = self._normal(self.rows, VALUES)
         self.convolve()
         self.solve()
@@ -132,7 +132,7 @@ class Step:
         gated_norm(self.mixed, gate, self.gated_norm, out, EPS, self.tiles["gated_norm"])
 
     def project_out(self) -> None:
-        self._project(self.gated, self.out_proj[self.layer % SETS], self.hidden[:, 0])
+        self._project(self.gated, self.out_proj[self.layer % SETS], self.hidden.squeeze(1))
 
     def project_qkv(self) -> None:
         self._project(self.normed, self.qkv_proj[self.layer % SETS], self.qkv)
@@ -155,10 +155,12 @@ class Step:
         self.attended = attention_chunk(self.qkv, self.keys, self.values, self.sequences, self.tiles["attention_chunk"])
 
     def project_o(self) -> None:
-        self._project(self.attended, self.o_proj[self.layer % SETS], self.hidden[:, 0])
+        self._project(self.attended, self.o_proj[self.layer % SETS], self.hidden.squeeze(1))
 
     def norm_mixed(self) -> None:
-        add_norm(self.residual, self.hidden, self.norm, self.residual, self.normed, EPS, self.tiles["add_norm"])
+        add_norm(
+            self.residual, self.hidden, self.norm, self.residual, self.normed, EPS, self.tiles["add_norm"], self.shards
+        )
 
     def route(self) -> None:
         self._project(self.normed, self.router[self.layer % SETS], self.side)
@@ -170,17 +172,29 @@ class Step:
         self.act = sorted_up(self.normed, self.gate_up[self.layer % SETS], self.pairs, self.tiles["sorted_up"])
 
     def down_(self) -> None:
-        sorted_down(self.act, self.down[self.layer % SETS], self.pairs, self.parts_out, self.tiles["sorted_down"])
+        down, tile = self.down[self.layer % SETS], self.tiles["sorted_down"]
+        sorted_down(self.act, down, self.pairs, self.parts_out, tile, self.shards)
 
     def activate(self) -> None:
         gate_up, gate = self.side[:, EXPERTS + 1 : EXPERTS + 1 + 2 * INNER], self.side[:, EXPERTS]
         self.shared = shared_activation(gate_up, gate, self.tiles["shared_activation"])
 
     def share(self) -> None:
-        self._project(self.shared, self.shared_down[self.layer % SETS], self.parts_out[:, TOP_K])
+        self._project(
+            self.shared, self.shared_down[self.layer % SETS], self.parts_out[:, TOP_K :: TOP_K + 1].squeeze(1)
+        )
 
     def norm_experts(self) -> None:
-        add_norm(self.residual, self.parts_out, self.norm, self.residual, self.normed, EPS, self.tiles["add_norm"])
+        add_norm(
+            self.residual,
+            self.parts_out,
+            self.norm,
+            self.residual,
+            self.normed,
+            EPS,
+            self.tiles["add_norm"],
+            self.shards,
+        )
 
     # ------------------------------------------------------------ the step
 

@@ -17,16 +17,7 @@ if not torch.cuda.is_available():
     pytest.skip("needs 1 GPU, this machine has 0", allow_module_level=True)
 
 from scripts.bench_gpu import config_35b
-from splitrank.comm.collectives import Collectives
-from splitrank.models.cache import StageCache
-from splitrank.models.dummy_weights import fill_dummy
-from splitrank.models.hidden_states import HiddenStates
-from splitrank.models.layers.parameter import prepare
-from splitrank.models.ops.gpu.batch import GpuBatch
-from splitrank.models.qwen3_5 import Stage
-from splitrank.models.sharding import TensorShard, equal_partition, stage_slice
-from splitrank.models.weight_plan import plan_weights
-from splitrank.serving.rank.worker import Worker
+from tests.support.layout_in_process import LayoutInProcess
 from tests.support.stage_runner import Sequence, StageRunner, random_tokens
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(500)]
@@ -143,36 +134,14 @@ def test_a_snapshot_changes_no_bit(runner: StageRunner, prompt: list[int], expec
     check_bits(torch.cat(found), expected[1088 : PROMPT + 1])
 
 
-class Stages:
-    """Every stage of a pipeline, one after the other in this process, in place of a worker's only one."""
-
-    def __init__(self, worker: Worker, pp: int) -> None:
-        config, spec, shard = worker.config, worker.spec, TensorShard(0, 1)
-        partition = equal_partition(config.num_hidden_layers, pp)
-        self._stages, self._caches = [], []
-        for rank in range(pp):
-            part = stage_slice(rank, pp, partition)
-            stage = Stage(config, part, partition, shard, worker.dtype, worker.ops)
-            fill_dummy(stage, plan_weights(config, part, shard, spec.dtype, None), config)
-            prepare(stage, worker.ops)
-            self._stages.append(stage)
-            sizes = spec.num_pages + 1, spec.page_size, spec.max_running_requests + 1
-            self._caches.append(StageCache(config, part, shard, worker.dtype, *sizes, worker.ops))
-
-    def __call__(
-        self, batch: GpuBatch, states: HiddenStates | None, cache: object, collectives: Collectives
-    ) -> torch.Tensor:
-        for stage, own in zip(self._stages, self._caches, strict=True):
-            states = stage(batch, states, own, collectives)
-        assert isinstance(states, torch.Tensor)
-        return states
+LAYOUTS = [(2, 1), (3, 1), (4, 1), (1, 2), (1, 4), (2, 2)]
 
 
-@pytest.mark.parametrize("pp", [2, 3, 4])
-def test_no_pipeline_changes_a_bit(
-    runner: StageRunner, prompt: list[int], expected: torch.Tensor, pp: int, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("pp", "tp"), LAYOUTS)
+def test_no_layout_changes_a_bit(
+    runner: StageRunner, prompt: list[int], expected: torch.Tensor, pp: int, tp: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without graphs, and with its prompt cut: launches and graphs give the same bits, too."""
-    monkeypatch.setattr(runner.worker, "model", Stages(runner.worker, pp))
+    monkeypatch.setattr(runner.worker, "model", LayoutInProcess(runner.worker, pp, tp))
     monkeypatch.setattr(runner.worker.steps, "_graphs", None)
     check_bits(in_chunks(runner, prompt, [2048, PROMPT - 2048]), expected)

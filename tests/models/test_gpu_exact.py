@@ -13,6 +13,7 @@ import torch
 
 from tests.support.checkpoints import make_reference, random_text_config, write_checkpoint
 from tests.support.interpreter import ordered_dot
+from tests.support.layout_in_process import LayoutInProcess
 from tests.support.stage_runner import Share, StageRunner, random_tokens
 
 VOCABULARY, PROMPT, OUTPUTS = 389, 129, 3
@@ -21,12 +22,13 @@ SMALL: dict[str, Any] = {
     "hidden_size": 72,
     "num_hidden_layers": 2,
     "layer_types": ["linear_attention", "full_attention"],
-    "num_attention_heads": 2,
+    "num_attention_heads": 4,
     "num_key_value_heads": 1,
     "linear_num_key_heads": 2,
     "linear_num_value_heads": 4,
     "num_experts": 6,
-    "moe_intermediate_size": 24,
+    "moe_intermediate_size": 64,
+    "shared_expert_intermediate_size": 128,
 }
 
 
@@ -120,3 +122,18 @@ def test_a_snapshot_changes_no_bit(
     found = runner.step(sequence.take(prompt[64:])) + runner.step(sequence.generated(outputs[0]))
     runner.end(sequence)
     assert torch.equal(torch.cat(found), expected[64 : PROMPT + 1])
+
+
+@pytest.mark.parametrize(("pp", "tp"), [(2, 1), (1, 2), (2, 4)])
+def test_no_layout_changes_a_bit(
+    runner: StageRunner,
+    prompt: list[int],
+    outputs: list[int],
+    expected: torch.Tensor,
+    pp: int,
+    tp: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(runner.worker, "model", LayoutInProcess(runner.worker, pp, tp))
+    monkeypatch.setattr(runner.worker.steps, "_graphs", None)
+    assert torch.equal(in_steps(runner, [PROMPT], prompt, outputs), expected)

@@ -171,6 +171,8 @@ def _experts_down(
     INNER: tl.constexpr,
     SHARED: tl.constexpr,
     ACT_WIDTH: tl.constexpr,
+    PARTS: tl.constexpr,
+    SHARDS: tl.constexpr,
     BLOCK_K: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_T: tl.constexpr,
@@ -178,7 +180,7 @@ def _experts_down(
     WHOLE: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    """One tile of tokens, CHUNK of the output's columns."""
+    """One tile of tokens, CHUNK of the output's columns. Each of SHARDS runs of inner columns has parts of its own."""
     chunks = tl.cdiv(N, CHUNK)
     tile = tl.program_id(0) // chunks
     first = tl.program_id(0) % chunks * CHUNK
@@ -189,18 +191,31 @@ def _experts_down(
     if expert >= 0:
         slot = tl.load(slots + tl.minimum(place, end - 1))
         mass = tl.load(weights + slot)
-        to = out + slot.to(tl.int64) * N
+        to = out + (slot + slot // PARTS * ((SHARDS - 1) * PARTS)).to(tl.int64) * N
         rows = act + tl.minimum(place, end - 1) * ACT_WIDTH
-        if INNER == SHARED:
-            base = down + expert.to(tl.int64) * N * INNER
-            if expert == NUM_EXPERTS:
-                base = shared_down
-            _stream(base, rows, mass, to, place < end, first, N, INNER, BLOCK_K, BLOCK_N, CHUNK, WHOLE)
-        elif expert == NUM_EXPERTS:
-            _stream(shared_down, rows, mass, to, place < end, first, N, SHARED, BLOCK_K, BLOCK_N, CHUNK, WHOLE)
-        else:
-            base = down + expert.to(tl.int64) * N * INNER
-            _stream(base, rows, mass, to, place < end, first, N, INNER, BLOCK_K, BLOCK_N, CHUNK, WHOLE)
+        for shard in tl.static_range(SHARDS):
+            if INNER == SHARED:
+                base = down + expert.to(tl.int64) * N * INNER
+                if expert == NUM_EXPERTS:
+                    base = shared_down
+                at = shard * (INNER // SHARDS)
+                _stream(
+                    base + at, rows + at, mass, to, place < end, first, N,
+                    INNER, INNER // SHARDS, BLOCK_K, BLOCK_N, CHUNK, WHOLE,
+                )  # fmt: skip
+            elif expert == NUM_EXPERTS:
+                at = shard * (SHARED // SHARDS)
+                _stream(
+                    shared_down + at, rows + at, mass, to, place < end, first, N,
+                    SHARED, SHARED // SHARDS, BLOCK_K, BLOCK_N, CHUNK, WHOLE,
+                )  # fmt: skip
+            else:
+                at = shard * (INNER // SHARDS)
+                _stream(
+                    down + expert.to(tl.int64) * N * INNER + at, rows + at, mass, to, place < end, first, N,
+                    INNER, INNER // SHARDS, BLOCK_K, BLOCK_N, CHUNK, WHOLE,
+                )  # fmt: skip
+            to += PARTS * N
 
 
 @triton.jit
@@ -212,17 +227,19 @@ def _stream(
     exists,
     first,
     N,
+    ROW: tl.constexpr,
     K: tl.constexpr,
     BLOCK_K: tl.constexpr,
     BLOCK_N: tl.constexpr,
     CHUNK: tl.constexpr,
     WHOLE: tl.constexpr,
 ):
-    """Rows first .. first + CHUNK of weight [N, K] times act_rows [t] pointers to K values, times mass [t] -> to."""
+    """Rows first .. first + CHUNK of weight [N, K], ROW apart, times act_rows [t] pointers to K values, times mass [t]
+    -> to."""
     if WHOLE:
-        _stream_whole_rows(weight, act_rows, mass, to, exists, first, N, K, BLOCK_K, BLOCK_N, CHUNK)
+        _stream_whole_rows(weight, act_rows, mass, to, exists, first, N, ROW, K, BLOCK_K, BLOCK_N, CHUNK)
     else:
-        _stream_blocks(weight, act_rows, mass, to, exists, first, N, K, BLOCK_K, BLOCK_N, CHUNK)
+        _stream_blocks(weight, act_rows, mass, to, exists, first, N, ROW, K, BLOCK_K, BLOCK_N, CHUNK)
 
 
 @triton.jit
@@ -234,6 +251,7 @@ def _stream_whole_rows(
     exists,
     first,
     N,
+    ROW: tl.constexpr,
     K: tl.constexpr,
     BLOCK_K: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -244,7 +262,7 @@ def _stream_whole_rows(
     tokens = token_block(act_rows, 0, k, K, BLOCK_K)
     for start in range(first, first + CHUNK, BLOCK_N):
         n = start + tl.arange(0, BLOCK_N)
-        rows = weight_block(weight + tl.minimum(n, N - 1).to(tl.int64) * K, 0, k, K, BLOCK_K)
+        rows = weight_block(weight + tl.minimum(n, N - 1).to(tl.int64) * ROW, 0, k, K, BLOCK_K)
         y = dot(rows, tokens, tl.zeros([BLOCK_N, tokens.shape[1]], tl.float32))
         _store_weighted(y, n, mass, to, exists, N)
 
@@ -258,6 +276,7 @@ def _stream_blocks(
     exists,
     first,
     N,
+    ROW: tl.constexpr,
     K: tl.constexpr,
     BLOCK_K: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -270,7 +289,7 @@ def _stream_blocks(
     for step in range(CHUNK // BLOCK_N * STEPS):
         n = first + step // STEPS * BLOCK_N + tl.arange(0, BLOCK_N)
         start = step % STEPS * BLOCK_K
-        rows = weight_block(weight + tl.minimum(n, N - 1).to(tl.int64) * K, start, k, K, BLOCK_K)
+        rows = weight_block(weight + tl.minimum(n, N - 1).to(tl.int64) * ROW, start, k, K, BLOCK_K)
         y = dot(rows, token_block(act_rows, start, k, K, BLOCK_K), y)
         if step % STEPS == STEPS - 1:
             _store_weighted(y, n, mass, to, exists, N)
@@ -292,10 +311,12 @@ def experts_down(
     out: torch.Tensor,
     tile: Tile,
     block_t: int,
+    shards: int = 1,
 ) -> None:
     """act [T (k + 1), max(I, S)], down [E, H, I], shared_down [H, S] -> out [T, k + 1, H], for the next norm to add.
 
-    Parts of padded rows are not written. Form ``dot`` reads whole rows of ``down``, ``blocks`` blocks of them.
+    With ``shards``, out [T, shards (k + 1), H]: those of each run of inner columns, one run after the other. Parts of
+    padded rows are not written. Form ``dot`` reads whole rows of ``down``, ``blocks`` blocks of them.
     """
     (num_experts, width, inner), shared_inner, dtype = down.shape, shared_down.shape[1], act.dtype
     rows, parts, act_width, chunk = out.shape[0], routing.top_k + 1, max(inner, shared_inner), tile["chunk"]
@@ -307,7 +328,7 @@ def experts_down(
         down=Operand(down, (num_experts, width, inner), dtype),
         shared_down=Operand(shared_down, (width, shared_inner), dtype),
         weights=Operand(routing.weights, (rows, parts), torch.float32),
-        out=Operand(out, (rows, parts, width), dtype),
+        out=Operand(out, (rows, shards * parts, width), dtype),
         **_list_operands(routing, rows),
         N=width,
         max_tiles=routing.max_tiles,
@@ -315,7 +336,11 @@ def experts_down(
         INNER=inner,
         SHARED=shared_inner,
         ACT_WIDTH=act_width,
-        BLOCK_K=block_of(act_width, tile) if tile.form == "blocks" else max(16, next_power_of_2(act_width)),
+        PARTS=parts,
+        SHARDS=shards,
+        BLOCK_K=block_of(act_width // shards, tile)
+        if tile.form == "blocks"
+        else max(16, next_power_of_2(act_width // shards)),
         WHOLE=tile.form != "blocks",
         BLOCK_N=tile["n"],
         BLOCK_T=block_t,

@@ -70,7 +70,7 @@ def _argmax_dot(
     n = block * BLOCK_N + tl.arange(0, BLOCK_N)
     t = tl.program_id(0) % token_blocks * BLOCK_T + tl.arange(0, BLOCK_T)
     wait_for_previous(PDL)
-    y = product_with_tokens(x, weight, n, t, N, num_rows, K, BLOCK_N, BLOCK_K, BLOCK_T)
+    y = product_with_tokens(x, weight, n, t, N, num_rows, K, K, BLOCK_N, BLOCK_K, BLOCK_T)
     y = y.to(x.dtype.element_ty).to(tl.float32)
     y = tl.where(y == y, y, float("inf"))
     value, at = tl.max(tl.where((n < N)[:, None], y, float("-inf")), 0, return_indices=True)

@@ -20,9 +20,10 @@ def experts_of_few(
     num_live: torch.Tensor,
     parts: torch.Tensor,
     tiles: TileTable,
+    shards: int = 1,
 ) -> None:
     """logits [T, N] of the packed router, normed [T, H] -> the parts of each row's sum, [T, 1 or k + 1, H]: 1 in the
-    form ``fma``.
+    form ``fma``. With ``shards``, k + 1 of each run of inner columns, one run after the other.
 
     ``num_live`` [1] int32: rows from there on are padding, and their parts undefined.
     """
@@ -38,19 +39,25 @@ def experts_of_few(
         return
     route(logits, num_live, gate_up.shape[0], routing, tiles.tile("route", rows))
     experts_up(logits, normed, gate_up, shared_inner, routing, act, up, block_t)
-    experts_down(act, down, shared_down, routing, parts, down_tile, block_t)
+    experts_down(act, down, shared_down, routing, parts, down_tile, block_t, shards)
 
 
 def experts_of_many(
-    logits: torch.Tensor, normed: torch.Tensor, layer: SparseMoe, parts: torch.Tensor, tiles: TileTable
+    logits: torch.Tensor,
+    normed: torch.Tensor,
+    layer: SparseMoe,
+    parts: torch.Tensor,
+    tiles: TileTable,
+    shards: int = 1,
 ) -> None:
-    """The same for many rows, none of which is padding -> parts [T, k + 1, H]."""
+    """The same for many rows, none of which is padding -> parts [T, k + 1, H], of each of ``shards``."""
     rows, (gate_up, down), top_k = normed.shape[0], layer.experts.stored, layer.top_k
     num_experts, shared_down = gate_up.shape[0], layer.shared_expert.down_proj.stored
     pairs = sort_pairs(logits[:, :num_experts], top_k, tiles.tile("sort_pairs", rows))
     act = sorted_up(normed, gate_up, pairs, tiles.tile("sorted_up", rows))
-    sorted_down(act, down, pairs, parts, tiles.tile("sorted_down", rows))
+    sorted_down(act, down, pairs, parts, tiles.tile("sorted_down", rows), shards)
     behind = num_experts + 1
     shared_gate_up = logits[:, behind : behind + 2 * shared_down.shape[1]]
     shared = shared_activation(shared_gate_up, logits[:, num_experts], tiles.tile("shared_activation", rows))
-    project(shared, shared_down, parts[:, top_k], tiles.tile("prompt_proj", rows))
+    out = parts[:, top_k] if shards == 1 else parts[:, top_k :: top_k + 1]
+    project(shared, shared_down, out, tiles.tile("prompt_proj", rows))

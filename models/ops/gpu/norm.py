@@ -14,34 +14,59 @@ from splitrank.models.rounding import ceil_div, next_power_of_2
 
 
 @triton.jit
-def sum_of_parts(parts, row, k, inside, WIDTH: tl.constexpr, NUM_PARTS: tl.constexpr):
-    """One row's parts added in their order in float32, rounded once: what every stage and rank forms."""
-    total = tl.load(parts + row * NUM_PARTS * WIDTH + k, mask=inside, other=0.0).to(tl.float32)
-    for part in tl.static_range(1, NUM_PARTS):
-        total += tl.load(parts + (row * NUM_PARTS + part) * WIDTH + k, mask=inside, other=0.0).to(tl.float32)
-    return total.to(parts.dtype.element_ty)
+def sum_of_parts(parts, row, k, inside, WIDTH: tl.constexpr, NUM_PARTS: tl.constexpr, SHARDS: tl.constexpr = 1):
+    """One row's parts added in float32: those of a shard in their order, shards along a binary tree. Rounded once by
+    whoever calls: what every stage and rank forms."""
+    OF_SHARD: tl.constexpr = NUM_PARTS // SHARDS
+    at = parts + row * NUM_PARTS * WIDTH + k
+    total = _sum_of_shard(at, inside, WIDTH, OF_SHARD)
+    if SHARDS > 1:
+        total += _sum_of_shard(at + OF_SHARD * WIDTH, inside, WIDTH, OF_SHARD)
+    if SHARDS > 2:
+        right = _sum_of_shard(at + 2 * OF_SHARD * WIDTH, inside, WIDTH, OF_SHARD)
+        total += right + _sum_of_shard(at + 3 * OF_SHARD * WIDTH, inside, WIDTH, OF_SHARD)
+    return total
 
 
 @triton.jit
-def _sum_parts(parts, out, WIDTH: tl.constexpr, BLOCK: tl.constexpr, NUM_PARTS: tl.constexpr, PDL: tl.constexpr):
+def _sum_of_shard(at, inside, WIDTH: tl.constexpr, NUM_PARTS: tl.constexpr):
+    total = tl.load(at, mask=inside, other=0.0).to(tl.float32)
+    for part in tl.static_range(1, NUM_PARTS):
+        total += tl.load(at + part * WIDTH, mask=inside, other=0.0).to(tl.float32)
+    return total
+
+
+@triton.jit
+def _sum_parts(
+    parts,
+    out,
+    WIDTH: tl.constexpr,
+    BLOCK: tl.constexpr,
+    NUM_PARTS: tl.constexpr,
+    SHARDS: tl.constexpr,
+    PDL: tl.constexpr,
+):
     row = tl.program_id(0).to(tl.int64)
     k = tl.arange(0, BLOCK)
     wait_for_previous(PDL)
-    tl.store(out + row * WIDTH + k, sum_of_parts(parts, row, k, k < WIDTH, WIDTH, NUM_PARTS), mask=k < WIDTH)
+    total = sum_of_parts(parts, row, k, k < WIDTH, WIDTH, NUM_PARTS, SHARDS)
+    tl.store(out + row * WIDTH + k, total.to(out.dtype.element_ty), mask=k < WIDTH)
 
 
-def sum_parts(parts: torch.Tensor, out: torch.Tensor, tile: Tile) -> None:
-    """parts [T, P, H] -> out [T, H]: what crosses a stage, or meets other ranks' parts in an all-reduce."""
+def sum_parts(parts: torch.Tensor, out: torch.Tensor, tile: Tile, shards: int = 1) -> None:
+    """parts [T, P, H] -> out [T, H]: what crosses a stage, or meets other ranks' parts in an all-reduce. ``shards``: of
+    that many runs of parts, which are added along a tree."""
     rows, num_parts, width = parts.shape
     launch(
         _sum_parts,
         (rows,),
         tile,
-        parts=Operand(parts, (rows, num_parts, width), out.dtype),
+        parts=Operand(parts, (rows, num_parts, width), parts.dtype),
         out=Operand(out, (rows, width), out.dtype),
         WIDTH=width,
         BLOCK=next_power_of_2(width),
         NUM_PARTS=num_parts,
+        SHARDS=shards,
     )
 
 
@@ -55,6 +80,7 @@ def _add_norm(
     WIDTH: tl.constexpr,
     BLOCK: tl.constexpr,
     NUM_PARTS: tl.constexpr,
+    SHARDS: tl.constexpr,
     EPS: tl.constexpr,
     PDL: tl.constexpr,
 ):
@@ -63,7 +89,8 @@ def _add_norm(
     inside = k < WIDTH
     scale = 1.0 + tl.load(weight + k, mask=inside, other=0.0).to(tl.float32)
     wait_for_previous(PDL)
-    hidden = sum_of_parts(parts, row, k, inside, WIDTH, NUM_PARTS).to(tl.float32)
+    hidden = sum_of_parts(parts, row, k, inside, WIDTH, NUM_PARTS, SHARDS)
+    hidden = hidden.to(residual_out.dtype.element_ty).to(tl.float32)
     x = tl.load(residual + row * WIDTH + k, mask=inside, other=0.0).to(tl.float32) + hidden
     x = x.to(residual_out.dtype.element_ty)
     tl.store(residual_out + row * WIDTH + k, x, mask=inside)
@@ -80,10 +107,12 @@ def add_norm(
     normed: torch.Tensor,
     eps: float,
     tile: Tile,
+    shards: int = 1,
 ) -> None:
     """residual [T, H] + the sum of parts [T, P, H] -> residual_out [T, H], and its norm times 1 + weight [H] -> normed.
 
-    All in the model's dtype, sums in float32 (reference: ``Qwen3_5MoeRMSNorm``). ``residual_out`` may be ``residual``.
+    All in the model's dtype, parts perhaps in float32, as sums are; ``shards`` as in ``sum_parts``. ``residual_out``
+    may be ``residual`` (reference: ``Qwen3_5MoeRMSNorm``).
     """
     (rows, width), dtype, num_parts = residual.shape, residual.dtype, parts.shape[1]
     launch(
@@ -91,13 +120,14 @@ def add_norm(
         (rows,),
         tile,
         residual=Operand(residual, (rows, width), dtype),
-        parts=Operand(parts, (rows, num_parts, width), dtype),
+        parts=Operand(parts, (rows, num_parts, width), parts.dtype),
         weight=Operand(weight, (width,), dtype),
         residual_out=Operand(residual_out, (rows, width), dtype),
         normed=Operand(normed, (rows, width), dtype),
         WIDTH=width,
         BLOCK=next_power_of_2(width),
         NUM_PARTS=num_parts,
+        SHARDS=shards,
         EPS=eps,
     )
 

@@ -161,8 +161,14 @@ class GpuOperations:
 
     def experts(self, states: HiddenStates, norm: RMSNorm, layer: SparseMoe, batch: GpuBatch) -> HiddenStates:
         logits, residual, normed = self._add_norm_project(states, norm, layer.stored_router, "router", batch)
-        experts = HiddenStates(self._experts(logits, normed, layer, batch), residual)
-        return self.joined(experts) if self._joins_parts else experts
+        parts = self._experts(logits, normed, layer, batch)
+        return HiddenStates(self._sum_of_rank(parts) if self._joins_parts else parts, residual)
+
+    def _sum_of_rank(self, parts: torch.Tensor) -> torch.Tensor:
+        """parts [T, P, H] -> [T, H], which the all-reduce adds to other ranks'."""
+        out = parts.new_empty(parts.shape[0], parts.shape[2])
+        sum_parts(parts, out, self.tiles.tile("add_norm", parts.shape[0]))
+        return out
 
     def _experts(self, logits: torch.Tensor, normed: torch.Tensor, layer: SparseMoe, batch: GpuBatch) -> torch.Tensor:
         """-> the parts of each row's sum, [T, 1 or k + 1, H]."""
@@ -179,9 +185,7 @@ class GpuOperations:
         parts = _parts(states)
         if parts.shape[1] == 1:
             return HiddenStates(parts[:, 0], states.residual)
-        hidden = torch.empty_like(states.residual)
-        sum_parts(parts, hidden, self.tiles.tile("add_norm", parts.shape[0]))
-        return HiddenStates(hidden, states.residual)
+        return HiddenStates(self._sum_of_rank(parts), states.residual)
 
     def head(self, states: HiddenStates, batch: GpuBatch, norm: RMSNorm, weight: torch.Tensor) -> torch.Tensor:
         if batch.sample_rows is not None:

@@ -37,16 +37,18 @@ def product_with_row(rows, x, row, K: tl.constexpr, BLOCK_K: tl.constexpr):
 
 @triton.jit
 def product_with_tokens(
-    x, weight, n, t, N, num_rows, K: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_T: tl.constexpr
-):
-    """Rows n of weight [N, K] times rows t of x [T, K] -> [n, t] in float32; rows beyond the last are the last."""
+    x, weight, n, t, N, num_rows, ROW: tl.constexpr, K: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_T: tl.constexpr,
+):  # fmt: skip
+    """Rows n of weight [N, K] times rows t of x [T, K], both ROW apart, -> [n, t] in float32; rows beyond the last are
+    the last."""
     n = tl.minimum(n, N - 1).to(tl.int64)
     t = tl.minimum(t, num_rows - 1).to(tl.int64)
     k = tl.arange(0, BLOCK_K)
     acc = tl.zeros([BLOCK_N, BLOCK_T], tl.float32)
     for start in range(0, K, BLOCK_K):
-        weight_at = weight + n[:, None] * K + (start + k)[None, :]
-        x_at = x + t[None, :] * K + (start + k)[:, None]
+        weight_at = weight + n[:, None] * ROW + (start + k)[None, :]
+        x_at = x + t[None, :] * ROW + (start + k)[:, None]
         if K % BLOCK_K == 0:
             acc = dot(tl.load(weight_at), tl.load(x_at), acc)
         else:
@@ -82,44 +84,55 @@ def _project_dot(
     weight,
     out,
     out_stride,
+    shard_stride,
     N,
     num_rows,
     K: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     BLOCK_T: tl.constexpr,
+    SHARDS: tl.constexpr,
     PDL: tl.constexpr,
 ):
     token_blocks = tl.cdiv(num_rows, BLOCK_T)  # neighbours in the grid read the same weights
-    n = tl.program_id(0) // token_blocks * BLOCK_N + tl.arange(0, BLOCK_N)
+    block = tl.program_id(0) // token_blocks
+    shard = block % SHARDS
+    n = block // SHARDS * BLOCK_N + tl.arange(0, BLOCK_N)
     t = tl.program_id(0) % token_blocks * BLOCK_T + tl.arange(0, BLOCK_T)
     wait_for_previous(PDL)
-    y = product_with_tokens(x, weight, n, t, N, num_rows, K, BLOCK_N, BLOCK_K, BLOCK_T)
+    W: tl.constexpr = K // SHARDS
+    y = product_with_tokens(
+        x + shard * W, weight + shard * W, n, t, N, num_rows, K, W, BLOCK_N, BLOCK_K, BLOCK_T
+    )  # fmt: skip
     inside = (n < N)[:, None] & (t < num_rows)[None, :]
-    to = out + t.to(tl.int64)[None, :] * out_stride + n[:, None]
+    to = out + t.to(tl.int64)[None, :] * out_stride + shard * shard_stride + n[:, None]
     tl.store(to, y.to(out.dtype.element_ty), mask=inside)
 
 
 def project(x: torch.Tensor, weight: torch.Tensor, out: torch.Tensor, tile: Tile) -> None:
     """x [T, K], weight [N, K] -> out [T, N], all in one dtype, sums in float32. N a multiple of 16 reads widest.
 
-    ``out`` may have gaps between its rows, but for the form ``fma``.
+    In the form ``dot``, ``out`` may have gaps between its rows, and may be [T, S, N]: products of S equal runs of
+    columns, for the next norm to add.
     """
     if tile.form == LIBRARY:
         dense.project(x, weight, out)
         return
     (rows, width), (columns, _), dtype = x.shape, weight.shape, x.dtype
+    shards = out.shape[1] if out.dim() == 3 else 1
     operands = {
         "x": Operand(x, (rows, width), dtype),
         "weight": Operand(weight, (columns, width), dtype),
-        "out": Operand(out, (rows, columns), dtype, strided=tile.form != "fma"),
+        "out": Operand(out, (rows, *out.shape[1:-1], columns), dtype, strided=tile.form != "fma"),
     }
     if tile.form == "fma":
         grid, sizes = fma_launch(columns, width, tile)
         launch(_project_fma, grid, tile, N=columns, NUM_ROWS=rows, **sizes, **operands)
     else:
-        grid, sizes = dot_launch(rows, columns, width, tile)
-        launch(_project_dot, grid, tile, out_stride=out.stride(0), N=columns, num_rows=rows, **sizes, **operands)
+        (blocks,), sizes = dot_launch(rows, columns, width // shards, tile)
+        rest = {"N": columns, "num_rows": rows, "SHARDS": shards, **sizes, "K": width}
+        strides = {"out_stride": out.stride(0), "shard_stride": out.stride(-2) if shards > 1 else 0}
+        launch(_project_dot, (blocks * shards,), tile, **strides, **rest, **operands)
 
 
 def fma_launch(columns: int, width: int, tile: Tile) -> tuple[tuple[int, ...], dict[str, int]]:
@@ -128,7 +141,9 @@ def fma_launch(columns: int, width: int, tile: Tile) -> tuple[tuple[int, ...], d
     return (ceil_div(columns, tile["n"]),), sizes
 
 
-def dot_launch(rows: int, columns: int, width: int, tile: Tile) -> tuple[tuple[int, ...], dict[str, int]]:
+def dot_launch(
+    rows: int, columns: int, width: int, tile: Tile, shards: int = 1
+) -> tuple[tuple[int, ...], dict[str, int]]:
     """Grid and constants of the form ``dot``: all rows in one block of tokens, up to the tile's size. An exact tile has
     its size for any number of rows."""
     block_t = tile["t"] if tile.exact else min(tile["t"], max(8, next_power_of_2(rows)))
@@ -166,7 +181,7 @@ def _add_norm_project(
         wait_for_previous(PDL)
         row = tl.program_id(0)
         x = tl.load(residual + row * K + k, mask=inside, other=0.0).to(tl.float32)
-        x = (x + sum_of_parts(parts, row, k, inside, K, NUM_PARTS).to(tl.float32)).to(dtype)
+        x = (x + sum_of_parts(parts, row, k, inside, K, NUM_PARTS).to(dtype).to(tl.float32)).to(dtype)
         tl.store(residual_out + row * K + k, x, mask=inside)
         x = x.to(tl.float32)
         x = x * tl.rsqrt(tl.sum(x * x, 0) / K + EPS) * scale
@@ -176,7 +191,8 @@ def _add_norm_project(
         wait_for_previous(PDL)
         for row in tl.static_range(NUM_ROWS):
             x = tl.load(residual + row * K + k, mask=inside, other=0.0).to(tl.float32)
-            x = (x + sum_of_parts(parts, row, k, inside, K, NUM_PARTS).to(tl.float32)).to(dtype).to(tl.float32)
+            x += sum_of_parts(parts, row, k, inside, K, NUM_PARTS).to(dtype).to(tl.float32)
+            x = x.to(dtype).to(tl.float32)
             y = tl.sum(rows * (x * scale)[None, :], 1) * tl.rsqrt(tl.sum(x * x, 0) / K + EPS)
             tl.store(out + row * N + n, y.to(dtype), mask=n < N)
 

@@ -44,19 +44,24 @@ def sorted_up(x: torch.Tensor, gate_up: torch.Tensor, pairs: SortedPairs, tile: 
     return out
 
 
-def sorted_down(act: torch.Tensor, down: torch.Tensor, pairs: SortedPairs, out: torch.Tensor, tile: Tile) -> None:
+def sorted_down(
+    act: torch.Tensor, down: torch.Tensor, pairs: SortedPairs, out: torch.Tensor, tile: Tile, shards: int = 1
+) -> None:
     """act [T k, I] from ``sorted_up``, down [E, H, I] -> out [T, at least k, H]: pair (t, j), weighted, to out[t, j].
 
+    With ``shards``, those of each run of inner columns, one run after the other in out's second dim, equally far apart.
     I elements must be a multiple of 16 bytes.
     """
     (num_experts, hidden, inner), (rows, parts, _), top_k = down.shape, out.shape, pairs.weights.shape[1]
+    of_shard = inner // shards
+    block_k = tile["k"] if shards == 1 else min(tile["k"], of_shard & -of_shard)  # no block reaches into the next
     launch(
         _sorted_down,
         (pairs.tiles.shape[0] * ceil_div(hidden, tile["n"]),),
         tile,
-        act=Operand(act, (rows * top_k, inner), act.dtype, block=(TILE_ROWS, tile["k"])),
-        half=Operand(act, (rows * top_k, inner), act.dtype, block=(TILE_ROWS // 2, tile["k"])),
-        weight=Operand(down, (num_experts, hidden, inner), act.dtype, block=(tile["n"], tile["k"]), row_dims=2),
+        act=Operand(act, (rows * top_k, inner), act.dtype, block=(TILE_ROWS, block_k)),
+        half=Operand(act, (rows * top_k, inner), act.dtype, block=(TILE_ROWS // 2, block_k)),
+        weight=Operand(down, (num_experts, hidden, inner), act.dtype, block=(tile["n"], block_k), row_dims=2),
         order=Operand(pairs.order, (rows * top_k,), torch.int32),
         shares=Operand(pairs.weights, (rows, top_k), torch.float32),
         tiles=pairs.tiles,
@@ -65,9 +70,10 @@ def sorted_down(act: torch.Tensor, down: torch.Tensor, pairs: SortedPairs, out: 
         PARTS=parts,
         HIDDEN=hidden,
         INNER=inner,
+        SHARDS=shards,
         BLOCK_M=TILE_ROWS,
         BLOCK_N=tile["n"],
-        BLOCK_K=tile["k"],
+        BLOCK_K=block_k,
         HALVES=not tile.exact,
     )
 
@@ -166,6 +172,7 @@ def _sorted_down(
     PARTS: tl.constexpr,
     HIDDEN: tl.constexpr,
     INNER: tl.constexpr,
+    SHARDS: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -183,12 +190,12 @@ def _sorted_down(
         if HALVES and stop - first <= BLOCK_M // 2:
             _down_tile(
                 half, weight, order, shares, out, expert, first, stop, column,
-                TOP_K, PARTS, HIDDEN, INNER, BLOCK_M // 2, BLOCK_N, BLOCK_K,
+                TOP_K, PARTS, HIDDEN, INNER, SHARDS, BLOCK_M // 2, BLOCK_N, BLOCK_K,
             )  # fmt: skip
         else:
             _down_tile(
                 act, weight, order, shares, out, expert, first, stop, column,
-                TOP_K, PARTS, HIDDEN, INNER, BLOCK_M, BLOCK_N, BLOCK_K,
+                TOP_K, PARTS, HIDDEN, INNER, SHARDS, BLOCK_M, BLOCK_N, BLOCK_K,
             )  # fmt: skip
 
 
@@ -207,6 +214,7 @@ def _down_tile(
     PARTS: tl.constexpr,
     HIDDEN: tl.constexpr,
     INNER: tl.constexpr,
+    SHARDS: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -216,11 +224,13 @@ def _down_tile(
     # Both before the products, which then hide the way to memory.
     pair = tl.load(order + m, mask=ok, other=0)
     share = tl.load(shares + pair, mask=ok, other=0.0)
-    acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
-    for k0 in range(0, INNER, BLOCK_K):
-        acc = dot(act.load([first, k0]), weight.load([expert * HIDDEN + column, k0]).T, acc)
-    acc *= share[:, None]
     n = column + tl.arange(0, BLOCK_N)
     place = pair // TOP_K * PARTS + pair % TOP_K
     to = out + place.to(tl.int64)[:, None] * HIDDEN + n[None, :]
-    tl.store(to, narrow(acc, out.dtype.element_ty), mask=ok[:, None] & (n < HIDDEN)[None, :])
+    for shard in tl.static_range(SHARDS):
+        acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+        for k0 in range(shard * (INNER // SHARDS), (shard + 1) * (INNER // SHARDS), BLOCK_K):
+            acc = dot(act.load([first, k0]), weight.load([expert * HIDDEN + column, k0]).T, acc)
+        acc *= share[:, None]
+        at = to + shard * (PARTS // SHARDS * HIDDEN)
+        tl.store(at, narrow(acc, out.dtype.element_ty), mask=ok[:, None] & (n < HIDDEN)[None, :])

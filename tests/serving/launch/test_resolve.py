@@ -114,12 +114,20 @@ def test_graphs_of_prompts_are_for_gpus_and_not_exact(folder: Path) -> None:
 
 def test_which_layouts_are_exact_on_a_gpu(folder: Path) -> None:
     model, wanted = read_config(folder), options(folder, exact="on")
-    check_exact(wanted, model, "cuda")
-    assert inexact_because("cuda", 1, AllReduceOptions()) == ""
-    with pytest.raises(ValueError, match="exact on: tp 2 on cuda: sums over tensor ranks are not cut into shards"):
-        check_exact(replace(wanted, tp=2), model, "cuda")
-    with pytest.raises(ValueError, match="linear_num_value_heads 6 at tp 1: a multiple of 4 a rank; give --exact off"):
-        check_exact(wanted, replace(model, linear_num_value_heads=6), "cuda")
+    model = replace(model, moe_intermediate_size=64, shared_expert_intermediate_size=128, linear_num_key_heads=8)
+    for tp in (1, 2):
+        check_exact(replace(wanted, tp=tp), replace(model, linear_num_value_heads=8), "cuda")
+    for changes, options_of, said in (
+        ({"linear_num_value_heads": 6}, {}, "linear_num_value_heads 6 at tp 1: 6 a rank or shard, a multiple of 4 is"),
+        ({"moe_intermediate_size": 72}, {}, "moe_intermediate_size 72 at tp 1: 18 a rank or shard, a multiple of 16"),
+        ({"linear_num_key_heads": 2}, {"tp": 2}, "linear_num_key_heads 2 at tp 2: 1 a rank or shard, a multiple of 4"),
+        ({}, {"tp": 4}, "exact on: tp 4 with all_reduce auto: torch's adds in orders of its own; quick does not"),
+        ({}, {"tp": 8}, "exact on: tp 8: sums are cut for 1, 2 or 4 tensor ranks"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            check_exact(
+                replace(wanted, **options_of), replace(model, **({"linear_num_value_heads": 8} | changes)), "cuda"
+            )
     check_exact(replace(wanted, exact="auto", tp=2), model, "cuda")
 
 
