@@ -15,7 +15,7 @@ from splitrank.comm.collectives import Collectives, SingleRank, TorchCollectives
 from splitrank.comm.device_link import DeviceLink
 from splitrank.comm.errors import CommunicationError
 from splitrank.comm.pipeline_link import PipelineLink
-from splitrank.comm.position import MeshPosition
+from splitrank.comm.position import MeshPosition, previous_is_elsewhere, ranks_of_host
 from splitrank.comm.quick_collectives import QuickCollectives
 from splitrank.comm.quick_reduce import QuickAllReduce
 from splitrank.comm.selection import AllReduceOptions, describe, select
@@ -46,7 +46,7 @@ class Mesh:
     ) -> None:
         self.position = position
         self._network = network or StageNetwork(position.world_size)
-        self._host_ranks = self._network.ranks_of_host(position.rank)
+        self._host_ranks = ranks_of_host(position.rank, self._network.ranks_per_host)
         self.collectives: Collectives = SingleRank()
         self.report, self._joined = "", False
         self.device_link: DeviceLink | None = None
@@ -72,15 +72,14 @@ class Mesh:
 
     def _listen(self, folder: Path, timeout_s: float) -> StageListener | NetworkListener:
         """For the stage before this one."""
-        rank, size = self.position.rank, self.position.world_size
-        if (rank - self.position.tp_size) % size in self._host_ranks:
-            return StageListener(folder, link_name(rank))
-        return NetworkListener(self._network, rank, timeout_s)
+        if previous_is_elsewhere(self.position, self._network.ranks_per_host):
+            return NetworkListener(self._network, self.position.rank, timeout_s)
+        return StageListener(folder, link_name(self.position.rank))
 
     def _connect(self, folder: Path, timeout_s: float) -> socket:
         """To the stage behind this one. Ranks of this host have joined, so they listen; on other hosts sockets listen
         since before any rank was started."""
-        following = (self.position.rank + self.position.tp_size) % self.position.world_size
+        following = self.position.next_rank
         if following in self._host_ranks:
             return connect(folder, link_name(following))
         stream, speed = self._network.connect(following, timeout_s)

@@ -9,6 +9,7 @@ import hashlib
 
 import msgspec
 
+from splitrank.comm.position import ranks_of_host
 from splitrank.models.rounding import ceil_div
 from splitrank.serving.protocol.sampling_params import SamplingParams
 
@@ -77,8 +78,7 @@ class LaunchSpec(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def local_ranks(self) -> range:
         """Those of this host."""
-        first = self.node_rank * self.ranks_per_node
-        return range(first, first + self.ranks_per_node)
+        return ranks_of_host(self.node_rank * self.ranks_per_node, self.ranks_per_node)
 
     @property
     def num_scratch(self) -> int:

@@ -16,6 +16,7 @@ from splitrank.comm.handshake import (
     prove_as_client,
     prove_as_server,
 )
+from splitrank.comm.position import mesh_position, previous_is_elsewhere, ranks_of_host
 from splitrank.comm.stage_network import NetworkListener, StageNetwork
 from splitrank.comm.stage_socket import receive_into
 from tests.support.limits import ANSWER_S
@@ -182,4 +183,14 @@ def test_a_stage_that_nobody_reaches_says_so() -> None:
 
 
 def test_ranks_of_a_host() -> None:
-    assert [StageNetwork(2).ranks_of_host(rank) for rank in (1, 2, 5)] == [range(2), range(2, 4), range(4, 6)]
+    assert [ranks_of_host(rank, 2) for rank in (1, 2, 5)] == [range(2), range(2, 4), range(4, 6)]
+
+
+@pytest.mark.parametrize(
+    ("pp", "tp", "per_host", "elsewhere"),
+    [(2, 1, 1, [0, 1]), (4, 1, 2, [0, 2]), (2, 2, 2, [0, 1, 2, 3]), (2, 2, 4, [])],
+)
+def test_ranks_whose_stage_before_is_on_another_host(pp: int, tp: int, per_host: int, elsewhere: list[int]) -> None:
+    positions = [mesh_position(rank, pp, tp) for rank in range(pp * tp)]
+    assert [position.rank for position in positions if previous_is_elsewhere(position, per_host)] == elsewhere
+    assert all(positions[position.next_rank].previous_rank == position.rank for position in positions)
