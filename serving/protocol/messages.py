@@ -35,7 +35,7 @@ class LaunchSpec(msgspec.Struct, frozen=True, kw_only=True):
     devices: tuple[int, ...] = ()  # of each rank, where device is "cuda"
     all_reduce: str = "auto"  # "auto", "quick" or "torch"
     all_reduce_codec: str = "none"  # "none", "int8", "int6" or "int4"
-    stage_link: str = "auto"  # "auto", "device" or "socket"
+    stage_link: str = "auto"  # "auto", "device", "nccl" or "socket"
     max_model_len: int  # tokens, prompt + output
     max_running_requests: int  # recurrent-state slots
     page_size: int  # tokens a KV page
