@@ -10,13 +10,9 @@ import signal
 import socket
 from pathlib import Path
 from typing import Any
-from unittest.mock import Mock
 
 import psutil
 import pytest
-import uvicorn
-from starlette.responses import JSONResponse
-from uvicorn.server import ServerState
 
 from splitrank.serving.http import bodies, protocol
 from splitrank.serving.http.connection_limit import MOST_DESCRIPTORS, NUM_RESERVED, connection_limit
@@ -58,30 +54,6 @@ def test_idle_connections_stay_as_long_as_the_option_says(tmp_path: Path) -> Non
 
     assert ServeConfig().keep_alive_timeout_s == 75
     serving(tmp_path, work, keep_alive_timeout_s=1.0)
-
-
-@pytest.mark.parametrize("is_lost", [True, False])
-def test_a_connection_that_was_reset_is_not_dropped_once_more(is_lost: bool) -> None:
-    """uvicorn lets its keep-alive timer run after a reset. A drop would ask a socket that is closed."""
-    client, transport = Mock(socket.socket), Mock(asyncio.Transport)
-    transport.is_closing.return_value = True
-    transport.get_extra_info.side_effect = lambda name, default=None: client if name == "socket" else default
-
-    async def work() -> None:
-        config = uvicorn.Config(JSONResponse({}), log_level="critical", ws="none")
-        config.load()
-        make = protocol.limited_protocol(send_timeout_s=0.0, max_connections=8)
-        connection = make(config=config, server_state=ServerState(), app_state={})
-        connection.connection_made(transport)
-        if is_lost:
-            connection.connection_lost(ConnectionResetError())
-        connection.timeout_keep_alive_handler()
-        await asyncio.sleep(0)  # a timer of 0 s is due
-        await asyncio.sleep(0)
-        connection.connection_lost(None)
-
-    asyncio.run(work())
-    assert transport.abort.called == client.setsockopt.called == (not is_lost)
 
 
 @pytest.mark.parametrize("value", [0.0, -1.0, float("nan"), float("inf")])
