@@ -43,6 +43,10 @@ class Ends:
         """Steps in flight."""
         return self.position.pp_size + 1
 
+    def close(self) -> None:
+        for stream in (self.previous, self.following):
+            stream.close()
+
 
 def no_links(timeout_s: float) -> StageLinks:
     """Of the only stage."""
@@ -51,7 +55,16 @@ def no_links(timeout_s: float) -> StageLinks:
 
 
 def link_stages(ends: Ends, options: StageLinkOptions) -> StageLinks:
-    """Collective over all ranks. ``CommunicationError`` if the link that was asked for cannot be made."""
+    """Collective over all ranks. ``CommunicationError`` if the link that was asked for cannot be made; then the streams
+    are closed, and the neighbours do not wait for this rank."""
+    try:
+        return _link(ends, options)
+    except BaseException:
+        ends.close()
+        raise
+
+
+def _link(ends: Ends, options: StageLinkOptions) -> StageLinks:
     kind, reason = options.choose(ends.device.type, ends.position.tp_size, ends.host_ranks, ends.position.world_size)
     if kind == "nccl":
         reason = _objection_to_nccl(ends, options)
@@ -84,8 +97,7 @@ def _by_groups(ends: Ends) -> StageLinks:
 def _by_device_memory(ends: Ends, options: StageLinkOptions) -> StageLinks:
     position = ends.position
     link = DeviceLink(None, position, ends.device, ends.timeout_s, options.part_bytes, ends.max_ahead)
-    for stream in (ends.previous, ends.following):
-        stream.close()
+    ends.close()
     mib = link.num_bytes / 2**20
     where = f"{mib:.1f} MiB of stage {position.pp_rank}, {ends.max_ahead} places"
     return StageLinks(link, link, link, f"stages linked by device memory ({where})")

@@ -5,10 +5,14 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+import torch
 
+from splitrank.comm import stage_links
 from splitrank.comm.errors import CommunicationError
+from splitrank.comm.position import mesh_position
 from splitrank.comm.ring_vote import first_objection
 from splitrank.comm.stage_link import StageLinkOptions, refuse_stage_link
+from splitrank.comm.stage_links import Ends, StageLinks, link_stages
 from tests.support.limits import ANSWER_S
 
 
@@ -100,3 +104,38 @@ def test_a_stage_that_has_left_is_an_error_of_the_vote(ring: Ring) -> None:
     ring[2][1].close()
     with pytest.raises(CommunicationError, match="it has left"):
         first_objection(*ring[0], True, "", ANSWER_S)
+
+
+def link_two(kind: str, reasons: list[str], monkeypatch: pytest.MonkeyPatch) -> list[StageLinks]:
+    """The links of two stages on GPUs of two hosts, of which each may have a reason against NCCL."""
+    monkeypatch.setattr(stage_links, "missing_because", lambda device: reasons[device.index])
+    (to_one, from_zero), (to_zero, from_one) = socket.socketpair(), socket.socketpair()
+    streams = [(to_zero, to_one), (from_zero, from_one)]
+
+    def link(stage: int) -> StageLinks:
+        device, hosts = torch.device("cuda", stage), range(stage, stage + 1)
+        ends = Ends(mesh_position(stage, 2, 1), device, hosts, *streams[stage], ANSWER_S)
+        return link_stages(ends, StageLinkOptions(kind))
+
+    with ThreadPoolExecutor(2) as pool:
+        return [call.result() for call in [pool.submit(link, stage) for stage in range(2)]]
+
+
+def test_where_one_host_has_no_nccl_all_are_linked_by_sockets_and_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    one, two = link_two("auto", ["", "torch was built without NCCL"], monkeypatch)
+    said = "stages linked by sockets (rank 1 (stage 1, tp 0): torch was built without NCCL)"
+    assert (one.report, two.report) == (said, said)
+    assert one.on_device is two.on_device is None
+    states = torch.arange(6.0).view(2, 3)
+    one.forward.send((states,), 0, "0" * 16)
+    two.feedback.send((states + 1,), 0, "0" * 16)
+    assert torch.equal(two.forward.receive(1, (2, 3), torch.float32, 0, "0" * 16)[0], states)
+    assert torch.equal(one.feedback.receive(1, (2, 3), torch.float32, 0, "0" * 16)[0], states + 1)
+    for links in (one, two):
+        links.forward.close()
+        links.feedback.close()
+
+
+def test_where_nccl_was_asked_for_and_cannot_be_all_raise(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(CommunicationError, match=r"stage_link nccl: rank 0 \(stage 0, tp 0\): none here"):
+        link_two("nccl", ["none here", ""], monkeypatch)
