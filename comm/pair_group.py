@@ -5,7 +5,6 @@ takes yet would hold up states.
 """
 
 import threading
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
@@ -99,9 +98,8 @@ def _make_group(store: ChannelStore, role: int, number: int, device: torch.devic
     else:
         pair = cast(PairGroup, ProcessGroupGloo(store, role, 2, timeout))
     message = torch.full((1,), number if role == SENDER else -1, dtype=torch.int64, device=device)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch remarks that the message makes the communicator
-        work = pair.send([message], RECEIVER, 0) if role == SENDER else pair.recv([message], SENDER, 0)
+    # torch remarks on stderr, by itself, that this makes a communicator of two ranks: so it is meant.
+    work = pair.send([message], RECEIVER, 0) if role == SENDER else pair.recv([message], SENDER, 0)
     work.wait()
     if int(message.item()) != number:  # waits for the GPU
         raise CommunicationError(f"stage {number} sent {int(message.item())} instead of its number")

@@ -33,7 +33,7 @@ class StageLinkOptions:
         if device == "cpu":
             return "socket", "stages on a CPU"
         if len(host_ranks) < world_size:
-            return "nccl", ""
+            return "socket", "stages of several hosts; --stage-link nccl asks for NCCL"
         if tp_size > 1:
             return "socket", f"tp {tp_size}: not yet seen on as many GPUs; --stage-link device asks for it"
         if self.shares_gpus(host_ranks):

@@ -181,7 +181,7 @@ class EngineConfig(LayoutConfig):
     stage_link: str = option(
         "auto",
         "how stages send states and tokens: device, from GPU memory to GPU memory of one host; nccl, between GPUs of "
-        "any hosts; socket, through the hosts' memory; auto: on GPUs device, between hosts nccl",
+        "any hosts; socket, through the hosts' memory; auto: device where each stage has a GPU of its own on one host",
         choices=STAGE_LINKS,
     )
     log_level: str = option("info", "log level", choices=LOG_LEVELS)

@@ -23,8 +23,9 @@ from tests.support.limits import ANSWER_S
         ("auto", "cuda", 1, (), 1, "device", ""),
         ("auto", "cuda", 1, (0, 0), 1, "socket", "share a GPU"),
         ("auto", "cuda", 2, (0, 1, 2, 3), 1, "socket", "tp 2"),
-        ("auto", "cuda", 1, (0, 0), 2, "nccl", ""),
-        ("auto", "cuda", 2, (0, 1, 0, 1), 2, "nccl", ""),
+        ("auto", "cuda", 1, (0, 0), 2, "socket", "several hosts"),
+        ("nccl", "cuda", 1, (0, 0), 2, "nccl", ""),
+        ("nccl", "cuda", 2, (0, 1, 0, 1), 2, "nccl", ""),
         ("auto", "cpu", 1, (), 2, "socket", "CPU"),
         ("device", "cuda", 1, (0, 0), 1, "device", ""),
         ("device", "cuda", 2, (0, 1, 2, 3), 1, "device", ""),
@@ -121,9 +122,9 @@ def link_two(kind: str, reasons: list[str], monkeypatch: pytest.MonkeyPatch) -> 
         return [call.result() for call in [pool.submit(link, stage) for stage in range(2)]]
 
 
-def test_where_one_host_has_no_nccl_all_are_linked_by_sockets_and_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    one, two = link_two("auto", ["", "torch was built without NCCL"], monkeypatch)
-    said = "stages linked by sockets (rank 1 (stage 1, tp 0): torch was built without NCCL)"
+def test_gpus_of_several_hosts_are_linked_by_sockets_and_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    one, two = link_two("auto", ["", ""], monkeypatch)
+    said = "stages linked by sockets (stages of several hosts; --stage-link nccl asks for NCCL)"
     assert (one.report, two.report) == (said, said)
     assert one.on_device is two.on_device is None
     states = torch.arange(6.0).view(2, 3)
@@ -137,5 +138,6 @@ def test_where_one_host_has_no_nccl_all_are_linked_by_sockets_and_say_so(monkeyp
 
 
 def test_where_nccl_was_asked_for_and_cannot_be_all_raise(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(CommunicationError, match=r"stage_link nccl: rank 0 \(stage 0, tp 0\): none here"):
-        link_two("nccl", ["none here", ""], monkeypatch)
+    reason = "torch was built without NCCL"
+    with pytest.raises(CommunicationError, match=rf"stage_link nccl: rank 1 \(stage 1, tp 0\): {reason}"):
+        link_two("nccl", ["", reason], monkeypatch)

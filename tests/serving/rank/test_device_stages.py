@@ -69,11 +69,18 @@ def run(folder: Path, run_dir: Path, num_stages: int, stage_link: str = "device"
     return load_file(run_dir / "outcome")
 
 
+@pytest.fixture(scope="module")
+def expected(folder: Path) -> dict[str, torch.Tensor]:
+    return run(folder, folder / "one", 1)
+
+
 @pytest.mark.proof  # minutes in the interpreter
 @pytest.mark.timeout(PROOF_S)
 @pytest.mark.parametrize("stage_link", ["device", "nccl"])  # which has gloo here
-def test_two_stages_have_the_bits_of_one(folder: Path, tmp_path: Path, stage_link: str) -> None:
-    expected, found = run(folder, tmp_path / "one", 1), run(folder, tmp_path / "two", 2, stage_link)
+def test_two_stages_have_the_bits_of_one(
+    folder: Path, tmp_path: Path, expected: dict[str, torch.Tensor], stage_link: str
+) -> None:
+    found = run(folder, tmp_path / "two", 2, stage_link)
     assert len(expected["tokens"]) == sum(len(plan.decodes) + sum(c.sample for c in plan.chunks) for plan in plans())
     assert torch.isfinite(expected["logits"]).all()
     assert torch.equal(found["tokens"], expected["tokens"])
