@@ -5,11 +5,14 @@ connection's purpose and of its side. Only then does the listening end prove its
 and its own are read as far as the size of a proof. The proofs say who the peer is; what follows is not encrypted.
 """
 
+import contextlib
 import hashlib
 import hmac
 import secrets
 import socket
 import threading
+import time
+from collections import Counter
 from collections.abc import Callable
 
 from splitrank.comm.errors import CommunicationError
@@ -19,7 +22,8 @@ LEAST_SECRET_BYTES = 16
 HANDSHAKE_S = 5.0
 _MAGIC = b"splitrh1"
 _NONCE_BYTES = _PROOF_BYTES = 32
-_MOST_AT_ONCE = 64  # handshakes; more connections are closed at once
+_MOST_AT_ONCE = 64  # handshakes
+_ENOUGH_S = 0.5  # for a handshake, when all places are taken
 
 Address = tuple[str, int]
 
@@ -68,17 +72,49 @@ def _proof(secret: bytes, side: str, purpose: str, challenge: bytes, own: bytes)
     return hmac.new(secret, message, hashlib.sha256).digest()
 
 
+class _Places:
+    """Of handshakes under way. When all are taken, the address that has most gives one up to another address; to its
+    own, if its oldest has had ``_ENOUGH_S``. So strangers who say nothing keep out nobody but their own neighbours, and
+    those for half a second."""
+
+    def __init__(self) -> None:
+        self._taken: dict[socket.socket, tuple[str, float]] = {}  # address, since when; the oldest first
+        self._lock = threading.Lock()
+
+    def take(self, stream: socket.socket, address: str) -> bool:
+        with self._lock:
+            if len(self._taken) >= _MOST_AT_ONCE and not self._give_one_up(address):
+                return False
+            self._taken[stream] = address, time.monotonic()
+            return True
+
+    def leave(self, stream: socket.socket) -> None:
+        with self._lock:
+            self._taken.pop(stream, None)
+
+    def _give_one_up(self, newcomer: str) -> bool:
+        counts = Counter(address for address, _ in self._taken.values())
+        [(most, count)] = counts.most_common(1)
+        oldest, since = next((stream, since) for stream, (address, since) in self._taken.items() if address == most)
+        if count <= counts[newcomer] + (newcomer != most) and time.monotonic() - since < _ENOUGH_S:
+            return False
+        del self._taken[oldest]
+        with contextlib.suppress(OSError):
+            oldest.shutdown(socket.SHUT_RDWR)  # its thread finds that it has left
+        return True
+
+
 class Doorkeeper:
     """Accepts at a listening socket and hands over the connections that prove themselves, each from its own thread.
 
-    A stranger costs a thread for ``HANDSHAKE_S`` at most, is closed without a word, and delays nobody.
+    A stranger costs a thread for ``HANDSHAKE_S`` at most, is closed without a word, and delays nobody (``_Places``).
     """
 
     def __init__(
         self, listener: socket.socket, secret: bytes, purpose: str, on_proven: Callable[[socket.socket, str], None]
     ) -> None:
         self._listener, self._secret, self._purpose, self._on_proven = listener, secret, purpose, on_proven
-        self._room = threading.BoundedSemaphore(_MOST_AT_ONCE)
+        self._places = _Places()
         self.num_refused = 0
         threading.Thread(target=self._accept_all, name="doorkeeper", daemon=True).start()
 
@@ -97,21 +133,22 @@ class Doorkeeper:
                 stream, address = self._listener.accept()
             except OSError:
                 return  # closed
-            if not self._room.acquire(blocking=False):
+            if not self._places.take(stream, str(address[0])):
                 stream.close()
                 continue
             threading.Thread(target=self._admit, args=(stream, str(address[0])), name="handshake", daemon=True).start()
 
     def _admit(self, stream: socket.socket, peer: str) -> None:
         try:
-            prove_as_server(stream, self._secret, self._purpose)
+            try:
+                prove_as_server(stream, self._secret, self._purpose)
+            finally:
+                self._places.leave(stream)
             send_at_once(stream)
             self._on_proven(stream, peer)
         except (CommunicationError, OSError):
             self.num_refused += 1
             stream.close()
-        finally:
-            self._room.release()
 
 
 def connect_proven(address: Address, secret: bytes, purpose: str, timeout_s: float) -> socket.socket:

@@ -12,14 +12,13 @@ import torch.distributed as dist
 from torch._C._distributed_c10d import FileStore
 
 from splitrank.comm.collectives import Collectives, SingleRank, TorchCollectives
-from splitrank.comm.device_link import DeviceLink
 from splitrank.comm.errors import CommunicationError
-from splitrank.comm.pipeline_link import PipelineLink
-from splitrank.comm.position import MeshPosition
+from splitrank.comm.position import MeshPosition, previous_is_elsewhere, ranks_of_host
 from splitrank.comm.quick_collectives import QuickCollectives
 from splitrank.comm.quick_reduce import QuickAllReduce
 from splitrank.comm.selection import AllReduceOptions, describe, select
 from splitrank.comm.stage_link import StageLinkOptions
+from splitrank.comm.stage_links import Ends, StageLinks, link_stages, no_links
 from splitrank.comm.stage_network import NetworkListener, StageNetwork, link_name
 from splitrank.comm.stage_socket import StageListener, connect
 
@@ -31,7 +30,8 @@ class Mesh:
     every wait. ``network`` says which ranks are on other hosts; without it, all are on this one.
     ``all_reduce`` chooses the collectives of a stage, for tensors on ``device``; ``report`` is a line that says how.
     ``link`` carries hidden states from stage to stage, ``feedback`` sampled tokens from the last stage to the first;
-    ``stage_link`` chooses how, and ``link_report`` says it; ``speed_report`` is of a connection to another host.
+    ``stage_link`` chooses how, and ``link_report`` says it; ``device_link``: both, if they go from GPU to GPU.
+    ``speed_report`` is of a connection to another host.
     """
 
     def __init__(
@@ -46,11 +46,10 @@ class Mesh:
     ) -> None:
         self.position = position
         self._network = network or StageNetwork(position.world_size)
-        self._host_ranks = self._network.ranks_of_host(position.rank)
+        self._host_ranks = ranks_of_host(position.rank, self._network.ranks_per_host)
         self.collectives: Collectives = SingleRank()
         self.report, self._joined = "", False
-        self.device_link: DeviceLink | None = None
-        self.link_report, self.speed_report = "", ""
+        self.speed_report = ""
         self._options, self._device = all_reduce or AllReduceOptions(), device or torch.device("cpu")
         listener = self._listen(rendezvous.parent, timeout_s) if position.pp_size > 1 else None
         try:
@@ -58,11 +57,11 @@ class Mesh:
                 group = self._join_groups(rendezvous, timeout_s)
                 if group is not None:
                     self.collectives, self.report = self._make_collectives(group, timeout_s)
-            self.link: DeviceLink | PipelineLink
-            self.feedback: DeviceLink | PipelineLink
-            self.link, self.feedback = self._link_stages(listener, rendezvous.parent, timeout_s)
-            if position.pp_size > 1:
-                self._link_devices(stage_link or StageLinkOptions(), timeout_s)
+            links = no_links(timeout_s)
+            if listener is not None:
+                links = self._link_stages(stage_link or StageLinkOptions(), listener, rendezvous.parent, timeout_s)
+            self.link, self.feedback = links.forward, links.feedback
+            self.device_link, self.link_report = links.on_device, links.report
         except BaseException:
             self._leave_groups()
             raise
@@ -72,15 +71,14 @@ class Mesh:
 
     def _listen(self, folder: Path, timeout_s: float) -> StageListener | NetworkListener:
         """For the stage before this one."""
-        rank, size = self.position.rank, self.position.world_size
-        if (rank - self.position.tp_size) % size in self._host_ranks:
-            return StageListener(folder, link_name(rank))
-        return NetworkListener(self._network, rank, timeout_s)
+        if previous_is_elsewhere(self.position, self._network.ranks_per_host):
+            return NetworkListener(self._network, self.position.rank, timeout_s)
+        return StageListener(folder, link_name(self.position.rank))
 
     def _connect(self, folder: Path, timeout_s: float) -> socket:
         """To the stage behind this one. Ranks of this host have joined, so they listen; on other hosts sockets listen
         since before any rank was started."""
-        following = (self.position.rank + self.position.tp_size) % self.position.world_size
+        following = self.position.next_rank
         if following in self._host_ranks:
             return connect(folder, link_name(following))
         stream, speed = self._network.connect(following, timeout_s)
@@ -88,58 +86,16 @@ class Mesh:
         return stream
 
     def _link_stages(
-        self, listener: StageListener | NetworkListener | None, folder: Path, timeout_s: float
-    ) -> tuple[PipelineLink, PipelineLink]:
-        """The links between neighbouring stages, and from the last stage to the first."""
-        position, previous, following = self.position, None, None
+        self, options: StageLinkOptions, listener: StageListener | NetworkListener, folder: Path, timeout_s: float
+    ) -> StageLinks:
+        """Reaches both neighbours; then the links."""
         try:
-            if listener is not None:
-                following = self._connect(folder, timeout_s)
-                previous = listener.accept(timeout_s)
+            following = self._connect(folder, timeout_s)
+            previous = listener.accept(timeout_s)
+            ends = Ends(self.position, self._device, self._host_ranks, previous, following, timeout_s)
+            return link_stages(ends, options)
         except CommunicationError as error:
-            raise CommunicationError(f"{position}: could not link the stages: {error}") from error
-        is_first, is_last = position.pp_rank == 0, position.pp_rank == position.pp_size - 1
-
-        def link(previous: socket | None, following: socket | None) -> PipelineLink:
-            return PipelineLink(position.pp_rank, position.pp_size, previous, following, self._max_ahead, timeout_s)
-
-        return (
-            link(None if is_first else previous, None if is_last else following),
-            link(previous if is_first else None, following if is_last else None),
-        )
-
-    def _link_devices(self, options: StageLinkOptions, timeout_s: float) -> None:
-        """Links the stages by GPU memory where ``options`` want it and all stages can; else the sockets stay."""
-        reason = options.socket_because(self.position.tp_size)
-        if len(self._host_ranks) < self.position.world_size:
-            reason = "stages on several hosts"
-        if options.kind == "auto" and self._device.type == "cpu":
-            reason = reason or "stages on a CPU"
-        if not reason:
-            try:
-                self.device_link = DeviceLink(
-                    None, self.position, self._device, timeout_s, options.part_bytes, self._max_ahead
-                )
-            except CommunicationError as error:
-                if options.kind == "device":
-                    raise
-                reason = str(error)
-        if self.device_link is None:
-            if self._device.type == "cpu":
-                return
-            self.link_report = f"stages linked by sockets ({reason})"
-            return
-        for link in (self.link, self.feedback):
-            link.close()
-        self.link = self.feedback = self.device_link
-        mib = self.device_link.num_bytes / 2**20
-        where = f"{mib:.1f} MiB of stage {self.position.pp_rank}, {self._max_ahead} places"
-        self.link_report = f"stages linked by device memory ({where})"
-
-    @property
-    def _max_ahead(self) -> int:
-        """Steps in flight."""
-        return self.position.pp_size + 1
+            raise CommunicationError(f"{self.position}: could not link the stages: {error}") from error
 
     def check(self) -> None:
         """Raises if a collective or a message that was enqueued so far has failed. For steps that have ended."""

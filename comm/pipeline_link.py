@@ -1,20 +1,15 @@
-"""Sends tensors from one pipeline stage to the next, and from the last to the first: a header and a payload per step.
+"""Sends tensors from one pipeline stage to the next, and from the last to the first, by a stream: header and payload.
 
-The header holds the step, the plan's hash, and the size and dtype of the payload. The receiver compares it with what it
-expects. If they differ, it raises an error that shows both, instead of computing with the payload.
+The payload is read only behind a header as expected (``message_header.py``).
 """
 
-import struct
-from math import prod
 from socket import socket
 
 import torch
 
 from splitrank.comm.errors import CommunicationError
+from splitrank.comm.message_header import make_header, receive_header, waited_for
 from splitrank.comm.stage_socket import Outbox, receive_into
-
-_HEADER = struct.Struct("<8sq16sqq16s")  # magic, step, plan hash, tensors, elements a tensor, dtype
-_MAGIC = b"splitrk1"
 
 
 class PipelineLink:
@@ -36,7 +31,7 @@ class PipelineLink:
         """Starts sending tensors of equal shape and dtype to the next stage, in step order. Do not change them."""
         assert self._outbox is not None
         tensors = tuple(tensor.contiguous() for tensor in tensors)
-        header = _header(step, plan_hash, len(tensors), tensors[0].numel(), tensors[0].dtype)
+        header = make_header(step, plan_hash, len(tensors), tuple(tensors[0].shape), tensors[0].dtype)
         try:
             self._outbox.put([memoryview(header), *map(_bytes_of, tensors)])
         except CommunicationError as error:
@@ -47,44 +42,26 @@ class PipelineLink:
         self, num_tensors: int, shape: tuple[int, ...], dtype: torch.dtype, step: int, plan_hash: str
     ) -> tuple[torch.Tensor, ...]:
         """Receives ``num_tensors`` of ``shape`` from the previous stage, each in its own 64-byte-aligned storage."""
-        seen = bytes(self._receive(bytearray(_HEADER.size), step))
-        expected = _header(step, plan_hash, num_tensors, prod(shape), dtype)
-        if seen != expected:
-            raise CommunicationError(
-                f"stage {self._pp_rank} expected {_fields(expected)} (step, hash, tensors, elements, dtype) "
-                f"from stage {self._source}, which sent {_fields(seen)}"
-            )
+        assert self._previous is not None
+        expected = make_header(step, plan_hash, num_tensors, shape, dtype)
+        receive_header(self._previous, expected, self._pp_rank, self._source, step, self._timeout_s)
         tensors = tuple(torch.empty(shape, dtype=dtype) for _ in range(num_tensors))
         for tensor in tensors:
             self._receive(_bytes_of(tensor), step)
         return tensors
 
-    def _receive(self, buffer: bytearray | memoryview, step: int) -> bytearray | memoryview:
+    def _receive(self, buffer: memoryview, step: int) -> None:
         assert self._previous is not None
         try:
-            receive_into(self._previous, memoryview(buffer), self._timeout_s)
+            receive_into(self._previous, buffer, self._timeout_s)
         except CommunicationError as error:
-            waited = f"stage {self._pp_rank} waited for stage {self._source}, step {step}"
-            raise CommunicationError(f"{waited}: {error}") from error
-        return buffer
+            raise CommunicationError(f"{waited_for(self._pp_rank, self._source, step)}: {error}") from error
 
     def close(self) -> None:
         """Closes the streams; what was not sent yet is dropped."""
         for stream in (self._previous, self._next):
             if stream is not None:
                 stream.close()
-
-
-def _header(step: int, plan_hash: str, num_tensors: int, num_elements: int, dtype: torch.dtype) -> bytes:
-    name = str(dtype).removeprefix("torch.")
-    return _HEADER.pack(_MAGIC, step, plan_hash.encode(), num_tensors, num_elements, name.encode())
-
-
-def _fields(header: bytes) -> tuple[int, str, int, int, str]:
-    """The fields of a header for an error message. Names of other bytes than text are shown, too."""
-    _, step, plan_hash, num_tensors, num_elements, dtype = _HEADER.unpack(header)
-    names = [name.rstrip(b"\0").decode(errors="replace") for name in (plan_hash, dtype)]
-    return step, names[0], num_tensors, num_elements, names[1]
 
 
 def _bytes_of(tensor: torch.Tensor) -> memoryview:

@@ -20,6 +20,16 @@ class MeshPosition:
     def world_size(self) -> int:
         return self.pp_size * self.tp_size
 
+    @property
+    def previous_rank(self) -> int:
+        """Of the stage before, at the same tensor rank. The stages are a ring: before the first is the last."""
+        return (self.rank - self.tp_size) % self.world_size
+
+    @property
+    def next_rank(self) -> int:
+        """Of the stage behind; behind the last is the first."""
+        return (self.rank + self.tp_size) % self.world_size
+
     def __str__(self) -> str:
         return f"rank {self.rank} (stage {self.pp_rank}, tp {self.tp_rank})"
 
@@ -27,3 +37,14 @@ class MeshPosition:
 def mesh_position(rank: int, pp_size: int, tp_size: int) -> MeshPosition:
     """Position of a global rank."""
     return MeshPosition(rank // tp_size, pp_size, rank % tp_size, tp_size)
+
+
+def ranks_of_host(rank: int, ranks_per_host: int) -> range:
+    """The ranks on the host of ``rank``. Each host has as many, in the order of ranks."""
+    first = rank // ranks_per_host * ranks_per_host
+    return range(first, first + ranks_per_host)
+
+
+def previous_is_elsewhere(position: MeshPosition, ranks_per_host: int) -> bool:
+    """Whether the stage before is on another host, so that this rank listens for it on the network."""
+    return position.previous_rank not in ranks_of_host(position.rank, ranks_per_host)

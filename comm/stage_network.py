@@ -1,4 +1,4 @@
-"""Stages on several hosts: which ranks share a host, and how a stage reaches its neighbour on another one.
+"""How a stage reaches its neighbour on another host.
 
 The connection is TCP, proved by the hosts' secret (``handshake.py``), measured (``link_speed.py``), and from then on
 the same byte stream as the socket between stages of one host (``stage_socket.py``).
@@ -15,18 +15,13 @@ from splitrank.comm.link_speed import LinkSpeed, answer, measure
 
 @dataclass(frozen=True)
 class StageNetwork:
-    """``ranks_per_host``: in the order of ranks. ``addresses``: where ranks listen whose stage before is on another
+    """``ranks_per_host``: see ``ranks_of_host``. ``addresses``: where ranks listen whose stage before is on another
     host. ``listener_fd``: this rank's own listening socket, if it is one of them."""
 
     ranks_per_host: int
     addresses: dict[int, Address] = field(default_factory=dict)
     secret: bytes = field(default=b"", repr=False)
     listener_fd: int | None = None
-
-    def ranks_of_host(self, rank: int) -> range:
-        """The ranks on the host of ``rank``."""
-        first = rank // self.ranks_per_host * self.ranks_per_host
-        return range(first, first + self.ranks_per_host)
 
     def connect(self, rank: int, timeout_s: float) -> tuple[socket.socket, LinkSpeed]:
         """The connection to ``rank`` on another host, and its speed. The rank may not have started yet."""

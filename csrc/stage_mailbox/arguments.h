@@ -1,6 +1,7 @@
 // Host side only: what a mailbox checks of its caller's arguments, in the same words on all targets.
 #pragma once
 
+#include <cstring>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -11,6 +12,7 @@ namespace splitrank::stage_mailbox {
 
 constexpr uint32_t kMaxPlaces = 64;
 constexpr uint64_t kMaxPartCapacity = uint64_t(1) << 34;
+constexpr uint32_t kHandleProtocol = 1;
 
 inline std::string text(uint64_t number) { return std::to_string(number); }
 
@@ -40,6 +42,27 @@ inline void check_peer(const Shape& own, const Shape& peer, uint32_t stage) {
         throw std::invalid_argument("the handle of stage " + text(stage) + " is of stage " + text(peer.stage) + " of " +
                                     text(peer.num_stages) + " with " + text(peer.num_places) + " places, this one is of " +
                                     text(own.num_stages) + " with " + text(own.num_places));
+}
+
+// What a stage gives the others, as bytes. Region: how they find its memory.
+template <typename Region>
+struct Handle {
+    uint32_t protocol;
+    uint32_t reserved;
+    Shape shape;
+    Region region;
+};
+
+// The handle of `stage`; std::invalid_argument if it is of another version or ring than `own`.
+template <typename Region>
+Handle<Region> handle_from_bytes(const std::string& bytes, const Shape& own, uint32_t stage) {
+    Handle<Region> handle{};
+    if (bytes.size() == sizeof(handle)) std::memcpy(&handle, bytes.data(), sizeof(handle));
+    if (handle.protocol != kHandleProtocol)
+        throw std::invalid_argument("the handle of stage " + text(stage) + " is of protocol " + text(handle.protocol) +
+                                    ", this one is of " + text(kHandleProtocol));
+    check_peer(own, handle.shape, stage);
+    return handle;
 }
 
 inline Message make_message(const std::vector<uint64_t>& parts, const Header& header, uint64_t capacity,

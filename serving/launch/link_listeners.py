@@ -7,6 +7,7 @@ inherits its own.
 import socket
 
 from splitrank.comm.handshake import listen
+from splitrank.comm.position import mesh_position, previous_is_elsewhere
 from splitrank.serving.launch.run_secret import join_address
 from splitrank.serving.protocol.messages import LaunchSpec
 
@@ -18,7 +19,7 @@ class LinkListeners:
         self._sockets: dict[int, socket.socket] = {}
         self.addresses: dict[int, str] = {}
         for rank in spec.local_ranks:
-            if (rank - spec.tp_size) % spec.world_size not in spec.local_ranks:
+            if previous_is_elsewhere(mesh_position(rank, spec.pp_size, spec.tp_size), spec.ranks_per_node):
                 listener = self._sockets[rank] = listen(address)
                 self.addresses[rank] = join_address(told, listener.getsockname()[1])
 

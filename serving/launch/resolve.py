@@ -9,7 +9,7 @@ from typing import Any
 
 from splitrank.comm.handshake import check_secret
 from splitrank.comm.selection import AllReduceOptions
-from splitrank.comm.stage_link import refuse_device_link
+from splitrank.comm.stage_link import refuse_stage_link
 from splitrank.models.checkpoint import Checkpoint
 from splitrank.models.config import ModelConfig, read_config
 from splitrank.models.dtypes import COMPUTED_DTYPES
@@ -135,7 +135,7 @@ def check_nodes(config: EngineConfig) -> None:
 
 def check_on_device(config: EngineConfig, model: ModelConfig, dtype: str, target: str) -> None:
     """``ValueError`` if the options or the model's sizes cannot be had on this kind of device."""
-    refuse_device_link(config.stage_link, target, config.pp, config.num_nodes)
+    refuse_stage_link(config.stage_link, target, config.pp, config.num_nodes)
     check_exact(config, model, target)
     if config.prompt_graphs and (target != "cuda" or config.exact == "on"):
         why = "with --exact on prompts have kernels of their own" if target == "cuda" else "it is for GPUs"

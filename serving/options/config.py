@@ -183,8 +183,8 @@ class EngineConfig(LayoutConfig):
     )
     stage_link: str = option(
         "auto",
-        "how stages send states and tokens: device, from GPU memory to GPU memory, or socket, through their hosts; "
-        "auto: device where each stage has a GPU of its own",
+        "how stages send states and tokens: device, from GPU memory to GPU memory of one host; nccl, between GPUs of "
+        "any hosts; socket, through the hosts' memory; auto: device where each stage has a GPU of its own on one host",
         choices=STAGE_LINKS,
     )
     log_level: str = option("info", "log level", choices=LOG_LEVELS)
@@ -356,7 +356,9 @@ def _keys_of_file(file: str) -> list[str]:
 
 def child_environment() -> dict[str, str]:
     """Environment of engine and rank processes: loopback for gloo, unbuffered output, a malloc that keeps pages, and
-    threads that spin for 1 ms at most. The user's own settings for malloc and the threads stay.
+    threads that spin for 1 ms at most. The user's own settings for malloc, the threads and NCCL stay.
+
+    By default, torch ends a process by SIGABRT when NCCL has failed. Here a rank says who has left (``group_link.py``).
 
     A step allocates and frees the same megabytes again and again. By default malloc maps and unmaps them each time: a
     prefill of 512 tokens took 0.35 s instead of 0.30. The threads of an operation wait for each other thousands of
@@ -365,6 +367,19 @@ def child_environment() -> dict[str, str]:
     them on shared cores.
     """
     loopback = {"GLOO_SOCKET_IFNAME": "lo", "TP_SOCKET_IFNAME": "lo"}
+    nccl = {
+        "TORCH_NCCL_ASYNC_ERROR_HANDLING": "0",
+        "TORCH_NCCL_ENABLE_MONITORING": "0",
+        "TORCH_NCCL_DUMP_ON_TIMEOUT": "0",
+    }
     waiting = {} if "OMP_WAIT_POLICY" in os.environ else {"GOMP_SPINCOUNT": "30000"}
     malloc = {"MALLOC_MMAP_THRESHOLD_": str(32 * 2**20), "MALLOC_TRIM_THRESHOLD_": str(512 * 2**20)}
-    return {**malloc, **waiting, **os.environ, **loopback, "PYTHONUNBUFFERED": "1", "TOKENIZERS_PARALLELISM": "false"}
+    return {
+        **malloc,
+        **waiting,
+        **nccl,
+        **os.environ,
+        **loopback,
+        "PYTHONUNBUFFERED": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+    }

@@ -9,6 +9,7 @@ import hashlib
 
 import msgspec
 
+from splitrank.comm.position import ranks_of_host
 from splitrank.models.rounding import ceil_div
 from splitrank.serving.protocol.sampling_params import SamplingParams
 
@@ -35,7 +36,7 @@ class LaunchSpec(msgspec.Struct, frozen=True, kw_only=True):
     all_reduce: str = "auto"  # "auto", "quick" or "torch"
     all_reduce_codec: str = "none"  # "none", "int8", "int6" or "int4"
     prompt_graphs: bool = False  # short prompts as CUDA graphs
-    stage_link: str = "auto"  # "auto", "device" or "socket"
+    stage_link: str = "auto"  # "auto", "device", "nccl" or "socket"
     max_model_len: int  # tokens, prompt + output
     max_running_requests: int  # recurrent-state slots
     page_size: int  # tokens a KV page
@@ -78,8 +79,7 @@ class LaunchSpec(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def local_ranks(self) -> range:
         """Those of this host."""
-        first = self.node_rank * self.ranks_per_node
-        return range(first, first + self.ranks_per_node)
+        return ranks_of_host(self.node_rank * self.ranks_per_node, self.ranks_per_node)
 
     @property
     def num_scratch(self) -> int:

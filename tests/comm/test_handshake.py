@@ -1,12 +1,14 @@
 """Two ends prove to each other that they know a secret; whoever does not gets nothing and disturbs nobody."""
 
 import queue
+import select
 import socket
 import threading
 from collections.abc import Iterator
 
 import pytest
 
+from splitrank.comm import handshake
 from splitrank.comm.errors import CommunicationError
 from splitrank.comm.handshake import (
     Doorkeeper,
@@ -16,6 +18,7 @@ from splitrank.comm.handshake import (
     prove_as_client,
     prove_as_server,
 )
+from splitrank.comm.position import mesh_position, previous_is_elsewhere, ranks_of_host
 from splitrank.comm.stage_network import NetworkListener, StageNetwork
 from splitrank.comm.stage_socket import receive_into
 from tests.support.limits import ANSWER_S
@@ -137,6 +140,52 @@ def test_strangers_who_say_nothing_keep_nobody_out(door: Door) -> None:
         stranger.close()
 
 
+class FullDoor:
+    """All places of a door are taken by strangers of one address, who say nothing."""
+
+    def __init__(self, door: Door) -> None:
+        self._door = door
+        self.strangers = [door.knock() for _ in range(handshake._MOST_AT_ONCE)]
+        for stranger in self.strangers:  # each has a place
+            receive_into(stranger, memoryview(bytearray(CHALLENGE_BYTES)), ANSWER_S)
+
+    def come(self, address: str) -> None:
+        """One who knows the secret, from ``address``."""
+        with socket.create_connection(self._door.address, ANSWER_S, (address, 0)) as stream:
+            prove_as_client(stream, SECRET, "join", ANSWER_S)
+        self._door.proven.get(timeout=ANSWER_S).close()
+
+    def num_gone(self) -> int:
+        return sum(bool(select.select([stranger], [], [], 0)[0]) for stranger in self.strangers)
+
+
+@pytest.fixture
+def full_door(door: Door, monkeypatch: pytest.MonkeyPatch) -> Iterator[FullDoor]:
+    monkeypatch.setattr(handshake, "_MOST_AT_ONCE", 8)
+    monkeypatch.setattr(handshake, "_ENOUGH_S", float("inf"))
+    full = FullDoor(door)
+    yield full
+    for stranger in full.strangers:
+        stranger.close()
+
+
+def test_strangers_of_one_address_keep_out_no_other_address(full_door: FullDoor) -> None:
+    full_door.come("127.0.0.2")
+    assert full_door.num_gone() == 1
+    assert full_door.strangers[0].recv(1) == b""
+
+
+def test_strangers_keep_out_their_own_address_for_a_moment(
+    full_door: FullDoor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(CommunicationError, match="it has left"):
+        full_door.come("127.0.0.1")
+    assert full_door.num_gone() == 0
+    monkeypatch.setattr(handshake, "_ENOUGH_S", 0.0)
+    full_door.come("127.0.0.1")
+    assert full_door.num_gone() == 1
+
+
 def test_a_closed_door_takes_nobody() -> None:
     door = Door()
     door.keeper.close()
@@ -182,4 +231,14 @@ def test_a_stage_that_nobody_reaches_says_so() -> None:
 
 
 def test_ranks_of_a_host() -> None:
-    assert [StageNetwork(2).ranks_of_host(rank) for rank in (1, 2, 5)] == [range(2), range(2, 4), range(4, 6)]
+    assert [ranks_of_host(rank, 2) for rank in (1, 2, 5)] == [range(2), range(2, 4), range(4, 6)]
+
+
+@pytest.mark.parametrize(
+    ("pp", "tp", "per_host", "elsewhere"),
+    [(2, 1, 1, [0, 1]), (4, 1, 2, [0, 2]), (2, 2, 2, [0, 1, 2, 3]), (2, 2, 4, [])],
+)
+def test_ranks_whose_stage_before_is_on_another_host(pp: int, tp: int, per_host: int, elsewhere: list[int]) -> None:
+    positions = [mesh_position(rank, pp, tp) for rank in range(pp * tp)]
+    assert [position.rank for position in positions if previous_is_elsewhere(position, per_host)] == elsewhere
+    assert all(positions[position.next_rank].previous_rank == position.rank for position in positions)

@@ -18,8 +18,9 @@ from splitrank.models.weight_plan import LocalParameter, WeightPlan
 from splitrank.serving.protocol.messages import LaunchSpec, NewPages
 from splitrank.serving.rank import rank, worker
 from splitrank.serving.rank.request_table import RequestTable
+from tests.support.fault_names import FAULT, RANK
 
-FAULT = "SPLITRANK_TEST_FAULT"
+FAULTY = {"module": "tests.support.faulty_splitrank", RANK: "tests.e2e.faulty_rank"}  # runs the command with it
 
 
 def swap_experts(first: int, second: int) -> None:

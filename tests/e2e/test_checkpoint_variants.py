@@ -9,8 +9,9 @@ from splitrank import LLM
 from splitrank.serving.offline.llm import LLMOutput
 from splitrank.serving.protocol.sampling_params import SamplingParams
 from tests.e2e.checkpoints import change_json, copy_demo
-from tests.e2e.faulty_rank import FAULT
+from tests.e2e.faulty_rank import FAULTY
 from tests.e2e.servers import Server, run_command
+from tests.support.fault_names import FAULT
 
 QUESTION = [{"role": "user", "content": "Tom has 5 pens and buys 4 more. How many pens does he have?"}]
 IM_END, END_OF_TEXT = 4046, 4044
@@ -87,7 +88,7 @@ def test_the_server_says_it_at_the_start_and_ends_a_chat(demo: LLMOutput, tempor
 def test_weights_that_are_not_the_checkpoint_s_are_refused_in_one_line(temporary: Path) -> None:
     """The fault is in the plan of two ranks, which its audits let pass: the experts of two layers are swapped."""
     options = ("serve", "--port", 0, "--pp", 2, "--threads-per-rank", 1, "--verify-weights")
-    planted = {"module": "tests.e2e.faulty_splitrank", FAULT: "experts swapped between stages"}
+    planted = {FAULT: "experts swapped between stages", **FAULTY}
     finished = run_command(temporary, *options, **planted)
     assert finished.returncode == 1
     assert "Traceback" not in finished.stderr

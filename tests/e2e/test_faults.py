@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from splitrank.serving.gsm8k.config import parse_layout
-from tests.e2e.faulty_rank import FAULT, SEPARATOR, SMALL_FAULT
+from tests.e2e.faulty_rank import FAULTY, SEPARATOR, SMALL_FAULT
 from tests.e2e.servers import temporary_folder
 from tests.e2e.test_gsm8k import run_gsm8k
+from tests.support.fault_names import FAULT
 
 NUM_QUESTIONS = 24  # eight that differ one way are p = 0.0078
 OPTIONS = ("--dtype", "float32", "--shots", 0, "--max-tokens", 120, "--threads-per-rank", 1, "--no-trace")
@@ -21,7 +22,7 @@ Compared = tuple[int, str, dict[str, Any]]  # exit code, all that was said, repo
 def compare(
     folder: Path, *layouts: str, faults: str = "", num_questions: int = NUM_QUESTIONS, concurrency: int = 8
 ) -> Compared:
-    planted = {"module": "tests.e2e.faulty_splitrank", FAULT: faults} if faults else {}
+    planted = {FAULT: faults, **FAULTY} if faults else {}
     options = (*OPTIONS, "--limit", num_questions, "--concurrency", concurrency)
     return run_gsm8k(folder, *options, "--layouts", *layouts, **planted)
 

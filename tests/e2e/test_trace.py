@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 
 from splitrank.serving.gsm8k.config import parse_layout
-from tests.e2e.faulty_rank import FAULT, OWN_PART, SEPARATOR, SKIPPED, SMALL_FAULT
+from tests.e2e.faulty_rank import FAULTY, OWN_PART, SEPARATOR, SKIPPED, SMALL_FAULT
 from tests.e2e.servers import temporary_folder
 from tests.e2e.test_gsm8k import run_gsm8k
+from tests.support.fault_names import FAULT
 
 QUESTIONS, TOKENS = 4, 8
 
@@ -25,7 +26,7 @@ NAMED = {
 
 def run(layouts: list[str], faults: list[str]) -> tuple[int, str]:
     options = ("--limit", QUESTIONS, "--max-tokens", TOKENS, "--concurrency", QUESTIONS, "--shots", 0)
-    planted = {"module": "tests.e2e.faulty_splitrank", FAULT: SEPARATOR.join(faults)}
+    planted = {FAULT: SEPARATOR.join(faults), **FAULTY}
     with temporary_folder() as folder:
         code, said, report = run_gsm8k(
             folder, *options, "--threads-per-rank", 1, "--layouts", "pp=1", *layouts, **planted

@@ -10,8 +10,8 @@ import triton.language as tl
 
 from splitrank.serving.protocol.messages import StepPlan
 from splitrank.serving.rank import rank, worker
+from tests.support.fault_names import FAULT
 
-FAULT = "SPLITRANK_TEST_FAULT"
 LATER = 1500  # decode steps before it: time to open some streams
 
 

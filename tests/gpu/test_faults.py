@@ -12,7 +12,7 @@ import torch
 
 from tests.e2e.servers import Server, wait_until
 from tests.e2e.test_death import check_death, drain, nothing_left, open_streams
-from tests.gpu.faulty_rank import FAULT
+from tests.support.fault_names import FAULT, RANK
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(600)]
 
@@ -71,7 +71,8 @@ def test_a_kernel_that_faults(
     layout: tuple[str, ...], number: int, fault: str, said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(FAULT, f"{fault} {number}")
-    with Server(*layout, module="tests.gpu.faulty_splitrank") as server, nothing_left(server):
+    monkeypatch.setenv(RANK, "tests.gpu.faulty_rank")
+    with Server(*layout, module="tests.support.faulty_splitrank") as server, nothing_left(server):
         streams = open_streams(server, 3)
         for stream in streams:
             with pytest.raises(openai.APIError) as caught:

@@ -1,16 +1,20 @@
-"""A stage of the device link's tests: ``python -m tests.support.device_link_rank SCENARIO FOLDER RANK [DEVICE ...]``
-prints what it saw as JSON. On a CPU the link's regions are memory that the processes share; the protocol is the same.
+"""A stage of the device link's tests: ``python -m tests.support.device_link_rank SCENARIO FOLDER RANK KIND [DEVICE
+...]`` prints what it saw as JSON. On a CPU the device link's regions are memory that the processes share, and the link
+by process groups has gloo; the protocol is the same.
 """
 
 import atexit
 import json
+import os
 import sys
 import time
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 
 from splitrank.comm.mesh import Mesh
+from splitrank.comm.message_header import make_header
 from splitrank.comm.position import mesh_position
 from splitrank.comm.stage_link import StageLinkOptions
 from tests.support.comm_rank import HASH, MISMATCHES, Message, _joined, _stay_for_the_other, seconds_and_error
@@ -22,8 +26,10 @@ PART_BYTES = 1 << 19
 class Stage:
     """A rank with its device. Closed when the process ends, as a rank does it, whatever happened."""
 
-    def __init__(self, folder: Path, rank: int, devices: list[str]) -> None:
-        self.folder, self.rank = folder, rank
+    def __init__(self, folder: Path, rank: int, kind: str, devices: list[str]) -> None:
+        self.folder, self.rank, self._kind = folder, rank, kind
+        if kind == "nccl":  # as if each rank had a host of its own: by TCP, not by the memory of one
+            os.environ.update(NCCL_HOSTID=f"host-{rank}", NCCL_SOCKET_IFNAME="lo", NCCL_NET="Socket")
         self.shares_device = len(set(devices)) < len(devices)
         self.device = torch.device(devices[rank] if devices else "cpu")
         if self.device.type == "cuda":
@@ -32,7 +38,7 @@ class Stage:
     def mesh(self, pp_size: int, case: str = ".", timeout_s: float = TIMEOUT_S) -> Mesh:
         folder = self.folder / case
         folder.mkdir(exist_ok=True)
-        options = StageLinkOptions("device", PART_BYTES)
+        options = StageLinkOptions(self._kind, PART_BYTES)
         position = mesh_position(self.rank, pp_size, 1)
         mesh = Mesh(position, folder / "rendezvous", timeout_s, None, self.device, options)
         atexit.register(mesh.close)
@@ -63,6 +69,7 @@ def both_ways(stage: Stage) -> list[int]:
             wrong.append((one != other).any())
     stage.wait()
     mesh.check()
+    dist.barrier()  # closing a link by process groups drops what is under way
     mesh.close()
     return [len(wrong), int(torch.stack(wrong).sum())]
 
@@ -99,6 +106,7 @@ def ring(stage: Stage) -> list[float]:
             [tokens] = mesh.feedback.receive(1, (3,), torch.int32, step, HASH)
             seen.append(float(tokens.sum()) / 3 - step)
     mesh.check()
+    dist.barrier()  # closing a link by process groups drops what is under way
     mesh.close()
     return seen
 
@@ -163,8 +171,6 @@ def dead_stage(stage: Stage) -> list[str]:
     if stage.rank == 0:
         time.sleep(0.1)
         sys.stdout.flush()
-        import os
-
         os._exit(0)
 
     def wait_for_a_message() -> None:
@@ -175,11 +181,31 @@ def dead_stage(stage: Stage) -> list[str]:
     return seconds_and_error(wait_for_a_message)
 
 
+def half_a_message(stage: Stage) -> list[str]:
+    """Of the link by process groups: the peer's process ends when it has sent the header alone."""
+    mesh = stage.mesh(2)
+    if stage.rank == 0:
+        header = make_header(0, HASH, 1, (4, 8), torch.float32)
+        mesh.link._following.sendall(header)  # type: ignore[union-attr]
+        _joined(stage.folder, stage.rank)
+        time.sleep(1)  # the other's GPU waits by now
+        os._exit(0)
+
+    def wait_for_the_payload() -> None:
+        mesh.link.receive(1, (4, 8), torch.float32, 0, HASH)
+        _joined(stage.folder, stage.rank)
+        stage.wait()
+        mesh.check()
+
+    return seconds_and_error(wait_for_the_payload)
+
+
 SCENARIOS = {
-    function.__name__: function for function in (both_ways, ahead, ring, mismatch, silent_stage, deaf_stage, dead_stage)
+    function.__name__: function
+    for function in (both_ways, ahead, ring, mismatch, silent_stage, deaf_stage, dead_stage, half_a_message)
 }
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    scenario, folder, rank, *devices = sys.argv[1:]
-    print(json.dumps(SCENARIOS[scenario](Stage(Path(folder), int(rank), devices))), flush=True)
+    scenario, folder, rank, kind, *devices = sys.argv[1:]
+    print(json.dumps(SCENARIOS[scenario](Stage(Path(folder), int(rank), kind, devices))), flush=True)

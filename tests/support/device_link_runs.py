@@ -10,10 +10,10 @@ from tests.support.forked import ForkedProcess, finish_all
 from tests.support.limits import SLACK_S, scaled
 
 
-def run(scenario: str, folder: Path, num_stages: int, devices: tuple[str, ...] = ()) -> list[Any]:
+def run(scenario: str, folder: Path, num_stages: int, devices: tuple[str, ...] = (), kind: str = "device") -> list[Any]:
     """What each stage printed; None for one that left without a word."""
     module = "tests.support.device_link_rank"
-    ranks = [ForkedProcess(module, scenario, folder, rank, *devices) for rank in range(num_stages)]
+    ranks = [ForkedProcess(module, scenario, folder, rank, kind, *devices) for rank in range(num_stages)]
     return [json.loads(text) if text else None for text in finish_all(ranks)]
 
 

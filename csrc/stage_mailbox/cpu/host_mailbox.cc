@@ -2,8 +2,6 @@
 
 #include <sched.h>
 
-#include <cstring>
-
 #include "../../quick_reduce/cpu/host_executor.h"
 
 namespace splitrank::stage_mailbox_cpu {
@@ -15,24 +13,7 @@ using quick_reduce_cpu::SharedMemoryAddress;
 
 namespace {
 
-constexpr uint32_t kProtocol = 1;
-
-struct Handle {
-    uint32_t protocol;
-    uint32_t reserved;
-    Shape shape;
-    SharedMemoryAddress address;
-};
-
-Handle handle_from_bytes(const std::string& bytes, const Shape& own, uint32_t stage) {
-    Handle handle{};
-    if (bytes.size() == sizeof(handle)) std::memcpy(&handle, bytes.data(), sizeof(handle));
-    if (handle.protocol != kProtocol)
-        throw std::invalid_argument("the handle of stage " + text(stage) + " is of protocol " + text(handle.protocol) +
-                                    ", this one is of " + text(kProtocol));
-    check_peer(own, handle.shape, stage);
-    return handle;
-}
+using Handle = stage_mailbox::Handle<SharedMemoryAddress>;
 
 void store(std::byte* word, uint64_t value) {
     __atomic_store_n(reinterpret_cast<uint64_t*>(word), value, __ATOMIC_RELEASE);
@@ -66,7 +47,7 @@ HostMailbox::HostMailbox(uint32_t stage, uint32_t num_stages, uint32_t num_place
 
 std::string HostMailbox::handle() const {
     if (state_ == State::kClosed) throw std::runtime_error("the mailbox is closed");
-    const Handle handle{kProtocol, 0, shape_, region_.address()};
+    const Handle handle{kHandleProtocol, 0, shape_, region_.address()};
     return {reinterpret_cast<const char*>(&handle), sizeof(handle)};
 }
 
@@ -76,10 +57,10 @@ void HostMailbox::open(const std::vector<std::string>& handles) {
         throw std::invalid_argument(text(handles.size()) + " handles for " + text(shape_.num_stages) + " stages");
     const uint32_t before = (shape_.stage + shape_.num_stages - 1) % shape_.num_stages;
     const uint32_t behind = (shape_.stage + 1) % shape_.num_stages;
-    const Handle previous = handle_from_bytes(handles[before], shape_, before);
-    const Handle next = handle_from_bytes(handles[behind], shape_, behind);
-    previous_ = SharedMemory::open(previous.address);
-    next_ = SharedMemory::open(next.address);
+    const auto previous = handle_from_bytes<SharedMemoryAddress>(handles[before], shape_, before);
+    const auto next = handle_from_bytes<SharedMemoryAddress>(handles[behind], shape_, behind);
+    previous_ = SharedMemory::open(previous.region);
+    next_ = SharedMemory::open(next.region);
     view_.own = region_.data();
     view_.previous = previous_.data();
     view_.next = next_.data();

@@ -1,7 +1,6 @@
 #include "device_mailbox.h"
 
 #include <algorithm>
-#include <cstring>
 #include <new>
 
 #include "job.h"
@@ -13,24 +12,7 @@ using namespace quick_reduce_gpu;
 
 namespace {
 
-constexpr uint32_t kProtocol = 1;
-
-struct Handle {
-    uint32_t protocol;
-    uint32_t reserved;
-    Shape shape;
-    MemoryName region;
-};
-
-Handle handle_from_bytes(const std::string& bytes, const Shape& own, uint32_t stage) {
-    Handle handle{};
-    if (bytes.size() == sizeof(handle)) std::memcpy(&handle, bytes.data(), sizeof(handle));
-    if (handle.protocol != kProtocol)
-        throw std::invalid_argument("the handle of stage " + text(stage) + " is of protocol " + text(handle.protocol) +
-                                    ", this one is of " + text(kProtocol));
-    check_peer(own, handle.shape, stage);
-    return handle;
-}
+using Handle = stage_mailbox::Handle<MemoryName>;
 
 // A kernel that is loaded at its first launch may wait for the device, on which the neighbour's already waits for it.
 void load_kernels() {
@@ -86,7 +68,7 @@ DeviceMailbox::~DeviceMailbox() {
 std::string DeviceMailbox::handle() const {
     if (state_ == State::kClosed) throw std::runtime_error("the mailbox is closed");
     const DeviceGuard guard(device_);
-    const Handle handle{kProtocol, 0, shape_, name_memory(region_.get(), view_.own_layout.num_bytes(), device_)};
+    const Handle handle{kHandleProtocol, 0, shape_, name_memory(region_.get(), view_.own_layout.num_bytes(), device_)};
     return {reinterpret_cast<const char*>(&handle), sizeof(handle)};
 }
 
@@ -97,8 +79,8 @@ void DeviceMailbox::open(const std::vector<std::string>& handles) {
     const DeviceGuard guard(device_);
     const uint32_t before = (shape_.stage + shape_.num_stages - 1) % shape_.num_stages;
     const uint32_t behind = (shape_.stage + 1) % shape_.num_stages;
-    const Handle previous = handle_from_bytes(handles[before], shape_, before);
-    const Handle next = handle_from_bytes(handles[behind], shape_, behind);
+    const auto previous = handle_from_bytes<MemoryName>(handles[before], shape_, before);
+    const auto next = handle_from_bytes<MemoryName>(handles[behind], shape_, behind);
     view_.own = region_.get();
     view_.previous = peers_.map(previous.region);
     view_.next = peers_.map(next.region);

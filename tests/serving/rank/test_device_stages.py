@@ -59,9 +59,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_checkpoint(make_reference(config, seed=3), tmp_path_factory.mktemp("stages"), dtype="float32")
 
 
-def run(folder: Path, run_dir: Path, num_stages: int) -> dict[str, torch.Tensor]:
+def run(folder: Path, run_dir: Path, num_stages: int, stage_link: str = "device") -> dict[str, torch.Tensor]:
     run_dir.mkdir()
-    spec = launch_spec(folder, run_dir, device="cuda", devices=(0,) * num_stages, stage_link="device")
+    spec = launch_spec(folder, run_dir, device="cuda", devices=(0,) * num_stages, stage_link=stage_link)
     spec = msgspec.structs.replace(spec, pp_size=num_stages, partition=(2 // num_stages,) * num_stages)
     job = run_dir / "job"
     job.write_bytes(msgspec.msgpack.encode([Run(spec, plans(), str(run_dir / "outcome"), in_flight=num_stages + 1)]))
@@ -69,10 +69,18 @@ def run(folder: Path, run_dir: Path, num_stages: int) -> dict[str, torch.Tensor]
     return load_file(run_dir / "outcome")
 
 
+@pytest.fixture(scope="module")
+def expected(folder: Path) -> dict[str, torch.Tensor]:
+    return run(folder, folder / "one", 1)
+
+
 @pytest.mark.proof  # minutes in the interpreter
 @pytest.mark.timeout(PROOF_S)
-def test_two_stages_have_the_bits_of_one(folder: Path, tmp_path: Path) -> None:
-    expected, found = run(folder, tmp_path / "one", 1), run(folder, tmp_path / "two", 2)
+@pytest.mark.parametrize("stage_link", ["device", "nccl"])  # which has gloo here
+def test_two_stages_have_the_bits_of_one(
+    folder: Path, tmp_path: Path, expected: dict[str, torch.Tensor], stage_link: str
+) -> None:
+    found = run(folder, tmp_path / "two", 2, stage_link)
     assert len(expected["tokens"]) == sum(len(plan.decodes) + sum(c.sample for c in plan.chunks) for plan in plans())
     assert torch.isfinite(expected["logits"]).all()
     assert torch.equal(found["tokens"], expected["tokens"])

@@ -1,0 +1,156 @@
+"""The link by process groups of two, which has NCCL between GPUs: on a CPU with gloo, the same class and protocol."""
+
+import socket
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from splitrank.comm import group_link
+from splitrank.comm.errors import CommunicationError
+from splitrank.comm.group_link import GroupLink
+from splitrank.comm.message_header import make_header
+from splitrank.comm.pair_group import PairGroups
+from splitrank.comm.position import mesh_position
+from tests.support.comm_rank import HASH, MISMATCHES, OTHER_HASH
+from tests.support.device_link_rank import TIMEOUT_S
+from tests.support.device_link_runs import run
+from tests.support.limits import SLACK_S, scaled
+
+KIND = "nccl"
+LIMIT_S = 0.3
+
+
+def in_time(seen: list[str]) -> None:
+    assert max(map(float, seen[::2])) < TIMEOUT_S + scaled(SLACK_S)
+
+
+def test_every_bit_of_messages_both_ways(tmp_path: Path) -> None:
+    assert run("both_ways", tmp_path, 2, kind=KIND) == [[4500, 0], [4500, 0]]
+
+
+def test_a_stage_may_be_as_many_messages_ahead_as_steps_are_in_flight(tmp_path: Path) -> None:
+    assert run("ahead", tmp_path, 2, kind=KIND)[1] == [1, 1, 1]
+
+
+def test_states_go_along_the_ring_and_tokens_back_to_the_first(tmp_path: Path) -> None:
+    assert run("ring", tmp_path, 3, kind=KIND)[0] == [2.0] * 50
+
+
+def test_a_message_that_was_not_agreed_on_is_an_error_that_names_both_sides(tmp_path: Path) -> None:
+    seen = run("mismatch", tmp_path, 2, kind=KIND)[1]
+    errors = dict(zip(MISMATCHES, seen[1::2], strict=True))
+    assert errors.pop("none") == ""
+    expected = (
+        f"stage 1 expected (5, '{HASH}', 2, 32, 'float32') (step, hash, tensors, elements, dtype) "
+        "from stage 0, which sent "
+    )
+    sent = {
+        "step": f"(7, '{HASH}', 2, 32, 'float32')",
+        "hash": f"(5, '{OTHER_HASH}', 2, 32, 'float32')",
+        "dtype, as many bytes": f"(5, '{HASH}', 2, 64, 'bfloat16')",
+        "tensors, as many bytes": f"(5, '{HASH}', 1, 64, 'float32')",
+        "longer": f"(5, '{HASH}', 2, 40, 'float32')",
+        "shorter": f"(5, '{HASH}', 2, 24, 'float32')",
+    }
+    assert errors == {name: expected + message for name, message in sent.items()}
+    in_time(seen)
+
+
+def test_a_silent_stage_is_an_error_in_time_on_both_sides(tmp_path: Path) -> None:
+    seen = run("silent_stage", tmp_path, 2, kind=KIND)
+    own = "stage 1 waited for stage 0, step 7: nothing came for 3 s"
+    assert seen[1][1::2] == [own, own]
+    assert seen[0][1].endswith("has left")
+    assert float(seen[1][2]) < 1
+    assert float(seen[0][0]) < 1
+    in_time(seen[1])
+
+
+def test_a_stage_that_takes_nothing_is_an_error_in_time(tmp_path: Path) -> None:
+    seen = run("deaf_stage", tmp_path, 2, kind=KIND)[0]
+    assert seen[1].startswith("stage 0 waited for stage 1 to take step 3: ")
+    in_time(seen)
+
+
+def test_a_dead_stage_is_noticed_at_once(tmp_path: Path) -> None:
+    [seconds, said] = run("dead_stage", tmp_path, 2, kind=KIND)[1]
+    assert said in ("stage 1 waited for stage 0, step 0: it has left", "stage 1: stage 0 has left")
+    assert float(seconds) < TIMEOUT_S
+
+
+class StuckWork:
+    """A message that NCCL never ends. Its ``wait`` returns at once, as where a GPU's stream waits."""
+
+    def is_completed(self) -> bool:
+        return False
+
+    def wait(self) -> None: ...
+
+
+class StuckGroup:
+    """With a peer that has sent a header and then nothing."""
+
+    def __init__(self) -> None:
+        self.aborted = threading.Event()
+
+    def send(self, tensors: list[torch.Tensor], rank: int, tag: int) -> StuckWork:
+        return StuckWork()
+
+    recv = send
+
+    def abort(self) -> None:
+        self.aborted.set()
+
+
+@pytest.fixture
+def stuck(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[GroupLink, StuckGroup, socket.socket]]:
+    """A first stage of two, the group to the second one, and the second one's end of the stream from it."""
+    group = StuckGroup()
+    monkeypatch.setattr(group_link, "make_groups", lambda *ends: PairGroups(group, group, ()))
+    (previous, before), (following, behind) = socket.socketpair(), socket.socketpair()
+    link = GroupLink(mesh_position(0, 2, 1), torch.device("cpu"), previous, following, 3, LIMIT_S)
+    with before, behind:
+        before.sendall(make_header(0, HASH, 1, (2, 4), torch.float32))
+        yield link, group, before
+        link.close()
+
+
+def test_a_payload_that_never_comes_is_aborted_in_time(
+    stuck: tuple[GroupLink, StuckGroup, socket.socket],
+) -> None:
+    link, group, _ = stuck
+    link.receive(1, (2, 4), torch.float32, 0, HASH)
+    link.check()
+    assert group.aborted.wait(scaled(LIMIT_S + SLACK_S))
+    with pytest.raises(CommunicationError, match=rf"stage 0 waited for stage 1, step 0: no end within {LIMIT_S:g} s"):
+        link.check()
+
+
+def test_when_a_neighbour_leaves_what_the_gpu_waits_for_is_aborted(
+    stuck: tuple[GroupLink, StuckGroup, socket.socket],
+) -> None:
+    link, group, before = stuck
+    link.receive(1, (2, 4), torch.float32, 0, HASH)
+    before.close()
+    assert group.aborted.wait(scaled(SLACK_S))
+    with pytest.raises(CommunicationError, match="stage 0: stage 1 has left"):
+        link.check()
+    with pytest.raises(CommunicationError, match="stage 0: stage 1 has left"):
+        link.send((torch.ones(2, 4),), 1, HASH)
+
+
+def test_states_that_nobody_takes_are_aborted_once_too_many_wait(
+    stuck: tuple[GroupLink, StuckGroup, socket.socket],
+) -> None:
+    """Not before: the last tokens of an idle server wait until the next step."""
+    link, group, _ = stuck
+    for step in range(3):
+        link.send((torch.ones(2, 4),), step, HASH)
+    assert not link._due
+    link.send((torch.ones(2, 4),), 3, HASH)
+    assert group.aborted.wait(scaled(LIMIT_S + SLACK_S))
+    with pytest.raises(CommunicationError, match="stage 0 waited for stage 1 to take step 3: no end within"):
+        link.check()
