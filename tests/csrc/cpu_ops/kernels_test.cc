@@ -95,7 +95,7 @@ void test_experts(const Kernels& kernels) {
         kernels.gate_up(x.data(), hidden + 1, &row, 1, up, 0, (inner + kPanel - 1) / kPanel, DType::kFloat32,
                         activations.data(), stride);
         for (int64_t pair = 0; pair < pairs; ++pair)
-            kernels.down(activations.data(), stride, &row, &factor, 1, down, 2 * pair,
+            kernels.down(activations.data(), stride, &row, &factor, 1, down, 2 * pair, std::min(2 * pair + 2, down.num_panels()),
                          &sums[size_t(pair * down.num_shards * 2 * kPanel)]);
     }
     for (int64_t pair = 0; pair < pairs; ++pair)
