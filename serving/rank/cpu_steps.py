@@ -2,6 +2,7 @@
 
 from collections.abc import Collection
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -15,6 +16,9 @@ from splitrank.serving.rank.prompt_logprobs import score_prompts
 from splitrank.serving.rank.request_table import RequestTable
 from splitrank.serving.rank.sampler import SampledRow, sample
 from splitrank.serving.rank.sampling_state import SamplingState
+
+if TYPE_CHECKING:
+    from splitrank.models.ops.cpu.whole_stage import WholeStage
 
 
 @dataclass(frozen=True)
@@ -31,7 +35,7 @@ class SampledTokens:
 
 
 class CpuSteps:
-    """``Steps`` of a CPU."""
+    """``Steps`` of a CPU. ``whole_stage`` computes all layers in one call, where there is one."""
 
     overlaps = False
 
@@ -42,9 +46,10 @@ class CpuSteps:
         table: RequestTable,
         collectives: Collectives,
         digests: bool = False,
+        whole_stage: "WholeStage | None" = None,
     ) -> None:
         self._model, self._cache, self._table, self._collectives = model, cache, table, collectives
-        self._digests = digests
+        self._digests, self._whole_stage = digests, whole_stage
 
     def admit(self, slot: int, state: SamplingState) -> None:
         """The sampler reads the state itself."""
@@ -54,7 +59,10 @@ class CpuSteps:
 
     def forward(self, planned: PlannedBatch, states: HiddenStates | None) -> HiddenStates | torch.Tensor:
         model, batch = self._model, planned.batch
-        states = model.run_layers(batch, states, self._cache, self._collectives)
+        if self._whole_stage is not None:
+            states = self._whole_stage.run_layers(batch, states, self._collectives)
+        else:
+            states = model.run_layers(batch, states, self._cache, self._collectives)
         if not model.stage.is_last:
             return model.ops.joined(states)
         planned.prompt_logprobs.update(score_prompts(model, states, planned, self._collectives))
