@@ -129,6 +129,10 @@ PYBIND11_MODULE(_cpu_ops, module) {
                  self.layers(layers, {num_rows, width, made, at<const int64_t>(kv_index), at<const float>(cos_sin)}, hidden,
                              residual);
              })
+        .def("greedy",
+             [](Operations& self, uint64_t logits, int64_t num_rows, int64_t num_logits, uint64_t tokens, uint64_t largest) {
+                 self.greedy(at<const float>(logits), num_rows, num_logits, at<int64_t>(tokens), at<float>(largest));
+             }, without_gil)
         .def("cos_sin",
              [](Operations& self, uint64_t positions, int64_t num_rows, uint64_t frequencies, int64_t half, float scale,
                 uint64_t out) {

@@ -110,6 +110,8 @@ public:
     void experts(const Stream& stream, const ExpertsLayer& layer, const Values& out);
     // Layer by layer; both [T, width], of the layers' dtype, are replaced by what the last layer leaves
     void layers(const std::vector<const Layer*>& layers, const Rows& rows, const Values& hidden, const Values& residual);
+    // logits [S, V] -> the first of the largest of each row, and its value: [S]. NaN is larger than all
+    void greedy(const float* logits, int64_t num_rows, int64_t num_logits, int64_t* tokens, float* largest);
     // positions [T], frequencies [half] -> cos, then sin, [T, 2 * half]
     void cos_sin(const int64_t* positions, int64_t num_rows, const float* frequencies, int64_t half, float scale,
                  float* out);

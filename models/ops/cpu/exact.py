@@ -151,6 +151,14 @@ class ExactOperations(HostMemory):
         stored = native.plain_weight(weight) if isinstance(weight, torch.Tensor) else weight
         return self._add_norm_linear(chosen, norm, stored)[0]
 
+    def greedy(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """``sampling.greedy`` of logits [S, V] in float32, in one call instead of ten."""
+        num_rows, num_logits = logits.shape
+        logits, tokens = logits.contiguous(), torch.empty(num_rows, dtype=torch.int64)
+        largest = torch.empty(num_rows)
+        self.native.greedy(logits.data_ptr(), num_rows, num_logits, tokens.data_ptr(), largest.data_ptr())
+        return tokens, largest
+
     # ------------------------------------------------------------
 
     def _part_dtype(self, dtype: torch.dtype) -> torch.dtype:

@@ -5,6 +5,7 @@ twentieth of a decode step of one request.
 """
 
 import torch
+from torch import nn
 
 from splitrank import _cpu_ops as cpu_ops
 from splitrank.comm.collectives import Collectives
@@ -60,7 +61,9 @@ class WholeStage:
         return HiddenStates(hidden, residual)
 
 
-def _describe(layer: DecoderLayer, cache: LayerCache, rotary_dim: int) -> cpu_ops.Layer:
+def _describe(layer: nn.Module, cache: LayerCache, rotary_dim: int) -> cpu_ops.Layer:
+    assert isinstance(layer, DecoderLayer)
+    mixer: cpu_ops.DeltaLayer | cpu_ops.AttentionLayer
     if isinstance(cache, KVPages):
         mixer = describe_attention(layer.self_attn, cache, rotary_dim)
         first, last = layer.self_attn.qkv_proj, layer.self_attn.o_proj
