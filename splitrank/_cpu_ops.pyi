@@ -91,6 +91,20 @@ class ExpertsLayer:
         /,
     ) -> None: ...
 
+class Layer:
+    """A decoder layer of a rank that has no tensor peers; ``first`` and ``last`` are its mixer's products."""
+
+    def __init__(
+        self,
+        mixer_norm: Norm,
+        first: Weight,
+        mixer: DeltaLayer | AttentionLayer,
+        last: Weight,
+        experts_norm: Norm,
+        experts: ExpertsLayer,
+        /,
+    ) -> None: ...
+
 class Operations:
     """A rank's threads, of which the caller is one. One call at a time."""
 
@@ -117,6 +131,19 @@ class Operations:
         out: Values,
         /,
     ) -> None: ...
+    def layers(
+        self,
+        layers: Sequence[Layer],
+        hidden: Values,
+        residual: Values,
+        num_rows: int,
+        width: int,
+        spans: Sequence[Span],
+        kv_index: int,
+        cos_sin: int,
+        /,
+    ) -> None: ...
+    def greedy(self, logits: int, num_rows: int, num_logits: int, tokens: int, largest: int, /) -> None: ...
     def cos_sin(
         self, positions: int, num_rows: int, frequencies: int, half: int, scale: float, out: int, /
     ) -> None: ...

@@ -90,6 +90,11 @@ PYBIND11_MODULE(_cpu_ops, module) {
                  return ExpertsLayer{num_experts, top_k, inner, shared_inner, router, shared_gate_up, shared_down,
                                      gate_up, down, gate_up_bytes, down_bytes};
              }));
+    py::class_<Layer>(module, "Layer")
+        .def(py::init([](const Norm& mixer_norm, const Weight& first, const std::variant<DeltaLayer, AttentionLayer>& mixer,
+                         const Weight& last, const Norm& experts_norm, const ExpertsLayer& experts) {
+            return Layer{mixer_norm, first, mixer, last, experts_norm, experts};
+        }));
     py::class_<Operations>(module, "Operations")
         .def(py::init<int, const std::string&>(), py::arg("num_threads"), py::arg("instruction_set") = "")
         .def_property_readonly("instruction_set", &Operations::instruction_set)
@@ -115,6 +120,19 @@ PYBIND11_MODULE(_cpu_ops, module) {
                  self.attention(projected, num_rows, made, at<const int64_t>(kv_index), at<const float>(cos_sin), layer,
                                 out);
              })
+        .def("layers",
+             [](Operations& self, const std::vector<const Layer*>& layers, const Values& hidden, const Values& residual,
+                int64_t num_rows, int64_t width, const std::vector<std::array<int64_t, 5>>& spans, uint64_t kv_index,
+                uint64_t cos_sin) {
+                 const auto made = make_spans(spans);
+                 const py::gil_scoped_release others_may_run;
+                 self.layers(layers, {num_rows, width, made, at<const int64_t>(kv_index), at<const float>(cos_sin)}, hidden,
+                             residual);
+             })
+        .def("greedy",
+             [](Operations& self, uint64_t logits, int64_t num_rows, int64_t num_logits, uint64_t tokens, uint64_t largest) {
+                 self.greedy(at<const float>(logits), num_rows, num_logits, at<int64_t>(tokens), at<float>(largest));
+             }, without_gil)
         .def("cos_sin",
              [](Operations& self, uint64_t positions, int64_t num_rows, uint64_t frequencies, int64_t half, float scale,
                 uint64_t out) {

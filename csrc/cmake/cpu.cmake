@@ -36,7 +36,9 @@ pybind11_add_module(_cpu_ops MODULE NO_EXTRAS
     ${ops_dir}/kernels_avx2.cc
     ${ops_dir}/kernels_avx512.cc
     ${ops_dir}/kernels_baseline.cc
+    ${ops_dir}/layers/driver.cc
     ${ops_dir}/linear/driver.cc
+    ${ops_dir}/sampling/driver.cc
     ${ops_dir}/threads/pool.cc)
 # No contraction: a multiply-add is written where one is meant, so that tiles of all sizes have the same bits.
 target_compile_options(_cpu_ops PRIVATE -O3 -ffp-contract=off -Wall -Wextra)

@@ -13,6 +13,7 @@ constexpr int kPanel = 16;      // outputs of a weight that lie together
 constexpr int kShards = 4;      // virtual shards of a row-parallel product: a multiple of every exact tp
 constexpr int kKeyBlock = 64;   // keys of one step of the online softmax, at absolute multiples
 constexpr int kMostRows = 8;    // of one tile; a kernel may take fewer at once
+constexpr int kMostDownPanels = 4; // of one unit of the experts' down product
 constexpr int kMostHead = 1024; // widest head of attention and of the delta rule
 
 enum class DType : uint32_t { kFloat32, kBfloat16 };
@@ -92,11 +93,12 @@ struct Kernels {
     // `rounded`. Panel pairs [first, last).
     void (*gate_up)(const float* inputs, int64_t stride, const int64_t* rows, int64_t num_rows, const Weight& weight,
                     int64_t first, int64_t last, DType rounded, float* activations, int64_t activation_stride);
-    // Adds factor[i] * (activations[i] x down, shard by shard) to sums[rows[i]][shard][32 outputs from `panel` on].
+    // Adds factor[i] * (activations[i] x down, shard by shard) to sums[rows[i]][shard][outputs of panels [first, last)].
     void (*down)(const float* activations, int64_t stride, const int64_t* rows, const float* factors, int64_t num_rows,
-                 const Weight& weight, int64_t panel, float* sums);
-    // The tree over shards of sums [T][shards][32] -> columns of out from `panel` on.
-    void (*combine)(const float* sums, int64_t num_rows, const Weight& weight, int64_t panel, const Values& out);
+                 const Weight& weight, int64_t first, int64_t last, float* sums);
+    // The tree over shards of such sums [T][shards][...], of kMostDownPanels at most -> their columns of out.
+    void (*combine)(const float* sums, int64_t num_rows, const Weight& weight, int64_t first, int64_t last,
+                    const Values& out);
     // hidden + residual, rounded to residual's dtype -> residual_out; normed and rounded -> normed (floats).
     void (*add_norm)(const Values& hidden, const Values& residual, const Values& residual_out, int64_t row,
                      int64_t width, const Norm& norm, DType rounded, float* normed);

@@ -4,6 +4,7 @@
 #include <cstdlib>
 #include <memory>
 #include <stdexcept>
+#include <variant>
 #include <vector>
 
 #include "kernels.h"
@@ -70,6 +71,24 @@ struct ExpertsLayer {
     int64_t gate_up_bytes, down_bytes;  // of one expert
 };
 
+// A decoder layer of a rank that has no tensor peers.
+struct Layer {
+    Norm mixer_norm;
+    Weight first;  // of the mixer, what gives `projected`
+    std::variant<DeltaLayer, AttentionLayer> mixer;
+    Weight last;   // of the mixer
+    Norm experts_norm;
+    ExpertsLayer experts;
+};
+
+// The rows of a step.
+struct Rows {
+    int64_t count, width;
+    const std::vector<Span>& spans;
+    const int64_t* kv_index;  // [T]
+    const float* cos_sin;     // [T, rotary_dim]
+};
+
 class Operations {
 public:
     Operations(int num_threads, const std::string& instruction_set)
@@ -89,6 +108,10 @@ public:
     void attention(const Values& projected, int64_t num_rows, const std::vector<Span>& spans, const int64_t* kv_index,
                    const float* cos_sin, const AttentionLayer& layer, const Values& out);
     void experts(const Stream& stream, const ExpertsLayer& layer, const Values& out);
+    // Layer by layer; both [T, width], of the layers' dtype, are replaced by what the last layer leaves
+    void layers(const std::vector<const Layer*>& layers, const Rows& rows, const Values& hidden, const Values& residual);
+    // logits [S, V] -> the first of the largest of each row, and its value: [S]. NaN is larger than all
+    void greedy(const float* logits, int64_t num_rows, int64_t num_logits, int64_t* tokens, float* largest);
     // positions [T], frequencies [half] -> cos, then sin, [T, 2 * half]
     void cos_sin(const int64_t* positions, int64_t num_rows, const float* frequencies, int64_t half, float scale,
                  float* out);
@@ -114,7 +137,8 @@ private:
     const InstructionSet& set_;
     const Kernels& kernels_;
     Pool pool_;
-    Scratch inputs_, mixed_, gates_, results_, activations_;
+    Scratch inputs_, mixed_, gates_, activations_;
+    Scratch projected_, mixer_out_;  // of `layers`
     std::vector<Scratch> of_thread_ = std::vector<Scratch>(size_t(pool_.num_threads()));
 };
 

@@ -79,7 +79,21 @@ def make_steps(
 ) -> Steps:
     """How this rank computes its steps. ``waits_on_device``: where it waits for other ranks, if there are any."""
     if spec.device == "cpu":
-        return CpuSteps(model, cache, table, collectives, spec.digests)
+        return _make_cpu_steps(spec, model, cache, table, collectives)
     from splitrank.serving.rank.gpu_device import make_gpu_steps
 
     return make_gpu_steps(spec, model, cache, table, collectives, waits_on_device)
+
+
+def _make_cpu_steps(
+    spec: LaunchSpec, model: Stage, cache: StageCache, table: RequestTable, collectives: Collectives
+) -> CpuSteps:
+    if not spec.exact:
+        return CpuSteps(model, cache, table, collectives, spec.digests)
+    from splitrank.models.ops.cpu.exact import ExactOperations
+    from splitrank.models.ops.cpu.whole_stage import WholeStage
+
+    assert isinstance(model.ops, ExactOperations)
+    # In one call where nobody has to be heard or to watch between two layers: neither tensor ranks nor a trace.
+    whole_stage = WholeStage(model, cache) if spec.tp_size == 1 and not spec.trace_dir else None
+    return CpuSteps(model, cache, table, collectives, spec.digests, whole_stage, model.ops.greedy)

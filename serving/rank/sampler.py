@@ -8,6 +8,7 @@ top-k, top-p, min-p (``models.ops.sampling``).
 import hashlib
 import logging
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -33,16 +34,21 @@ class SampledRow:
     digest: bytes = b""
 
 
-def sample(logits: torch.Tensor, states: list[SamplingState], digests: bool = False) -> list[SampledRow]:
+Greedy = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+
+
+def sample(
+    logits: torch.Tensor, states: list[SamplingState], digests: bool = False, greedy: Greedy = sampling.greedy
+) -> list[SampledRow]:
     """logits [S, vocab] in float32, one state for each row. A state advances if its row gets a token.
 
-    With ``digests``, a token has a digest of its row's bits.
+    With ``digests``, a token has a digest of its row's bits. ``greedy``: a device's own ``sampling.greedy``.
 
     A row fails alone if its logits hold NaN or +inf, or are all -inf, or if sampling it raises an error. If sampling
     all rows together raises an error, the rows are sampled one by one to find the one at fault.
     """
     try:
-        rows = _sample(logits, states, digests)
+        rows = _sample(logits, states, digests, greedy)
     except Exception as error:
         _log.warning("%d rows cannot be sampled together (%s); one by one now", len(states), _one_line(error))
         rows = [_sample_alone(logits[row : row + 1], state, digests) for row, state in enumerate(states)]
@@ -74,10 +80,12 @@ def _one_line(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
-def _sample(logits: torch.Tensor, states: list[SamplingState], digests: bool) -> list[SampledRow]:
+def _sample(
+    logits: torch.Tensor, states: list[SamplingState], digests: bool, greedy: Greedy = sampling.greedy
+) -> list[SampledRow]:
     adjusted = _adjusted(logits, states)
     if all(state.is_greedy for state in states):
-        tokens, best = sampling.greedy(adjusted)
+        tokens, best = greedy(adjusted)
     else:
         tokens, best = sampling.sample(adjusted, _sampling_rows(states, logits.shape[1]))
     return [

@@ -57,9 +57,7 @@ inline void delta_columns(const DeltaHead& head, int64_t column, float* state, i
         const auto read = [&](int64_t i, Vec* sums) {
             const Vec key = broadcast(k[i]);
             for (int vec = 0; vec < V; ++vec) {
-                float* at = state + i * stride + vec * kLanes;
-                const Vec decayed = load(at) * decay;
-                store(at, decayed);
+                const Vec decayed = load(state + i * stride + vec * kLanes) * decay;
                 sums[vec] = fma(key, decayed, sums[vec]);
             }
         };
@@ -73,7 +71,7 @@ inline void delta_columns(const DeltaHead& head, int64_t column, float* state, i
             const Vec key = broadcast(k[i]), query = broadcast(q[i]);
             for (int vec = 0; vec < V; ++vec) {
                 float* at = state + i * stride + vec * kLanes;
-                const Vec updated = fma(key, update[vec], load(at));
+                const Vec updated = fma(key, update[vec], load(at) * decay);
                 store(at, updated);
                 sums[vec] = fma(query, updated, sums[vec]);
             }

@@ -7,7 +7,7 @@ namespace splitrank::cpu {
 
 namespace {
 
-constexpr int64_t kRowsOfUnit = 4;
+constexpr int64_t kRowsOfUnit = 4, kRowsOfWideDown = 16;
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -118,8 +118,11 @@ void Operations::experts(const Stream& stream, const ExpertsLayer& layer, const 
     });
 
     // Down: a unit owns some outputs, and adds the experts to them in the order of their numbers.
-    const int64_t num_shards = layer.down.num_shards, sums_size = num_rows * num_shards * 2 * kPanel;
-    pool_.run(ceil_div(layer.down.num_panels(), 2), [&](int64_t unit, int thread) {
+    // Four panels are for experts with one row; with many rows the sums of a unit would not stay in the cache.
+    const int64_t num_panels = layer.down.num_panels(), panels = num_rows <= kRowsOfWideDown ? kMostDownPanels : 2;
+    const int64_t sums_size = num_rows * layer.down.num_shards * panels * kPanel;
+    pool_.run(ceil_div(num_panels, panels), [&](int64_t unit, int thread) {
+        const int64_t first = unit * panels, last = std::min(num_panels, first + panels);
         float* sums = of_thread_[size_t(thread)].floats(sums_size);
         std::fill(sums, sums + sums_size, 0.0f);
         for (int64_t expert = 0; expert < layer.num_experts; ++expert) {
@@ -127,11 +130,11 @@ void Operations::experts(const Stream& stream, const ExpertsLayer& layer, const 
             if (count)
                 kernels_.down(activations + begin * stride, stride, &routed.rows[size_t(begin)],
                               &routed.factors[size_t(begin)], count, of_expert(layer.down, layer.down_bytes, expert),
-                              2 * unit, sums);
+                              first, last, sums);
         }
-        kernels_.down(shared, shared_stride, every.data(), shared_factors.data(), num_rows, layer.shared_down, 2 * unit,
-                      sums);
-        kernels_.combine(sums, num_rows, layer.down, 2 * unit, out);
+        kernels_.down(shared, shared_stride, every.data(), shared_factors.data(), num_rows, layer.shared_down, first,
+                      last, sums);
+        kernels_.combine(sums, num_rows, layer.down, first, last, out);
     });
 }
 

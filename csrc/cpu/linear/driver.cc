@@ -52,7 +52,9 @@ void Operations::linear(const Inputs& inputs, int64_t num_rows, const Weight& we
     const int64_t rows = std::max<int64_t>(48, kInputsInCache / inputs.stride / 24 * 24);
     const int64_t num_blocks = ceil_div(num_rows, rows);
     const int64_t wanted = ceil_div(num_panels * num_blocks, int64_t(8) * pool_.num_threads());
-    const int64_t panels = std::clamp<int64_t>(wanted / 2 * 2, 2, 16);
+    // One row ends sooner with small units: its threads wait for the last of them.
+    const int64_t panels = num_rows == 1 ? std::clamp<int64_t>(wanted / 4 * 4, 4, 8)
+                                         : std::clamp<int64_t>(wanted / 2 * 2, 2, 16);
     const int64_t num_groups = ceil_div(num_panels, panels);
     pool_.run(num_blocks * num_groups, [&](int64_t unit, int) {
         const int64_t row = unit / num_groups * rows, panel = unit % num_groups * panels;

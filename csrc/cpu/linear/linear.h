@@ -15,8 +15,8 @@ inline void add_shards(float (*sums)[kMostRows * 2 * kPanel], int64_t num_shards
 inline void linear(const float* inputs, int64_t stride, int64_t num_rows, const Weight& weight, int64_t first,
                    int64_t last, const Values& out) {
     float sums[cpu::kShards][kMostRows * 2 * kPanel] = {};
-    for (int64_t panel = first; panel < last; panel += 2) {
-        const int num_panels = panel + 1 < last ? 2 : 1;
+    for (int64_t panel = first; panel < last;) {
+        const int num_panels = panels_of_tile(num_rows, panel, last);
         for (int64_t row = 0; row < num_rows;) {
             const int count = rows_of_tile(num_rows - row);
             const float* x[kMostRows];
@@ -25,13 +25,14 @@ inline void linear(const float* inputs, int64_t stride, int64_t num_rows, const 
                 shard_tile(count, num_panels, x, weight, panel, shard, offset, sums[shard]);
                 offset += weight.stored(shard);
             }
-            add_shards(sums, weight.num_shards, count);
+            add_shards(sums, weight.num_shards, num_panels > 2 ? num_panels / 2 : count);
             for (int i = 0; i < count; ++i)
                 for (int part = 0; part < num_panels; ++part)
                     store_panel(sums[0] + (2 * i + part) * kPanel, out, row + i, (panel + part) * kPanel,
                                 weight.num_outputs);
             row += count;
         }
+        panel += num_panels;
     }
 }
 

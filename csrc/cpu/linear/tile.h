@@ -15,6 +15,8 @@ using cpu::Weight;
 
 // A tile's sums must fit into registers: rows x panels x 16 floats, beside the weights.
 constexpr int kRowsOfOne = kLanes == 16 ? 8 : 6, kRowsOfTwo = kLanes == 16 ? 8 : 2;
+// One row takes four panels: it waits for memory, which gives a quarter more to four streams of weights than to two.
+constexpr int kPanelsOfRow = kLanes == 4 ? 2 : 4;
 
 struct Bfloat16Weights {
     static constexpr int kStep = 2;  // inputs that lie together
@@ -75,11 +77,15 @@ inline void tile_of(int num_rows, const float* const* x, int64_t num_inputs, con
     }
 }
 
-// Up to kRowsOfOne rows x one or two panels.
+// Up to kRowsOfOne rows x one or two panels; one row x up to four.
 template <class Weights, bool adds = false>
 inline void any_tile(int num_rows, int num_panels, const float* const* x, int64_t num_inputs,
                      const typename Weights::Element* weights, int64_t step, int64_t panel_stride, float* out,
                      int64_t out_stride) {
+    if (num_panels == kPanelsOfRow && num_rows == 1) {
+        tile<Weights, 1, kPanelsOfRow, adds>(x, num_inputs, weights, step, panel_stride, out, out_stride);
+        return;
+    }
     if (num_panels == 2 && num_rows <= kRowsOfTwo) {
         tile_of<Weights, 2, adds, kRowsOfTwo>(num_rows, x, num_inputs, weights, step, panel_stride, out, out_stride);
         return;
@@ -89,7 +95,13 @@ inline void any_tile(int num_rows, int num_panels, const float* const* x, int64_
                                               out + panel * kPanel, out_stride);
 }
 
-// One shard of a packed weight: rows x panels -> out [rows][32].
+// Panels that a tile of `num_rows` takes of [panel, last).
+inline int panels_of_tile(int64_t num_rows, int64_t panel, int64_t last) {
+    const int64_t most = num_rows == 1 ? kPanelsOfRow : 2, rest = last - panel;
+    return int(rest >= most ? most : rest >= 2 ? 2 : rest);
+}
+
+// One shard of a packed weight: rows x panels -> out [rows][32], or one row -> [64].
 inline void shard_tile(int num_rows, int num_panels, const float* const* x, const Weight& weight, int64_t panel,
                        int64_t shard, int64_t offset, float* out) {
     const float* begins[kMostRows];

@@ -24,8 +24,14 @@ from splitrank.models.layers.moe import SparseMoe
 from splitrank.models.layers.norm import GatedRMSNorm, RMSNorm
 from splitrank.models.layers.rotary import RotaryEmbedding
 from splitrank.models.ops.cpu import native, spans
+from splitrank.models.ops.cpu.descriptions import (
+    describe_attention,
+    describe_delta,
+    describe_experts,
+    describe_norm,
+)
 from splitrank.models.ops.cpu.host import HostMemory
-from splitrank.models.ops.cpu.native import DTYPE_CODES, Experts, Weight, values
+from splitrank.models.ops.cpu.native import StoredExperts, StoredRouter, Weight, values
 from splitrank.models.sharding import TensorShard
 
 LayerT = TypeVar("LayerT", bound=nn.Module)
@@ -39,18 +45,6 @@ class StepPositions:
 
     cos_sin: torch.Tensor
     spans: list[spans.Span]
-
-
-@dataclass(frozen=True)
-class StoredRouter:
-    router: Weight
-    shared_gate_up: Experts
-
-
-@dataclass(frozen=True)
-class StoredExperts:
-    gate_up: Experts
-    down: Experts
 
 
 class ExactOperations(HostMemory):
@@ -79,6 +73,10 @@ class ExactOperations(HostMemory):
     # ------------------------------------------------------------ the verbs of a layer
 
     def cos_sin(self, batch: Batch, rotary: RotaryEmbedding, dtype: torch.dtype) -> StepPositions:
+        return StepPositions(self.positions(batch, rotary), spans.with_slots_and_pages(batch))
+
+    def positions(self, batch: Batch, rotary: RotaryEmbedding) -> torch.Tensor:
+        """Cosines, then sines, of the rows' positions: [T, rotary_dim] in float32."""
         frequencies = rotary.inverse_frequencies
         cos_sin = torch.empty((batch.num_tokens, 2 * len(frequencies)))
         positions = batch.positions.contiguous()
@@ -90,7 +88,7 @@ class ExactOperations(HostMemory):
             rotary.scale,
             cos_sin.data_ptr(),
         )
-        return StepPositions(cos_sin, spans.with_pages(batch))
+        return cos_sin
 
     def add_norm_project(
         self, states: HiddenStates, norm: RMSNorm, projection: Linear, batch: Batch
@@ -102,7 +100,7 @@ class ExactOperations(HostMemory):
     ) -> tuple[torch.Tensor, None]:
         shapes, config = layer.shapes, layer.shapes.config
         out = torch.empty((len(projected), shapes.value_dim), dtype=projected.dtype)
-        described = self._once(layer, slots, _delta_layer)
+        described = self._once(layer, slots, describe_delta)
         for part in spans.between_copies(batch, slots):
             self.native.delta(values(projected), len(projected), part, described, values(out))
         return out.view(-1, shapes.num_value_heads, config.linear_value_head_dim), None
@@ -122,7 +120,7 @@ class ExactOperations(HostMemory):
     ) -> torch.Tensor:
         shapes, config = layer.shapes, layer.shapes.config
         out = torch.empty((len(projected), shapes.num_heads * config.head_dim), dtype=projected.dtype)
-        described = self._once(layer, pages, lambda *_: _attention_layer(layer, pages, cos_sin.cos_sin.shape[1]))
+        described = self._once(layer, pages, lambda *_: describe_attention(layer, pages, cos_sin.cos_sin.shape[1]))
         self.native.attention(
             values(projected),
             len(projected),
@@ -145,7 +143,7 @@ class ExactOperations(HostMemory):
 
     def experts(self, states: HiddenStates, norm: RMSNorm, layer: SparseMoe, batch: Batch) -> HiddenStates:
         stream, residual = self._stream(states, norm)
-        described = self._once(layer, None, _experts_layer)
+        described = self._once(layer, None, lambda *_: describe_experts(layer))
         out = torch.empty(residual.shape, dtype=self._part_dtype(residual.dtype))
         self.native.experts(stream, described, values(out))
         return HiddenStates(out, residual)
@@ -157,6 +155,14 @@ class ExactOperations(HostMemory):
         chosen = HiddenStates(*(part.index_select(0, batch.sample_rows) for part in states))
         stored = native.plain_weight(weight) if isinstance(weight, torch.Tensor) else weight
         return self._add_norm_linear(chosen, norm, stored)[0]
+
+    def greedy(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """``sampling.greedy`` of logits [S, V] in float32, in one call instead of ten."""
+        num_rows, num_logits = logits.shape
+        logits, tokens = logits.contiguous(), torch.empty(num_rows, dtype=torch.int64)
+        largest = torch.empty(num_rows)
+        self.native.greedy(logits.data_ptr(), num_rows, num_logits, tokens.data_ptr(), largest.data_ptr())
+        return tokens, largest
 
     # ------------------------------------------------------------
 
@@ -177,7 +183,7 @@ class ExactOperations(HostMemory):
         residual = torch.empty_like(states.residual)
         rows, width = residual.shape
         tensors = values(states.hidden), values(states.residual), values(residual)
-        return cpu_ops.Stream(*tensors, rows, width, self._once(norm, None, _norm)), residual
+        return cpu_ops.Stream(*tensors, rows, width, self._once(norm, None, lambda *_: describe_norm(norm))), residual
 
     def _once(self, layer: LayerT, cache: CacheT, describe: Callable[[LayerT, CacheT], DescribedT]) -> DescribedT:
         """What the operations need to know of a layer and its cache: made once, since a step of one token would spend a
@@ -186,59 +192,3 @@ class ExactOperations(HostMemory):
         if known is None or known[0] is not cache:
             known = self._described[layer] = (cache, describe(layer, cache))
         return cast(DescribedT, known[1])
-
-
-def _norm(norm: RMSNorm, _: object = None) -> cpu_ops.Norm:
-    return cpu_ops.Norm(norm.scale.data_ptr(), norm.eps)
-
-
-def _delta_layer(layer: LinearAttention, slots: RecurrentSlots) -> cpu_ops.DeltaLayer:
-    shapes, config = layer.shapes, layer.shapes.config
-    return cpu_ops.DeltaLayer(
-        shapes.num_key_heads,
-        shapes.num_value_heads,
-        config.linear_key_head_dim,
-        config.linear_value_head_dim,
-        config.linear_conv_kernel_dim,
-        layer.conv1d.taps.data_ptr(),
-        layer.decay_rate.data_ptr(),
-        layer.dt_bias.data_ptr(),
-        cpu_ops.Norm(layer.norm.weight.data_ptr(), layer.norm.eps),
-        values(slots.conv),
-        slots.delta.data_ptr(),
-    )
-
-
-def _attention_layer(layer: Attention, pages: KVPages, rotary_dim: int) -> cpu_ops.AttentionLayer:
-    shapes = layer.shapes
-    return cpu_ops.AttentionLayer(
-        shapes.num_heads,
-        shapes.num_kv_heads,
-        shapes.config.head_dim,
-        rotary_dim,
-        _norm(layer.q_norm),
-        _norm(layer.k_norm),
-        pages.keys.data_ptr(),
-        pages.values.data_ptr(),
-        DTYPE_CODES[pages.keys.dtype],
-        pages.keys.shape[1],
-    )
-
-
-def _experts_layer(layer: SparseMoe, _: object = None) -> cpu_ops.ExpertsLayer:
-    router: StoredRouter = layer.stored_router
-    stored: StoredExperts = layer.experts.stored
-    shared_down: Weight = layer.shared_expert.down_proj.stored
-    return cpu_ops.ExpertsLayer(
-        stored.down.num_experts,
-        layer.top_k,
-        stored.down.num_inputs,
-        router.shared_gate_up.first.num_outputs // 2,
-        router.router.native,
-        router.shared_gate_up.first.native,
-        shared_down.native,
-        stored.gate_up.first.native,
-        stored.down.first.native,
-        stored.gate_up.expert_bytes,
-        stored.down.expert_bytes,
-    )

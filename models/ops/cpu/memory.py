@@ -9,6 +9,8 @@ import torch
 from splitrank.models.rounding import ceil_div
 
 _OWN_MAPPING_BYTES = 64 * 2**10
+_HUGE_PAGE_BYTES = 2 * 2**20
+_MADV_HUGEPAGE = 14  # Linux's; Python has a name for it only where its own headers had one
 _LIBC = ctypes.CDLL(None)
 
 
@@ -16,13 +18,18 @@ def empty(*shape: int, dtype: torch.dtype) -> torch.Tensor:
     """Uninitialised storage, aligned to 64 bytes.
 
     A large tensor lies in a mapping of its own, which goes back to the system when the tensor does: malloc keeps such
-    holes, and they were 200 MB of a rank of 650.
+    holes, and they were 200 MB of a rank of 650. Where it is wide enough, it begins at a huge page and asks for such:
+    weights are read from end to end in each step, which takes a third longer through pages of 4 KiB.
     """
     num_bytes = prod(shape) * dtype.itemsize
     if num_bytes < _OWN_MAPPING_BYTES:
         return torch.empty(shape, dtype=dtype)
-    storage = mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    return torch.frombuffer(storage, dtype=dtype).view(shape)
+    storage = mmap.mmap(-1, num_bytes + _HUGE_PAGE_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    address = torch.frombuffer(storage, dtype=torch.uint8).data_ptr()
+    offset = -address % _HUGE_PAGE_BYTES
+    if whole := num_bytes // _HUGE_PAGE_BYTES * _HUGE_PAGE_BYTES:
+        _advise(address + offset, whole, _MADV_HUGEPAGE)
+    return torch.frombuffer(storage, dtype=dtype, count=prod(shape), offset=offset).view(shape)
 
 
 def release(part: torch.Tensor) -> None:
@@ -33,4 +40,9 @@ def release(part: torch.Tensor) -> None:
     start, stop = part.data_ptr(), part.data_ptr() + part.nbytes
     first, last = ceil_div(start, mmap.PAGESIZE) * mmap.PAGESIZE, stop // mmap.PAGESIZE * mmap.PAGESIZE
     if first < last:
-        _LIBC.madvise(ctypes.c_void_p(first), ctypes.c_size_t(last - first), mmap.MADV_DONTNEED)
+        _advise(first, last - first, mmap.MADV_DONTNEED)
+
+
+def _advise(address: int, num_bytes: int, advice: int) -> None:
+    """A kernel that knows no such advice goes on without it."""
+    _LIBC.madvise(ctypes.c_void_p(address), ctypes.c_size_t(num_bytes), advice)

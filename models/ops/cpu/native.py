@@ -35,6 +35,18 @@ class Experts:
     num_inputs: int
 
 
+@dataclass(frozen=True)
+class StoredRouter:
+    router: Weight
+    shared_gate_up: Experts
+
+
+@dataclass(frozen=True)
+class StoredExperts:
+    gate_up: Experts
+    down: Experts
+
+
 def shard_bounds(num_inputs: int, shard: TensorShard) -> list[int]:
     """Where this rank's virtual shards of a row-parallel weight begin and end, among its own ``num_inputs``.
 

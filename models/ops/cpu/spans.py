@@ -10,15 +10,12 @@ from splitrank.models.cache import RecurrentSlots
 Span = tuple[int, int, int, int, int]  # first row, rows, tokens before them, slot, address of the page table
 
 
-def with_pages(batch: Batch) -> list[Span]:
-    """Decode rows, then chunks, with their pages; for attention, which needs no slots."""
-    tables = _rows(batch.decode_pages)
-    spans = [(row, 1, length - 1, 0, tables[row]) for row, length in enumerate(batch.decode_lengths.tolist())]
-    tables = _rows(batch.prefills.pages)
-    spans += [
-        (one.row, one.length, one.start, 0, table) for one, table in zip(batch.prefills.chunks, tables, strict=True)
-    ]
-    return spans
+def with_slots_and_pages(batch: Batch) -> list[Span]:
+    """Decode rows, then chunks. A decode row has a token before it, so that its state goes on."""
+    decodes = zip(batch.decode_lengths.tolist(), batch.decode_slots.tolist(), _rows(batch.decode_pages), strict=True)
+    spans = [(row, 1, length - 1, slot, table) for row, (length, slot, table) in enumerate(decodes)]
+    chunks = zip(batch.prefills.chunks, _rows(batch.prefills.pages), strict=True)
+    return spans + [(one.row, one.length, one.start, one.slot, table) for one, table in chunks]
 
 
 def between_copies(batch: Batch, slots: RecurrentSlots) -> Iterator[list[Span]]:

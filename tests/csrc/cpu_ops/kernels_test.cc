@@ -77,13 +77,13 @@ void test_linear(const Kernels& kernels, bool is_fused) {
 }
 
 void test_experts(const Kernels& kernels) {
-    const int64_t hidden = 36, inner = 22, num_experts = 3, stride = 64;
+    const int64_t hidden = 100, inner = 70, num_experts = 3, stride = 128;  // 7 panels: units of 4 and of 3
     auto x = random_floats(hidden + 1);
     std::vector<serial::Expert> chosen;
     std::vector<std::vector<float>> kept;
     Weight down = make_weight(hidden, inner, 4), up = make_weight(2 * inner, hidden, 1);
-    const int64_t row = 0, pairs = (down.num_panels() + 1) / 2;
-    std::vector<float> sums(size_t(pairs * down.num_shards * 2 * kPanel)), out(static_cast<size_t>(hidden)), expected(out);
+    const int64_t row = 0, panels = down.num_panels();
+    std::vector<float> sums(size_t(panels * down.num_shards * kPanel)), out(static_cast<size_t>(hidden)), expected(out);
     for (int64_t expert = 0; expert < num_experts; ++expert) {
         kept.push_back(random_floats(2 * inner * hidden));
         kept.push_back(random_floats(inner * hidden));
@@ -94,13 +94,13 @@ void test_experts(const Kernels& kernels) {
         std::vector<float> activations(stride, 0.0f);
         kernels.gate_up(x.data(), hidden + 1, &row, 1, up, 0, (inner + kPanel - 1) / kPanel, DType::kFloat32,
                         activations.data(), stride);
-        for (int64_t pair = 0; pair < pairs; ++pair)
-            kernels.down(activations.data(), stride, &row, &factor, 1, down, 2 * pair,
-                         &sums[size_t(pair * down.num_shards * 2 * kPanel)]);
+        for (int64_t first = 0; first < panels; first += kMostDownPanels)
+            kernels.down(activations.data(), stride, &row, &factor, 1, down, first,
+                         std::min(panels, first + kMostDownPanels), &sums[size_t(first * down.num_shards * kPanel)]);
     }
-    for (int64_t pair = 0; pair < pairs; ++pair)
-        kernels.combine(&sums[size_t(pair * down.num_shards * 2 * kPanel)], 1, down, 2 * pair,
-                        {out.data(), DType::kFloat32, hidden});
+    for (int64_t first = 0; first < panels; first += kMostDownPanels)
+        kernels.combine(&sums[size_t(first * down.num_shards * kPanel)], 1, down, first,
+                        std::min(panels, first + kMostDownPanels), {out.data(), DType::kFloat32, hidden});
     serial::experts(x.data(), chosen, hidden, inner, down.bounds, down.num_shards, expected.data());
     for (size_t i = 0; i < out.size(); ++i) check("experts", out[i], expected[i], 2e-5 * (1 + std::fabs(expected[i])) * 10);
 }

@@ -10,9 +10,11 @@ import torch
 
 from splitrank import _cpu_ops as cpu_ops
 from splitrank.models.layers.linear import Linear, RowParallel
+from splitrank.models.ops import sampling
 from splitrank.models.ops.cpu.exact import ExactOperations
 from splitrank.models.ops.cpu.native import shard_bounds
 from splitrank.models.sharding import TensorShard
+from splitrank.serving.rank.cpu_steps import CpuSteps
 from tests.support.checkpoints import make_reference, random_text_config, write_checkpoint
 from tests.support.stage_runner import StageRunner, random_tokens
 
@@ -148,6 +150,29 @@ def test_instruction_sets_with_a_fused_multiply_add_give_the_same_bits() -> None
         ops = ExactOperations(ONE, 1, name)
         products.append(ops.project(x, layer(RowParallel, weight, ops)))
     assert all(torch.equal(product, products[0]) for product in products)
+
+
+@pytest.mark.parametrize("size", [1, 15, 16, 100, 8192])
+def test_greedy_is_the_first_of_the_largest(size: int) -> None:
+    """With ties, since logits come from bfloat16; beside rows of NaN, infinity, and minus infinity alone."""
+    logits = torch.randn((33, size), generator=torch.Generator().manual_seed(size)).bfloat16().float()
+    logits[3, size // 2], logits[4], logits[5, -1] = torch.nan, -torch.inf, torch.inf
+    logits[6] = 1.5
+    tokens, largest = ExactOperations(ONE, 2).greedy(logits)
+    expected, values = sampling.greedy(logits)
+    assert torch.equal(tokens, expected)
+    assert torch.equal(largest.nan_to_num(nan=7.0), values.nan_to_num(nan=7.0))
+
+
+def test_a_whole_stage_gives_the_bits_of_its_layers(
+    runner: StageRunner, tokens: list[int], expected: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All tests of this file run the layers in one call, as the engine does."""
+    steps = runner.worker.steps
+    assert isinstance(steps, CpuSteps)
+    assert steps.whole_stage is not None
+    monkeypatch.setattr(steps, "whole_stage", None)
+    assert torch.equal(in_pieces(runner, tokens, [64, 63, 22, 1]), expected)
 
 
 def parts_of_ranks(x: torch.Tensor, weight: torch.Tensor, tp: int) -> list[torch.Tensor]:
