@@ -20,6 +20,7 @@ import batch_kills
 import cycles
 import deaths
 import door
+import hosts
 import interruptions
 import resources
 from case import Case, CaseFailed, CaseSkipped
@@ -65,7 +66,7 @@ def main() -> int:
 
 
 def all_cases(num_cycles: int) -> list[Case]:
-    plays = (deaths.cases(), interruptions.cases(), door.cases(), resources.cases(), batch_kills.cases())
+    plays = (deaths.cases(), interruptions.cases(), door.cases(), resources.cases(), batch_kills.cases(), hosts.cases())
     return [*itertools.chain(*plays, cycles.cases(num_cycles))]
 
 
