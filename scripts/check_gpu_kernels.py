@@ -16,6 +16,7 @@ import tempfile
 from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -221,8 +222,13 @@ def main() -> int:
 def compile_unit(unit: tuple[str, str, tuple[int, ...]]) -> Row:
     """In a process of its own, which finds its kernel again by key: kernels do not travel."""
     name, key, rows = unit
-    (variant,) = (one for one in collect(MACHINES[name], rows, Shape(num_layers=4)) if one.key == key)
-    return compile_variant(variant, name)
+    return compile_variant(_variants(name, rows)[key], name)
+
+
+@cache
+def _variants(name: str, rows: tuple[int, ...]) -> dict[str, Variant]:
+    """By key; collected once a process."""
+    return {one.key: one for one in collect(MACHINES[name], rows, Shape(num_layers=4))}
 
 
 def _arguments() -> argparse.Namespace:
