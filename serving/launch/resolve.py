@@ -71,13 +71,9 @@ def resolve_launch(config: EngineConfig) -> LaunchSpec:
         partition=partition,
         tie_word_embeddings=model.tie_word_embeddings,
         **_thread_fields(config, devices.target),
-        exact=config.exact == "on" or (config.exact == "auto" and devices.target == "cpu"),
-        device=devices.target,
-        devices=devices.numbers * config.num_nodes,
+        **_device_fields(config, devices),
         all_reduce=config.all_reduce,
         all_reduce_codec=config.all_reduce_codec,
-        stage_link=config.stage_link,
-        prompt_graphs=config.prompt_graphs,
         max_model_len=capacity.max_model_len,
         max_running_requests=capacity.max_running_requests,
         page_size=config.page_size,
@@ -108,6 +104,17 @@ def _host_capacity(config: EngineConfig, ranks: list[RankMemory], length: int, d
     local = ranks[config.node_rank * per_node : (config.node_rank + 1) * per_node]
     memory = gpu_memory(config, devices) if devices.target == "cuda" else host_memory(config, len(local))
     return size_cache(config, local, length, memory)
+
+
+def _device_fields(config: EngineConfig, devices: Devices) -> dict[str, Any]:
+    """Of the spec: where ranks compute, and how."""
+    return {
+        "exact": config.exact == "on" or (config.exact == "auto" and devices.target == "cpu"),
+        "device": devices.target,
+        "devices": devices.numbers * config.num_nodes,
+        "stage_link": config.stage_link,
+        "prompt_graphs": config.prompt_graphs,
+    }
 
 
 def _node_fields(config: EngineConfig) -> dict[str, Any]:
