@@ -24,10 +24,13 @@ def empty(*shape: int, dtype: torch.dtype) -> torch.Tensor:
     num_bytes = prod(shape) * dtype.itemsize
     if num_bytes < _OWN_MAPPING_BYTES:
         return torch.empty(shape, dtype=dtype)
-    storage = mmap.mmap(-1, num_bytes + _HUGE_PAGE_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    address = torch.frombuffer(storage, dtype=torch.uint8).data_ptr()
-    offset = -address % _HUGE_PAGE_BYTES
-    if whole := num_bytes // _HUGE_PAGE_BYTES * _HUGE_PAGE_BYTES:
+    whole = num_bytes // _HUGE_PAGE_BYTES * _HUGE_PAGE_BYTES  # the rest stays in small pages, so that no byte is added
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+    storage = mmap.mmap(-1, num_bytes + (_HUGE_PAGE_BYTES if whole else 0), flags=flags)
+    offset = 0
+    if whole:
+        address = torch.frombuffer(storage, dtype=torch.uint8).data_ptr()
+        offset = -address % _HUGE_PAGE_BYTES
         _advise(address + offset, whole, _MADV_HUGEPAGE)
     return torch.frombuffer(storage, dtype=dtype, count=prod(shape), offset=offset).view(shape)
 
