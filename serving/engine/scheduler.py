@@ -393,8 +393,9 @@ class Scheduler:
             assert one.number < first.get(one.params.priority, one.number + 1), "an older request waits behind it"
         residents.check()
         self._snapshots.check({request.number for request in self._requests.values()})
+        steps = [
+            ({*step.decoding.tolist()}, {id(one) for one in step.sampled + step.unsampled}) for step in self._in_flight
+        ]
         for request in residents.running.values():
-            in_flight = sum(
-                request.place in step.decoding or request in step.sampled + step.unsampled for step in self._in_flight
-            )
+            in_flight = sum(request.place in decoding or id(request) in chunks for decoding, chunks in steps)
             assert request.num_in_flight == in_flight, f"request {request.number} miscounts its steps in flight"

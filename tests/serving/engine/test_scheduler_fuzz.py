@@ -6,6 +6,7 @@ that of the simple loop: one step in flight, everybody alone, no cache.
 
 import random
 from dataclasses import dataclass, field
+from functools import cache
 
 import pytest
 
@@ -63,6 +64,7 @@ def random_spec(rng: random.Random) -> LaunchSpec:
     )
 
 
+@cache  # the tests only read what it left
 def run_chats(seed: int, plans_ahead: bool) -> tuple[Loop, list[Chat]]:
     """Chats side by side, each asking again when it was answered; now and then an action aborts some request, or some
     row fails."""
