@@ -1,6 +1,7 @@
 """What holds for all tests: the network is never asked (set before anything imports transformers), Triton's kernels are
 interpreted where there is no GPU (set before anything imports Triton), and ``--full``."""
 
+import gc
 import os
 from collections.abc import Generator
 from pathlib import Path
@@ -36,6 +37,17 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for item in items:
             if item.get_closest_marker("full"):
                 item.add_marker(whole)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """What collection imports stays to the end: the collector does not look at its million objects again and again."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
