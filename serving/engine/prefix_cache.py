@@ -148,7 +148,8 @@ class PrefixCache:
         """Checks the budget, and that the snapshots that can be found are those whose bytes are counted."""
         found = [snapshot for same_blocks in self._by_digest.values() for snapshot in same_blocks]
         assert sum(snapshot.num_bytes for snapshot in found) == self._num_bytes <= self._spec.prefix_cache_bytes
-        assert all(sum(snapshot in segment for segment in self._segments) == 1 for snapshot in found)
+        kept = [snapshot.number for segment in self._segments for snapshot in segment]
+        assert sorted(kept) == sorted(snapshot.number for snapshot in found), "a snapshot is in two segments or none"
 
 
 class _Segment:
@@ -157,9 +158,6 @@ class _Segment:
     def __init__(self) -> None:
         self._members: OrderedDict[int, Snapshot] = OrderedDict()
         self.num_bytes = 0
-
-    def __contains__(self, snapshot: Snapshot) -> bool:
-        return snapshot.number in self._members
 
     def __iter__(self) -> Iterator[Snapshot]:
         return iter(self._members.values())

@@ -134,8 +134,9 @@ class Residents:
         for request in running:
             held = pages_needed(request.num_scheduled, self._page_size)
             assert request.num_pages == held, f"request {request.number} holds {request.num_pages} pages, not {held}"
-        assert self.places.tolist() == [request.place for request in self.by_age()]
-        assert self._columns.num_pages[self.places].tolist() == [request.num_pages for request in self.by_age()]
+        by_age = self.by_age()
+        assert self.places.tolist() == [request.place for request in by_age]
+        assert self._columns.num_pages[self.places].tolist() == [request.num_pages for request in by_age]
         assert all(one.slot < 0 and not one.pages and not one.num_in_flight for one in self.swapped.values())
-        orders = [request.order for request in self.by_age()], sorted(one.order for one in self.swapped.values())
+        orders = [request.order for request in by_age], sorted(one.order for one in self.swapped.values())
         assert not all(orders) or orders[0][-1] < orders[1][0], "a swapped request is older"
