@@ -74,7 +74,7 @@ class EngineClient:
     # ------------------------------------------------------------ life
 
     @classmethod
-    async def start(cls, spec: LaunchSpec, rank_module: str = "splitrank.serving.rank.rank") -> "EngineClient":
+    async def start(cls, spec: LaunchSpec, rank_module: str = "splitrank.serving.rank.rank_main") -> "EngineClient":
         """Starts all processes and waits until every rank is ready. If there are several hosts, waits for them first.
 
         Raises ``EngineStartError`` after all processes, sockets and files are gone.

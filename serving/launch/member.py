@@ -31,7 +31,9 @@ class MemberError(RuntimeError):
     """This host cannot go on; one line."""
 
 
-def run_member(configs: Sequence[EngineConfig], command: str, rank_module: str = "splitrank.serving.rank.rank") -> int:
+def run_member(
+    configs: Sequence[EngineConfig], command: str, rank_module: str = "splitrank.serving.rank.rank_main"
+) -> int:
     """Runs this host's ranks for each engine of host 0's command, one after the other. Returns the exit code."""
     code = 0
     stop = _StopSignals()

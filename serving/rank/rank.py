@@ -1,9 +1,8 @@
-"""A rank process: ``python -m splitrank.serving.rank.rank --run-dir DIR --rank R``. Started by the launcher."""
+"""A rank process: it loads its part, and runs the engine's steps to the end. ``rank_main`` starts it."""
 
 import argparse
 import logging
 import os
-import sys
 from collections import deque
 
 import torch
@@ -38,7 +37,7 @@ class DeviceFailure(RuntimeError):
 
 def main(argv: list[str] | None = None) -> int:
     be_lenient_with_streams()
-    parser = argparse.ArgumentParser(prog="splitrank.serving.rank.rank")
+    parser = argparse.ArgumentParser(prog="splitrank.serving.rank.rank_main")
     parser.add_argument("--run-dir", required=True)
     parser.add_argument("--rank", type=int, required=True)
     parser.add_argument("--link-fd", type=int, help="listening socket for the stage before, on another host")
@@ -155,7 +154,3 @@ def _collect(worker: Worker, link: RankLink, step: LaunchedStep) -> None:
     link.finish(step.step)
     if result is not None:
         link.send_result(result)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

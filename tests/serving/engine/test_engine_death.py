@@ -147,7 +147,10 @@ def test_a_module_that_does_not_run_is_a_failed_start(run_dirs: Path) -> None:
 
 @pytest.mark.parametrize(
     ("rank_module", "reason"),
-    [(FAKE_RANK, "the checkpoint is made of cheese"), ("splitrank.serving.rank.rank", "fail-load:0: no such file")],
+    [
+        (FAKE_RANK, "the checkpoint is made of cheese"),
+        ("splitrank.serving.rank.rank_main", "fail-load:0: no such file"),
+    ],
 )
 def test_files_of_the_current_folder_replace_no_module(
     rank_module: str, reason: str, run_dirs: Path, monkeypatch: pytest.MonkeyPatch
