@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,15 @@ pytestmark = [
 
 DTYPES = ("fp32", "bf16", "fp16")
 WORLD_SIZES = (2, 4, 8)
+MAILBOX = {"mailbox send", "mailbox receive"}
+Kind = tuple[str, int]  # of kernels: dtype, number of ranks
+ALL_KINDS = tuple(product(DTYPES, WORLD_SIZES))
+# What is compiled without --full: each kernel for one machine, each dtype and each number of ranks for every machine.
+KINDS: dict[str, tuple[Kind, ...]] = {
+    "gfx942": (("fp32", 2), ("bf16", 8), ("fp16", 4)),
+    "gfx90a": (("fp32", 4), ("bf16", 2), ("fp16", 8)),
+    "gfx950": (("fp32", 8), ("bf16", 4), ("fp16", 2)),
+}
 ONE_SHOT = """#include "quick_reduce/gpu/kernels.h"
 namespace splitrank::quick_reduce {
 using Work = OneShotWork<GpuExecutor<8, UNROLL>, Bfloat16, CodecNone<Bfloat16>, WORLD>;
@@ -43,7 +53,7 @@ def kernel_names(dtype: str, world_sizes: Sequence[int] = WORLD_SIZES) -> set[st
     ways = [*(("two-shot", codec) for codec in codecs), ("one-shot", "none"), ("registered", "none")]
     names = {f"{algorithm} {dtype} {codec} W={size}" for algorithm, codec in ways for size in world_sizes}
     names |= {f"one-shot {dtype} {codec} W=2" for codec in codecs if 2 in world_sizes}
-    return names | {"mailbox send", "mailbox receive"}
+    return names | MAILBOX
 
 
 def check_report(report: Path, expected: set[tuple[str, str]]) -> None:
@@ -56,12 +66,11 @@ def check_report(report: Path, expected: set[tuple[str, str]]) -> None:
         assert row["resources"]["vgpr_spill_count"] == 0
 
 
-# gfx942's kernels are checked as they lie in the module (test_hip_module.py). On each other machine every codec and
-# algorithm, and every dtype and world size on one of them (gfx950 spells like gfx942); with --full all together.
+# gfx942's kernels are checked as they lie in the module (test_hip_module.py).
 @pytest.mark.parametrize(
-    ("dtype", "world_size", "arch"), [("fp32", 2, "gfx90a"), ("fp16", 4, "gfx90a"), ("bf16", 8, "gfx950")]
+    ("arch", "dtype", "world_size"), [(arch, *kind) for arch in ("gfx90a", "gfx950") for kind in KINDS[arch]]
 )
-def test_kernels_keep_the_rules(dtype: str, world_size: int, arch: str, tmp_path: Path) -> None:
+def test_kernels_keep_the_rules(arch: str, dtype: str, world_size: int, tmp_path: Path) -> None:
     report = tmp_path / "report.json"
     done = check("--dtype", dtype, "--world-size", world_size, "--arch", arch, "--json", report)
     assert done.returncode == 0, done.stderr
@@ -205,9 +214,9 @@ def test_a_missing_kernel_is_an_error(tmp_path: Path) -> None:
     text = dispatch.read_text()
     assert text.count("CodecInt6<") == 1
     dispatch.write_text(text.replace("CodecInt6<", "CodecInt4<"))
-    done = check("--csrc", csrc, "--arch", "gfx942", "--dtype", "bf16", "--world-size", "2")
+    done = check("--csrc", csrc, "--arch", "gfx942", "--dtype", "bf16", "--world-size", "8")
     assert done.returncode == 1
-    assert "two-shot bf16 int6 W=2 on gfx942: no such kernel was compiled" in done.stderr
+    assert "two-shot bf16 int6 W=8 on gfx942: no such kernel was compiled" in done.stderr
 
 
 def test_missing_tools_are_named(tmp_path: Path) -> None:
