@@ -393,7 +393,7 @@ class Scheduler:
             assert one.number < first.get(one.params.priority, one.number + 1), "an older request waits behind it"
         residents.check()
         self._snapshots.check({request.number for request in self._requests.values()})
-        steps = [({*one.decoding.tolist()}, {id(row) for row in one.sampled + one.unsampled}) for one in self._in_flight]
+        steps = [({*one.decoding.tolist()}, {id(r) for r in one.sampled + one.unsampled}) for one in self._in_flight]
         for request in residents.running.values():
             in_flight = sum(request.place in decoding or id(request) in chunks for decoding, chunks in steps)
             assert request.num_in_flight == in_flight, f"request {request.number} miscounts its steps in flight"
