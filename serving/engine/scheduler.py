@@ -393,13 +393,7 @@ class Scheduler:
             assert one.number < first.get(one.params.priority, one.number + 1), "an older request waits behind it"
         residents.check()
         self._snapshots.check({request.number for request in self._requests.values()})
-<<<<<<< HEAD
-        steps = [
-            ({*step.decoding.tolist()}, {id(one) for one in step.sampled + step.unsampled}) for step in self._in_flight
-        ]
-=======
         steps = [({*one.decoding.tolist()}, {id(r) for r in one.sampled + one.unsampled}) for one in self._in_flight]
->>>>>>> 10881955842a4431d1dc28d204605dbd90b3d6b5
         for request in residents.running.values():
             in_flight = sum(request.place in decoding or id(request) in chunks for decoding, chunks in steps)
             assert request.num_in_flight == in_flight, f"request {request.number} miscounts its steps in flight"

@@ -87,19 +87,10 @@ def _attention_decode(
     partials,
     counters,
     table_stride,
-    HEADS: tl.constexpr,
-    KV_HEADS: tl.constexpr,
-    DIM: tl.constexpr,
-    HALF: tl.constexpr,
-    PAGE: tl.constexpr,
-    BLOCK_G: tl.constexpr,
-    BLOCK_T: tl.constexpr,
-    PARTS: tl.constexpr,
-    COUNTED: tl.constexpr,
-    STREAM: tl.constexpr,
-    EPS: tl.constexpr,
-    PDL: tl.constexpr,
-):
+    HEADS: tl.constexpr, KV_HEADS: tl.constexpr, DIM: tl.constexpr, HALF: tl.constexpr, PAGE: tl.constexpr,
+    BLOCK_G: tl.constexpr, BLOCK_T: tl.constexpr, PARTS: tl.constexpr, COUNTED: tl.constexpr, STREAM: tl.constexpr,
+    EPS: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
     """One row and kv head; the grid's last axis is the part."""
     row, group, part = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.program_id(2)
     GROUP: tl.constexpr = HEADS // KV_HEADS
