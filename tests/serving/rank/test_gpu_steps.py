@@ -211,3 +211,31 @@ def test_the_likeliest_of_all_ranks() -> None:
     found, largest = likeliest_of_ranks(tokens, values, GatheredFrom(second, third))  # type: ignore[arg-type]
     assert found.tolist() == [248_319, 4, 248_322, 130_002]
     assert largest.tolist() == [2.0, 5.0, 3.0, inf]
+
+
+def test_each_token_comes_with_the_digest_of_its_logits_whatever_else_is_in_the_step(
+    folder: Path, tmp_path: Path
+) -> None:
+    """In the exact mode: alone, and beside another prompt and a row that decodes."""
+    first, other = (admitted(slot, slot, prompt(5 + slot)) for slot in (0, 1))
+    last = {"sample": True}
+    alone = [
+        StepPlan(0, "", admitted=[first], pages=pages(0), chunks=[ChunkPlan(0, 5, **last)]),
+        StepPlan(1, "", decodes=[0]),
+    ]
+    beside = [
+        StepPlan(0, "", admitted=[first], pages=pages(0), chunks=[ChunkPlan(0, 5, **last)]),
+        StepPlan(1, "", admitted=[other], pages=pages(1), decodes=[0], chunks=[ChunkPlan(1, 6, **last)]),
+    ]
+    found = []
+    for number, plans in enumerate((alone, beside)):
+        run_dir = tmp_path / str(number)
+        run_dir.mkdir()
+        worker = Worker(launch_spec(folder, run_dir, device="cuda", devices=(0,), exact=True, digests=True), 0)
+        worker.load()
+        results = [result for plan in plans if (result := worker.execute(plan, "")) is not None]
+        worker.close()
+        assert [len(result.digests) for result in results] == [len(result.token_ids) for result in results]
+        found.append([result.digests[0] for result in results])
+    assert found[0] == found[1]
+    assert len(set(found[0])) == 2
