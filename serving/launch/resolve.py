@@ -143,10 +143,10 @@ def check_nodes(config: EngineConfig) -> None:
 def check_on_device(config: EngineConfig, model: ModelConfig, dtype: str, target: str) -> None:
     """``ValueError`` if the options or the model's sizes cannot be had on this kind of device."""
     refuse_stage_link(config.stage_link, target, config.pp, config.num_nodes)
-    check_exact(config, model, target)
     if config.prompt_graphs and (target != "cuda" or config.exact == "on"):
         why = "with --exact on prompts have kernels of their own" if target == "cuda" else "it is for GPUs"
         raise ValueError(f"prompt_graphs: {why}")
+    check_exact(config, model, target)
     if target == "cuda":
         check_gpu_shapes(model, config.tp, dtype)
         most = MOST_REQUESTS_AT_ONCE * config.pp

@@ -4,6 +4,7 @@ instruction set, and from a snapshot. Layouts: ``tests/serving/rank/test_layouts
 import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -21,6 +22,7 @@ from tests.support.stage_runner import StageRunner, random_tokens
 LENGTH = 150
 DTYPES = [torch.float32, torch.bfloat16]
 ONE = TensorShard(0, 1)
+NO_BATCH: Any = None  # a CPU's products look at their rows alone
 
 
 @pytest.fixture(scope="module")
@@ -133,9 +135,9 @@ def test_a_row_of_a_product_depends_on_no_other(shape: tuple[int, int], dtype: t
     ops, (x, weight) = ExactOperations(ONE, 2, instructions), example(150, *shape, dtype)
     for cls in (Linear, RowParallel):
         product = layer(cls, weight, ops)
-        whole = ops.project(x, product)
+        whole = ops.project(x, product, NO_BATCH)
         for rows in [*range(1, 34), 100]:
-            assert torch.equal(ops.project(x[:rows], product), whole[:rows])
+            assert torch.equal(ops.project(x[:rows], product, NO_BATCH), whole[:rows])
         magnitude = x.double().abs() @ weight.double().abs().T
         rounding = 2.0**-8 if dtype is torch.bfloat16 else 0.0
         error = (whole.double() - x.double() @ weight.double().T).abs()
@@ -148,7 +150,7 @@ def test_instruction_sets_with_a_fused_multiply_add_give_the_same_bits() -> None
     products = []
     for name in fused:
         ops = ExactOperations(ONE, 1, name)
-        products.append(ops.project(x, layer(RowParallel, weight, ops)))
+        products.append(ops.project(x, layer(RowParallel, weight, ops), NO_BATCH))
     assert all(torch.equal(product, products[0]) for product in products)
 
 
@@ -180,7 +182,8 @@ def parts_of_ranks(x: torch.Tensor, weight: torch.Tensor, tp: int) -> list[torch
     parts, width = [], x.shape[1] // tp
     for rank in range(tp):
         ops, columns = ExactOperations(TensorShard(rank, tp), 1), slice(rank * width, (rank + 1) * width)
-        part = ops.project(x[:, columns].contiguous(), layer(RowParallel, weight[:, columns].contiguous(), ops))
+        product = layer(RowParallel, weight[:, columns].contiguous(), ops)
+        part = ops.project(x[:, columns].contiguous(), product, NO_BATCH)
         assert part.dtype == torch.float32
         parts.append(part)
     return parts
@@ -191,7 +194,7 @@ def parts_of_ranks(x: torch.Tensor, weight: torch.Tensor, tp: int) -> list[torch
 def test_parts_of_ranks_add_up_to_the_bits_of_one_along_the_tree_alone(inputs: int, dtype: torch.dtype) -> None:
     x, weight = example(5, 48, inputs, dtype)
     ops = ExactOperations(ONE, 1)
-    whole = ops.project(x, layer(RowParallel, weight, ops))
+    whole = ops.project(x, layer(RowParallel, weight, ops), NO_BATCH)
     a, b = parts_of_ranks(x, weight, 2)
     assert torch.equal((a + b).to(dtype), whole)
     a, b, c, d = parts_of_ranks(x, weight, 4)
