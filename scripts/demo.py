@@ -25,7 +25,7 @@ def main() -> int:
     parser.add_argument("--max-tokens", type=int, default=256)
     arguments = parser.parse_args()
     command = [sys.executable, "-P", "-m", "splitrank.serving", "serve", "--pp", "2", "--port", "0"]
-    print("$ splitrank " + " ".join(command[3:]), flush=True)
+    print("$ splitrank " + " ".join(command[4:]), flush=True)
     with serving(command) as address:
         ask(address, arguments.question, arguments.max_tokens)
     print("the server has stopped cleanly")

@@ -20,6 +20,7 @@ def test_the_demo_asks_and_stops_cleanly() -> None:
     assert "#### 72" in answer
     assert "think>" not in answer
     assert "finished by stop" in finished.stdout
+    assert finished.stdout.splitlines()[0] == "$ splitrank serve --pp 2 --port 0"
     assert finished.stdout.splitlines()[-1] == "the server has stopped cleanly"
 
 
