@@ -4,7 +4,7 @@ A graph reads which slots it computes from one small tensor; it gathers lengths,
 from the tables by itself. Rows up to its size are padding: they lie in the table's scratch slot, behind ``num_live``.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import cycle
 from typing import Any, Protocol
@@ -93,13 +93,8 @@ class DecodeGraphs:
     def _capture(
         step: DecodeStep, compute: Compute, greedy: bool, pool: Any
     ) -> tuple[torch.cuda.CUDAGraph, StepOutput]:
-        """All rows are padding. The first run compiles what was not compiled yet, which a capture may not do."""
-        step.run(compute, greedy)
-        torch.cuda.synchronize()
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=pool):
-            output = step.run(compute, greedy)
-        return graph, output
+        """All rows are padding."""
+        return capture(lambda: step.run(compute, greedy), pool)
 
     def launch(self, slots: list[int], states: HiddenStates | None, greedy: bool) -> StepOutput:
         """One step of these slots."""
@@ -111,12 +106,27 @@ class DecodeGraphs:
         numbers[0], numbers[_HEADER : _HEADER + count] = count, slots
         numbers[_HEADER + count :] = self._table.scratch_slot
         step.numbers.copy_(staged, non_blocking=True)
-        if states is not None:
-            assert step.inputs is not None
-            for mine, given in zip(step.inputs, states, strict=True):
-                mine[:count] = given
+        put_states(step.inputs, states, count)
         graph.replay()
         return output
+
+
+def capture(run: Callable[[], StepOutput], pool: Any) -> tuple[torch.cuda.CUDAGraph, StepOutput]:
+    """The first run compiles what was not compiled yet, which a capture may not do. ``pool``: memory of all graphs."""
+    run()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, pool=pool):
+        output = run()
+    return graph, output
+
+
+def put_states(inputs: HiddenStates | None, states: HiddenStates | None, count: int) -> None:
+    """The first ``count`` rows of what a graph reads from the stage before; nothing on the first stage."""
+    if states is not None:
+        assert inputs is not None
+        for mine, given in zip(inputs, states, strict=True):
+            mine[:count] = given
 
 
 def ladder(max_rows: int) -> list[int]:

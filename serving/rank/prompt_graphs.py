@@ -21,7 +21,7 @@ from splitrank.models.ops.gpu.sequences import BLOCK, TILE, Sequences
 from splitrank.models.rounding import ceil_div, pages_needed
 from splitrank.serving.protocol.messages import ChunkPlan, SnapshotPlan
 from splitrank.serving.rank.batch_builder import copies_inside_of, is_single, span_of
-from splitrank.serving.rank.decode_graphs import Compute, StepOutput
+from splitrank.serving.rank.decode_graphs import Compute, StepOutput, capture, put_states
 from splitrank.serving.rank.request_table import RequestTable
 
 SIZES = (64, 128, 192, 256)
@@ -126,13 +126,8 @@ class PromptGraphs:
 
     @staticmethod
     def _capture(step: PromptStep, compute: Compute, pool: Any) -> tuple[torch.cuda.CUDAGraph, StepOutput]:
-        """Of two sequences without rows. The first run compiles what was not compiled yet, which a capture may not."""
-        step.run(compute)
-        torch.cuda.synchronize()
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=pool):
-            output = step.run(compute)
-        return graph, output
+        """Of two sequences without rows."""
+        return capture(lambda: step.run(compute), pool)
 
     def rows_of(self, chunks: Sequence[ChunkPlan], saved: Collection[SnapshotPlan]) -> PromptRows | None:
         """None if a step of these chunks is none of a graph."""
@@ -146,10 +141,7 @@ class PromptGraphs:
         prompt = self._table.rows[rows.slot].prompt[rows.start : rows.start + count]
         step.write(staged.numpy(), rows, prompt.numpy())
         step.numbers.copy_(staged, non_blocking=True)
-        if states is not None:
-            assert step.inputs is not None
-            for mine, given in zip(step.inputs, states, strict=True):
-                mine[:count] = given
+        put_states(step.inputs, states, count)
         graph.replay()
         return output
 
