@@ -71,6 +71,7 @@ def main() -> None:
     parser.add_argument("--pp", type=int, default=1)
     parser.add_argument("--tp", type=int, default=1)
     parser.add_argument("--stage-link", default="auto")
+    parser.add_argument("--prompt-graphs", action="store_true")
     parser.add_argument("--exact", default="auto", help="on: what the exact mode costs")
     parser.add_argument("--output", type=Path)
     args = parser.parse_args()
@@ -79,7 +80,7 @@ def main() -> None:
         config = EngineConfig(
             model=folder, load_format="dummy", device="cuda", max_model_len=4096, prefix_cache_mib=0,
             pp=args.pp, tp=args.tp, max_running_requests=max([*args.batches, 1]), share_devices=True,
-            stage_link=args.stage_link, exact=args.exact,
+            stage_link=args.stage_link, exact=args.exact, prompt_graphs=args.prompt_graphs,
         )  # fmt: skip
         output = args.output.open("a") if args.output else None
         asyncio.run(bench(config, args, Rows(output, labels(args))))
@@ -109,6 +110,7 @@ def labels(args: argparse.Namespace) -> dict[str, Any]:
         "layers": args.layers,
         "layout": f"tp {args.tp} x pp {args.pp}",
         "stage_link": args.stage_link,
+        "prompt_graphs": args.prompt_graphs,
         "exact": args.exact == "on",
     }
 
