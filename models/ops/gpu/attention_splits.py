@@ -34,6 +34,21 @@ def load_block(keys, values, table, token, context, d, KV_HEADS: tl.constexpr, D
 
 
 @triton.jit
+def _nothing(HEADS: tl.constexpr, DIM: tl.constexpr):
+    """Maximum, sum and weighted values of no token."""
+    best = tl.full([HEADS], float("-inf"), tl.float32)
+    return best, tl.zeros([HEADS], tl.float32), tl.zeros([HEADS, DIM], tl.float32)
+
+
+@triton.jit
+def _new_token_alone(q, new_k, new_v, DIM: tl.constexpr):
+    """Of the new token, with which a row's first split begins."""
+    _, mass, acc = _nothing(q.shape[0], DIM)
+    best = tl.sum(q.to(tl.float32) * new_k.to(tl.float32), 1) * DIM**-0.5
+    return best, mass + 1.0, acc + new_v.to(tl.float32)
+
+
+@triton.jit
 def _attend(q, k, v, known, best, mass, acc, SCALE: tl.constexpr):
     """One block of tokens into the running maximum, sum and weighted values (online softmax)."""
     scores = dot(q, k, tl.zeros([q.shape[0], k.shape[1]], tl.float32)) * SCALE
@@ -65,9 +80,7 @@ def store_partial(partial, h, d, best, mass, acc, GROUP: tl.constexpr, DIM: tl.c
 @triton.jit
 def merge_partials(partial, num_splits, h, d, GROUP: tl.constexpr, DIM: tl.constexpr):
     """All splits of a row and kv head in their order. Read past the L1 cache: other programs have written them."""
-    best = tl.full([h.shape[0]], float("-inf"), tl.float32)
-    mass = tl.zeros([h.shape[0]], tl.float32)
-    acc = tl.zeros([h.shape[0], d.shape[0]], tl.float32)
+    best, mass, acc = _nothing(h.shape[0], DIM)
     inside = h < GROUP
     for split in range(num_splits):
         one = partial + split * (GROUP * (DIM + 2))
@@ -100,13 +113,9 @@ def _one_split(
     """Attention over one split, whose first block (k, v) is loaded; the first split begins with the new token."""
     t = tl.arange(0, BLOCK_T)
     d = tl.arange(0, DIM)
-    best = tl.full([q.shape[0]], float("-inf"), tl.float32)
-    mass = tl.zeros([q.shape[0]], tl.float32)
-    acc = tl.zeros([q.shape[0], DIM], tl.float32)
+    best, mass, acc = _nothing(q.shape[0], DIM)
     if split == 0:
-        best = tl.sum(q.to(tl.float32) * new_k.to(tl.float32), 1) * DIM**-0.5
-        mass += 1.0
-        acc += new_v.to(tl.float32)
+        best, mass, acc = _new_token_alone(q, new_k, new_v, DIM)
     begin = split * length
     end = tl.minimum(context, begin + length)
     best, mass, acc = _attend(q, k, v, begin + t < end, best, mass, acc, DIM**-0.5)
@@ -142,9 +151,7 @@ def attend_splits(
     h = tl.arange(0, q.shape[0])
     d = tl.arange(0, DIM)
     t = tl.arange(0, BLOCK_T)
-    best = tl.full([q.shape[0]], float("-inf"), tl.float32)
-    mass = tl.zeros([q.shape[0]], tl.float32)
-    acc = tl.zeros([q.shape[0], DIM], tl.float32)
+    best, mass, acc = _nothing(q.shape[0], DIM)
     for split in range(part, num_splits, PARTS):
         one_best, one_mass, one_acc = _one_split(
             q, k, v, new_k, new_v, keys, values, table, split, length, context, KV_HEADS, DIM, PAGE, BLOCK_T
@@ -175,20 +182,14 @@ def stream_splits(
 ):
     """All splits by one program, as ``attend_splits`` gives them; STAGES blocks are on their way at a time."""
     t, d = tl.arange(0, BLOCK_T), tl.arange(0, DIM)
-    best = tl.full([q.shape[0]], float("-inf"), tl.float32)
-    mass = tl.zeros([q.shape[0]], tl.float32)
-    acc = tl.zeros([q.shape[0], DIM], tl.float32)
-    one_best = tl.sum(q.to(tl.float32) * new_k.to(tl.float32), 1) * DIM**-0.5
-    one_mass = mass + 1.0
-    one_acc = acc + new_v.to(tl.float32)
+    best, mass, acc = _nothing(q.shape[0], DIM)
+    one_best, one_mass, one_acc = _new_token_alone(q, new_k, new_v, DIM)
     for start in tl.range(0, context, BLOCK_T, num_stages=STAGES):
         k, v = load_block(keys, values, table, start + t, context, d, KV_HEADS, DIM, PAGE)
         one_best, one_mass, one_acc = _attend(q, k, v, start + t < context, one_best, one_mass, one_acc, DIM**-0.5)
         if (start + BLOCK_T) % length == 0:
             best, mass, acc = _merge(best, mass, acc, one_best, one_mass, one_acc)
-            one_best = tl.full([q.shape[0]], float("-inf"), tl.float32)
-            one_mass = tl.zeros([q.shape[0]], tl.float32)
-            one_acc = tl.zeros([q.shape[0], DIM], tl.float32)
+            one_best, one_mass, one_acc = _nothing(q.shape[0], DIM)
     if (context == 0) | (tl.cdiv(context, BLOCK_T) * BLOCK_T % length != 0):
         best, mass, acc = _merge(best, mass, acc, one_best, one_mass, one_acc)
     return mass, acc

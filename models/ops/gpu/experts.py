@@ -146,7 +146,7 @@ def experts_up(
 
 def block_of(width: int, tile: Tile) -> int:
     """Columns of a weight a step: the tile's, or what a narrow weight has (at least 16: a product's smallest)."""
-    return min(tile["k"], max(16, int(next_power_of_2(width))))
+    return min(tile["k"], max(16, next_power_of_2(width)))
 
 
 def _list_operands(routing: Routing, rows: int) -> dict[str, Operand]:

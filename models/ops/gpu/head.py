@@ -111,7 +111,7 @@ def _finish_argmax(best, best_at, values, tokens, count, start, BLOCK: tl.conste
 
 def argmax_blocks(vocabulary: int, tile: Tile) -> int:
     """How many maxima a row has: the width of ``best`` and ``best_at``."""
-    return int(ceil_div(vocabulary, tile["n"]))
+    return ceil_div(vocabulary, tile["n"])
 
 
 def head_argmax(

@@ -141,9 +141,7 @@ def fma_launch(columns: int, width: int, tile: Tile) -> tuple[tuple[int, ...], d
     return (ceil_div(columns, tile["n"]),), sizes
 
 
-def dot_launch(
-    rows: int, columns: int, width: int, tile: Tile, shards: int = 1
-) -> tuple[tuple[int, ...], dict[str, int]]:
+def dot_launch(rows: int, columns: int, width: int, tile: Tile) -> tuple[tuple[int, ...], dict[str, int]]:
     """Grid and constants of the form ``dot``: all rows in one block of tokens, up to the tile's size. An exact tile has
     its size for any number of rows."""
     block_t = tile["t"] if tile.exact else min(tile["t"], max(8, next_power_of_2(rows)))
