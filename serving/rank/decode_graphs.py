@@ -4,7 +4,7 @@ A graph reads which slots it computes from one small tensor; it gathers lengths,
 from the tables by itself. Rows up to its size are padding: they lie in the table's scratch slot, behind ``num_live``.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import cycle
 from typing import Any, Protocol
@@ -80,8 +80,7 @@ class DecodeGraphs:
         self._sizes, self._table = ladder(max_rows), table
         self._steps: dict[int, DecodeStep] = {}
         self._graphs: dict[tuple[int, bool], tuple[torch.cuda.CUDAGraph, StepOutput]] = {}
-        staged = [torch.empty(_HEADER + max_rows, dtype=torch.int32, pin_memory=True) for _ in range(_STAGED)]
-        self._staged = cycle(staged)
+        self._staged = staging(_HEADER + max_rows, table.device)
         self.pool = torch.cuda.graph_pool_handle()
         for size in reversed(self._sizes):
             own = inputs.first_rows(size) if inputs else None
@@ -119,6 +118,12 @@ def capture(run: Callable[[], StepOutput], pool: Any) -> tuple[torch.cuda.CUDAGr
     with torch.cuda.graph(graph, pool=pool):
         output = run()
     return graph, output
+
+
+def staging(length: int, device: torch.device) -> Iterator[torch.Tensor]:
+    """Buffers [length] int32 of the host from which a step's numbers are copied while the next step's are written."""
+    pinned = device.type == "cuda"
+    return cycle([torch.empty(length, dtype=torch.int32, pin_memory=pinned) for _ in range(_STAGED)])
 
 
 def put_states(inputs: HiddenStates | None, states: HiddenStates | None, count: int) -> None:

@@ -7,7 +7,7 @@ scratch slot and page, behind ``num_live``, so that no expert is read for them.
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from itertools import accumulate, cycle
+from itertools import accumulate
 from math import prod
 from typing import Any
 
@@ -21,11 +21,10 @@ from splitrank.models.ops.gpu.sequences import BLOCK, TILE, Sequences
 from splitrank.models.rounding import ceil_div, pages_needed
 from splitrank.serving.protocol.messages import ChunkPlan, SnapshotPlan
 from splitrank.serving.rank.batch_builder import copies_inside_of, is_single, span_of
-from splitrank.serving.rank.decode_graphs import Compute, StepOutput, capture, put_states
+from splitrank.serving.rank.decode_graphs import Compute, StepOutput, capture, put_states, staging
 from splitrank.serving.rank.request_table import RequestTable
 
 SIZES = (64, 128, 192, 256)
-_STAGED = 32  # more than steps are ever in flight
 
 
 @dataclass(frozen=True)
@@ -120,8 +119,7 @@ class PromptGraphs:
         self._table = table
         self._steps = {size: PromptStep(size, table, inputs and inputs.first_rows(size)) for size in sizes}
         longest = max(step.numbers.shape[0] for step in self._steps.values())
-        pinned = table.device.type == "cuda"
-        self._staged = cycle([torch.empty(longest, dtype=torch.int32, pin_memory=pinned) for _ in range(_STAGED)])
+        self._staged = staging(longest, table.device)
         self._graphs = {size: self._capture(step, compute, pool) for size, step in self._steps.items()}
 
     @staticmethod
