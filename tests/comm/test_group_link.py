@@ -14,17 +14,13 @@ from splitrank.comm.group_link import GroupLink
 from splitrank.comm.message_header import make_header
 from splitrank.comm.pair_group import PairGroups
 from splitrank.comm.position import mesh_position
-from tests.support.comm_rank import HASH, MISMATCHES, OTHER_HASH
+from tests.support.comm_rank import HASH
 from tests.support.device_link_rank import TIMEOUT_S
-from tests.support.device_link_runs import run
+from tests.support.device_link_runs import check_mismatched_headers, in_time, run
 from tests.support.limits import SLACK_S, scaled
 
 KIND = "nccl"
 LIMIT_S = 0.3
-
-
-def in_time(seen: list[str]) -> None:
-    assert max(map(float, seen[::2])) < TIMEOUT_S + scaled(SLACK_S)
 
 
 def test_every_bit_of_messages_both_ways(tmp_path: Path) -> None:
@@ -41,21 +37,7 @@ def test_states_go_along_the_ring_and_tokens_back_to_the_first(tmp_path: Path) -
 
 def test_a_message_that_was_not_agreed_on_is_an_error_that_names_both_sides(tmp_path: Path) -> None:
     seen = run("mismatch", tmp_path, 2, kind=KIND)[1]
-    errors = dict(zip(MISMATCHES, seen[1::2], strict=True))
-    assert errors.pop("none") == ""
-    expected = (
-        f"stage 1 expected (5, '{HASH}', 2, 32, 'float32') (step, hash, tensors, elements, dtype) "
-        "from stage 0, which sent "
-    )
-    sent = {
-        "step": f"(7, '{HASH}', 2, 32, 'float32')",
-        "hash": f"(5, '{OTHER_HASH}', 2, 32, 'float32')",
-        "dtype, as many bytes": f"(5, '{HASH}', 2, 64, 'bfloat16')",
-        "tensors, as many bytes": f"(5, '{HASH}', 1, 64, 'float32')",
-        "longer": f"(5, '{HASH}', 2, 40, 'float32')",
-        "shorter": f"(5, '{HASH}', 2, 24, 'float32')",
-    }
-    assert errors == {name: expected + message for name, message in sent.items()}
+    check_mismatched_headers(seen)
     in_time(seen)
 
 

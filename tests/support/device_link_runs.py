@@ -33,7 +33,26 @@ def check_mismatches(seen: list[str]) -> None:
         "shorter": f"(5, '{HASH}', 2, 96, 'float32')",
     }
     assert errors == {name: expected + message for name, message in sent.items()}
-    _in_time(seen)
+    in_time(seen)
+
+
+def check_mismatched_headers(seen: list[str]) -> None:
+    """The same of links that send a header (``comm/message_header.py``), which counts elements."""
+    errors = dict(zip(MISMATCHES, seen[1::2], strict=True))
+    assert errors.pop("none") == ""
+    expected = (
+        f"stage 1 expected (5, '{HASH}', 2, 32, 'float32') (step, hash, tensors, elements, dtype) "
+        "from stage 0, which sent "
+    )
+    sent = {
+        "step": f"(7, '{HASH}', 2, 32, 'float32')",
+        "hash": f"(5, '{OTHER_HASH}', 2, 32, 'float32')",
+        "dtype, as many bytes": f"(5, '{HASH}', 2, 64, 'bfloat16')",
+        "tensors, as many bytes": f"(5, '{HASH}', 1, 64, 'float32')",
+        "longer": f"(5, '{HASH}', 2, 40, 'float32')",
+        "shorter": f"(5, '{HASH}', 2, 24, 'float32')",
+    }
+    assert errors == {name: expected + message for name, message in sent.items()}
 
 
 def check_silent(seen: list[list[str]]) -> None:
@@ -42,19 +61,19 @@ def check_silent(seen: list[list[str]]) -> None:
     assert float(seen[1][2]) < 1
     assert seen[0][1] == "stage 0, step 7: stage 1 gave up on the device link"
     assert float(seen[0][0]) < 1
-    _in_time(seen[1])
+    in_time(seen[1])
 
 
 def check_deaf(seen: list[str]) -> None:
     waited = "stage 0 waited for stage 1 to make room for message 4, step 3"
     assert seen[1] == f"{waited}: nothing came within 3 s (the last that was seen is 0)"
-    _in_time(seen)
+    in_time(seen)
 
 
 def check_dead(seen: list[str]) -> None:
     assert seen[1].startswith("stage 1 waited for stage 0 to send message 1, step 0: nothing came within 3 s")
-    _in_time(seen)
+    in_time(seen)
 
 
-def _in_time(seen: list[str]) -> None:
+def in_time(seen: list[str]) -> None:
     assert max(map(float, seen[::2])) < TIMEOUT_S + scaled(SLACK_S)
