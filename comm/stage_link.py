@@ -32,13 +32,12 @@ class StageLinkOptions:
             return self.kind, ""
         if device == "cpu":
             return "socket", "stages on a CPU"
-        if len(host_ranks) < world_size:
-            return "socket", "stages of several hosts; --stage-link nccl asks for NCCL"
+        fastest = "device" if len(host_ranks) == world_size else "nccl"
         if tp_size > 1:
-            return "socket", f"tp {tp_size}: not yet seen on as many GPUs; --stage-link device asks for it"
-        if self.shares_gpus(host_ranks):
+            return "socket", f"tp {tp_size}: not yet seen on as many GPUs; --stage-link {fastest} asks for it"
+        if fastest == "device" and self.shares_gpus(host_ranks):
             return "socket", "stages share a GPU, where one that waits would take the other's time"
-        return "device", ""
+        return fastest, ""
 
     def shares_gpus(self, host_ranks: range) -> bool:
         """Whether two ranks of this host have the same GPU."""

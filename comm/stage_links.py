@@ -90,6 +90,7 @@ def _objection_to_nccl(ends: Ends, options: StageLinkOptions) -> str:
 
 
 def _by_groups(ends: Ends) -> StageLinks:
+    """An error where NCCL cannot join: sockets instead would need all ranks to agree that it could not."""
     link = GroupLink(ends.position, ends.device, ends.previous, ends.following, ends.max_ahead, ends.timeout_s)
     return StageLinks(link, link, link, f"stages linked by {backend_name(ends.device)}")
 

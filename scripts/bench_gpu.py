@@ -71,7 +71,7 @@ def main() -> None:
     parser.add_argument("--pp", type=int, default=1)
     parser.add_argument("--tp", type=int, default=1)
     parser.add_argument("--stage-link", default="auto")
-    parser.add_argument("--prompt-graphs", action="store_true")
+    parser.add_argument("--prompt-graphs", default="auto")
     parser.add_argument("--exact", default="auto", help="on: what the exact mode costs")
     parser.add_argument("--output", type=Path)
     args = parser.parse_args()

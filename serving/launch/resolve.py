@@ -113,7 +113,7 @@ def _device_fields(config: EngineConfig, devices: Devices) -> dict[str, Any]:
         "device": devices.target,
         "devices": devices.numbers * config.num_nodes,
         "stage_link": config.stage_link,
-        "prompt_graphs": config.prompt_graphs,
+        "prompt_graphs": config.prompt_graphs != "off" and devices.target == "cuda" and config.exact != "on",
     }
 
 
@@ -143,7 +143,7 @@ def check_nodes(config: EngineConfig) -> None:
 def check_on_device(config: EngineConfig, model: ModelConfig, dtype: str, target: str) -> None:
     """``ValueError`` if the options or the model's sizes cannot be had on this kind of device."""
     refuse_stage_link(config.stage_link, target, config.pp, config.num_nodes)
-    if config.prompt_graphs and (target != "cuda" or config.exact == "on"):
+    if config.prompt_graphs == "on" and (target != "cuda" or config.exact == "on"):
         why = "with --exact on prompts have kernels of their own" if target == "cuda" else "it is for GPUs"
         raise ValueError(f"prompt_graphs: {why}")
     check_exact(config, model, target)

@@ -120,8 +120,10 @@ class EngineConfig(LayoutConfig):
         (), "GPU of each rank, e.g. 0,1; the first ones if not given", bounds=COUNT_OR_ZERO
     )
     share_devices: bool = option(False, "let several ranks share a GPU, to compare layouts where there are few")
-    prompt_graphs: bool = option(
-        False, "on a GPU, compute a short prompt that has a step of its own as a CUDA graph; not yet seen on one"
+    prompt_graphs: str = option(
+        "auto",
+        "on a GPU, compute a short prompt that has a step of its own as a CUDA graph; auto: unless --exact is on",
+        choices=("auto", "on", "off"),
     )
     threads_per_rank: int = option(
         0, "threads of a rank; 0: cores divided by ranks, at least 1", bounds=Bounds(0, 1024)
@@ -184,7 +186,8 @@ class EngineConfig(LayoutConfig):
     stage_link: str = option(
         "auto",
         "how stages send states and tokens: device, from GPU memory to GPU memory of one host; nccl, between GPUs of "
-        "any hosts; socket, through the hosts' memory; auto: device where each stage has a GPU of its own on one host",
+        "any hosts; socket, through the hosts' memory; auto: device where each stage has a GPU of its own on one host, "
+        "nccl between GPUs of several",
         choices=STAGE_LINKS,
     )
     log_level: str = option("info", "log level", choices=LOG_LEVELS)

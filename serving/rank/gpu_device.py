@@ -7,7 +7,7 @@ from splitrank.models.cache import StageCache
 from splitrank.models.config import ModelConfig
 from splitrank.models.layer_shapes import LayerShapes
 from splitrank.models.ops.gpu.exact import ExactGpuOperations
-from splitrank.models.ops.gpu.launch import INTERPRETED
+from splitrank.models.ops.gpu.launch import INTERPRETED, gpu_target
 from splitrank.models.ops.gpu.operations import GpuOperations, gpu_name
 from splitrank.models.ops.gpu.tiles import load_tiles
 from splitrank.models.qwen3_5 import Stage
@@ -43,7 +43,7 @@ def _cuda_device(spec: LaunchSpec, rank: int) -> torch.device:
 
 def start_compiling(spec: LaunchSpec, rank: int, device: torch.device) -> KernelCompiler | None:
     """Compiles meanwhile what ``make_gpu_steps`` needs. Interpreted kernels are not compiled."""
-    return None if INTERPRETED else KernelCompiler(spec, rank, gpu_name(device))
+    return None if INTERPRETED else KernelCompiler(spec, rank, gpu_name(device), gpu_target())
 
 
 def make_gpu_steps(

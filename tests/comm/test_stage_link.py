@@ -23,7 +23,8 @@ from tests.support.limits import ANSWER_S
         ("auto", "cuda", 1, (), 1, "device", ""),
         ("auto", "cuda", 1, (0, 0), 1, "socket", "share a GPU"),
         ("auto", "cuda", 2, (0, 1, 2, 3), 1, "socket", "tp 2"),
-        ("auto", "cuda", 1, (0, 0), 2, "socket", "several hosts"),
+        ("auto", "cuda", 1, (0, 0), 2, "nccl", ""),
+        ("auto", "cuda", 2, (0, 1, 0, 1), 2, "socket", "tp 2"),
         ("nccl", "cuda", 1, (0, 0), 2, "nccl", ""),
         ("nccl", "cuda", 2, (0, 1, 0, 1), 2, "nccl", ""),
         ("auto", "cpu", 1, (), 2, "socket", "CPU"),
@@ -122,9 +123,9 @@ def link_two(kind: str, reasons: list[str], monkeypatch: pytest.MonkeyPatch) -> 
         return [call.result() for call in [pool.submit(link, stage) for stage in range(2)]]
 
 
-def test_gpus_of_several_hosts_are_linked_by_sockets_and_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    one, two = link_two("auto", ["", ""], monkeypatch)
-    said = "stages linked by sockets (stages of several hosts; --stage-link nccl asks for NCCL)"
+def test_gpus_of_hosts_without_nccl_are_linked_by_sockets_and_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    one, two = link_two("auto", ["", "torch was built without NCCL"], monkeypatch)
+    said = "stages linked by sockets (rank 1 (stage 1, tp 0): torch was built without NCCL)"
     assert (one.report, two.report) == (said, said)
     assert one.on_device is two.on_device is None
     states = torch.arange(6.0).view(2, 3)

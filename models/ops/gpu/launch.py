@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 import triton
+from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.tools.tensor_descriptor import TensorDescriptor
 
@@ -146,14 +147,14 @@ def _run(call: Call, arguments: dict[str, Any], known: tuple[Any, ...] | None) -
         if isinstance(tensor, torch.Tensor) and tensor.device != device:
             raise ValueError(f"{call.name}: {name} lies on {tensor.device}, the launch is on {device}")
     if known is None:
-        call.kernel[call.grid](**call.arguments, **_options(call, device))
+        call.kernel[call.grid](**call.arguments, **_options(call))
         return
     key = call.variant
     if (compiled := _compiled.get(key)) is None:
-        compiled = _compiled[key] = _warm_up(call, device)
+        compiled = _compiled[key] = _warm_up(call)
     if len(_runners) >= _MAX_RUNNERS:
         _runners.clear()
-    pdl = call.tile.pdl and _has_pdl(device)
+    pdl = call.tile.pdl and _has_pdl()
     runner = _runners[known] = _Runner(compiled, call, pdl)
     runner(arguments)
 
@@ -217,8 +218,22 @@ def compile_ahead(call: Call) -> None:
 
     With Triton's launcher of its signature, which is compiled when a kernel is first launched up to Triton 3.6.
     """
-    compiled = _warm_up(call, _device(torch.cuda.current_device()))
+    compiled = _warm_up(call)
     driver.active.launcher_cls(compiled.src, compiled.metadata)
+
+
+def gpu_target() -> GPUTarget:
+    """What kernels are compiled for: kind and instruction set of the process's GPU."""
+    target: GPUTarget = driver.active.get_current_target()
+    return target
+
+
+def compile_only(target: GPUTarget) -> None:
+    """Has Triton take ``target`` for this process's GPU, and open none: a context takes half a GB of the card."""
+    active = driver.active
+    active.get_current_target = lambda: target
+    active.get_current_device = lambda: 0
+    active.get_current_stream = lambda device: 0
 
 
 @contextmanager
@@ -239,12 +254,12 @@ def options_of(tile: Tile) -> dict[str, Any]:
     return {"num_warps": tile.num_warps, "num_stages": tile.num_stages, "enable_fp_fusion": not tile.exact}
 
 
-def _warm_up(call: Call, device: torch.device) -> Any:
-    return call.kernel.warmup(**call.arguments, grid=call.grid, **_options(call, device))
+def _warm_up(call: Call) -> Any:
+    return call.kernel.warmup(**call.arguments, grid=call.grid, **_options(call))
 
 
-def _options(call: Call, device: torch.device) -> dict[str, Any]:
-    pdl = call.tile.pdl and not INTERPRETED and _has_pdl(device)
+def _options(call: Call) -> dict[str, Any]:
+    pdl = call.tile.pdl and not INTERPRETED and _has_pdl()
     return {"PDL": pdl, **options_of(call.tile), **({"launch_pdl": True} if pdl else {})}
 
 
@@ -254,5 +269,7 @@ def _device(number: int) -> torch.device:
 
 
 @cache
-def _has_pdl(device: torch.device) -> bool:
-    return torch.version.cuda is not None and torch.cuda.get_device_capability(device) >= (9, 0)
+def _has_pdl() -> bool:
+    """Of the process's one device."""
+    target = gpu_target()
+    return target.backend == "cuda" and int(target.arch) >= 90

@@ -104,7 +104,7 @@ def test_which_layouts_are_exact(folder: Path) -> None:
 
 
 def test_graphs_of_prompts_are_for_gpus_and_not_exact(folder: Path) -> None:
-    model, wanted = read_config(folder), options(folder, prompt_graphs=True)
+    model, wanted = read_config(folder), options(folder, prompt_graphs="on")
     check_on_device(wanted, model, "float32", "cuda")
     with pytest.raises(ValueError, match=r"^prompt_graphs: it is for GPUs$"):
         check_on_device(wanted, model, "float32", "cpu")
@@ -168,6 +168,8 @@ def test_on_a_gpu_the_spec_has_its_device_and_what_fits(folder: Path, one_gpu: C
     spec = resolve_launch(options(folder, device="cuda", dtype="float32"))
     assert (spec.device, spec.devices, spec.num_scratch, spec.scratch_page) == ("cuda", (0,), 1, spec.num_pages)
     assert (spec.max_running_requests, spec.chunked_prefill_size, spec.max_prefill_tokens) == (256, 2048, 8192)
+    assert spec.prompt_graphs
+    assert not resolve_launch(options(folder, device="cuda", dtype="float32", prompt_graphs="off")).prompt_graphs
 
 
 def test_too_small_a_gpu_is_refused_with_the_bytes_and_what_would_fit(

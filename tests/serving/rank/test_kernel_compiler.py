@@ -1,18 +1,22 @@
 """Kernels are compiled once for what decides them; without a GPU the compiling process fails, and the rank goes on."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import msgspec
 import pytest
 import triton
+from triton.backends.compiler import GPUTarget
 
 from scripts.bench_gpu import config_35b
 from splitrank.serving.protocol.messages import LaunchSpec
 from splitrank.serving.rank.kernel_compiler import KernelCompiler, stamp
 from tests.support.stage_runner import launch_spec
 
-GPU = "NVIDIA H200"
+GPU, HOPPER = "NVIDIA H200", GPUTarget("cuda", 90, 32)
 
 
 @pytest.fixture
@@ -33,15 +37,44 @@ def test_a_stamp_is_of_what_decides_the_kernels(spec: LaunchSpec) -> None:
 
 def test_nothing_is_compiled_twice(spec: LaunchSpec) -> None:
     stamp(spec, 0, GPU).touch()
-    compiler = KernelCompiler(spec, 0, GPU)
+    compiler = KernelCompiler(spec, 0, GPU, HOPPER)
     assert compiler._popen is None
     compiler.wait()
 
 
 def test_a_compiler_that_fails_leaves_no_stamp(spec: LaunchSpec) -> None:
     """On a GPU machine, one that is killed."""
-    compiler = KernelCompiler(spec, 0, GPU)
+    compiler = KernelCompiler(spec, 0, GPU, HOPPER)
     assert compiler._popen is not None
     compiler._popen.kill()
     compiler.wait()
     assert not stamp(spec, 0, GPU).exists()
+
+
+COMPILES = """
+import sys
+from types import SimpleNamespace
+
+import torch
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
+
+from splitrank.models.ops.gpu.launch import noted_launches
+from splitrank.models.ops.gpu.rows import advance_rows
+from splitrank.serving.rank.kernel_compiler import compile_all
+
+driver.set_active(SimpleNamespace(launcher_cls=lambda source, metadata: None))
+slots, lengths, live = (torch.zeros(count, dtype=torch.int32, device="meta") for count in (4, 8, 1))
+with noted_launches() as calls:
+    advance_rows(slots, lengths, live)
+assert len(calls) == 1
+sys.exit(compile_all(calls, GPUTarget("cuda", 90, 32), 1))
+"""
+
+
+def test_compiling_asks_nothing_of_the_gpu(tmp_path: Path) -> None:
+    """With a driver of Triton's that can only launch: a context in each process would not fit beside a rank."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment["TRITON_CACHE_DIR"] = str(tmp_path)
+    subprocess.run([sys.executable, "-c", COMPILES], env=environment, check=True)
+    assert len(list(tmp_path.rglob("*.cubin"))) == 1
