@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from splitrank.models.config import read_config
+from splitrank.models.exactness import check_exact_gpu_shapes
 from splitrank.serving.protocol.messages import (
     ChunkPlan,
     NewPages,
@@ -213,10 +215,17 @@ def test_the_likeliest_of_all_ranks() -> None:
     assert largest.tolist() == [2.0, 5.0, 3.0, inf]
 
 
-def test_each_token_comes_with_the_digest_of_its_logits_whatever_else_is_in_the_step(
-    folder: Path, tmp_path: Path
-) -> None:
+# The smallest widths with which a GPU is exact.
+EXACT_LAYERS = TWO_LAYERS | {
+    "num_attention_heads": 4, "linear_num_value_heads": 4, "moe_intermediate_size": 64, "shared_expert_intermediate_size": 64,
+}  # fmt: skip
+
+
+def test_each_token_comes_with_the_digest_of_its_logits_whatever_else_is_in_the_step(tmp_path: Path) -> None:
     """In the exact mode: alone, and beside another prompt and a row that decodes."""
+    config = random_text_config(**EXACT_LAYERS, vocab_size=VOCABULARY)
+    folder = write_checkpoint(make_reference(config, seed=3), tmp_path / "model", dtype="float32")
+    check_exact_gpu_shapes(read_config(folder), tp_size=1)
     first, other = (admitted(slot, slot, prompt(5 + slot)) for slot in (0, 1))
     last = {"sample": True}
     alone = [
