@@ -217,7 +217,8 @@ def test_the_likeliest_of_all_ranks() -> None:
 
 # The smallest widths with which a GPU is exact.
 EXACT_LAYERS = TWO_LAYERS | {
-    "num_attention_heads": 4, "linear_num_value_heads": 4, "moe_intermediate_size": 64, "shared_expert_intermediate_size": 64,
+    "num_attention_heads": 4, "linear_num_value_heads": 4,
+    "moe_intermediate_size": 64, "shared_expert_intermediate_size": 64,
 }  # fmt: skip
 
 
