@@ -26,7 +26,7 @@ _FEW_ROWS = 128
 def make_gpu_operations(spec: LaunchSpec, rank: int, config: ModelConfig, shard: TensorShard) -> GpuOperations:
     """On the rank's device, which becomes the process's current one. ``ValueError`` if it is not there."""
     device = torch.device("cpu") if INTERPRETED else _cuda_device(spec, rank)
-    tiles = load_tiles(gpu_name(device), exact=spec.exact)
+    tiles = load_tiles(gpu_name(device), exact=spec.exact, dtype=spec.dtype)
     make = ExactGpuOperations if spec.exact else GpuOperations
     return make(device, tiles, LayerShapes.of(config, shard), spec.max_decodes, spec.tp_size > 1)
 

@@ -77,7 +77,7 @@ class KernelCompiler:
 def stamp(spec: LaunchSpec, rank: int, gpu: str) -> Path:
     """A file in Triton's cache that stands for all kernels of this rank: by what decides them, and their sources."""
     of_launch = [f"{name} {getattr(spec, name)}" for name in _DECIDE]
-    config, tiles = read_config(Path(spec.model_dir)), load_tiles(gpu, exact=spec.exact)
+    config, tiles = read_config(Path(spec.model_dir)), load_tiles(gpu, exact=spec.exact, dtype=spec.dtype)
     digest = hashlib.sha256("\n".join((triton.__version__, gpu, str(rank), *of_launch, f"{config} {tiles}")).encode())
     for folder in (_KERNELS, Path(__file__).parent):
         for file in sorted(folder.glob("*.py")):
@@ -107,7 +107,7 @@ def main() -> int:
     spec = msgspec.msgpack.decode(sys.stdin.buffer.read(), type=LaunchSpec)
     logging.basicConfig(level=spec.log_level.upper(), format=f"rank {args.rank}: %(message)s")
     began = time.perf_counter()
-    tiles = load_tiles(args.gpu, exact=spec.exact)
+    tiles = load_tiles(args.gpu, exact=spec.exact, dtype=spec.dtype)
     launches = planned_launches(spec, args.rank, read_config(Path(spec.model_dir)), tiles)
     # Ranks of one kind want the same kernels: each begins elsewhere, and finds in the cache what others have compiled.
     first = len(launches) * args.rank // spec.world_size

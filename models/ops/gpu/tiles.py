@@ -48,6 +48,9 @@ _OPTIONS = {"up_to", "form", "warps", "stages", "pdl"}
 _WITHOUT_EFFECT = ("parts", "chunk")
 _ALIKE = {"counted": "apart"}
 _INEXACT_FORMS = ("fma", "together", LIBRARY)  # for one number of rows, for few, or in the order of another's code
+# Blocks that are halved for float32, whose numbers take twice the shared memory. Of the other launches half the stages
+# are enough.
+_HALVED_FOR_FLOAT32 = {"attention_chunk": ("m", "n"), "delta_chunk": ("v",), "sorted_up": ("n",), "sorted_down": ("n",)}
 _WARPS = (1, 2, 4, 8, 16)
 _MAX_STAGES = 8
 
@@ -94,9 +97,10 @@ def tables_folder() -> Path:
     return Path(package.origin).parent / "kernels"
 
 
-def load_tiles(gpu: str, folder: Path | None = None, exact: bool = False) -> TileTable:
+def load_tiles(gpu: str, folder: Path | None = None, exact: bool = False, dtype: str = "bfloat16") -> TileTable:
     """The table for a GPU by its name, as ``torch.cuda.get_device_name`` gives it. ``exact``: one tile a launch.
 
+    Tables are measured in bfloat16. In float32, which is there to compare with, their blocks are made to fit.
     A GPU without a table of its own gets that of its vendor which comes first by name, and a note that says so.
     ``ValueError`` names file, launch and key of what is wrong in a table.
     """
@@ -104,12 +108,12 @@ def load_tiles(gpu: str, folder: Path | None = None, exact: bool = False) -> Til
     files = {file: _read(file) for file in sorted(folder.glob("*.toml"))}
     for file, raw in files.items():
         if any(part in gpu for part in raw["gpus"]):
-            return _table(file, raw, "", exact)
+            return _for_dtype(_table(file, raw, "", exact), dtype)
     vendor = "amd" if "AMD" in gpu or "Radeon" in gpu or gpu.startswith("gfx") else "nvidia"
     for file, raw in files.items():
         if raw["vendor"] == vendor:
             note = f"no tiles were measured on {gpu}: it gets those of {raw['gpus'][0]} ({file.name})"
-            return _table(file, raw, note, exact)
+            return _for_dtype(_table(file, raw, note, exact), dtype)
     raise ValueError(f"{folder}: no table of tiles for {vendor}")
 
 
@@ -136,6 +140,22 @@ def _table(file: Path, raw: dict[str, Any], note: str, exact: bool) -> TileTable
     if exact:
         ranges = {launch: _exact(f"{file}: {launch}", found) for launch, found in ranges.items()}
     return TileTable(file.name, note, MappingProxyType(ranges))
+
+
+def _for_dtype(table: TileTable, dtype: str) -> TileTable:
+    if dtype != "float32":
+        return table
+    ranges = {
+        launch: tuple((up_to, _for_float32(launch, tile)) for up_to, tile in found)
+        for launch, found in table.ranges.items()
+    }
+    return replace(table, ranges=MappingProxyType(ranges))
+
+
+def _for_float32(launch: str, tile: Tile) -> Tile:
+    halved = _HALVED_FOR_FLOAT32.get(launch, ())
+    sizes = {name: size // 2 if name in halved else size for name, size in tile.sizes.items()}
+    return replace(tile, num_stages=max(1, tile.num_stages // 2), sizes=MappingProxyType(sizes))
 
 
 def _exact(where: str, ranges: tuple[tuple[int, Tile], ...]) -> tuple[tuple[int, Tile], ...]:

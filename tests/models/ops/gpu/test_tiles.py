@@ -155,3 +155,10 @@ def test_exact_tables_with_more_than_one_order_are_refused(tmp_path: Path, old: 
             load_tiles("NVIDIA H200", tmp_path, exact=True)
     else:
         assert load_tiles("NVIDIA H200", tmp_path, exact=True).tile("in_proj", 1).exact
+
+
+def test_blocks_of_float32_are_those_of_bfloat16_with_fewer_stages() -> None:
+    table, wide = load_tiles("NVIDIA H200"), load_tiles("NVIDIA H200", dtype="float32")
+    assert table.tile("sorted_up", 2048)["n"] == 2 * wide.tile("sorted_up", 2048)["n"]
+    assert table.tile("in_proj", 8).sizes == wide.tile("in_proj", 8).sizes
+    assert (table.tile("in_proj", 8).num_stages, wide.tile("in_proj", 8).num_stages) == (6, 3)
