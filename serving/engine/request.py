@@ -143,8 +143,12 @@ class Request:
         return output if begin >= prompt_end else self.prompt_token_ids[begin:end] + output
 
     def accept(self, token: int, eos_token_ids: tuple[int, ...]) -> str | None:
-        """Appends a generated token. Returns the finish reason if it is the last one."""
-        may_stop = len(self.output_token_ids) >= self.params.min_tokens
+        """Appends a generated token. Returns the finish reason if it is the last one.
+
+        Before ``min_tokens`` the sampler bans stop tokens. With a grammar one comes all the same if the answer is whole,
+        since nothing else may follow.
+        """
+        may_stop = bool(self.params.grammar) or len(self.output_token_ids) >= self.params.min_tokens
         self.output_token_ids.append(token)
         self._columns.num_output[self.place] += 1
         if may_stop and self._is_stop_token(token, eos_token_ids):

@@ -38,16 +38,18 @@ class Devices:
 
 
 def choose_devices(config: EngineConfig) -> Devices:
-    """``auto`` takes GPUs where there are enough for all ranks of this host, else the CPU. ``ValueError`` in one
-    line."""
+    """``auto`` takes GPUs where there are enough for all ranks of this host, else the CPU; GPUs that are named must be
+    there. ``ValueError`` in one line."""
     count = config.tp * config.pp // config.num_nodes
-    if config.device == "cpu" or (config.device == "auto" and not any(driver.exists() for driver in _DRIVERS)):
+    if config.device == "cpu":
         return Devices("cpu")
-    gpus = probe()
+    has_driver = config.device == "cuda" or any(driver.exists() for driver in _DRIVERS)
+    gpus = probe() if has_driver else "no driver of a GPU is loaded"
     if isinstance(gpus, str):
-        if config.device == "auto":
+        if config.device == "auto" and not config.devices:
             return Devices("cpu")
-        raise ValueError(f"device cuda: {gpus}")
+        named = f"devices {','.join(map(str, config.devices))}" if config.devices else "device cuda"
+        raise ValueError(f"{named}: {gpus}")
     numbers = config.devices or _first(count, gpus, config.share_devices)
     if config.device == "auto" and not config.devices and len(numbers) < count:
         return Devices("cpu")

@@ -117,9 +117,11 @@ def refuse_empty(name: str, value: Any) -> None:
 
 
 def read_toml(config_class: type[Any], file: Path) -> dict[str, Any]:
-    """Values of a TOML file by field name. ValueError names file and key; OSError if it cannot be read."""
+    """Values of a TOML file by field name. ValueError names file and key, or why the file cannot be read."""
     try:
         table = tomllib.loads(file.read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise ValueError(f"config {file} cannot be read: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{file}: not valid TOML: {error}") from None
     types = typing.get_type_hints(config_class)

@@ -252,6 +252,7 @@ def test_stop_tokens_end_of_sequence_and_lengths() -> None:
     loop.add("ignored", prompt, max_tokens=20, ignore_eos=True)
     loop.add("token", prompt, max_tokens=20, ignore_eos=True, stop_token_ids=(free[2],))
     loop.add("minimum", prompt, max_tokens=20, min_tokens=first + 1)
+    loop.add("grammar", prompt, max_tokens=20, min_tokens=first + 1, grammar="start: /.*/")
     loop.add("context", [7] * 60, max_tokens=20, ignore_eos=True)
     loop.run()
     assert loop.tokens["eos"] == free[: first + 1]
@@ -260,6 +261,7 @@ def test_stop_tokens_end_of_sequence_and_lengths() -> None:
     assert (loop.ended["ignored"].finish_reason, loop.ended["ignored"].stop_token_id) == ("length", None)
     assert loop.tokens["token"] == free[: free.index(free[2]) + 1]
     assert len(loop.tokens["minimum"]) > first + 1
+    assert loop.tokens["grammar"] == free[: first + 1]  # only a whole answer is followed by a stop token so early
     assert len(loop.tokens["context"]) == 4  # max_model_len 64
     assert loop.ended["context"].finish_reason == "length"
 

@@ -33,6 +33,8 @@ def test_without_a_driver_torch_is_not_asked(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(devices, "_DRIVERS", (Path("no/such/driver"),))
     monkeypatch.setattr(devices, "probe", lambda: pytest.fail("torch was asked"))
     assert choose_devices(EngineConfig()) == Devices("cpu")
+    with pytest.raises(ValueError, match="devices 1: no driver of a GPU is loaded"):
+        choose_devices(EngineConfig(devices=(1,)))
 
 
 @pytest.mark.usefixtures("found")
@@ -65,6 +67,8 @@ def test_a_gpu_that_is_asked_for_and_not_there(found: list[Gpu]) -> None:
     found.clear()
     with pytest.raises(ValueError, match="device cuda: torch finds none"):
         choose_devices(EngineConfig(device="cuda"))
+    with pytest.raises(ValueError, match="devices 0,1: torch finds none"):
+        choose_devices(EngineConfig(pp=2, devices=(0, 1)))
 
 
 def test_the_probe_is_a_process_with_torch() -> None:
