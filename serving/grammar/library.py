@@ -5,6 +5,7 @@ is slower.
 """
 
 import importlib.metadata
+import re
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -45,5 +46,6 @@ def limits() -> "LLParserLimits":
 
 
 def one_line(message: str, max_length: int = 300) -> str:
-    """The library's messages have excerpts, some a backtrace."""
-    return " ".join(message.split())[:max_length]
+    """Without the lines of the grammar that the library shows, which a user need not have written."""
+    said = [line for line in message.splitlines() if not re.match(r"\s*\d+ \| |\s*\^\s*$", line)]
+    return " ".join(" ".join(said).split())[:max_length]

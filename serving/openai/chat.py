@@ -5,13 +5,18 @@ from typing import Any
 from splitrank.serving.openai.errors import bad_request
 from splitrank.serving.openai.settings import ApiSettings
 from splitrank.serving.openai.types import ChatBody
-from splitrank.serving.text.chat_template import Ending
+from splitrank.serving.text.chat_messages import ChatTemplateError
+from splitrank.serving.text.chat_template import Ending, check_variables
 
 
 def template_variables(body: ChatBody, settings: ApiSettings) -> dict[str, Any]:
     """``enable_thinking`` is what ``chat_template_kwargs`` says, else what follows from ``reasoning_effort``, else the
-    server's default."""
+    server's default. Raises ``ApiError`` 400 for variables that a client may not set."""
     variables = dict(body.chat_template_kwargs or {})
+    try:
+        check_variables(variables)
+    except ChatTemplateError as error:
+        raise bad_request(str(error), "chat_template_kwargs") from None
     asked = body.enable_thinking
     if asked is not None and variables.setdefault("enable_thinking", asked) is not asked:
         raise bad_request("enable_thinking contradicts chat_template_kwargs", "enable_thinking")

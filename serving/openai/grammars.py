@@ -14,11 +14,11 @@ from splitrank.serving.grammar.forms import (
     regex_grammar,
     written_grammar,
 )
-from splitrank.serving.grammar.library import GrammarError
+from splitrank.serving.grammar.library import GrammarError, require_library
 from splitrank.serving.openai.errors import bad_request
 from splitrank.serving.openai.tool_grammars import calls_grammar
 from splitrank.serving.openai.tools import wanted_tools
-from splitrank.serving.openai.types import ChatBody, CommonBody, CompletionBody, ResponseFormat, StructuredOutputs
+from splitrank.serving.openai.types import ChatBody, CommonBody, CompletionBody, ResponseFormat, StructuredOutputs, Tool
 from splitrank.serving.text.tool_calls import CALL_OPENING, CallForm
 
 Asked = tuple[str, Callable[[], str]]  # the field, and what makes its grammar
@@ -45,9 +45,30 @@ def asked_grammar(body: ChatBody | CompletionBody, calls: CallForm | None = None
     if calls is None:
         raise bad_request(f"{param} with tools needs a server with a --tool-call-parser", param, "unsupported_value")
     if wanted:
-        return _made("tool_choice", lambda: lark_grammar(calls_grammar(wanted, calls.one_only)))
+        return _of_tools("tool_choice", wanted, lambda: lark_grammar(calls_grammar(wanted, calls.one_only)))
     tools = body.tools
-    return _made("tools", lambda: lark_grammar(calls_grammar(tools, calls.one_only, "@form"), form=form))
+    return _of_tools("tools", tools, lambda: lark_grammar(calls_grammar(tools, calls.one_only, "@form"), form=form))
+
+
+def _of_tools(param: str, tools: list[Tool], make: Callable[[], str]) -> str:
+    def made() -> str:
+        require_library()
+        try:
+            return make()
+        except GrammarError as error:
+            raise GrammarError(_named(tools, error)) from None
+
+    return _made(param, made)
+
+
+def _named(tools: list[Tool], error: GrammarError) -> str:
+    """The error with the tool that has it alone, too."""
+    for tool in tools:
+        try:
+            lark_grammar(calls_grammar([tool], one_only=True))
+        except GrammarError as reason:
+            return f"{tool.function.name}: {reason}"
+    return str(error)
 
 
 def _made(param: str, make: Callable[[], str]) -> str:

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from splitrank.serving.options.config import ServedModelConfig
+from splitrank.serving.text.chat_template import check_variables
 from splitrank.serving.text.strict_json import parse_json
 
 
@@ -22,7 +23,7 @@ class ApiSettings:
         return cls(
             reasoning_parser=config.reasoning_parser,
             tool_call_parser=config.tool_call_parser,
-            chat_template_kwargs=_json_object("chat_template_kwargs", config.chat_template_kwargs),
+            chat_template_kwargs=_variables(config.chat_template_kwargs),
             clip_max_tokens=config.clip_max_tokens,
         )
 
@@ -37,10 +38,13 @@ class ApiSettings:
         return self.tool_call_parser != "none"
 
 
-def _json_object(name: str, text: str) -> dict[str, Any]:
-    value = parse_json(text, name) if text else {}
+def _variables(text: str) -> dict[str, Any]:
+    value = parse_json(text, "chat_template_kwargs") if text else {}
     if not isinstance(value, dict):
-        raise ValueError(f'{name} must be a JSON object like {{"enable_thinking": false}}, not {text[:80]}')
+        raise ValueError(
+            f'chat_template_kwargs must be a JSON object like {{"enable_thinking": false}}, not {text[:80]}'
+        )
+    check_variables(value)
     return value
 
 

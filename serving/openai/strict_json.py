@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from splitrank.serving.openai.errors import bad_request
+from splitrank.serving.openai.fixed_values import fixed_values
 from splitrank.serving.text.strict_json import StrictJSONError, parse_json
 
 Body = TypeVar("Body", bound=msgspec.Struct)
@@ -39,6 +40,9 @@ def convert(raw: dict[str, Any], body_type: type[Body]) -> Body:
         at = re.search(r" - at `(?:key in )?\$\.?(.*)`$", message)
         missing = re.search(r"missing required field `(\w+)`$", message)
         param = at[1] if at else missing[1] if missing else None
+        if at and (wrong := re.match(r"Invalid (?:enum )?value ('.*') - at ", message)):
+            named = " or ".join(map(repr, fixed_values(body_type, at[1])))
+            raise bad_request(f"{param} must be {named}, not {wrong[1][:80]}", param) from None
         raise bad_request(message.replace(" - at `$.", " - at `"), param) from None
 
 

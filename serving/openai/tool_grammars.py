@@ -78,11 +78,11 @@ class _Function:
 
     def _parameter(self, rule: str, key: str, schema: Any) -> Iterator[str]:
         if not key or key != key.strip() or len(key) > MAX_NAME or any(letter in key for letter in "<>\n"):
-            raise GrammarError(f"{self._name}: a call cannot name the parameter {key[:80]!r}")
+            raise GrammarError(f"a call cannot name the parameter {key[:80]!r}")
         values: list[str] = []
         for number, option in enumerate(self._options(schema)):
             if not isinstance(option, dict | bool):
-                raise GrammarError(f"{self._name}: the schema of {key!r} refers to one that is not there")
+                raise GrammarError(f"the schema of {key!r} refers to one that is not there")
             value, *rules = self._value(f"{rule}_{number}", option)
             values.append(value)
             yield from rules
@@ -132,7 +132,7 @@ class _Function:
             if is_regex(whole):
                 yield regex_literal(whole)
             elif self._is_strict:
-                raise GrammarError(f"{self._name}: the pattern {pattern[:80]!r} cannot be enforced")
+                raise GrammarError(f"the pattern {pattern[:80]!r} cannot be enforced")
 
     def _json(self, schema: Any) -> str:
         """As in ``forms.json_grammar``. Definitions go along: references begin at the root."""

@@ -19,6 +19,16 @@ from splitrank.serving.text.chat_messages import ChatTemplateError, normalize_me
 RESERVED_VARIABLES = frozenset({"messages", "tools", "documents", "add_generation_prompt", "chat_template"})
 
 
+def check_variables(variables: dict[str, Any]) -> None:
+    """Of ``chat_template_kwargs``. Raises ``ChatTemplateError``."""
+    if reserved := sorted(RESERVED_VARIABLES & variables.keys()):
+        raise ChatTemplateError(f"chat_template_kwargs must not set {reserved[0]!r}")
+    thinks = variables.get("enable_thinking")
+    if not isinstance(thinks, bool | None):  # templates compare it with false, so that "no" would turn thinking on
+        kind = type(thinks).__name__
+        raise ChatTemplateError(f"enable_thinking of chat_template_kwargs must be true or false, not of type {kind}")
+
+
 class Ending(Enum):
     """How a prompt ends."""
 
@@ -53,8 +63,7 @@ class ChatTemplate:
         """
         if tools and not self.takes_tools:
             raise ChatTemplateError("the chat template of this checkpoint knows no tools")
-        if reserved := sorted(RESERVED_VARIABLES & variables.keys()):
-            raise ChatTemplateError(f"chat_template_kwargs must not set {reserved[0]!r}")
+        check_variables(variables)
         given = {"tools": tools or None, "documents": None, "add_generation_prompt": ending is Ending.ANSWER}
         names = {**given, **self._variables, **variables}
         try:

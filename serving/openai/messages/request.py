@@ -39,8 +39,11 @@ def as_chat(body: CountBody) -> ChatBody:
         parallel_tool_calls=None if choice is None or not choice.disable_parallel_tool_use else False,
         enable_thinking=_thinks(body),
         chat_template_kwargs=body.chat_template_kwargs,
+        continue_final_message=_continues(body),
     )
     if isinstance(body, MessageBody):
+        if chat.continue_final_message and chat.enable_thinking:
+            raise bad_request("an answer that continues the assistant's message has no thoughts", "thinking")
         chat.max_tokens, chat.stop, chat.stream = body.max_tokens, body.stop_sequences, body.stream
         for name, value in body.sampling().items():
             setattr(chat, name, value)
@@ -60,6 +63,12 @@ def _thinks(body: CountBody) -> bool | None:
     if "enable_thinking" in (body.chat_template_kwargs or {}):
         return None
     return body.thinking is not None and body.thinking.type != "disabled"
+
+
+def _continues(body: CountBody) -> bool:
+    """Whether the answer goes on with the last message: Anthropic's prefill."""
+    last = body.messages[-1]
+    return last.role == "assistant" and not any(isinstance(block, ToolUseBlock) for block in last.content)
 
 
 def _tool(tool: MessageTool) -> Tool:

@@ -105,6 +105,7 @@ class ResponseBody(SamplingBody, kw_only=True):
     text: TextOptions | None = None
     stream: bool | None = None
     metadata: dict[str, str] | None = None
+    user: Annotated[str | None, said("a label; changes nothing")] = None
     chat_template_kwargs: Annotated[dict[str, Any] | None, said("variables of the template")] = None
     include: Annotated[list[Literal["reasoning.encrypted_content"]] | None, said("thoughts are never encrypted")] = None
 

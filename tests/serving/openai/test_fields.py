@@ -137,7 +137,7 @@ def test_template_variables_of_the_server(tokenizer: Tokenizer) -> None:
         assert parse(tokenizer, CHAT_URL, off, **fields).form.thinking
 
 
-@pytest.mark.parametrize("text", ["{", "[]", "1", '{"a": NaN}'])
+@pytest.mark.parametrize("text", ["{", "[]", "1", '{"a": NaN}', '{"messages": []}', '{"enable_thinking": "no"}'])
 def test_bad_template_variables_of_the_server(text: str) -> None:
     with pytest.raises(ValueError, match="chat_template_kwargs"):
         settings(chat_template_kwargs=text)

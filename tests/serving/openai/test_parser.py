@@ -138,7 +138,8 @@ def test_bad_values_of_both_endpoints(parser: RequestParser, fields: dict[str, A
         ({"top_logprobs": 2}, "top_logprobs"),
         ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
         ({"logprobs": 1}, "logprobs"),
-        ({"chat_template_kwargs": {"messages": []}}, "messages"),
+        ({"chat_template_kwargs": {"messages": []}}, "chat_template_kwargs"),
+        ({"chat_template_kwargs": {"enable_thinking": "no"}}, "chat_template_kwargs"),
         ({"chat_template_kwargs": "x"}, "chat_template_kwargs"),
     ],
 )
