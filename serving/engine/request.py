@@ -145,8 +145,8 @@ class Request:
     def accept(self, token: int, eos_token_ids: tuple[int, ...]) -> str | None:
         """Appends a generated token. Returns the finish reason if it is the last one.
 
-        Before ``min_tokens`` the sampler bans stop tokens. With a grammar one comes all the same if the answer is whole,
-        since nothing else may follow.
+        Before ``min_tokens`` the sampler bans stop tokens. With a grammar one comes all the same when the answer is
+        whole, since nothing else may follow.
         """
         may_stop = bool(self.params.grammar) or len(self.output_token_ids) >= self.params.min_tokens
         self.output_token_ids.append(token)
