@@ -1,7 +1,6 @@
 """Errors say what would have been right, and which tool is at fault. A message of Anthropic's API may be continued."""
 
 import json
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -71,10 +70,8 @@ def test_the_tool_whose_schema_cannot_be_enforced_is_named(parser: RequestParser
 
 
 def test_lines_of_a_grammar_are_left_out_of_an_error() -> None:
-    assert (
-        one_line("at 1(8): unknown name\n   1 | start: foo\n             ^\n\nand more")
-        == "at 1(8): unknown name and more"
-    )
+    message = "at 1(8): unknown name\n   1 | start: foo\n             ^\n\nand more"
+    assert one_line(message) == "at 1(8): unknown name and more"
 
 
 def test_a_label_of_the_user_changes_nothing(parser: RequestParser) -> None:
