@@ -41,10 +41,8 @@ class ApiSettings:
 def _variables(text: str) -> dict[str, Any]:
     value = parse_json(text, "chat_template_kwargs") if text else {}
     if not isinstance(value, dict):
-        raise ValueError(
         example = '{"enable_thinking": false}'
         raise ValueError(f"chat_template_kwargs must be a JSON object like {example}, not {text[:80]}")
-        )
     check_variables(value)
     return value
 
