@@ -1,1 +1,1 @@
-"""The engine loop, the front doors and the command line."""
+"""The API server, offline use, the engine, its ranks, and the command line."""

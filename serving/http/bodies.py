@@ -109,8 +109,8 @@ class _Body:
 def _check_type(content_type: str, encoding: str) -> None:
     media_type = content_type.split(";")[0].strip().lower()
     if media_type != "application/json":
-        given = repr(media_type[:100]) if media_type else "left out"
-        raise ApiError(415, f"the content type must be application/json, not {given}", code="unsupported_media_type")
+        given = f"not {media_type[:100]!r}" if media_type else "and none is given"
+        raise ApiError(415, f"the content type must be application/json, {given}", code="unsupported_media_type")
     if encoding.lower() not in ("", "identity"):
         raise ApiError(415, f"the content encoding {encoding[:100]!r} is not supported", code="unsupported_media_type")
 

@@ -1,1 +1,1 @@
-"""A rank process: its rows, its work, its sampling. No other room imports torch."""
+"""A rank process: its rows, its work, its sampling. No other package of serving imports torch."""
