@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.servers import Server, temporary_folder
+from tests.support.forked import forked_children
 
 
 @pytest.fixture(scope="session")
@@ -19,3 +20,10 @@ def server() -> Iterator[Server]:
 def temporary() -> Iterator[Path]:
     with temporary_folder() as folder:
         yield folder
+
+
+@pytest.fixture(scope="module")
+def forked_ranks() -> Iterator[None]:
+    """For modules that show what an ``LLM`` answers, not how its processes start and end."""
+    with forked_children():
+        yield

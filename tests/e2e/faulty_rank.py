@@ -20,7 +20,7 @@ from splitrank.serving.rank import rank, worker
 from splitrank.serving.rank.request_table import RequestTable
 from tests.support.fault_names import FAULT, RANK
 
-FAULTY = {"module": "tests.support.faulty_splitrank", RANK: "tests.e2e.faulty_rank"}  # runs the command with it
+FAULTY = {RANK: "tests.e2e.faulty_rank"}  # of the environment of ``run_forked``
 
 
 def swap_experts(first: int, second: int) -> None:

@@ -16,13 +16,14 @@ import httpx
 import openai
 import psutil
 
-from tests.support.forked import ForkedProcess
+from tests.support.forked import Forked, ForkedProcess
 from tests.support.limits import PROGRAM_S, START_S, scaled
 
 ROOT = Path(__file__).parents[2]
 DEMO = ROOT / "configs" / "demo"
 EXIT_S = 30.0  # the promise of the design for any end
 POLL_S = 0.05
+FORKING = "tests.support.forking_splitrank"
 
 
 def wait_until(condition: Callable[[], object], what: str, limit_s: float = EXIT_S) -> None:
@@ -72,19 +73,21 @@ def temporary_folder() -> Iterator[Path]:
 
 
 def run_command(
-    temporary: Path, *arguments: object, limit_s: float = PROGRAM_S, module: str = "splitrank.serving", **variables: str
+    temporary: Path, *arguments: object, limit_s: float = PROGRAM_S, **variables: str
 ) -> subprocess.CompletedProcess[str]:
     """A whole ``splitrank`` command; past the limit its processes are killed. ``variables`` of its environment."""
-    command = splitrank_command(*arguments, module=module)
+    command = splitrank_command(*arguments)
     environ = environment(temporary) | variables
     return subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True, timeout=scaled(limit_s))
 
 
-def run_refused(temporary: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
-    """A ``splitrank`` command that is to end before it starts a rank: the same program in a forked process."""
-    process = ForkedProcess("splitrank.serving", *arguments, environment=environment(temporary))
+def run_forked(
+    temporary: Path, *arguments: object, limit_s: float = PROGRAM_S, **variables: str
+) -> subprocess.CompletedProcess[str]:
+    """The same, all processes forked (``forked.py``): where a test shows what they answer, not how they start."""
+    process = ForkedProcess(FORKING, *arguments, environment=environment(temporary) | variables)
     try:
-        output, errors = process.communicate(scaled(PROGRAM_S))
+        output, errors = process.communicate(scaled(limit_s))
     finally:
         process.kill()
     assert process.returncode is not None
@@ -98,16 +101,9 @@ class Server:
         self._folder = temporary_folder()
         self.temporary = self._folder.__enter__()
         self._files = [open(self.temporary / name, "w") for name in ("stdout", "stderr")]  # noqa: SIM115
-        self.process = subprocess.Popen(
-            # Not pinned: other tests run beside it.
-            splitrank_command(
-                "serve", "--port", 0, "--threads-per-rank", 1, "--pin-threads", "off", *arguments, module=module
-            ),
-            cwd=ROOT,
-            env=environment(self.temporary),
-            stdout=self._files[0],
-            stderr=self._files[1],
-        )
+        # Not pinned: other tests run beside it.
+        options = ("--port", 0, "--threads-per-rank", 1, "--pin-threads", "off", *arguments)
+        self.process = self._start(module, "serve", *options)
         try:
             wait_until(lambda: self._address or self.process.poll() is not None, "the server's start", START_S)
             assert self._address, f"the server ended with code {self.process.poll()}: {self.stderr}"
@@ -117,6 +113,15 @@ class Server:
         self.url = self._address
         self.http = httpx.Client(base_url=self.url, timeout=scaled(PROGRAM_S))
         self.client = openai.OpenAI(base_url=self.url + "/v1", api_key="none", timeout=scaled(PROGRAM_S), max_retries=0)
+
+    def _start(self, module: str, *arguments: object) -> subprocess.Popen[bytes] | Forked:
+        return subprocess.Popen(
+            splitrank_command(*arguments, module=module),
+            cwd=ROOT,
+            env=environment(self.temporary),
+            stdout=self._files[0],
+            stderr=self._files[1],
+        )
 
     @property
     def _address(self) -> str:
@@ -169,3 +174,11 @@ class Server:
         self.http.close()
         self.client.close()
         self.kill()
+
+
+class ForkedServer(Server):
+    """With all its processes forked: where a test shows what they answer, not how they start and end."""
+
+    def _start(self, module: str, *arguments: object) -> Forked:
+        output, errors = self._files
+        return Forked(FORKING, arguments, environment(self.temporary), (output.fileno(), errors.fileno()))

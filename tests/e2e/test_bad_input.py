@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 
 from tests.e2e.checkpoints import WEIGHTS, change_header, change_json, copy_demo, own_weights, with_index
-from tests.e2e.servers import processes_of, run_command, run_dirs, run_refused
+from tests.e2e.servers import processes_of, run_dirs, run_forked
 
 
 def refusal(temporary: Path, *arguments: object, code: int = 1) -> str:
     """The one line of a ``serve`` that refuses."""
-    finished = run_refused(temporary, "serve", *arguments)
+    finished = run_forked(temporary, "serve", *arguments)
     assert finished.returncode == code, finished.stderr
     assert finished.stdout == ""
     (line,) = finished.stderr.splitlines()
@@ -189,10 +189,10 @@ def test_broken_checkpoints(temporary: Path, break_it: Callable[[Path], None], s
 def test_the_copies_are_good_until_broken(temporary: Path) -> None:
     """Otherwise the tests above might refuse for another reason."""
     folder = copy_demo(temporary / "model")
-    finished = run_command(temporary, "inspect", "--model", folder)
+    finished = run_forked(temporary, "inspect", "--model", folder)
     assert finished.returncode == 0, finished.stderr
     with_index(folder, lambda name: "model-1.safetensors")
-    finished = run_command(temporary, "plan", "--model", folder, "--pp", 2)
+    finished = run_forked(temporary, "plan", "--model", folder, "--pp", 2)
     assert finished.returncode == 0, finished.stderr
 
 
@@ -208,7 +208,7 @@ def test_bad_lines_are_their_own_errors(temporary: Path) -> None:
     ]
     lines = [json.dumps(line) for line in (bad[0], good, *bad[1:])] + ["{", json.dumps({**good, "custom_id": "d"})]
     (temporary / "in.jsonl").write_text("\n".join(lines), encoding="utf-8-sig")
-    finished = run_command(temporary, "generate", "--input", temporary / "in.jsonl", "--output", temporary / "out")
+    finished = run_forked(temporary, "generate", "--input", temporary / "in.jsonl", "--output", temporary / "out")
     assert finished.returncode == 3, finished.stderr
     assert "Traceback" not in finished.stderr
     assert f"2 answered, 4 failed (the first: {temporary / 'in.jsonl'}:" in finished.stderr

@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from tests.e2e.checkpoints import copy_demo, own_weights
-from tests.e2e.servers import Server, wait_until
+from tests.e2e.servers import ForkedServer, Server, wait_until
 
 BAD_TOKEN = 4070
 BFLOAT16_NAN = b"\xc0\x7f"
@@ -47,7 +47,7 @@ def bad_server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
     folder = copy_demo(Path(tmp_path_factory.mktemp("nan")) / "demo")
     own_weights(folder, with_a_row_of_nan)
     flags = ("--dtype", "float32", "--max-model-len", 1024, "--max-running-requests", 12)
-    with Server("--model", folder, "--pp", request.param, *flags) as server:
+    with ForkedServer("--model", folder, "--pp", request.param, *flags) as server:
         yield server
 
 

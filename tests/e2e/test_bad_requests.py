@@ -9,7 +9,7 @@ import httpx
 import openai
 import pytest
 
-from tests.e2e.servers import Server
+from tests.e2e.servers import ForkedServer, Server
 
 CHAT = "/v1/chat/completions"
 COMPLETIONS = "/v1/completions"
@@ -191,7 +191,7 @@ def test_wrong_paths_and_methods(server: Server) -> None:
 
 
 def test_an_api_key_is_asked_for() -> None:
-    with Server("--api-key", "secret") as server:
+    with ForkedServer("--api-key", "secret") as server:
         wrong = check(server.http.post(CHAT, json=HELLO), 401)
         assert "secret" not in json.dumps(wrong)
         assert server.http.get("/health").status_code == 200

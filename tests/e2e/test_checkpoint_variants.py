@@ -10,9 +10,10 @@ from splitrank.serving.offline.llm import LLMOutput
 from splitrank.serving.protocol.sampling_params import SamplingParams
 from tests.e2e.checkpoints import change_json, copy_demo
 from tests.e2e.faulty_rank import FAULTY
-from tests.e2e.servers import Server, run_command
+from tests.e2e.servers import ForkedServer, run_forked
 from tests.support.fault_names import FAULT
 
+pytestmark = pytest.mark.usefixtures("forked_ranks")
 QUESTION = [{"role": "user", "content": "Tom has 5 pens and buys 4 more. How many pens does he have?"}]
 IM_END, END_OF_TEXT = 4046, 4044
 
@@ -70,7 +71,7 @@ def test_a_head_of_its_own_is_used_although_the_config_ties_it(
 def test_the_server_says_it_at_the_start_and_ends_a_chat(demo: LLMOutput, temporary: Path) -> None:
     tie(folder := copy_demo(temporary / "model"))
     (folder / "generation_config.json").unlink()
-    with Server("--model", folder, "--dtype", "float32", "--max-model-len", 1024) as server:
+    with ForkedServer("--model", folder, "--dtype", "float32", "--max-model-len", 1024) as server:
         choice = server.client.chat.completions.create(
             model="model",
             messages=QUESTION,
@@ -89,7 +90,7 @@ def test_weights_that_are_not_the_checkpoint_s_are_refused_in_one_line(temporary
     """The fault is in the plan of two ranks, which its audits let pass: the experts of two layers are swapped."""
     options = ("serve", "--port", 0, "--pp", 2, "--threads-per-rank", 1, "--verify-weights")
     planted = {FAULT: "experts swapped between stages", **FAULTY}
-    finished = run_command(temporary, *options, **planted)
+    finished = run_forked(temporary, *options, **planted)
     assert finished.returncode == 1
     assert "Traceback" not in finished.stderr
     (line,) = [line for line in finished.stderr.splitlines() if line.startswith("splitrank serve: error: ")]

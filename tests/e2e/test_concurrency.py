@@ -4,7 +4,7 @@ import random
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from tests.e2e.servers import Server, wait_until
+from tests.e2e.servers import ForkedServer, Server, wait_until
 
 NUM_REQUESTS = 32
 WORDS = ["river", "stone", "cloud", "seven", "maple", "engine", "window", "yellow", "market", "silver"]
@@ -41,7 +41,7 @@ def test_thirty_two_at_once_answer_as_alone(server: Server) -> None:
 
 def test_tensor_parallel_answers_like_the_pipeline(server: Server) -> None:
     """Only rounding differs between the layouts, and in float32 that flips no token of these."""
-    with Server("--tp", 2, "--dtype", "float32", "--max-model-len", 2048) as split:
+    with ForkedServer("--tp", 2, "--dtype", "float32", "--max-model-len", 2048) as split:
         for temperature in (0.0, 1.0):
             request = {"prompt": "A fine day", "max_tokens": 24, "temperature": temperature, "seed": 11}
             expected = answer(server, request)

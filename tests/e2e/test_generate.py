@@ -1,4 +1,4 @@
-"""``splitrank generate`` over two stages: complete, resumable, every line answered once."""
+"""``splitrank generate``: complete, resumable, every line answered once."""
 
 import json
 import subprocess
@@ -10,15 +10,14 @@ from tests.e2e.servers import (
     ROOT,
     environment,
     processes_of,
-    run_command,
     run_dirs,
+    run_forked,
     splitrank_command,
     wait_until,
 )
 from tests.support.limits import scaled
 
 ONE_RANK = ("--dtype", "float32", "--threads-per-rank", 1, "--max-model-len", 2048)
-FLAGS = ("--pp", 2, *ONE_RANK)
 
 
 def mixed_line(index: int, max_tokens: int) -> dict[str, Any]:
@@ -57,8 +56,8 @@ def text_of(result: dict[str, Any]) -> str:
 
 def test_every_line_is_answered(temporary: Path) -> None:
     source, output = write_input(temporary, 24, max_tokens=12), temporary / "out.jsonl"
-    command = ("generate", "--input", source, "--output", output, *FLAGS)
-    finished = run_command(temporary, *command)
+    command = ("generate", "--input", source, "--output", output, "--pp", 2, *ONE_RANK)
+    finished = run_forked(temporary, *command)
     assert finished.returncode == 0, finished.stderr
     assert "24 answered, 0 failed" in finished.stderr
     results = read_results(output)
@@ -67,7 +66,7 @@ def test_every_line_is_answered(temporary: Path) -> None:
         assert result["error"] is None
         assert result["response"]["status_code"] == 200
         assert result["response"]["body"]["usage"]["completion_tokens"] == 12
-    again = run_command(temporary, *command)
+    again = run_forked(temporary, *command)
     assert (again.returncode, read_results(output)) == (0, results)
     assert "all 24 requests were answered before" in again.stderr
 
@@ -81,7 +80,7 @@ def test_equal_sampled_lines_in_two_runs_are_answered_as_in_one(temporary: Path)
     source, halves, whole = temporary / "in.jsonl", temporary / "halves.jsonl", temporary / "whole.jsonl"
     for output, count in ((halves, 8), (halves, 16), (whole, 16)):
         source.write_text("\n".join(lines[:count]))
-        finished = run_command(temporary, "generate", "--input", source, "--output", output, *ONE_RANK)
+        finished = run_forked(temporary, "generate", "--input", source, "--output", output, *ONE_RANK)
         assert finished.returncode == 0, finished.stderr
     texts = [{name: text_of(result) for name, result in read_results(output).items()} for output in (halves, whole)]
     assert texts[0] == texts[1]
@@ -89,7 +88,7 @@ def test_equal_sampled_lines_in_two_runs_are_answered_as_in_one(temporary: Path)
 
 
 def kill_during(temporary: Path, command: tuple[object, ...], output: Path, victim: str, num_lines: int) -> None:
-    """Runs the command until ``num_lines`` are answered, kills the front or a rank, and waits for the end of all."""
+    """Runs the command until ``num_lines`` are answered, kills the front or the rank, and waits for the end of all."""
     with open(temporary / "stderr", "w") as stderr:
         running = subprocess.Popen(splitrank_command(*command), cwd=ROOT, env=environment(temporary), stderr=stderr)
     try:
@@ -97,7 +96,7 @@ def kill_during(temporary: Path, command: tuple[object, ...], output: Path, vict
         if victim == "front":
             running.kill()
         else:
-            next(p for p in processes_of(temporary) if p.cmdline()[-2:] == ["--rank", "1"]).kill()
+            next(p for p in processes_of(temporary) if p.cmdline()[-2:] == ["--rank", "0"]).kill()
         assert running.wait(timeout=scaled(EXIT_S)) == (-9 if victim == "front" else 1)
     finally:
         running.kill()
@@ -107,20 +106,20 @@ def kill_during(temporary: Path, command: tuple[object, ...], output: Path, vict
 
 def test_a_run_killed_twice_ends_like_one_without_interruption(temporary: Path) -> None:
     source, output = write_input(temporary, 16, max_tokens=24), temporary / "out.jsonl"
-    command = ("generate", "--input", source, "--output", output, *FLAGS, "--concurrency", 2)
+    command = ("generate", "--input", source, "--output", output, *ONE_RANK, "--concurrency", 2)
     kill_during(temporary, command, output, "rank", 2)
     assert "run the same command again" in (temporary / "stderr").read_text()
     first = read_results(output)
     kill_during(temporary, command, output, "front", len(first) + 2)
     with open(output, "ab") as torn:
         torn.write(b'{"id": "batch_req_')  # what a kill in the middle of a write leaves
-    finished = run_command(temporary, *command)
+    finished = run_forked(temporary, *command)
     assert finished.returncode == 0, finished.stderr
     results = read_results(output)
     assert len(results) == 16
     assert {name: results[name] for name in first} == first
     assert 2 <= len(first) < 16
-    whole = run_command(temporary, *command, "--overwrite")
+    whole = run_forked(temporary, *command, "--overwrite")
     assert whole.returncode == 0, whole.stderr
     uninterrupted = read_results(output)
     assert {name: text_of(result) for name, result in results.items()} == {

@@ -1,26 +1,31 @@
 """``splitrank gsm8k`` with the real engine and the demo: no layout changes a bit, and the answers are right."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tests.e2e.servers import processes_of, run_command, run_dirs
+from tests.e2e.servers import processes_of, run_command, run_dirs, run_forked
 from tests.support.limits import COMPARISON_S
 
 EIGHT = ("--limit", 8, "--max-tokens", 96)
 
 
-def run_gsm8k(temporary: Path, *arguments: object, **options: str) -> tuple[int, str, dict[str, Any]]:
-    """(exit code, all that was said, report) of the demo's own questions; ``options`` are those of ``run_command``."""
+def run_gsm8k(
+    temporary: Path, *arguments: object, run: Callable[..., Any] = run_forked, **variables: str
+) -> tuple[int, str, dict[str, Any]]:
+    """(exit code, all that was said, report) of the demo's own questions; ``variables`` of the environment."""
     report = temporary / "report.json"
-    finished = run_command(temporary, "gsm8k", "--report", report, *arguments, limit_s=COMPARISON_S, **options)
+    finished = run(temporary, "gsm8k", "--report", report, *arguments, limit_s=COMPARISON_S, **variables)
     assert not processes_of(temporary)
     assert not run_dirs(temporary)
     return finished.returncode, finished.stdout + finished.stderr, json.loads(report.read_text())
 
 
 def test_pipeline_stages_change_no_byte_of_the_answers(temporary: Path) -> None:
-    code, said, report = run_gsm8k(temporary, *EIGHT, "--layouts", "pp=1", "pp=2", "--concurrency", 1)
+    """The command as users start it."""
+    layouts = ("--layouts", "pp=1", "pp=2")
+    code, said, report = run_gsm8k(temporary, *EIGHT, *layouts, "--concurrency", 1, run=run_command)
     assert code == 0, said
     assert [layout["layout"] for layout in report["layouts"]] == ["pp=1", "pp=2"]
     (pair,) = report["pairs"]

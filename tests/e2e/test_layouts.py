@@ -13,6 +13,7 @@ from splitrank.serving.protocol.messages import EngineStats
 from splitrank.serving.protocol.sampling_params import SamplingParams
 from tests.e2e.servers import wait_until
 
+pytestmark = pytest.mark.usefixtures("forked_ranks")
 OPTIONS: dict[str, Any] = {"dtype": "float32", "threads_per_rank": 1, "max_model_len": 1024}
 SHORT = SamplingParams(temperature=0, max_tokens=16, ignore_eos=True)
 PROMPTS: list[str | list[int]] = ["Once upon a time", "7 * 6 =", [9] * 70, [3, 1, 4, 1, 5] * 60]
