@@ -22,7 +22,7 @@ SAMPLINGS: list[dict[str, Any]] = [
     {"temperature": 0.6, "seed": 2, "top_k": 20, "top_p": 0.95},
 ]
 GOOD = [
-    {"prompt": QUESTION.format(index), "max_tokens": 24, "ignore_eos": True, "logprobs": 1, **SAMPLINGS[index % 4]}
+    {"prompt": QUESTION.format(index), "max_tokens": 8, "ignore_eos": True, "logprobs": 1, **SAMPLINGS[index % 4]}
     for index in range(8)
 ]
 # Short and longer than a page; it comes to a page and a slot of its own, and leaves them to others.

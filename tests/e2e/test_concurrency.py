@@ -11,13 +11,13 @@ WORDS = ["river", "stone", "cloud", "seven", "maple", "engine", "window", "yello
 
 
 def requests_of_all_lengths() -> list[dict[str, Any]]:
-    """Prompts from 2 to about 150 tokens, answers of 4 to 35; half of them sampled with a seed."""
+    """Prompts from 2 to about 150 tokens, answers of 4 to 19; half of them sampled with a seed."""
     generator = random.Random(5)
     requests = []
     for index in range(NUM_REQUESTS):
         prompt = f"{index} " + " ".join(generator.choices(WORDS, k=1 + (index * 7) % 60))
         sampling = {"temperature": 0} if index % 2 else {"temperature": 1.0, "seed": index}
-        requests.append({"prompt": prompt, "max_tokens": 4 + index, "ignore_eos": True, **sampling})
+        requests.append({"prompt": prompt, "max_tokens": 4 + index // 2, "ignore_eos": True, **sampling})
     return requests
 
 
