@@ -24,7 +24,7 @@ LIMIT_S = 0.3
 
 
 def test_every_bit_of_messages_both_ways(tmp_path: Path) -> None:
-    assert run("both_ways", tmp_path, 2, kind=KIND) == [[4500, 0], [4500, 0]]
+    assert run("both_ways", tmp_path, 2, kind=KIND) == [[1500, 0], [1500, 0]]
 
 
 def test_a_stage_may_be_as_many_messages_ahead_as_steps_are_in_flight(tmp_path: Path) -> None:

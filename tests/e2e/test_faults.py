@@ -20,7 +20,7 @@ Compared = tuple[int, str, dict[str, Any]]  # exit code, all that was said, repo
 
 
 def compare(
-    folder: Path, *layouts: str, faults: str = "", num_questions: int = NUM_QUESTIONS, concurrency: int = 8
+    folder: Path, *layouts: str, faults: str = "", num_questions: int = NUM_QUESTIONS, concurrency: int = NUM_QUESTIONS
 ) -> Compared:
     planted = {FAULT: faults, **FAULTY} if faults else {}
     options = (*OPTIONS, "--limit", num_questions, "--concurrency", concurrency)

@@ -8,7 +8,7 @@ from typing import Any
 from tests.e2e.servers import processes_of, run_command, run_dirs, run_forked
 from tests.support.limits import COMPARISON_S
 
-EIGHT = ("--limit", 8, "--max-tokens", 96)
+MAX_TOKENS = ("--max-tokens", 96)
 
 
 def run_gsm8k(
@@ -24,26 +24,38 @@ def run_gsm8k(
 
 def test_pipeline_stages_change_no_byte_of_the_answers(temporary: Path) -> None:
     """The command as users start it."""
-    layouts = ("--layouts", "pp=1", "pp=2")
-    code, said, report = run_gsm8k(temporary, *EIGHT, *layouts, "--concurrency", 1, run=run_command)
+    options = ("--limit", 4, *MAX_TOKENS, "--layouts", "pp=1", "pp=2", "--concurrency", 1)
+    code, said, report = run_gsm8k(temporary, *options, run=run_command)
     assert code == 0, said
     assert [layout["layout"] for layout in report["layouts"]] == ["pp=1", "pp=2"]
     (pair,) = report["pairs"]
-    assert (pair["byte_identical"], pair["questions"]) == (8, 8)
+    assert (pair["byte_identical"], pair["questions"]) == (4, 4)
     assert pair["strict"]["mcnemar_p"] == 1.0
     for layout in report["layouts"]:
-        assert (layout["answers"], layout["lost"]) == (8, 0)
+        assert (layout["answers"], layout["lost"]) == (4, 0)
         assert layout["strict"]["unparsable"] == 0
-        assert layout["strict"]["num_right"] >= 7  # of all of them 98% are
+        assert layout["strict"]["num_right"] >= 3  # of all of them 98% are
     assert "UNINFORMATIVE" not in said
     texts = [[answer["text"] for answer in question["answers"].values()] for question in report["questions"]]
     assert all(first == second and first for first, second in texts)
-    assert len({first for first, _ in texts}) == 8
+    assert len({first for first, _ in texts}) == 4
 
 
 def test_a_tensor_layout_against_the_pipeline(temporary: Path) -> None:
     code, said, report = run_gsm8k(
-        temporary, *EIGHT, "--layouts", "pp=2", "tp=2", "--dtype", "float32", "--shots", 2, "--concurrency", 8
+        temporary,
+        "--limit",
+        8,
+        *MAX_TOKENS,
+        "--layouts",
+        "pp=2",
+        "tp=2",
+        "--dtype",
+        "float32",
+        "--shots",
+        2,
+        "--concurrency",
+        8,
     )
     assert code == 0, said
     (pair,) = report["pairs"]
