@@ -15,7 +15,7 @@ from tests.e2e.test_gsm8k import run_gsm8k
 from tests.support.fault_names import FAULT
 
 NUM_QUESTIONS = 24  # eight that differ one way are p = 0.0078
-OPTIONS = ("--dtype", "float32", "--shots", 0, "--max-tokens", 120, "--threads-per-rank", 1, "--no-trace")
+OPTIONS = ("--dtype", "float32", "--shots", 0, "--max-tokens", 96, "--threads-per-rank", 1, "--no-trace")
 Compared = tuple[int, str, dict[str, Any]]  # exit code, all that was said, report
 
 

@@ -42,21 +42,8 @@ def test_pipeline_stages_change_no_byte_of_the_answers(temporary: Path) -> None:
 
 
 def test_a_tensor_layout_against_the_pipeline(temporary: Path) -> None:
-    code, said, report = run_gsm8k(
-        temporary,
-        "--limit",
-        8,
-        *MAX_TOKENS,
-        "--layouts",
-        "pp=2",
-        "tp=2",
-        "--dtype",
-        "float32",
-        "--shots",
-        2,
-        "--concurrency",
-        8,
-    )
+    options = ("--limit", 8, *MAX_TOKENS, "--layouts", "pp=2", "tp=2", "--shots", 2, "--concurrency", 8)
+    code, said, report = run_gsm8k(temporary, *options, "--dtype", "float32")
     assert code == 0, said
     (pair,) = report["pairs"]
     assert pair["byte_identical"] == 8
