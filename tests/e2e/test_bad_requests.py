@@ -1,6 +1,8 @@
 """Whatever a client sends, it gets an error object with the right status, and the server goes on."""
 
 import json
+import random
+import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -10,6 +12,7 @@ import openai
 import pytest
 
 from tests.e2e.servers import ForkedServer, Server
+from tests.support.limits import ANSWER_S, scaled
 
 CHAT = "/v1/chat/completions"
 COMPLETIONS = "/v1/completions"
@@ -183,6 +186,30 @@ def test_a_large_body_holds_up_no_stream(server: Server, url: str, body: bytes) 
             num_events += next(lines).startswith("data: ")
     check(refusal.result(), 400)
     assert num_events > 5
+
+
+LENGTH = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: "
+NO_REQUESTS = {
+    "TLS": b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(range(256)) * 2,
+    "noise": random.Random(2).randbytes(100_000),
+    "two lengths": LENGTH + b'35\r\nContent-Length: 3\r\n\r\n{"prompt": "Once", "max_tokens": 2}',
+    "an endless head": b"GET / HTTP/1.1\r\n" + b"X: y\r\n" * 100_000 + b"\r\n",
+    "half a body": LENGTH + b'35\r\n\r\n{"prompt": "Once',
+}
+
+
+@pytest.mark.parametrize("data", NO_REQUESTS.values(), ids=NO_REQUESTS)
+def test_what_is_no_request_is_refused_or_dropped(server: Server, data: bytes) -> None:
+    first = b""
+    try:
+        with socket.create_connection(("127.0.0.1", server.port), scaled(ANSWER_S)) as connection:
+            connection.sendall(data)
+            connection.shutdown(socket.SHUT_WR)
+            with connection.makefile("rb") as answer:
+                first = answer.readline()
+    except ConnectionError:
+        pass
+    assert first == b"" or first.startswith(b"HTTP/1.1 4")
 
 
 def test_wrong_paths_and_methods(server: Server) -> None:

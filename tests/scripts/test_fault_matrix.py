@@ -82,7 +82,11 @@ def test_names_are_unique() -> None:
 
 
 @pytest.mark.parametrize(
-    "play", [door._beside_honest_ones(door.nonsense), resources.no_descriptors], ids=["nonsense", "no descriptors"]
+    "play",
+    [
+        pytest.param(door._beside_honest_ones(door.nonsense), id="nonsense", marks=pytest.mark.full),
+        pytest.param(resources.no_descriptors, id="no descriptors"),
+    ],
 )
 def test_a_case_is_played(play: Callable[[Scene], str]) -> None:
     played = matrix.play(Case("clients", "some", play), end_s=scaled(30.0))
