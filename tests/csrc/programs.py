@@ -72,6 +72,7 @@ class Patch:
     file: str
     old: str
     new: str
+    behind: str = ""  # what follows the place and stays, if the place alone is not the only one
 
 
 def mutated_headers(target: Path, patches: Sequence[Patch]) -> Path:
@@ -87,8 +88,10 @@ def mutated_headers(target: Path, patches: Sequence[Patch]) -> Path:
 def patched(text: str, patches: Sequence[Patch]) -> str:
     """Each place is looked for in ``text`` itself, not in what another patch wrote."""
     for patch in patches:
-        assert text.count(patch.old) == 1, f"{patch.file} holds {text.count(patch.old)} times: {patch.old}"
-    places = sorted((text.index(patch.old), text.index(patch.old) + len(patch.old), patch.new) for patch in patches)
+        found = text.count(patch.old + patch.behind)
+        assert found == 1, f"{patch.file} holds {found} times: {patch.old + patch.behind}"
+    begins = [text.index(patch.old + patch.behind) for patch in patches]
+    places = sorted((begin, begin + len(patch.old), patch.new) for begin, patch in zip(begins, patches, strict=True))
     assert all(end <= begin for (_, end, _), (begin, _, _) in pairwise(places)), "two patches change the same place"
     for begin, end, new in reversed(places):
         text = text[:begin] + new + text[end:]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.csrc.interleaving.choice import Group, grouped, patches_of
+from tests.csrc.interleaving.choice import patches_of
 from tests.csrc.interleaving.mutations import MUTATIONS, Mutation
 from tests.csrc.programs import FOLDER, PROOF, Patch, build, compile_one, mutated_headers, run
 
@@ -121,9 +121,12 @@ def test_an_unknown_argument_is_refused(program: Path) -> None:
     assert "--schedule" in done.stderr
 
 
+Group = tuple[Mutation, ...]
+
+
 @pytest.fixture(scope="session")
 def builder(scheduler: Path, tmp_path_factory: pytest.TempPathFactory, full: bool) -> Iterator["Builder"]:
-    groups = [(mutation,) for mutation in MUTATIONS] if full else grouped(MUTATIONS)
+    groups = [(mutation,) for mutation in MUTATIONS] if full else [MUTATIONS]
     builder = Builder(scheduler, tmp_path_factory.mktemp("mutations"), groups)
     yield builder
     builder.pool.shutdown(cancel_futures=True)

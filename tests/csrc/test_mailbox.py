@@ -28,11 +28,11 @@ MUTATIONS = (
     one("credit-one-early", 2, MAILBOX, "seen >= needed", "seen + 1 >= needed"),
     one("credit-before-read", 2, MAILBOX, BEGIN_RECEIVE, f"{BEGIN_RECEIVE} if (exec_.lane() == 0) {ACKNOWLEDGE}"),
     one("wrong-place", 1, MAILBOX, "view_.next_layout.data(place, part)", "view_.next_layout.data(0, part)"),
-    one("parts-share-a-place", 1, LAYOUT, "* kMaxParts + part)", "* kMaxParts + 0 * part)", alone=True),
+    one("parts-share-a-place", 1, LAYOUT, "uint64_t(place) * kMaxParts + part", "uint64_t(place) * kMaxParts"),
     # All data of all blocks is performed before the flag.
     one("flag-before-data", 4, MAILBOX, BEGIN_SEND, f"{BEGIN_SEND} if (exec_.lane() == 0) {PUBLISH}"),
     one("no-release", 4, MAILBOX, "exec_.release_block();", "exec_.all(true);"),
-    one("first-block-publishes", 4, MAILBOX, "message_.num_blocks - 1;", "0;", alone=True),
+    one("first-block-publishes", 4, MAILBOX, "message_.num_blocks - 1", "0"),
     # Numbers advance once a message.
     one("number-not-kept", 3, MAILBOX, "counter.sequence = sequence;", ";"),
     one("arrivals-not-reset", 3, MAILBOX, "counter.arrived = 0;", ";"),
@@ -45,7 +45,6 @@ MUTATIONS = (
     one("stage-before-not-told", 7, MAILBOX, "exec_.store_flag(abort_word(view_.previous), word);", ";", "--faults"),
     one("host-ignored", 7, MAILBOX, "word != 0 || !asks_host", "true", "--faults"),
 )
-TOGETHER = tuple(mutation for mutation in MUTATIONS if not mutation.alone)
 
 
 def mutated_headers(target: Path, patches: Sequence[Patch]) -> Path:
@@ -57,7 +56,7 @@ def mutated_headers(target: Path, patches: Sequence[Patch]) -> Path:
     return target
 
 
-def compiled(folder: Path, mutations: tuple[Mutation, ...]) -> Path:
+def compiled(folder: Path, mutations: Sequence[Mutation]) -> Path:
     headers = mutated_headers(folder / "headers", patches_of(mutations) if mutations else [])
     flags = ("-Og", *(("-w", "-include", str(FOLDER / "interleaving" / "choice.h")) if mutations else ()))
     return build(SOURCES, folder / "mailbox", *flags, headers=headers)
@@ -70,7 +69,7 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def with_mutations(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return compiled(tmp_path_factory.mktemp("mutations"), TOGETHER)
+    return compiled(tmp_path_factory.mktemp("mutations"), MUTATIONS)
 
 
 def test_no_schedule_breaks_the_protocol(program: Path) -> None:
@@ -89,12 +88,9 @@ def test_no_fault_hangs_or_gives_wrong_data(program: Path) -> None:
 
 
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.name)
-def test_a_broken_rule_is_seen(mutation: Mutation, with_mutations: Path, tmp_path: Path) -> None:
-    if mutation.alone:
-        program, number = compiled(tmp_path, (mutation,)), 0
-    else:
-        program, number = with_mutations, 1 + TOGETHER.index(mutation)
-    done = run(program, *mutation.arguments, "--mutation", str(number), "--schedules", "60000")
+def test_a_broken_rule_is_seen(mutation: Mutation, with_mutations: Path) -> None:
+    number = str(1 + MUTATIONS.index(mutation))
+    done = run(with_mutations, *mutation.arguments, "--mutation", number, "--schedules", "60000")
     assert done.returncode == 1, f"{mutation.name} went unseen: {done.stdout}"
 
 

@@ -1,50 +1,26 @@
 """Many mutations in one program, which is told which one is on: a build takes seconds, to see a mutation none."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from tests.csrc.interleaving.mutations import Mutation
-from tests.csrc.programs import CSRC, Patch
-
-Group = tuple[Mutation, ...]
+from tests.csrc.programs import Patch
 
 
-def grouped(mutations: Sequence[Mutation]) -> list[Group]:
-    """One program a group: no two of a group change the same place."""
-    groups: list[list[Mutation]] = []
-    for mutation in mutations:
-        open_groups = [] if mutation.alone else [group for group in groups if not group[0].alone]
-        group = next((group for group in open_groups if not any(_overlap(mutation, other) for other in group)), None)
-        if group is None:
-            groups.append([mutation])
-        else:
-            group.append(mutation)
-    return [tuple(group) for group in groups]
-
-
-def patches_of(group: Group) -> list[Patch]:
+def patches_of(mutations: Sequence[Mutation]) -> list[Patch]:
     """In force while ``mutation`` (choice.h) is the number of theirs, from 1; the patches of one alone always are."""
-    if len(group) == 1:
-        return list(group[0].patches)
-    return [_chosen(number, patch) for number, mutation in enumerate(group, 1) for patch in mutation.patches]
+    if len(mutations) == 1:
+        return list(mutations[0].patches)
+    places: dict[Patch, list[tuple[int, str]]] = {}  # one place may have several mutations, but no two may overlap
+    for number, mutation in enumerate(mutations, 1):
+        for patch in mutation.patches:
+            places.setdefault(replace(patch, new=""), []).append((number, patch.new))
+    return [replace(place, new=_chosen(place.old, choices)) for place, choices in places.items()]
 
 
-def _chosen(number: int, patch: Patch) -> Patch:
-    if patch.old.rstrip().endswith(";"):
-        return Patch(patch.file, patch.old, f"if (::mutation == {number}) {{ {patch.new} }} else {{ {patch.old} }}")
-    return Patch(patch.file, patch.old, f"(::mutation == {number} ? ({patch.new}) : ({patch.old}))")
-
-
-def _overlap(one: Mutation, other: Mutation) -> bool:
-    return any(
-        mine.file == theirs.file and _begin(mine) < _end(theirs) and _begin(theirs) < _end(mine)
-        for mine in one.patches
-        for theirs in other.patches
-    )
-
-
-def _begin(patch: Patch) -> int:
-    return (CSRC / "quick_reduce" / patch.file).read_text(encoding="utf-8").index(patch.old)
-
-
-def _end(patch: Patch) -> int:
-    return _begin(patch) + len(patch.old)
+def _chosen(old: str, choices: Sequence[tuple[int, str]]) -> str:
+    if old.rstrip().endswith(";"):
+        cases = (f"if (::mutation == {number}) {{ {new} }} else " for number, new in choices)
+        return f"{''.join(cases)}{{ {old} }}"
+    cases = (f"::mutation == {number} ? ({new}) : " for number, new in choices)
+    return f"({''.join(cases)}({old}))"

@@ -1,7 +1,7 @@
 """The invariants of the protocol, each broken on purpose in a copy of the headers; a schedule must tell.
 
 A patch replaces whole statements (its old text ends with a semicolon) or one expression, so that one program can hold
-many mutations and choose (choice.py). What no branch can choose, types and constants, is ``alone`` in its program.
+all mutations and choose (choice.py). Two patches have the same old text, or do not overlap.
 """
 
 from dataclasses import dataclass
@@ -15,11 +15,10 @@ class Mutation:
     invariant: int  # of the design's list
     patches: tuple[Patch, ...]
     arguments: tuple[str, ...] = ()  # of the interleaving program; none: schedules without a fault
-    alone: bool = False
 
 
-def one(name: str, invariant: int, file: str, old: str, new: str, *arguments: str, alone: bool = False) -> Mutation:
-    return Mutation(name, invariant, (Patch(file, old, new),), arguments, alone)
+def one(name: str, invariant: int, file: str, old: str, new: str, *arguments: str, behind: str = "") -> Mutation:
+    return Mutation(name, invariant, (Patch(file, old, new, behind),), arguments)
 
 
 TREE = """for (int stride = 1; stride < W; stride *= 2)
@@ -36,8 +35,8 @@ MUTATIONS = (
         "data-of-phases-shared",
         1,
         "layout.h",
-        "place(slot, phase, peer) * shape_.segment_bytes",
-        "place(slot, phase % 2, peer) * shape_.segment_bytes",
+        "data_begin() + place(slot, phase, peer) * shape_.segment_bytes",
+        "data_begin() + place(slot, phase % 2, peer) * shape_.segment_bytes",
     ),
     one(
         "peers-share-a-place",
@@ -78,7 +77,7 @@ MUTATIONS = (
         "return 0 * num_words;",
     ),
     one(
-        "tag-of-few-bits", 2, "tagged_word.h", "constexpr int kTagBits = 16;", "constexpr int kTagBits = 5;", alone=True
+        "tag-of-few-bits", 2, "tagged_word.h", "uint32_t(sequence) & ((1u << kTagBits) - 1)", "uint32_t(sequence) & 31"
     ),
     one("first-phase-not-awaited", 2, "one_shot.h", "if (!sync.await(sync.first())) return false;", ""),
     one("start-not-awaited", 2, "gpu/registered.h", "if (!sync.await(sync.first())) return false;", ""),
@@ -125,7 +124,7 @@ MUTATIONS = (
                 "        answer_ = 0;",
                 "        answer_ = 0;\n        sequence_ = view_.slots[slot_].sequence + 1;",
             ),
-            Patch("handshake.h", "        sequence_ = hear_uses(exec_, state) + 1;\n", ""),
+            Patch("handshake.h", "sequence_ = hear_uses(exec_, state) + 1;", ""),
         ),
         ("--fault", "overlap"),
     ),
@@ -144,11 +143,11 @@ MUTATIONS = (
         "fingerprint-without-size",
         6,
         "call.h",
-        "call.num_elements,      call.seg",
-        "0,      call.seg",
+        "call.num_elements",
+        "uint64_t(0)",
         "--fault",
         "size",
-        alone=True,
+        behind=",      call.segment_elements",
     ),
     one("fingerprint-without-dtype", 6, "call.h", "uint64_t(dtype) << 16", "uint64_t(dtype) * 0", "--fault", "dtype"),
     one("fingerprint-without-codec", 6, "call.h", "uint64_t(codec) << 8", "uint64_t(codec) * 0", "--fault", "codec"),
@@ -168,8 +167,8 @@ MUTATIONS = (
         "host-abort-not-polled",
         7,
         "handshake.h",
-        "word != 0 || !asks_host ? word : exec_.load_flag(view_.host_abort)",
-        "(void(asks_host), word)",
+        "return word != 0 || !asks_host ? word : exec_.load_flag(view_.host_abort);",
+        "return (void(asks_host), word);",
         "--fault",
         "host-gives-up",
     ),
@@ -209,11 +208,34 @@ MUTATIONS = (
         "--faults",
     ),
     one("ahead-taken-for-old", 7, "handshake.h", "lead > 0", "lead < 0"),
-    one("sequence-of-32-bits", 3, "handshake.h", "kSequenceBits = 40", "kSequenceBits = 32", alone=True),
+    Mutation(
+        "sequence-of-32-bits",
+        3,
+        (
+            Patch(
+                "handshake.h",
+                "uint64_t(call_.fingerprint) << kSequenceBits | (sequence_ & ((uint64_t(1) << kSequenceBits) - 1))",
+                "uint64_t(call_.fingerprint) << 32 | (sequence_ & 0xffffffff)",
+            ),
+            Patch("handshake.h", "64 - kSequenceBits", "64 - 32"),
+        ),
+    ),
     # 9. Sizes are counted in 64 bits.
-    one("offset-of-32-bits", 9, "layout.h", "QR_FN uint64_t data(", "QR_FN uint32_t data(", "--plans", alone=True),
     one(
-        "count-of-32-bits", 9, "call.h", "const uint64_t tile_begin", "const uint32_t tile_begin", "--plans", alone=True
+        "offset-of-32-bits",
+        9,
+        "layout.h",
+        "data_begin() + place(slot, phase, peer) * shape_.segment_bytes",
+        "uint32_t(data_begin() + place(slot, phase, peer) * shape_.segment_bytes)",
+        "--plans",
+    ),
+    one(
+        "count-of-32-bits",
+        9,
+        "call.h",
+        "tile * call.segment_elements * world_size",
+        "uint32_t(tile * call.segment_elements * world_size)",
+        "--plans",
     ),
     one(
         "region-too-small",
@@ -265,9 +287,8 @@ MUTATIONS = (
         "own-result-not-coded",
         10,
         "two_shot.h",
-        "store_own(segment, packet, Codec::template decode_raw<K>(encoded), whole);\n"
-        "            });\n        sync.publish",
-        "store_own(segment, packet, pack<Type, K>(values[0]), whole);\n            });\n        sync.publish",
-        alone=True,
+        "store_own(segment, packet, Codec::template decode_raw<K>(encoded), whole);",
+        "store_own(segment, packet, pack<Type, K>(values[0]), whole);",
+        behind="\n            });\n        sync.publish",
     ),
 )
