@@ -1,8 +1,9 @@
 """Compiles every GPU kernel at its table's tiles for NVIDIA and AMD, without a GPU, and checks what the compiler says.
 
-    python scripts/check_gpu_kernels.py [--target sm_90 gfx942 ...] [--rows 1 8 ...] [--json FILE] [-j 2]
+    python scripts/check_gpu_kernels.py [--target sm_90 gfx942 ...] [--rows 1 8 ...] [--largest] [--json FILE] [-j 2]
 
-Those of a decode step at the numbers of rows given, and those of a prefill step. Prints a line a kernel and target:
+Those of a decode step at the numbers of rows given, and those of a prefill step; with ``--largest`` each kernel and form
+once, at the largest of its tiles, which needs most registers and shared memory. Prints a line a kernel and target:
 registers, spills, shared memory (LDS), matrix instructions. Exits with 1 where a kernel spills more than its limit,
 needs more LDS than the machine has, or multiplies without matrix instructions.
 """
@@ -17,6 +18,7 @@ from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import cache
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +124,18 @@ def collect(machine: Machine, rows: Iterable[int], shape: Shape) -> list[Variant
     return list(variants.values())
 
 
+def largest(variants: Iterable[Variant]) -> list[Variant]:
+    """Of each kernel and form the one with the largest tile; of equal ones that for most rows."""
+
+    def size(variant: Variant) -> tuple[int, int]:
+        return prod(variant.call.tile.sizes.values()), max(variant.rows)
+
+    found: dict[tuple[str, str], Variant] = {}
+    for variant in sorted(variants, key=size):
+        found[variant.call.name, variant.call.tile.form] = variant
+    return list(found.values())
+
+
 def move_rows(count: int, device: torch.device) -> None:
     """What moves a step's rows from the request table and back."""
 
@@ -198,7 +212,8 @@ def _resources(compiled: Any, target: GPUTarget) -> tuple[int, int]:
 def main() -> int:
     args = _arguments()
     shape = Shape(num_layers=4)
-    units = [(variant, name) for name in args.target for variant in collect(MACHINES[name], args.rows, shape)]
+    chosen = largest if args.largest else list
+    units = [(variant, name) for name in args.target for variant in chosen(collect(MACHINES[name], args.rows, shape))]
     if args.jobs > 1:
         with ProcessPoolExecutor(args.jobs) as pool:
             rows = list(pool.map(compile_unit, [(name, variant.key, tuple(args.rows)) for variant, name in units]))
@@ -235,6 +250,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--target", nargs="+", choices=list(MACHINES), default=list(MACHINES))
     parser.add_argument("--rows", nargs="+", type=int, default=list(ROWS), help="batch sizes")
+    parser.add_argument("--largest", action="store_true", help="each kernel and form once, at its largest tile")
     parser.add_argument("--json", type=Path, help="also write the table as JSON to this file")
     parser.add_argument("-j", "--jobs", type=int, default=1, help="compilers side by side")
     return parser.parse_args()

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.csrc.programs import PROOF
+from tests.csrc.programs import C_COMPILER, PROOF
 from tests.support.limits import BUILD_S, PROOF_S, scaled
 
 pytestmark = [
     *PROOF,
     pytest.mark.skipif(
-        shutil.which("spin") is None or shutil.which("gcc") is None,
-        reason="spin (Debian package of this name) or gcc is not installed",
+        shutil.which("spin") is None or shutil.which(C_COMPILER) is None,
+        reason="spin (Debian package of this name) or a C compiler is not installed",
     ),
 ]
 MODEL = Path(__file__).parent / "spin" / "mailbox.pml"
@@ -47,7 +47,7 @@ def search(settings: str, folder: Path) -> str:
     made = subprocess.run(["spin", "-a", *defines, str(MODEL)], timeout=scaled(BUILD_S), check=False, **limits)
     assert made.returncode == 0, made.stdout + made.stderr
     options = ["-O1", "-w", "-DSAFETY", "-DCOLLAPSE", "-DMEMLIM=3000"]
-    subprocess.run(["gcc", *options, "-o", "pan", "pan.c"], timeout=scaled(BUILD_S), check=True, **limits)
+    subprocess.run([C_COMPILER, *options, "-o", "pan", "pan.c"], timeout=scaled(BUILD_S), check=True, **limits)
     ran = subprocess.run(["./pan", "-m20000", "-n"], timeout=scaled(PROOF_S), check=False, **limits)
     return str(ran.stdout + ran.stderr)
 

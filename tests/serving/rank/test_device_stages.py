@@ -76,7 +76,10 @@ def expected(folder: Path) -> dict[str, torch.Tensor]:
 
 @pytest.mark.proof  # minutes in the interpreter
 @pytest.mark.timeout(PROOF_S)
-@pytest.mark.parametrize("stage_link", ["device", "nccl"])  # which has gloo here
+@pytest.mark.parametrize(
+    "stage_link",
+    ["device", pytest.param("nccl", marks=pytest.mark.full)],  # which has gloo here; tests/comm/test_group_link.py
+)
 def test_two_stages_have_the_bits_of_one(
     folder: Path, tmp_path: Path, expected: dict[str, torch.Tensor], stage_link: str
 ) -> None:
