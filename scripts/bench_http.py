@@ -3,7 +3,8 @@
     python scripts/bench_http.py [--shape S] [--requests 8 32] [--tokens 64] [--rounds 5] [--dtype bfloat16]
     python scripts/bench_http.py --gpu [--requests 64] [--tokens 256]
 
-The server is a program and its client one asyncio process; the engine alone is driven through ``EngineClient``, as
+The server is a program; its client reads what has come every 5 ms and parses nothing but the end (``http_streams.load``),
+since a client elsewhere would take no core of the ranks. The engine alone is driven through ``EngineClient``, as
 ``splitrank bench`` does. Both have the same checkpoint with random weights, the same random prompts and lengths; while
 one works, the other is idle. ``front_cpu_us``: CPU time of the server's front for a token, which says more than the
 ratio on a machine that does other work. The first token of a request of its own is measured beside.
@@ -24,7 +25,7 @@ from typing import Any
 import psutil  # type: ignore[import-untyped]
 from bench_gpu import config_35b
 from bench_shapes import SHAPES, random_model, write_text_checkpoint
-from http_streams import serving, stream
+from http_streams import load, serving, stream
 from tokenizers import Tokenizer
 
 from splitrank.models.torch_dtype import torch_dtype
@@ -100,7 +101,7 @@ async def served_seconds(
     for count, engine in alone.items():
         jobs = random_jobs(vocab_size, PROMPT_TOKENS, [args.tokens] * count)
         before = cpu_s(front)
-        http = [await through_http(port, jobs) for _ in range(args.rounds + 1)]
+        http = [through_http(port, jobs) for _ in range(args.rounds + 1)]
         spent_us = 1e6 * (cpu_s(front) - before) / (count * args.tokens * (args.rounds + 1))
         labels = {"what": "throughput", "shape": "35B-A3B", "requests": count, "tokens": args.tokens}
         emit(**labels, front_cpu_us=round(spent_us, 1), **ratios(count * args.tokens, engine, http))
@@ -147,7 +148,7 @@ async def throughput(client: EngineClient, port: int, jobs: list[Job], rounds: i
     engine, http = [], []
     for _ in range(rounds + 1):
         engine.append((await measure(client, jobs)).seconds)
-        http.append(await through_http(port, jobs))
+        http.append(through_http(port, jobs))
     return ratios(sum(job.output_tokens for job in jobs), engine, http)
 
 
@@ -158,14 +159,14 @@ def ratios(tokens: int, engine: list[float], http: list[float]) -> dict[str, flo
     return {name: round(value, 3) for name, value in found.items()}
 
 
-async def through_http(port: int, jobs: list[Job]) -> float:
+def through_http(port: int, jobs: list[Job]) -> float:
     """Seconds until all streams have ended."""
+    bodies = [request(job) for job in jobs]
     began = time.perf_counter()
-    streams = await asyncio.gather(*(stream(port, request(job), LIMIT_S) for job in jobs))
+    counts = load(port, bodies, LIMIT_S)
     seconds = time.perf_counter() - began
-    for job, one in zip(jobs, streams, strict=True):
-        if one.error or len(one.token_ids) != job.output_tokens:
-            raise SystemExit(f"a stream was lost: {one.error or len(one.token_ids)}")
+    if counts != [job.output_tokens for job in jobs]:
+        raise SystemExit(f"tokens were lost: {counts}")
     return seconds
 
 

@@ -1,19 +1,23 @@
-"""Streams of ``/v1/completions`` for the benchmarks: a client that costs little, and a server as a program."""
+"""Streams of ``/v1/completions`` for the benchmarks: clients that cost little, and a server as a program."""
 
 import asyncio
+import selectors
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 
 ADDRESS = "127.0.0.1"
 STOP_S = 60.0
+READ_EVERY_S = 0.005
+READ_BYTES = 64 * 2**10
 
 
 @dataclass
@@ -56,7 +60,23 @@ class _Event(msgspec.Struct):
     error: _Error | None = None
 
 
+class _Usage(msgspec.Struct):
+    completion_tokens: int
+
+
+class _LastEvent(msgspec.Struct):
+    usage: _Usage
+
+
 _decode = msgspec.json.Decoder(_Event).decode
+_decode_last = msgspec.json.Decoder(_LastEvent).decode
+
+
+def _request(body: dict[str, Any]) -> bytes:
+    """Of a connection that ends with the answer."""
+    data = msgspec.json.encode(body)
+    head = "POST /v1/completions HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Type: application/json"
+    return f"{head}\r\nContent-Length: {len(data)}\r\n\r\n".encode() + data
 
 
 class _Events(asyncio.Protocol):
@@ -65,7 +85,7 @@ class _Events(asyncio.Protocol):
 
     def __init__(self, body: dict[str, Any], streamed: Streamed) -> None:
         self.ended = asyncio.get_running_loop().create_future()
-        self._body = msgspec.json.encode({**body, "stream": True, "return_token_ids": True})
+        self._request = _request({**body, "stream": True, "return_token_ids": True})
         self._streamed = streamed
         self._rest = b""  # of a line whose end has not come yet
         self._has_status = False
@@ -73,9 +93,8 @@ class _Events(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
-        head = "POST /v1/completions HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Type: application/json"
         self._began = time.perf_counter()
-        transport.write(f"{head}\r\nContent-Length: {len(self._body)}\r\n\r\n".encode() + self._body)
+        transport.write(self._request)
 
     def data_received(self, data: bytes) -> None:
         *lines, self._rest = (self._rest + data).split(b"\n")
@@ -111,6 +130,51 @@ class _Events(asyncio.Protocol):
             self.ended.set_result(None)
         else:
             self.ended.set_exception(error)
+
+
+def load(port: int, bodies: list[dict[str, Any]], limit_s: float) -> list[int]:
+    """Posts all as streams at once, each on a connection of its own; the number of tokens that each answer counts.
+
+    For a server that shares its cores with this client: a client elsewhere would take nothing of them. So nothing is
+    parsed before the end, and what has arrived is read every ``READ_EVERY_S``, which is how late the end is seen. An
+    answer that is no whole stream is a ``ValueError``.
+    """
+    connections = [_post(body, port) for body in bodies]
+    answers = {connection: bytearray() for connection in connections}
+    deadline = time.monotonic() + limit_s
+    with selectors.DefaultSelector() as selector:
+        for connection in connections:
+            selector.register(connection, selectors.EVENT_READ)
+        while selector.get_map():
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"{len(selector.get_map())} of {len(bodies)} streams last longer than {limit_s:g} s")
+            time.sleep(READ_EVERY_S)
+            for key, _ in selector.select(0):
+                connection = cast(socket.socket, key.fileobj)
+                if not _read(connection, answers[connection]):
+                    selector.unregister(connection)
+                    connection.close()
+    return [_counted_tokens(bytes(answers[connection])) for connection in connections]
+
+
+def _post(body: dict[str, Any], port: int) -> socket.socket:
+    connection = socket.create_connection((ADDRESS, port))
+    connection.sendall(_request({**body, "stream": True, "stream_options": {"include_usage": True}}))
+    return connection
+
+
+def _read(connection: socket.socket, answer: bytearray) -> bool:
+    """Adds what has arrived; False at the end."""
+    data = connection.recv(READ_BYTES)
+    answer += data
+    return bool(data)
+
+
+def _counted_tokens(answer: bytes) -> int:
+    *_, usage, end = [line for line in answer.splitlines() if line.startswith(b"data: ")] or [b"", b""]
+    if b" 200 " not in answer[:16] or end != b"data: [DONE]" or b'"error"' in usage:
+        raise ValueError(f"not a whole stream: {answer[-200:]!r}")
+    return _decode_last(usage[6:]).usage.completion_tokens
 
 
 @contextmanager
