@@ -3,7 +3,7 @@
     python scripts/bench_http.py [--shape S] [--requests 8 32] [--tokens 64] [--rounds 5] [--dtype bfloat16]
     python scripts/bench_http.py --gpu [--requests 64] [--tokens 256]
 
-The server is a program; its client reads what has come every 5 ms and parses nothing but the end (``http_streams.load``),
+The server is a program; its client (``http_streams.load``) reads a step's tokens together and parses only the end,
 since a client elsewhere would take no core of the ranks. The engine alone is driven through ``EngineClient``, as
 ``splitrank bench`` does. Both have the same checkpoint with random weights, the same random prompts and lengths; while
 one works, the other is idle. ``front_cpu_us``: CPU time of the server's front for a token, which says more than the

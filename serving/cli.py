@@ -5,6 +5,7 @@ imported when they run, so that ``--help`` and a wrong flag answer at once.
 """
 
 import asyncio
+import gc
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -25,6 +26,7 @@ def _serve(argv: Arguments) -> int:
     def run(config: ServeConfig) -> int:
         from splitrank.serving.http.server import serve
 
+        gc.freeze()  # else the collector goes through all modules again and again, and all streams wait up to 0.1 s
         be_lenient_with_streams("stdout")
         return asyncio.run(serve(config))
 

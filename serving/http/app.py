@@ -73,14 +73,13 @@ def create_app(
         middleware=middleware,
         exception_handlers={ApiError: _handle_api_error, HTTPException: _handle_http_exception},
     )
-    for path, file in PAGE_FILES.items():
-        _add(app, path, PageFile(*file).route, {"include_in_schema": False})
-    document = ApiDocument()
-    _add_small_routes(app, SmallRoutes(state, metrics, created), document)
-    bodies = Bodies(body_timeout_s)
-    for url, documentation in _posting(document).items():
+    document, bodies = ApiDocument(), Bodies(body_timeout_s)
+    for url, documentation in _posting(document).items():  # first: a request's route is sought one by one
         endpoint = GenerateEndpoint(url, state, bodies, parsing, max_body_bytes, keep_alive_s)
         _add(app, url, endpoint.route, documentation, method="POST")
+    _add_small_routes(app, SmallRoutes(state, metrics, created), document)
+    for path, file in PAGE_FILES.items():
+        _add(app, path, PageFile(*file).route, {"include_in_schema": False})
     document.attach(app)
     paths = frozenset(route.path for route in app.routes if isinstance(route, Route))
     return RequestLog(OriginForm(CountRequests(app, metrics, paths)))

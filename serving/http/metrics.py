@@ -83,11 +83,11 @@ class ChoiceMeter:
         """``count`` tokens have just come."""
         now, metrics = time.monotonic(), self._metrics
         if self._num_tokens:
-            metrics.tokens.gap((now - self._last) / count, count)  # several that came together share the time
+            metrics.tokens.add(count, now - self._last)
         else:
             metrics.prompt_tokens.inc(self._num_prompt_tokens)
             metrics.first_token.observe(now - self._start)
-        metrics.tokens.generated(count)
+            metrics.tokens.add_first(count)
         self._num_tokens += count
         self._last = now
 

@@ -42,19 +42,18 @@ def error_response(path: str, error: ApiError) -> Response:
 
 async def while_connected(work: Coroutine[Any, Any, Result], receive: Receive, state: ServerState) -> Result:
     """The result of ``work``. Cancels it and raises if the client hangs up (``ClientGoneError``) or the server ends."""
-    task = asyncio.create_task(work)
-    gone = asyncio.create_task(_disconnected(receive))
-    stopped = asyncio.create_task(state.stopped.wait())
+    task, gone = asyncio.create_task(work), asyncio.create_task(_disconnected(receive))
     try:
-        await asyncio.wait({task, gone, stopped}, return_when=asyncio.FIRST_COMPLETED)
+        ends: set[asyncio.Future[Any]] = {task, gone, state.stopped}
+        await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
         if task.done():
             with api_errors():
                 return task.result()
         raise ClientGoneError if gone.done() else state.refusal()
     finally:
-        for waiter in (task, gone, stopped):
-            waiter.cancel()
-        await asyncio.gather(task, gone, stopped, return_exceptions=True)
+        task.cancel()
+        gone.cancel()
+        await asyncio.gather(task, gone, return_exceptions=True)
 
 
 async def _disconnected(receive: Receive) -> None:

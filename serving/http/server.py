@@ -60,7 +60,7 @@ async def serve(
                     return await _until_end(engine, state, stop, http, config.drain_timeout_s)
                 finally:
                     # The engine first, so that its processes end even if connections hang; then the HTTP server.
-                    state.stopped.set()
+                    state.stopped.set_result(None)
                     await _wait_any(LAST_ANSWERS_S, state.idle.wait())
                     await engine.close()
 

@@ -16,7 +16,8 @@ RETRY_AFTER_S = {"loading": 5, "draining": 1, "dead": 1}
 
 
 class ServerState:
-    """Loading, then ready, then draining or dead. When ``stopped`` is set, open requests end with an error."""
+    """Loading, then ready, then draining or dead. Once ``stopped`` is done, open requests end with an error. To be made
+    in the event loop that serves."""
 
     def __init__(self) -> None:
         self.phase: Phase = "loading"
@@ -24,7 +25,8 @@ class ServerState:
         self.num_open = 0
         self.idle = asyncio.Event()  # set while no request is open
         self.idle.set()
-        self.stopped = asyncio.Event()
+        # Not an event: each request would need a task that waits for it.
+        self.stopped: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._service: OpenAIService | None = None
         self._client: Client | None = None
 

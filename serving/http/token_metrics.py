@@ -21,13 +21,15 @@ class TokenMetrics(Collector):
         self._counts = [0] * len(_BOUNDS)  # by bucket, not cumulative
         self._sum_s = 0.0
 
-    def generated(self, count: int) -> None:
+    def add_first(self, count: int) -> None:
+        """The first ``count`` tokens of a choice."""
         self._num_tokens += count
 
-    def gap(self, seconds: float, count: int) -> None:
-        """``count`` tokens came ``seconds`` after the one before."""
-        self._counts[bisect_left(TOKEN_BUCKETS_S, seconds)] += count
-        self._sum_s += seconds * count
+    def add(self, count: int, seconds: float) -> None:
+        """``count`` tokens came together, ``seconds`` after the one before; they share the time."""
+        self._num_tokens += count
+        self._counts[bisect_left(TOKEN_BUCKETS_S, seconds / count)] += count
+        self._sum_s += seconds
 
     def collect(self) -> Iterator[Metric]:
         generated = CounterMetricFamily(

@@ -168,7 +168,7 @@ class EngineClient:
                 if output is None:
                     raise EngineDeadError(self.death)
                 open_in_engine = output.finish_reason is None
-                num_cached = max(num_cached, output.num_cached_tokens)
+                num_cached = output.num_cached_tokens or num_cached  # only some outputs tell
                 yield msgspec.structs.replace(output, num_cached_tokens=num_cached) if num_cached else output
         finally:
             del self._streams[request_id]

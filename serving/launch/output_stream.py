@@ -35,10 +35,12 @@ class OutputStream:
                 await self._reader
             finally:
                 self._reader = None
-        waiting = self._waiting
-        is_error = waiting[-1].finish_reason in ("error", "abort")
-        self._waiting = waiting[-1:] if is_error and len(waiting) > 1 else []
-        return _joined(waiting[:-1] if self._waiting else waiting)
+        waiting, self._waiting = self._waiting, []
+        if len(waiting) == 1:  # the reader is in time
+            return waiting[0]
+        if waiting[-1].finish_reason in ("error", "abort"):
+            self._waiting = [waiting.pop()]
+        return _joined(waiting)
 
     def _wake(self) -> None:
         if self._reader is not None and not self._reader.done():
@@ -48,8 +50,6 @@ class OutputStream:
 def _joined(outputs: list[RequestOutput]) -> RequestOutput:
     """Successive outputs of a request as one."""
     last = outputs[-1]
-    if len(outputs) == 1:
-        return last
     logprobs = [logprob for output in outputs for logprob in output.logprobs or ()]
     of_prompt = [logprob for output in outputs for logprob in output.prompt_logprobs or ()]
     return RequestOutput(

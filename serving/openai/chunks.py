@@ -4,6 +4,8 @@ from typing import Any
 
 import msgspec
 
+_encode = msgspec.json.Encoder().encode
+
 
 class ChunkEvents:
     """``envelope``: the fields of every chunk before ``usage`` and ``choices``. ``shows_usage``: each chunk has a
@@ -13,10 +15,10 @@ class ChunkEvents:
         self._head = b"data: " + msgspec.json.encode(envelope)[:-1]
         self._no_usage = b',"usage":null' if shows_usage else b""
 
-    def part(self, index: int, part: dict[str, Any], usage: dict[str, Any] | None = None) -> bytes:
-        """What a choice gains. ``part`` is not empty."""
-        choice = b',"choices":[{"index":%d,' % index
-        return b"".join((self._head, self._usage(usage), choice, msgspec.json.encode(part)[1:], b"]}\n\n"))
+    def parts(self, index: int, parts: list[dict[str, Any]], usage: dict[str, Any] | None = None) -> bytes:
+        """What a choice gains, an event for each part. No part is empty."""
+        head = b'%b%b,"choices":[{"index":%d,' % (self._head, self._usage(usage), index)
+        return b"".join([b"%b%b]}\n\n" % (head, _encode(part)[1:]) for part in parts])
 
     def usage(self, usage: dict[str, Any]) -> bytes:
         """The last chunk, which has no choices."""

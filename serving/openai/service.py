@@ -115,7 +115,7 @@ class OpenAIService:
                     started[index] = True
                     counts = usage.whole() if request.usage_in_chunks else None
                     if parts:
-                        yield b"".join([chunks.part(index, part, counts) for part in parts])
+                        yield chunks.parts(index, parts, counts)
         yield chunks.usage(usage.whole()) + DONE if request.include_usage else DONE
 
     def _writer(self, request: ParsedRequest) -> AnswerWriter:

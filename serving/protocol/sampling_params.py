@@ -43,8 +43,9 @@ class SamplingParams(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
 
     def __post_init__(self) -> None:
         for name, kind in _TYPES.items():
-            value = _checked(name, getattr(self, name), kind)
-            msgspec.structs.force_setattr(self, name, value)
+            value, default = getattr(self, name), _DEFAULTS[name]
+            if type(value) is not type(default) or value != default:
+                msgspec.structs.force_setattr(self, name, _checked(name, value, kind))
         if self.min_tokens > self.max_tokens:
             raise ValueError(f"min_tokens must be at most max_tokens = {self.max_tokens}, not {self.min_tokens}")
         for token, bias in self.logit_bias.items():
@@ -60,6 +61,8 @@ class SamplingParams(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
 
 
 _TYPES = get_type_hints(SamplingParams)
+# As most requests have them. A dictionary has a factory instead, so it is always checked, and copied.
+_DEFAULTS = {field.name: field.default for field in msgspec.structs.fields(SamplingParams)}
 BOUNDS = {  # of each number in the field; of a dictionary's keys
     "max_tokens": Bounds(1, INT64_MAX),
     "min_tokens": Bounds(0, INT64_MAX),
