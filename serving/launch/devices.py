@@ -41,14 +41,16 @@ def choose_devices(config: EngineConfig) -> Devices:
     """``auto`` takes GPUs where there are enough for all ranks of this host, else the CPU; GPUs that are named must be
     there. ``ValueError`` in one line."""
     count = config.tp * config.pp // config.num_nodes
+    named = f"devices {','.join(map(str, config.devices))}" if config.devices else "device cuda"
     if config.device == "cpu":
+        if config.devices:
+            raise ValueError(f"{named}: they are GPUs, and the device is cpu")
         return Devices("cpu")
     has_driver = config.device == "cuda" or any(driver.exists() for driver in _DRIVERS)
     gpus = probe() if has_driver else "no driver of a GPU is loaded"
     if isinstance(gpus, str):
         if config.device == "auto" and not config.devices:
             return Devices("cpu")
-        named = f"devices {','.join(map(str, config.devices))}" if config.devices else "device cuda"
         raise ValueError(f"{named}: {gpus}")
     numbers = config.devices or _first(count, gpus, config.share_devices)
     if config.device == "auto" and not config.devices and len(numbers) < count:

@@ -202,7 +202,9 @@ class EngineConfig(LayoutConfig):
     )
     bind: str = option("", "address this host listens on for other hosts; the one it reaches host 0 by if not given")
     secret_file: str = option(
-        "", "file that holds the secret of all hosts, 16 bytes at least; from SPLITRANK_SECRET if not given"
+        "",
+        "file that holds the secret of all hosts, 16 bytes at least; from SPLITRANK_SECRET if not given",
+        metavar="FILE",
     )
     join_timeout_s: float = option(600.0, "limit for all hosts to join", bounds=SECONDS, aliases=("join-timeout",))
 
@@ -274,7 +276,7 @@ class ServeConfig(ServedModelConfig):
         "clients must send one of these as a bearer token; may be given again; also from SPLITRANK_API_KEY, one a line",
         secret=True,
     )
-    api_key_file: str = option("", "file of API keys, one a line; # begins a comment")
+    api_key_file: str = option("", "file of API keys, one a line; # begins a comment", metavar="FILE")
     allowed_origins: tuple[str, ...] = option(
         (), "web pages from there may ask, as https://example.org, or * for all (CORS)", aliases=("cors-origins",)
     )

@@ -55,6 +55,7 @@ def test_devices_by_hand() -> None:
         ),
         (EngineConfig(device="cuda", pp=2, devices=(0,)), "2 ranks need 2 GPUs, not 1"),
         (EngineConfig(device="cuda", pp=4), "4 ranks need 4 GPUs, not 2"),
+        (EngineConfig(device="cpu", devices=(0, 1)), "devices 0,1: they are GPUs, and the device is cpu"),
     ],
     ids=str,
 )
