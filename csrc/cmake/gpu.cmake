@@ -55,6 +55,7 @@ else()
         ${CMAKE_SOURCE_DIR}/quick_reduce/gpu/*.cc ${CMAKE_SOURCE_DIR}/stage_mailbox/gpu/*.cc)
     list(APPEND gpu_host ${CMAKE_SOURCE_DIR}/bindings/quick_reduce_gpu.cc)
     include(cmake/${gpu_target}.cmake)
+    # No -O3 here: a release has it, and another build could not choose, since a target's options come last.
     target_compile_options(_quick_reduce_gpu PRIVATE "$<$<COMPILE_LANGUAGE:CXX>:-ffp-contract=off;-Wall;-Wextra>")
     install(TARGETS _quick_reduce_gpu LIBRARY DESTINATION splitrank)
 endif()
