@@ -2,8 +2,8 @@
 
     python scripts/check_gpu_kernels.py [--target sm_90 gfx942 ...] [--rows 1 8 ...] [--largest] [--json FILE] [-j 2]
 
-Those of a decode step at the numbers of rows given, and those of a prefill step; with ``--largest`` each kernel and form
-once, at the largest of its tiles, which needs most registers and shared memory. Prints a line a kernel and target:
+Those of a decode step at the numbers of rows given, and those of a prefill step; with ``--largest`` each kernel and
+form once, at the largest of its tiles, which needs most registers and shared memory. Prints a line a kernel and target:
 registers, spills, shared memory (LDS), matrix instructions. Exits with 1 where a kernel spills more than its limit,
 needs more LDS than the machine has, or multiplies without matrix instructions.
 """
