@@ -53,15 +53,25 @@ def check(routing: Routing, logits: torch.Tensor, num_experts: int, live: int, b
     assert len(tiles) == int(ceil_div(counts, block_t).sum())
 
 
-CASES = [("together", 1), ("together", 5), ("together", 16), ("apart", 5), ("apart", 33), ("apart", 64)]
+# Every form with every number of rows, of experts and every dtype; not all together.
+SMALL, ODD, MANY = (8, 2, 8), (12, 4, 4), (16, 8, 16)
+CASES = [
+    (torch.float32, "together", 1, SMALL),
+    (torch.bfloat16, "together", 5, ODD),
+    (torch.float32, "together", 16, ODD),
+    (torch.bfloat16, "together", 16, MANY),
+    (torch.float32, "apart", 5, MANY),
+    (torch.float32, "apart", 33, ODD),
+    (torch.bfloat16, "apart", 33, SMALL),
+    (torch.bfloat16, "apart", 64, SMALL),
+]
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize(("form", "rows"), CASES)
-@pytest.mark.parametrize(("num_experts", "top_k", "block_t"), [(8, 2, 8), (12, 4, 4), (16, 8, 16)])
+@pytest.mark.parametrize(("dtype", "form", "rows", "sizes"), CASES)
 def test_it_agrees_with_the_specification(
-    device: torch.device, dtype: torch.dtype, form: str, rows: int, num_experts: int, top_k: int, block_t: int
+    device: torch.device, dtype: torch.dtype, form: str, rows: int, sizes: tuple[int, int, int]
 ) -> None:
+    num_experts, top_k, block_t = sizes
     wide = normal(device, dtype, rows, num_experts + 9)
     wide[:, num_experts:] = 99  # not the router's
     logits = wide[:, : num_experts + 5]
