@@ -337,7 +337,7 @@ def random_request(rng: random.Random) -> tuple[list[int], int]:
 
 
 @pytest.mark.parametrize("depth", [1, 2, 3, 4])
-@pytest.mark.parametrize("seed", range(15))
+@pytest.mark.parametrize("seed", [*range(6), *(pytest.param(seed, marks=pytest.mark.full) for seed in range(6, 15))])
 def test_random_arrivals_and_aborts(seed: int, depth: int) -> None:
     run_workload(seed, depth, abort_rate=0.05)
 

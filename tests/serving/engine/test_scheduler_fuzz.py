@@ -18,7 +18,7 @@ from tests.support.scheduler_loop import Loop
 NUM_CHATS = 10
 CONTEXT = 100
 MAX_HISTORY = 78  # with a marker and an answer, within the context
-SEEDS = range(40)
+SEEDS, MORE_SEEDS = range(16), range(16, 40)
 
 
 @dataclass(eq=False)
@@ -100,7 +100,7 @@ def run_chats(seed: int, plans_ahead: bool) -> tuple[Loop, list[Chat]]:
 
 
 @pytest.mark.parametrize("plans_ahead", [False, True])
-@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("seed", [*SEEDS, *(pytest.param(seed, marks=pytest.mark.full) for seed in MORE_SEEDS)])
 def test_every_token_is_that_of_the_simple_loop(seed: int, plans_ahead: bool) -> None:
     loop, chats = run_chats(seed, plans_ahead)
     spec = loop.spec
@@ -126,12 +126,12 @@ def test_the_workloads_hold_what_they_are_to_test(plans_ahead: bool) -> None:
     loops = [run_chats(seed, plans_ahead)[0] for seed in SEEDS]
     stats = [loop.scheduler.stats() for loop in loops]
     ends = [end.finish_reason for loop in loops for end in loop.ended.values()]
-    assert min(ends.count(reason) for reason in ("length", "stop", "abort")) > 50
-    assert ends.count("error") > 10
-    assert sum(one.preemptions for one in stats) > 30
-    assert sum(one.cached_tokens for one in stats) > 2000
+    assert min(ends.count(reason) for reason in ("length", "stop", "abort")) > 1.25 * len(SEEDS)
+    assert ends.count("error") > len(SEEDS) / 4
+    assert sum(one.preemptions for one in stats) > 0.75 * len(SEEDS)
+    assert sum(one.cached_tokens for one in stats) > 50 * len(SEEDS)
     inside_a_block = [tokens for loop in loops for tokens, _ in loop.model.snapshots.values() if len(tokens) % 4]
-    assert len(inside_a_block) > 10
+    assert len(inside_a_block) > len(SEEDS) / 4
 
 
 def test_planning_ahead_computes_a_row_too_many_where_a_request_stops_and_nowhere_else() -> None:
