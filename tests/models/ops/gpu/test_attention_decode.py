@@ -117,13 +117,23 @@ def check(step: Step, how: Tile, tolerance: float | None = None) -> torch.Tensor
     return out
 
 
-@pytest.mark.parametrize("dtype", TOLERANCE)
+CONTEXTS = [0, 1, 15, 16, 63, 64, 65, 130]
+
+
 @pytest.mark.parametrize(
-    ("heads", "kv_heads"),
-    [(4, 2), (8, 1), (2, 1), (6, 2)],  # slices of tensor ranks; three query heads a kv head
+    ("dtype", "heads", "kv_heads", "contexts"),
+    [
+        (torch.float32, 4, 2, CONTEXTS),
+        (torch.bfloat16, 4, 2, CONTEXTS),
+        (torch.float32, 8, 1, [0, 65]),  # slices of tensor ranks
+        (torch.bfloat16, 2, 1, [0, 65]),
+        (torch.bfloat16, 6, 2, [16, 65]),  # three query heads a kv head
+    ],
 )
-def test_it_agrees_with_dense_attention(device: torch.device, dtype: torch.dtype, heads: int, kv_heads: int) -> None:
-    step = make_step(device, dtype, heads, kv_heads, [0, 1, 15, 16, 63, 64, 65, 130])
+def test_it_agrees_with_dense_attention(
+    device: torch.device, dtype: torch.dtype, heads: int, kv_heads: int, contexts: list[int]
+) -> None:
+    step = make_step(device, dtype, heads, kv_heads, contexts)
     check(step, tile(), 2 * TOLERANCE[dtype])  # bf16: keys and weights of the sum are rounded besides
 
 
@@ -132,13 +142,11 @@ def test_pages_of_other_sizes(device: torch.device, page: int) -> None:
     check(make_step(device, torch.float32, 4, 2, [0, page - 1, page, 100], page=page), tile(parts=2))
 
 
-@pytest.mark.parametrize(
-    "how", [tile("counted", 4), tile("counted", 32), tile("apart", 2), tile("apart", 4), streamed(64), streamed(64, 2)]
-)
-def test_programs_that_share_a_row_change_no_bit(device: torch.device, how: Tile) -> None:
+def test_programs_that_share_a_row_change_no_bit(device: torch.device) -> None:
     step = make_step(device, torch.bfloat16, 4, 2, [0, 7, 64, 65, 129, 300])
     alone = step.run(tile())
-    assert torch.equal(step.run(how), alone)
+    for how in (tile("counted", 4), tile("counted", 32), tile("apart", 2), tile("apart", 4), streamed(64, 2)):
+        assert torch.equal(step.run(how), alone), how
 
 
 def test_a_long_context_has_longer_splits(device: torch.device) -> None:
@@ -146,10 +154,17 @@ def test_a_long_context_has_longer_splits(device: torch.device) -> None:
     check(make_step(device, torch.float32, 2, 1, [2048, 2049, 5000], page=64), tile("counted", 8), 5e-6)
 
 
-@pytest.mark.parametrize(("t", "stages"), [(16, 4), (32, 3), (64, 2)])
-def test_one_program_streams_all_splits(device: torch.device, t: int, stages: int) -> None:
+@pytest.mark.parametrize(
+    ("t", "stages", "contexts"),
+    [
+        (16, 4, [0, 1, 15, 16, 65, 127, 300]),
+        (32, 3, [31, 32, 63, 64, 128, 2048]),
+        (64, 2, [0, 63, 64, 65, 300, 2049]),
+    ],
+)
+def test_one_program_streams_all_splits(device: torch.device, t: int, stages: int, contexts: list[int]) -> None:
     """With the bits of blocks of the same length that are asked for one by one; 2,049 tokens are splits of 128."""
-    step = make_step(device, torch.bfloat16, 4, 2, [0, 1, 15, 31, 32, 63, 64, 65, 127, 128, 300, 2048, 2049])
+    step = make_step(device, torch.bfloat16, 4, 2, contexts)
     assert torch.equal(check(step, streamed(t, stages), 2 * TOLERANCE[torch.bfloat16]), step.run(tile(t=t)))
 
 

@@ -15,7 +15,7 @@ from tests.models.ops.gpu.comparison import assert_near, normal
 TILE = Tile(num_warps=4, sizes={"heads": 2})
 # Lengths, starts and slots: a run shorter than the state, with and without one before it, and many.
 FEW = ([66, 1, 2, 1], [0, 64, 128, 0], [3, 0, 2, 5])
-MANY = ([65, 1, 200, 2, 63, 3, 64], [0, 64, 128, 0, 64, 64, 0], [3, 0, 2, 5, 6, 7, 8])
+MANY = ([65, 1, 130, 2, 63, 3, 64], [0, 64, 128, 0, 64, 64, 0], [3, 0, 2, 5, 6, 7, 8])
 Runs = tuple[list[int], list[int], list[int]]
 DIM = 16
 

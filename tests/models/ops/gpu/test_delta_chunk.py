@@ -14,7 +14,7 @@ from splitrank.models.ops.gpu.tiles import Tile
 from tests.models.ops.gpu.comparison import TOLERANCE, assert_near, normal
 
 SOLVE, WALK = Tile(num_warps=4), Tile(num_warps=4, sizes={"v": 16})
-LENGTHS, STARTS, SLOTS = [65, 1, 200, 63, 64], [0, 64, 128, 64, 0], [3, 0, 2, 6, 7]
+LENGTHS, STARTS, SLOTS = [65, 1, 130, 63, 64], [0, 64, 128, 64, 0], [3, 0, 2, 6, 7]
 DIM = 16
 # bf16: a state is rounded once a block, queries, keys, corrections and the inverse once each; of 2^-9 every time.
 BOUND = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
@@ -45,8 +45,9 @@ def run(rows: Rows, states: torch.Tensor, sequences: Sequences, walk: Tile = WAL
     return delta_chunk(rows.q, rows.k, rows.v, solved, states, sequences, walk)
 
 
-@pytest.mark.parametrize("dtype", TOLERANCE)
-@pytest.mark.parametrize(("key_heads", "heads"), [(1, 2), (2, 2), (1, 1)])
+@pytest.mark.parametrize(
+    ("dtype", "key_heads", "heads"), [(torch.float32, 1, 2), (torch.bfloat16, 2, 2), (torch.bfloat16, 1, 1)]
+)
 def test_delta_chunk(device: torch.device, dtype: torch.dtype, key_heads: int, heads: int) -> None:
     sequences = place(LENGTHS, STARTS, SLOTS, [[0]] * len(SLOTS), device)
     rows = example(device, dtype, sequences.num_rows, key_heads, heads)
@@ -109,11 +110,11 @@ def test_equal_keys_that_never_fade(device: torch.device, dtype: torch.dtype) ->
 
 def test_a_sequence_has_the_same_bits_whatever_its_neighbours_hold(device: torch.device) -> None:
     """The whole prompt alone; in chunks at multiples of 64; and between neighbours that are NaN."""
-    dtype, length = torch.bfloat16, 200
+    dtype, length = torch.bfloat16, 136
     rows = example(device, dtype, length, 1, 2)
     states = torch.full((6, 2, DIM, DIM), torch.nan, device=device)
     whole = run(rows, states, place([length], [0], [2], [[0]], device))
-    for first, stop in ((0, 128), (128, 192), (192, 200)):
+    for first, stop in ((0, 128), (128, 136)):
         found = run(rows.of(slice(first, stop)), states, place([stop - first], [first], [4], [[0]], device))
         assert torch.equal(found, whole[first:stop])
     assert torch.equal(states[4], states[2])
