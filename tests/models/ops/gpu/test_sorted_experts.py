@@ -37,7 +37,7 @@ def assert_sorted(pairs: SortedPairs, num_experts: int) -> None:
         (torch.float32, 63, 7, 3),
         (torch.bfloat16, 64, 8, 1),
         (torch.float32, 65, 256, 8),
-        (torch.float32, 65, 4, 4),
+        (torch.float32, 200, 4, 4),  # two tiles of each expert
         (torch.bfloat16, 130, 7, 3),
     ],
 )
@@ -79,7 +79,7 @@ def test_extreme_and_negative_logits(device: torch.device) -> None:
         (torch.bfloat16, 200, *EVEN),
         (torch.float32, 65, *EVEN),
         (torch.bfloat16, 65, *RAGGED),
-        (torch.float32, 200, *RAGGED),  # more than one tile of an expert
+        (torch.float32, 200, *RAGGED),  # more than half a tile of an expert
     ],
 )
 def test_experts(device: torch.device, dtype: torch.dtype, rows: int, hidden: int, inner: int) -> None:
