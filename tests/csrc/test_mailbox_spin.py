@@ -46,7 +46,7 @@ def search(settings: str, folder: Path) -> str:
     limits = {"cwd": folder, "capture_output": True, "text": True}
     made = subprocess.run(["spin", "-a", *defines, str(MODEL)], timeout=scaled(BUILD_S), check=False, **limits)
     assert made.returncode == 0, made.stdout + made.stderr
-    options = ["-O1", "-w", "-DSAFETY", "-DCOLLAPSE", "-DMEMLIM=3000"]
+    options = ["-O0", "-w", "-DSAFETY", "-DCOLLAPSE", "-DMEMLIM=3000"]
     subprocess.run([C_COMPILER, *options, "-o", "pan", "pan.c"], timeout=scaled(BUILD_S), check=True, **limits)
     ran = subprocess.run(["./pan", "-m20000", "-n"], timeout=scaled(PROOF_S), check=False, **limits)
     return str(ran.stdout + ran.stderr)

@@ -77,7 +77,7 @@ FAULTS = [
     Search("another size", "CALLS=3 CALL_1=12 CALL_2=22 ODD_2=122 MAY_FAIL=1 FAILS=3"),
     Search("another size, one-shot", "CALLS=3 CALL_1=11 CALL_2=21 ODD_2=121 MAY_FAIL=1 FAILS=3"),
     Search("more blocks", "CALLS=3 CALL_1=12 ODD_2=22 MAY_FAIL=1 FAILS=3"),
-    Search("more blocks, 3 ranks", "W=3 CALLS=1 CALL_1=11 ODD_1=21 MAY_FAIL=1 FAILS=7"),
+    Search("more blocks, 3 ranks", "W=3 CALLS=1 CALL_1=11 ODD_1=21 MAY_FAIL=1 FAILS=7", large=True, full=True),
     Search("another algorithm", "CALLS=3 CALL_1=12 CALL_2=21 ODD_2=22 MAY_FAIL=1 FAILS=3"),
     Search("another algorithm, 3 ranks", "W=3 SLOTS=1 CALLS=2 CALL_1=12 CALL_2=11 ODD_2=12 MAY_FAIL=1 FAILS=7"),
     Search("two streams, one-shot", "SLOTS=1 CALLS=3 CALL_1=11 STREAMS=2 MAY_FAIL=1"),
