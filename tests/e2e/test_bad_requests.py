@@ -168,8 +168,8 @@ def test_bodies_that_are_too_long_or_no_json(server: Server) -> None:
 
 
 LARGE_BODIES = {
-    "lists": (COMPLETIONS, b'{"prompt": [' + b",".join([b"[]"] * 400_000) + b"]}"),
-    "messages": (CHAT, json.dumps({"messages": [{"role": "user", "content": "x" * 50}] * 15_000}).encode()),
+    "lists": (COMPLETIONS, b'{"prompt": [' + b",".join([b"[]"] * 1_300_000) + b"]}"),
+    "messages": (CHAT, json.dumps({"messages": [{"role": "user", "content": "x" * 50}] * 40_000}).encode()),
 }
 
 
