@@ -7,7 +7,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -68,7 +68,8 @@ def temporary_folder() -> Iterator[Path]:
         yield folder
     finally:
         for process in processes_of(folder):
-            process.kill()
+            with suppress(psutil.NoSuchProcess):  # it may end by itself meanwhile
+                process.kill()
         shutil.rmtree(folder, ignore_errors=True)
 
 
