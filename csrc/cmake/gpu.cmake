@@ -1,5 +1,5 @@
 # splitrank._quick_reduce_gpu, for CUDA or HIP: which one, if any. SPLITRANK_GPU says, or what is found:
-# the accelerator of an importable torch; else hipcc; else nvcc; else none.
+# the accelerator of an importable torch, which may be none; else hipcc; else nvcc; else none.
 set(SPLITRANK_GPU auto CACHE STRING "Which accelerator to build for: auto, off, cuda or hip")
 
 find_program(SPLITRANK_HIPCC hipcc HINTS ENV ROCM_PATH /opt/rocm PATH_SUFFIXES bin)
@@ -11,7 +11,7 @@ import importlib.util, pathlib, runpy
 torch = importlib.util.find_spec('torch')
 if torch is not None and torch.origin is not None:
     version = runpy.run_path(str(pathlib.Path(torch.origin).with_name('version.py')))
-    print('hip' if version.get('hip') else 'cuda' if version.get('cuda') else '', end='')
+    print('hip' if version.get('hip') else 'cuda' if version.get('cuda') else 'off', end='')
 ")
 
 if(NOT SPLITRANK_GPU MATCHES "^(auto|off|cuda|hip)$")
