@@ -111,6 +111,7 @@ def test_no_batch_changes_a_bit(
     assert torch.equal(torch.cat(found), expected)
 
 
+@pytest.mark.full
 def test_a_snapshot_changes_no_bit(
     runner: StageRunner, prompt: list[int], outputs: list[int], expected: torch.Tensor
 ) -> None:
@@ -128,7 +129,9 @@ def test_a_snapshot_changes_no_bit(
     assert torch.equal(torch.cat(found), expected[64 : PROMPT + 1])
 
 
-@pytest.mark.parametrize(("pp", "tp"), [(2, 1), (1, 2), pytest.param(2, 4, marks=pytest.mark.full)])
+@pytest.mark.parametrize(
+    ("pp", "tp"), [pytest.param(2, 1, marks=pytest.mark.full), (1, 2), pytest.param(2, 4, marks=pytest.mark.full)]
+)
 def test_no_layout_changes_a_bit(
     runner: StageRunner,
     prompt: list[int],
