@@ -108,12 +108,12 @@ def load_tiles(gpu: str, folder: Path | None = None, exact: bool = False, dtype:
     files = {file: _read(file) for file in sorted(folder.glob("*.toml"))}
     for file, raw in files.items():
         if any(part in gpu for part in raw["gpus"]):
-            return _for_dtype(_table(file, raw, "", exact), dtype)
+            return _table(file, raw, "", exact, dtype)
     vendor = "amd" if "AMD" in gpu or "Radeon" in gpu or gpu.startswith("gfx") else "nvidia"
     for file, raw in files.items():
         if raw["vendor"] == vendor:
             note = f"no tiles were measured on {gpu}: it gets those of {raw['gpus'][0]} ({file.name})"
-            return _for_dtype(_table(file, raw, note, exact), dtype)
+            return _table(file, raw, note, exact, dtype)
     raise ValueError(f"{folder}: no table of tiles for {vendor}")
 
 
@@ -131,7 +131,7 @@ def _read(file: Path) -> dict[str, Any]:
     return raw
 
 
-def _table(file: Path, raw: dict[str, Any], note: str, exact: bool) -> TileTable:
+def _table(file: Path, raw: dict[str, Any], note: str, exact: bool, dtype: str) -> TileTable:
     tiles = raw["tiles"] | (raw.get("exact", {}) if exact else {})
     if set(tiles) != set(LAUNCHES):
         missing, unknown = sorted(set(LAUNCHES) - set(tiles)), sorted(set(tiles) - set(LAUNCHES))
@@ -139,23 +139,20 @@ def _table(file: Path, raw: dict[str, Any], note: str, exact: bool) -> TileTable
     ranges = {launch: _ranges(f"{file}: {launch}", LAUNCHES[launch], rows) for launch, rows in tiles.items()}
     if exact:
         ranges = {launch: _exact(f"{file}: {launch}", found) for launch, found in ranges.items()}
+    if dtype == "float32":
+        ranges = {launch: _for_float32(launch, found) for launch, found in ranges.items()}
     return TileTable(file.name, note, MappingProxyType(ranges))
 
 
-def _for_dtype(table: TileTable, dtype: str) -> TileTable:
-    if dtype != "float32":
-        return table
-    ranges = {
-        launch: tuple((up_to, _for_float32(launch, tile)) for up_to, tile in found)
-        for launch, found in table.ranges.items()
-    }
-    return replace(table, ranges=MappingProxyType(ranges))
-
-
-def _for_float32(launch: str, tile: Tile) -> Tile:
+def _for_float32(launch: str, ranges: tuple[tuple[int, Tile], ...]) -> tuple[tuple[int, Tile], ...]:
+    """The same ranges with blocks that fit."""
     halved = _HALVED_FOR_FLOAT32.get(launch, ())
-    sizes = {name: size // 2 if name in halved else size for name, size in tile.sizes.items()}
-    return replace(tile, num_stages=max(1, tile.num_stages // 2), sizes=MappingProxyType(sizes))
+
+    def fitting(tile: Tile) -> Tile:
+        sizes = {name: size // 2 if name in halved else size for name, size in tile.sizes.items()}
+        return replace(tile, num_stages=max(1, tile.num_stages // 2), sizes=MappingProxyType(sizes))
+
+    return tuple((up_to, fitting(tile)) for up_to, tile in ranges)
 
 
 def _exact(where: str, ranges: tuple[tuple[int, Tile], ...]) -> tuple[tuple[int, Tile], ...]:
