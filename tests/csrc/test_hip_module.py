@@ -9,7 +9,7 @@ half of the compiler's time; test_amd_isa.py compiles the others for the other m
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -66,32 +66,38 @@ def sources(folder: Path, kinds: Sequence[Kind]) -> Path:
     return csrc
 
 
+def built_module(csrc: Path, build: Path, settings: Mapping[str, object]) -> Path:
+    """The module for GPUs, by CMake with ``settings``."""
+    bin_folder = str(Path(sys.executable).parent)
+    cmake, ninja = (shutil.which(name, path=bin_folder) or name for name in ("cmake", "ninja"))
+    always = {
+        "CMAKE_MAKE_PROGRAM": ninja,
+        "Python_EXECUTABLE": sys.executable,
+        "pybind11_DIR": run(sys.executable, "-m", "pybind11", "--cmakedir").strip(),
+        "CMAKE_CXX_FLAGS_RELEASE": "-O0",  # the bindings are imported and no more; kernels are compiled as they ship
+    }
+    defined = [f"-D{key}={value}" for key, value in {**always, **settings}.items()]
+    run(cmake, "-G", "Ninja", "-S", csrc, "-B", build, *defined)
+    run(ninja, "-C", build, "-j2", "_quick_reduce_gpu")
+    (built,) = build.glob("_quick_reduce_gpu*.so")
+    return built
+
+
 @pytest.fixture(scope="module")
 def module(tmp_path_factory: pytest.TempPathFactory, kinds: Sequence[Kind]) -> Path:
     folder = tmp_path_factory.mktemp("hip")
-    csrc, build = sources(folder, kinds), folder / "build"
-    bin_folder = Path(sys.executable).parent
-    cmake = shutil.which("cmake", path=str(bin_folder)) or "cmake"
-    ninja = shutil.which("ninja", path=str(bin_folder)) or "ninja"
-    pybind11 = run(sys.executable, "-m", "pybind11", "--cmakedir").strip()
+    csrc = sources(folder, kinds)
     settings = {
-        "CMAKE_MAKE_PROGRAM": ninja,
-        "Python_EXECUTABLE": sys.executable,
-        "pybind11_DIR": pybind11,
         "SPLITRANK_GPU": "hip",
         "CMAKE_HIP_COMPILER": shutil.which("clang++-22"),
         "CMAKE_HIP_COMPILER_ROCM_ROOT": STUB,
         "CMAKE_HIP_ARCHITECTURES": "gfx942",
         # Line tables change no instruction; by them the check of the machine code knows its primitives.
         "CMAKE_HIP_FLAGS": "-nogpuinc -nogpulib -Wno-unused-command-line-argument -gline-tables-only",
-        "CMAKE_CXX_FLAGS_RELEASE": "-O0",  # the bindings are imported and no more; kernels are compiled as they ship
         "SPLITRANK_HIP_INCLUDE": csrc / "quick_reduce/gpu/hip_prelude.h",
         "hip_DIR": STUB / "lib/cmake/hip",
     }
-    run(cmake, "-G", "Ninja", "-S", csrc, "-B", build, *(f"-D{key}={value}" for key, value in settings.items()))
-    run(ninja, "-C", build, "-j2", "_quick_reduce_gpu")
-    (built,) = build.glob("_quick_reduce_gpu*.so")
-    return built
+    return built_module(csrc, folder / "build", settings)
 
 
 def python(module: Path, program: str) -> str:
