@@ -22,6 +22,10 @@ class KVPages:
     keys: torch.Tensor
     values: torch.Tensor
 
+    @property
+    def tensors(self) -> tuple[torch.Tensor, ...]:
+        return self.keys, self.values
+
 
 @dataclass(frozen=True)
 class RecurrentSlots:
@@ -29,11 +33,22 @@ class RecurrentSlots:
 
     ``conv`` [num_slots, kernel - 1, local_conv_dim] in the model's dtype: the last inputs of the convolution (on a GPU
     a ring [num_slots, kernel, local_conv_dim], the input of position p at p mod kernel);
-    ``delta`` [num_slots, local_num_value_heads, key_head_dim, value_head_dim] in float32.
+    ``delta`` [num_slots, local_num_value_heads, key_head_dim, value_head_dim] in float32;
+    ``pending`` on a GPU: the updates that ``delta`` lacks (``LayerShapes.pending_updates``), [num_slots, 7, width] in
+    float32.
     """
 
     conv: torch.Tensor
     delta: torch.Tensor
+    pending: torch.Tensor | None = None
+
+    @property
+    def tensors(self) -> tuple[torch.Tensor, ...]:
+        return (self.conv, self.delta) if self.pending is None else (self.conv, self.delta, self.pending)
+
+    def copy_of(self, slot: int) -> tuple[torch.Tensor, ...]:
+        """One sequence's state, as ``StageCache.save_inside`` takes it."""
+        return tuple(tensor[slot].clone() for tensor in self.tensors)
 
 
 LayerCache = KVPages | RecurrentSlots
@@ -64,7 +79,7 @@ class StageCache:
 
     @property
     def num_bytes(self) -> int:
-        return sum(tensor.nbytes for cache in self.layers.values() for tensor in _tensors(cache))
+        return sum(tensor.nbytes for cache in self.layers.values() for tensor in cache.tensors)
 
     def save(self, pages: torch.Tensor, slot: int) -> list[torch.Tensor]:
         """Copies one sequence's pages and slot out, layer by layer, on the device."""
@@ -91,11 +106,7 @@ class StageCache:
             tensor[pages if isinstance(cache, KVPages) else slot] = copy.to(tensor.device)
 
     def _walk(self) -> list[tuple[LayerCache, torch.Tensor]]:
-        return [(cache, tensor) for cache in self.layers.values() for tensor in _tensors(cache)]
-
-
-def _tensors(cache: LayerCache) -> tuple[torch.Tensor, torch.Tensor]:
-    return (cache.keys, cache.values) if isinstance(cache, KVPages) else (cache.conv, cache.delta)
+        return [(cache, tensor) for cache in self.layers.values() for tensor in cache.tensors]
 
 
 def _kv_pages(shapes: LayerShapes, dtype: torch.dtype, num_pages: int, page_size: int, ops: Operations) -> KVPages:
@@ -104,7 +115,9 @@ def _kv_pages(shapes: LayerShapes, dtype: torch.dtype, num_pages: int, page_size
 
 
 def _recurrent_slots(shapes: LayerShapes, dtype: torch.dtype, num_slots: int, ops: Operations) -> RecurrentSlots:
+    pending = shapes.pending_updates(ops.target)
     return RecurrentSlots(
         ops.zeros(num_slots, *shapes.conv_state(ops.target), dtype=dtype),
         ops.zeros(num_slots, *shapes.delta_state, dtype=torch.float32),
+        None if pending is None else ops.zeros(num_slots, *pending, dtype=torch.float32),
     )

@@ -10,6 +10,8 @@ from typing import Self
 from splitrank.models.config import ModelConfig
 from splitrank.models.sharding import Range, TensorShard
 
+STATE_PERIOD = 8  # a GPU's decode steps write the recurrent state at every 8th position
+
 
 def length(range_: Range) -> int:
     """Elements of a range."""
@@ -96,3 +98,9 @@ class LayerShapes:
     def delta_state(self) -> tuple[int, int, int]:
         """Shape of a request's recurrent state: value heads, key head dim, value head dim."""
         return self.num_value_heads, self.config.linear_key_head_dim, self.config.linear_value_head_dim
+
+    def pending_updates(self, target: str) -> tuple[int, int] | None:
+        """Shape of what a request's recurrent state lacks since it was last written: a row of each position, with the
+        keys, the updates of the values and the logarithm of the decay since then. None where every step writes it."""
+        width = self.key_dim + self.value_dim + self.num_value_heads
+        return (STATE_PERIOD - 1, width) if target == "cuda" else None

@@ -44,12 +44,11 @@ def kv_bytes_per_token(config: ModelConfig, shard: TensorShard, dtype: str) -> i
 
 
 def state_bytes_per_request(config: ModelConfig, shard: TensorShard, dtype: str, target: str = "cpu") -> int:
-    """Convolution inputs (model dtype) and delta state (float32) of one request in one DeltaNet layer."""
+    """Convolution inputs (model dtype), delta state and its pending updates (float32) of one request in one layer."""
     shapes = LayerShapes.of(config, shard)
-    return (
-        prod(shapes.conv_state(target)) * DTYPES[dtype].num_bytes
-        + prod(shapes.delta_state) * DTYPES["float32"].num_bytes
-    )
+    pending = shapes.pending_updates(target)
+    num_floats = prod(shapes.delta_state) + (0 if pending is None else prod(pending))
+    return prod(shapes.conv_state(target)) * DTYPES[dtype].num_bytes + num_floats * DTYPES["float32"].num_bytes
 
 
 def rank_memory(config: ModelConfig, plan: WeightPlan, dtype: str, target: str = "cpu") -> RankMemory:

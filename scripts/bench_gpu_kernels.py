@@ -85,13 +85,15 @@ def needed_bytes(shape: Shape, rows: int, context: int, touched: float) -> dict[
     s, width = shape, 2
     expert = 3 * s.hidden * s.inner * width
     shared = s.hidden * s.shared * width
+    places, updates = s.pending  # half of which a step reads on average; it writes one, or with one row of 8 the state
+    state = s.value_heads * s.key_dim * s.value_dim * (1 + 1 / (places + 1)) + updates * (places / 2 + 1)
     return {
         "in_proj": s.in_rows * s.hidden * width,
         "qkv_proj": s.qkv_rows * s.hidden * width,
         "out_proj": s.hidden * s.value_heads * s.value_dim * width,
         "o_proj": s.hidden * s.heads * s.head_dim * width,
         "router": s.router_rows * s.hidden * width,
-        "delta_step": rows * s.value_heads * s.key_dim * s.value_dim * 8,
+        "delta_step": rows * state * 4,
         "attention_decode": rows * context * 2 * s.kv_heads * s.head_dim * width,
         "experts_up": touched * expert * 2 / 3,
         "experts_down": touched * expert / 3 + shared,

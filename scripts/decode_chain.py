@@ -9,8 +9,10 @@ from typing import Any
 
 import torch
 
+from splitrank.models.layer_shapes import STATE_PERIOD
 from splitrank.models.ops.gpu import (
     attention_decode,
+    delta_inputs,
     delta_step,
     embedding,
     experts,
@@ -61,6 +63,11 @@ class Shape:
         return 2 * self.key_heads * self.key_dim + self.value_heads * self.value_dim
 
     @property
+    def pending(self) -> tuple[int, int]:
+        """Of a slot: updates that its state lacks."""
+        return delta_inputs.pending_shape(self.key_heads, self.key_dim, self.value_heads, self.value_dim)
+
+    @property
     def in_rows(self) -> int:
         return self.channels + self.value_heads * (self.value_dim + 2)
 
@@ -103,7 +110,10 @@ class Weights:
 
 
 class State:
-    """Recurrent slots and pages of all layers for ``rows`` sequences of one context, filled with noise."""
+    """Recurrent slots and pages of all layers for ``rows`` sequences of about one context, filled with noise.
+
+    The positions are those of eight steps, so that a step has its share of rows that write their states.
+    """
 
     def __init__(
         self, shape: Shape, rows: int, context: int, page: int, device: torch.device, dtype: torch.dtype
@@ -121,7 +131,9 @@ class State:
         cache = (rows * pages, page, s.kv_heads, s.head_dim)
         self.keys, self.values = ([noise(*cache) for _ in range(attention)] for _ in range(2))
         self.slots = torch.arange(rows, dtype=torch.int32, device=device)
-        self.positions = torch.full((rows,), context, dtype=torch.int32, device=device)
+        self.pendings = [noise(rows, *s.pending, kind=torch.float32) for _ in range(delta)]
+        every = torch.arange(rows, dtype=torch.int32, device=device)
+        self.positions = (context - (every + 5) % STATE_PERIOD).clamp(min=0)
         self.tables = torch.arange(rows * pages, dtype=torch.int32, device=device).view(rows, pages)
 
 
@@ -234,19 +246,17 @@ class Step:
         self._norm_project("in_proj", 2 * layer, residual, parts, spare, *out)
         mixed, normed = self.delta
         constants = w.taps, w.decay_rate, w.dt_bias
-        where = self.state.states[index], self.slots, self.positions
+        where = self.state.states[index], self.state.pendings[index], self.slots, self.positions
         if "delta_step" not in leave_out:
-            arguments = self.in_projected, self.state.rings[index], *constants, *where, w.gated_norm, mixed
-            delta_step.delta_step(*arguments, EPS, tiles["delta_step"])
+            arguments = self.in_projected, self.state.rings[index], *constants, *where, mixed
+            delta_step.delta_step(*arguments, tiles["delta_step"], tiles["delta_inputs"])
         gate = self.in_projected[:, s.channels : s.channels + s.value_heads * s.value_dim]
         out_tile, hidden = tiles["out_proj"], self.mixed_out.squeeze(1)
-        if tiles["delta_step"].form == "normed":
-            normed = mixed
-        elif out_tile.form == "fma" and self.rows == 1:
+        if out_tile.form == "fma" and self.rows == 1:
             if "out_proj" not in leave_out:
                 projection.gated_norm_project(mixed, gate, w.gated_norm, w.second[layer], hidden, EPS, out_tile)
             return
-        elif "gated_norm" not in leave_out:
+        if "gated_norm" not in leave_out:
             norm.gated_norm(mixed, gate, w.gated_norm, normed, EPS, tiles["gated_norm"])
         if "out_proj" not in leave_out:
             projection.project(normed.flatten(1), w.second[layer], hidden, out_tile)

@@ -12,6 +12,7 @@ import torch
 from splitrank.models.ops.gpu.attention_chunk import attention_chunk, prepare_attention
 from splitrank.models.ops.gpu.conv_chunk import conv_chunk
 from splitrank.models.ops.gpu.delta_chunk import delta_chunk, solve_blocks
+from splitrank.models.ops.gpu.delta_inputs import pending_shape
 from splitrank.models.ops.gpu.dense import shared_activation
 from splitrank.models.ops.gpu.norm import add_norm, gated_norm
 from splitrank.models.ops.gpu.projection import project
@@ -77,6 +78,8 @@ class Step:
     def _make_states(self, slots: int, pages: int) -> None:
         self.ring = self._normal(slots, TAPS, CHANNELS)
         self.delta_states = self._normal(slots, VALUE_HEADS, DELTA_DIM, DELTA_DIM, dtype=torch.float32)
+        pending = pending_shape(KEY_HEADS, DELTA_DIM, VALUE_HEADS, DELTA_DIM)
+        self.pending = self._normal(slots, *pending, dtype=torch.float32)
         self.keys, self.values = (self._normal(pages, PAGE, KV_HEADS, HEAD_DIM) for _ in range(2))
 
     def _make_rows(self, length: int, count: int) -> None:
@@ -125,7 +128,8 @@ class Step:
 
     def walk(self) -> None:
         q, k, v, *_ = self.inputs
-        self.mixed = delta_chunk(q, k, v, self.solved, self.delta_states, self.sequences, self.tiles["delta_chunk"])
+        states = self.delta_states, self.pending
+        self.mixed = delta_chunk(q, k, v, self.solved, *states, self.sequences, self.tiles["delta_chunk"])
 
     def norm_heads(self) -> None:
         gate, out = self.delta_in[:, CHANNELS : CHANNELS + VALUES], self.gated.view_as(self.mixed)

@@ -27,7 +27,7 @@ from splitrank.models.ops.gpu.tiles import LIBRARY, Tile, TileTable, load_tiles
 # Most expensive first.
 ORDER = (
     "experts_up", "experts_down", "delta_step", "in_proj", "out_proj", "qkv_proj", "o_proj", "router", "head",
-    "attention_decode", "route", "gated_norm", "add_norm",
+    "delta_inputs", "attention_decode", "route", "gated_norm", "add_norm",
 )  # fmt: skip
 GAIN = 0.0015  # of a step: less is noise
 
@@ -73,8 +73,8 @@ def candidates(launch: str, rows: int) -> list[Tile]:
             *(tile("blocks", warps, stages, n=n, k=k, chunk=chunk) for n, k, chunk, stages, warps in blocks),
         ]
     if launch == "delta_step":
-        plain = ((16, 1), (32, 1), (64, 2), (32, 2), (64, 4), (128, 4), (128, 8))
-        return [*(tile("plain", warps, v=v) for v, warps in plain), tile("normed", 4), tile("normed", 8)]
+        sizes = (16, 1), (32, 1), (64, 2), (32, 2), (64, 4), (128, 4)
+        return [tile(form, warps, v=v) for form in ("together", "apart") for v, warps in sizes]
     if launch == "attention_decode":
         return _attention(rows)
     if launch == "route":

@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from scripts.decode_chain import Shape, State, Weights
+from splitrank.models.layer_shapes import STATE_PERIOD
 
 
 def rms(x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
@@ -18,11 +19,11 @@ def product(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
 
 
 def delta_step(s: Shape, w: Weights, projected: torch.Tensor, state: State, layer: int) -> tuple[torch.Tensor, ...]:
-    """-> outputs [T, H, v] before the norm, the new states and rings of the rows."""
+    """-> outputs [T, H, v] before the norm, the new states and rings of the rows, from the states with all updates."""
     rows, at = projected.shape[0], state.positions[: projected.shape[0]].long()
     index = state.slots[:rows].long()
     ring = state.rings[layer][index].double()
-    old = state.states[layer][index].double() * (at > 0)[:, None, None, None]
+    old = whole_states(s, state, layer, index, at % STATE_PERIOD) * (at > 0)[:, None, None, None]
     new, gates = projected[:, : s.channels].double(), projected[:, -2 * s.value_heads :].double()
     every = torch.arange(rows, device=projected.device)
     mixed = new * w.taps[-1].double()
@@ -41,6 +42,22 @@ def delta_step(s: Shape, w: Weights, projected: torch.Tensor, state: State, laye
     update = beta[..., None] * (v - (k[..., None] * decayed).sum(2))
     fresh = decayed + k[..., None] * update[:, :, None]
     return (q[..., None] * fresh).sum(2) * s.key_dim**-0.5, fresh, ring
+
+
+def whole_states(s: Shape, state: State, layer: int, slots: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
+    """The states of ``slots`` with the first ``counts`` of their pending updates."""
+    found, pending = state.states[layer][slots].double(), state.pendings[layer][slots].double()
+    sizes = [s.key_heads * s.key_dim, s.value_heads * s.value_dim, s.value_heads]
+    keys, updates, decays = pending.split(sizes, -1)
+    keys = keys.unflatten(-1, (-1, s.key_dim)).repeat_interleave(s.value_heads // s.key_heads, 2)
+    updates = updates.unflatten(-1, (-1, s.value_dim))
+    last = decays.gather(1, (counts - 1).clamp(min=0)[:, None, None].expand(-1, 1, s.value_heads))
+    found = torch.where((counts > 0)[:, None, None, None], found * last[:, 0, :, None, None].exp(), found)
+    for place in range(STATE_PERIOD - 1):
+        share = (last[:, 0] - decays[:, place]).exp()
+        new = share[..., None, None] * keys[:, place, :, :, None] * updates[:, place, :, None]
+        found = torch.where((counts > place)[:, None, None, None], found + new, found)
+    return found
 
 
 def _unit(x: torch.Tensor) -> torch.Tensor:

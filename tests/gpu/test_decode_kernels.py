@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from scripts.decode_chain import EPS, Shape, State, Step, Weights
+from splitrank.models.layer_shapes import STATE_PERIOD
 from splitrank.models.ops.gpu import attention_decode, head, norm, projection
 from splitrank.models.ops.gpu.attention_decode import split_memory
 from splitrank.models.ops.gpu.delta_step import delta_step
@@ -67,7 +68,7 @@ def some_state(rows: int, contexts: list[int]) -> State:
     state.positions[:rows] = torch.tensor(contexts, dtype=torch.int32)
     state.slots = torch.arange(rows, -1, -1, dtype=torch.int32, device="cuda")[:rows].contiguous()
     state.tables = state.tables.flatten()[torch.randperm(state.tables.numel(), device="cuda")].view_as(state.tables)
-    for tensors in (state.rings, state.states):
+    for tensors in (state.rings, state.states, state.pendings):
         tensors[0][0] = torch.nan
     for row, context in enumerate(contexts):
         flat = state.tables[row].long().repeat_interleave(32) * 32 + torch.arange(32, device="cuda").repeat(
@@ -119,25 +120,24 @@ def test_norms(table: TileTable, rows: int) -> None:
     check(projected, expected.product((expected.rms(x, scale) * gate)[:1].flatten(1), weight))
 
 
-@pytest.mark.parametrize("form", ["plain", "normed"])
+@pytest.mark.parametrize("form", ["together", "apart"])
 @pytest.mark.parametrize("rows", ROWS)
 def test_delta_step(table: TileTable, weights: Weights, rows: int, form: str) -> None:
-    tile = table.tile("delta_step", rows)
-    if tile.form != form:
-        tile = Tile(8, pdl=tile.pdl, form="normed") if form == "normed" else table.tile("delta_step", 1)
-    state, projected = some_state(rows, [(7 * row) % 100 for row in range(rows)]), normal(rows, SHAPE.in_rows)
+    tile = replace(table.tile("delta_step", 1 if form == "together" else 256), form=form)
+    state, projected = some_state(rows, [1 + (7 * row) % 100 for row in range(rows)]), normal(rows, SHAPE.in_rows)
     mixed, fresh, ring = expected.delta_step(SHAPE, weights, projected, state, 0)
-    if form == "normed":
-        z = projected[:, SHAPE.channels : SHAPE.channels + 4096].double().view(mixed.shape)
-        mixed = expected.rms(mixed, weights.gated_norm) * torch.nn.functional.silu(z)
+    slots, ages = state.slots.long(), state.positions[:rows] % STATE_PERIOD
+    writes, before = ages == STATE_PERIOD - 1, state.states[0][slots]
     out = nan(rows, SHAPE.value_heads, SHAPE.value_dim)
     constants = weights.taps, weights.decay_rate, weights.dt_bias
-    where = state.states[0], state.slots, state.positions[:rows]
-    delta_step(projected, state.rings[0], *constants, *where, weights.gated_norm, out, EPS, tile)
+    where = state.states[0], state.pendings[0], state.slots, state.positions[:rows]
+    delta_step(projected, state.rings[0], *constants, *where, out, tile, table.tile("delta_inputs", rows))
     check(out, mixed)
-    check(state.states[0][state.slots.long()], fresh, 2e-6)
-    assert torch.equal(state.rings[0][state.slots.long()].double(), ring)
-    assert state.states[0][0].isnan().all()
+    assert torch.equal(state.states[0][slots[~writes]], before[~writes])
+    counts = torch.where(writes, 0, ages + 1)
+    check(expected.whole_states(SHAPE, state, 0, slots, counts), fresh, 2e-6)
+    assert torch.equal(state.rings[0][slots].double(), ring)
+    assert all(memory[0][0].isnan().all() for memory in (state.states, state.pendings, state.rings))
 
 
 @pytest.mark.parametrize("rows", ROWS)

@@ -11,9 +11,11 @@ pytest.importorskip("triton")
 if not torch.cuda.is_available():
     pytest.skip("needs 1 GPU, this machine has 0", allow_module_level=True)
 
+from splitrank.models.layer_shapes import STATE_PERIOD
 from splitrank.models.ops.gpu.attention_chunk import attention_chunk, prepare_attention
 from splitrank.models.ops.gpu.conv_chunk import conv_chunk
 from splitrank.models.ops.gpu.delta_chunk import delta_chunk, solve_blocks
+from splitrank.models.ops.gpu.delta_inputs import pending_shape
 from splitrank.models.ops.gpu.dense import project, shared_activation
 from splitrank.models.ops.gpu.packing import interleave_gate_up
 from splitrank.models.ops.gpu.sequences import Sequences, place
@@ -96,8 +98,14 @@ def test_delta_chunk(device: torch.device, tp: int) -> None:
     states[1] = torch.nan
     before = states.clone()
     solved = solve_blocks(q, k, log_decay, beta, sequences, tile("solve_blocks"))
-    found = delta_chunk(q, k, v, solved, states, sequences, tile("delta_chunk"))
+    pending = nan(device, torch.float32, 11, *pending_shape(key_heads, dim, heads, dim))
+    found = delta_chunk(q, k, v, solved, states, pending, sequences, tile("delta_chunk"))
     assert states[1].isnan().all()
+    assert pending[1].isnan().all()
+    for rows, start, slot in runs(sequences):
+        held = (start + rows.stop - rows.start) % STATE_PERIOD
+        assert not pending[slot, :held].any()
+        assert pending[slot, held:].isnan().all()
     for rows, start, slot in runs(sequences):
         state = before[slot] if start else torch.zeros_like(before[slot])
         expected = []
@@ -205,11 +213,12 @@ def test_a_sequence_has_the_same_bits_in_chunks_and_among_others(device: torch.d
     taps = normal(device, torch.float32, 4, channels)
     rate, bias = -torch.rand(heads, device=device), normal(device, torch.float32, heads)
     ring, delta = nan(device, BF16, 4, 4, channels), nan(device, torch.float32, 4, heads, dim, dim)
+    pending = nan(device, torch.float32, 4, *pending_shape(key_heads, dim, heads, dim))
 
     def mixed(rows: torch.Tensor, sequences: Sequences) -> torch.Tensor:
         q, k, v, log_decay, beta = conv_chunk(rows, taps, rate, bias, ring, sequences, key_heads, tile("conv_chunk"))
         solved = solve_blocks(q, k, log_decay, beta, sequences, tile("solve_blocks"))
-        return delta_chunk(q, k, v, solved, delta, sequences, tile("delta_chunk"))
+        return delta_chunk(q, k, v, solved, delta, pending, sequences, tile("delta_chunk"))
 
     whole = mixed(projected, place([length], [0], [1], [[0]], device))
     for first, stop in ((0, 512), (512, 704), (704, 1000)):

@@ -73,17 +73,17 @@ def test_a_step_writes_only_where_its_plan_points(runner: StageRunner) -> None:
     """Every other page and slot keeps its bits, also page 0, with which page tables are padded."""
     generator = torch.Generator().manual_seed(0)
     for state in runner.worker.cache.layers.values():
-        for tensor in vars(state).values():
+        for tensor in state.tensors:
             tensor.copy_(torch.randn(tensor.shape, generator=generator))
     short, long = runner.start(20, slot=3), runner.start(100, slot=1)
-    before = {layer: [t.clone() for t in vars(s).values()] for layer, s in runner.worker.cache.layers.items()}
+    before = {layer: [t.clone() for t in s.tensors] for layer, s in runner.worker.cache.layers.items()}
     runner.prefill(short, tokens(17, seed=1))
     runner.prefill(long, tokens(64, seed=2))
     runner.step(short.take([5]), long.take([7]))
     for layer, state in runner.worker.cache.layers.items():
         used = short.pages + long.pages[:5] if isinstance(state, KVPages) else [1, 3]
         assert isinstance(state, KVPages | RecurrentSlots)
-        for old, new in zip(before[layer], vars(state).values(), strict=True):
+        for old, new in zip(before[layer], state.tensors, strict=True):
             changed = (old != new).flatten(1).any(-1).nonzero().flatten().tolist()
             assert changed == sorted(used), f"layer {layer}"
 

@@ -30,7 +30,8 @@ TINY = Shape(
 OTHER = {
     "add_norm": Tile(4),
     "gated_norm": Tile(4, sizes=MappingProxyType({"heads": 4})),
-    "delta_step": Tile(1, form="plain", sizes=MappingProxyType({"v": 8})),
+    "delta_inputs": Tile(1),
+    "delta_step": Tile(1, form="apart", sizes=MappingProxyType({"v": 8})),
     "attention_decode": Tile(4, form="counted", sizes=MappingProxyType({"t": 32, "parts": 2})),
     "route": Tile(4, form="together", sizes=MappingProxyType({"t": 8})),
 }

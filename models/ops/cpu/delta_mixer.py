@@ -57,7 +57,7 @@ def _prefill(
         q, k, v = _heads(conv_prefill(qkv[rows], conv, layer.conv1d.taps), layer.shapes)
         outputs.append(chunked_delta_rule(q, k, v, log_decay[rows], beta[rows], delta))
         if copy:
-            copy.tensors.extend((conv.clone(), delta.clone()))
+            copy.tensors.extend(slots.copy_of(chunk.slot))
         begin = rows.stop
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 

@@ -33,7 +33,7 @@ def between_copies(batch: Batch, slots: RecurrentSlots) -> Iterator[list[Span]]:
 
 def _copy(chunk: Chunk, number: int, slots: RecurrentSlots) -> None:
     if number < len(chunk.copies):
-        chunk.copies[number].tensors.extend((slots.conv[chunk.slot].clone(), slots.delta[chunk.slot].clone()))
+        chunk.copies[number].tensors.extend(slots.copy_of(chunk.slot))
 
 
 def _rows(table: torch.Tensor) -> list[int]:

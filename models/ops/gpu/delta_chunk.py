@@ -13,6 +13,8 @@ import torch
 import triton
 import triton.language as tl
 
+from splitrank.models.layer_shapes import STATE_PERIOD
+from splitrank.models.ops.gpu.delta_inputs import pending_shape
 from splitrank.models.ops.gpu.launch import Operand, launch
 from splitrank.models.ops.gpu.numerics import narrow
 from splitrank.models.ops.gpu.primitives import dot, wait_for_previous
@@ -64,6 +66,7 @@ def delta_chunk(
     v: torch.Tensor,
     solved: SolvedBlocks,
     states: torch.Tensor,
+    pending: torch.Tensor,
     sequences: Sequences,
     tile: Tile,
     out: torch.Tensor | None = None,
@@ -71,12 +74,14 @@ def delta_chunk(
     """q, k [T, K, d] of length 1, v [T, H, v], ``solved`` from the same rows -> [T, H, v], into ``out`` if given. d and
     v are powers of two.
 
-    ``states`` [slots, H, d, v] float32: each sequence's slot is read, unless its start is 0, and written. Sums are
-    float32, operands of products have the dtype of q. Specification: ``reference.delta_rule``.
+    ``states`` [slots, H, d, v] float32: each sequence's slot is read, unless its start is 0, and written. ``pending``
+    [slots, 7, K d + H v + H] float32 (``delta_step``) is zero behind it where a sequence ends inside 8 positions. Sums
+    are float32, operands of products have the dtype of q. Specification: ``reference.delta_rule``.
     """
     (rows, key_heads, dim), (num_heads, value_dim) = q.shape, v.shape[1:]
     squares, width = (sequences.num_blocks, num_heads, BLOCK, BLOCK), min(tile["v"], value_dim)
     out = torch.empty_like(v) if out is None else out
+    of_slot = pending_shape(key_heads, dim, num_heads, value_dim)
     launch(
         _delta_chunk,
         (value_dim // width, num_heads, sequences.num_sequences),
@@ -92,6 +97,7 @@ def delta_chunk(
         within=Operand(solved.within, squares, q.dtype, block=(BLOCK, BLOCK), row_dims=3),
         decays=solved.decays,
         states=Operand(states, (states.shape[0], num_heads, dim, value_dim), torch.float32),
+        pending=Operand(pending, (states.shape[0], *of_slot), torch.float32),
         slots=sequences.slots,
         starts=sequences.starts,
         cu_seqlens=sequences.cu_seqlens,
@@ -104,6 +110,7 @@ def delta_chunk(
         VALUE_DIM=value_dim,
         BLOCK_V=width,
         BLOCK=BLOCK,
+        PERIOD=STATE_PERIOD,
     )
     return out
 
@@ -183,10 +190,10 @@ def _inverse(lower, BLOCK: tl.constexpr, operand: tl.constexpr):
 
 @triton.jit
 def _delta_chunk(
-    q, k, v, q_tiles, k_tiles, v_tiles, out_tiles, inverse, within, decays, states, slots, starts, cu_seqlens,
+    q, k, v, q_tiles, k_tiles, v_tiles, out_tiles, inverse, within, decays, states, pending, slots, starts, cu_seqlens,
     first_blocks, out,
     KEY_HEADS: tl.constexpr, NUM_HEADS: tl.constexpr, DIM: tl.constexpr, SCALE: tl.constexpr,
-    VALUE_DIM: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr,
+    VALUE_DIM: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK: tl.constexpr, PERIOD: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """All blocks of one sequence, value head and BLOCK_V of its value dims."""
     head = tl.program_id(1)
@@ -231,6 +238,21 @@ def _delta_chunk(
         read, state = _advance(state, keys, queries, values, solve, attend, decays, system, i, SCALE)
         tl.store(out + at_values, narrow(read, out.dtype.element_ty), mask=ok[None, :])
     tl.store(at_state, state)
+    # The state has all positions: the decode steps behind it must find nothing pending.
+    width: tl.constexpr = KEY_HEADS * DIM + NUM_HEADS * (VALUE_DIM + 1)
+    past = tl.arange(0, PERIOD)
+    is_past = past < (tl.load(starts + sequence) + stop - begin) % PERIOD
+    at_pending = pending + (slot * (PERIOD - 1) + past) * width
+    shares_key_head = tl.program_id(0) + head % (NUM_HEADS // KEY_HEADS)
+    keys_to_clear = (d < tl.where(shares_key_head == 0, DIM, 0))[None, :]
+    _clear(at_pending[:, None] + (key_head * DIM + d)[None, :], is_past[:, None] & keys_to_clear)
+    _clear(at_pending[:, None] + (KEY_HEADS * DIM + head * VALUE_DIM + e)[None, :], is_past[:, None])
+    _clear(at_pending + width - NUM_HEADS + head, is_past)
+
+
+@triton.jit
+def _clear(at, mask):
+    tl.store(at, tl.zeros(at.shape, tl.float32), mask=mask)
 
 
 @triton.jit

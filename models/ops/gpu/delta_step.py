@@ -1,10 +1,19 @@
 """One token of each row through a DeltaNet layer's middle: convolution, gates, unit lengths, gated delta rule.
 
-S <- exp(g) S;  S <- S + k (beta (v - k^T S));  o = q^T S;  q and k have length 1, and q is scaled by 1/sqrt(d).
-State and arithmetic are float32. Both products take the old state, which is read once: with S' = a S + k u^T,
-q^T S' = a q^T S + (q.k) u. The convolution's inputs lie in a ring, position p at p mod K: the place that a step writes
-is none that another block of the step reads, which a window shifted in place does not offer. What lies before a
-sequence's start is zero whatever the ring and the state hold.
+S <- exp(g) S;  S <- S + k u^T with u = beta (v - k^T S);  o = q^T S;  q and k have length 1, and q is scaled by
+1/sqrt(d). State and arithmetic are float32.
+
+The state is read in every step and written at every 8th position (``STATE_PERIOD``), since to write it costs as much as
+to read it, and a step's update is only k and u. Positions in between leave theirs in ``pending``, with G, the sum of
+log decays since the state was written. With S_0 the written state and i the positions since then,
+
+    x^T S = exp(G) x^T S_0 + sum_i exp(G - G_i) (x.k_i) u_i        for x = k and x = q,
+
+and the step that writes adds all updates up. At positions that are multiples of 8 nothing is pending, and what a prompt
+leaves behind, wherever it ends, is a whole state (``delta_chunk``). So it is the position alone that decides how a row
+is computed. (ReplaySSM in vLLM's #48792 has the same idea with a period of 16.)
+
+Two forms: ``together``, one launch, and ``apart``, with ``delta_inputs`` before it, for more rows.
 Legend: T rows, K taps, C channels, Hk key heads, H value heads, d and v head dims.
 """
 
@@ -12,100 +21,101 @@ import torch
 import triton
 import triton.language as tl
 
+from splitrank.models.layer_shapes import STATE_PERIOD
+from splitrank.models.ops.gpu.delta_inputs import StepInputs, convolved, delta_inputs, gates_of, pending_shape, unit
 from splitrank.models.ops.gpu.launch import Operand, launch
-from splitrank.models.ops.gpu.primitives import sigmoid, silu, wait_for_previous
+from splitrank.models.ops.gpu.primitives import wait_for_previous
 from splitrank.models.ops.gpu.tiles import Tile
 from splitrank.models.rounding import next_power_of_2
 
 
 @triton.jit
-def _convolved(
-    projected, ring, taps, position, channel, share, CHANNELS: tl.constexpr, NUM_TAPS: tl.constexpr, BLOCK: tl.constexpr
-):
-    """silu of the sum over the last NUM_TAPS inputs of these channels.
+def _advance(
+    s, k, q, by_keys, by_queries, own, v, beta, log_decay, updates, decays, age,
+    state_at, pending, key_at, value_at, decay_at, is_first,
+    WIDTH: tl.constexpr, PERIOD: tl.constexpr, KEEPS_KEYS: tl.constexpr,
+):  # fmt: skip
+    """One position of a head's values [v]: its output, and what it leaves in ``pending`` or the state.
 
-    Of the blocks that share the channels, number 0 puts the new input into the ring. (A scalar's condition is widened
-    as a number, since the interpreter does not take a scalar as the mask of a block.) The old inputs are one block:
-    alone, each would be so small that Triton loads it once for every layout that it is used in.
+    s [d, v] the state as it was last written; by_keys, by_queries [8] the products of k and q with the pending keys,
+    own that of q with k; updates [8, v] and decays [8] what is pending, zeros from ``age`` on.
     """
-    tap = tl.arange(0, BLOCK)  # oldest first
-    age = NUM_TAPS - 1 - tap
-    here = channel[None, :] >= 0
-    old_at = ring + (position + tap + 1) % NUM_TAPS * CHANNELS
-    old = tl.load(old_at[:, None] + channel[None, :], mask=((age > 0) & (position >= age))[:, None] & here, other=0.0)
-    weights = tl.load(taps + tap[:, None] * CHANNELS + channel[None, :], mask=(age > 0)[:, None] & here, other=0.0)
-    new = tl.load(projected + channel)
-    newest = new.to(tl.float32) * tl.load(taps + (NUM_TAPS - 1) * CHANNELS + channel).to(tl.float32)
-    tl.store(ring + position % NUM_TAPS * CHANNELS + channel, new, mask=share + 0 * channel == 0)
-    return silu(tl.sum(old.to(tl.float32) * weights.to(tl.float32), 0) + newest)
-
-
-@triton.jit
-def _unit(x):
-    return x * tl.rsqrt(tl.sum(x * x, 0) + 1e-6)
+    i = tl.arange(0, PERIOD)
+    since = tl.sum(tl.where(i == age - 1, decays, 0.0), 0) + log_decay  # since the state was written
+    shares = tl.exp(since - decays)
+    seen = tl.sum(s * k[:, None], 0) * tl.exp(since) + tl.sum((by_keys * shares)[:, None] * updates, 0)
+    out = tl.sum(s * q[:, None], 0) * tl.exp(since) + tl.sum((by_queries * shares)[:, None] * updates, 0)
+    update = (v - seen) * beta
+    if age == PERIOD - 1:
+        s = s * tl.exp(since) + k[:, None] * update[None, :]
+        for past in tl.range(0, PERIOD - 1, loop_unroll_factor=1):
+            at = pending + past * WIDTH
+            key = tl.load(at + key_at) * tl.exp(since - tl.load(at + decay_at))
+            s += key[:, None] * tl.load(at + value_at)[None, :]
+        tl.store(state_at, s)
+    else:
+        at = pending + age * WIDTH
+        if KEEPS_KEYS:
+            tl.store(at + key_at, k, mask=is_first + 0 * key_at > 0)
+        tl.store(at + value_at, update)
+        tl.store(at + decay_at, since)
+    return out + own * update
 
 
 @triton.jit
 def _delta_step(
-    projected,
-    ring,
-    taps,
-    decay_rate,
-    dt_bias,
-    state,
-    slots,
-    positions,
-    norm_weight,
-    out,
+    projected, ring, taps, decay_rate, dt_bias, vectors, products, values, gates, state, pending, slots, positions, out,
     projected_stride,
-    NUM_KEY_HEADS: tl.constexpr,
-    NUM_HEADS: tl.constexpr,
-    KEY_DIM: tl.constexpr,
-    VALUE_DIM: tl.constexpr,
-    NUM_TAPS: tl.constexpr,
-    BLOCK_TAPS: tl.constexpr,
-    BLOCK_V: tl.constexpr,
-    NORMED: tl.constexpr,
-    EPS: tl.constexpr,
-    PDL: tl.constexpr,
-):
+    NUM_KEY_HEADS: tl.constexpr, NUM_HEADS: tl.constexpr, KEY_DIM: tl.constexpr, VALUE_DIM: tl.constexpr,
+    NUM_TAPS: tl.constexpr, BLOCK_TAPS: tl.constexpr, BLOCK_V: tl.constexpr, PERIOD: tl.constexpr,
+    APART: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
     """One row, one value head, BLOCK_V of its values."""
     v_block, head, row = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
+    group: tl.constexpr = NUM_HEADS // NUM_KEY_HEADS
     keys: tl.constexpr = NUM_KEY_HEADS * KEY_DIM
     channels: tl.constexpr = 2 * keys + NUM_HEADS * VALUE_DIM
-    d = tl.arange(0, KEY_DIM)
-    v_at = head * VALUE_DIM + v_block * BLOCK_V + tl.arange(0, BLOCK_V)
+    width: tl.constexpr = keys + NUM_HEADS * (VALUE_DIM + 1)
+    d, e, i = tl.arange(0, KEY_DIM), v_block * BLOCK_V + tl.arange(0, BLOCK_V), tl.arange(0, PERIOD)
     slot, position = tl.load(slots + row).to(tl.int64), tl.load(positions + row)
-    # The state is a step old: it is read before the wait.
-    state_at = state + (slot * NUM_HEADS * KEY_DIM + head * KEY_DIM + d)[:, None] * VALUE_DIM
-    state_at += (v_block * BLOCK_V + tl.arange(0, BLOCK_V))[None, :]
+    age = position % PERIOD
+    # The state and what is pending are a step old: they are read before the wait. Padding, at position 0, has neither.
+    state_at = state + (slot * NUM_HEADS * KEY_DIM + head * KEY_DIM + d)[:, None] * VALUE_DIM + e[None, :]
     s = tl.load(state_at, mask=(position + 0 * d > 0)[:, None], other=0.0)
-    wait_for_previous(PDL)
-    projected += row * projected_stride
-    ring += slot * NUM_TAPS * channels
-    key_head = head // (NUM_HEADS // NUM_KEY_HEADS)
-    share = v_block + head % (NUM_HEADS // NUM_KEY_HEADS)
-    key_at = key_head * KEY_DIM + d
-    q = (
-        _unit(_convolved(projected, ring, taps, position, key_at, share, channels, NUM_TAPS, BLOCK_TAPS))
-        * KEY_DIM**-0.5
-    )
-    k = _unit(_convolved(projected, ring, taps, position, keys + key_at, share, channels, NUM_TAPS, BLOCK_TAPS))
-    v = _convolved(projected, ring, taps, position, 2 * keys + v_at, 0, channels, NUM_TAPS, BLOCK_TAPS)
-    gates = projected + channels + NUM_HEADS * VALUE_DIM + head
-    beta = sigmoid(tl.load(gates).to(tl.float32))
-    x = tl.load(gates + NUM_HEADS).to(tl.float32) + tl.load(dt_bias + head)
-    softplus = tl.where(x > 20.0, x, tl.log(1.0 + tl.exp(x)))
-    decay = tl.exp(tl.load(decay_rate + head) * softplus)
-    update = (v - tl.sum(s * k[:, None], 0) * decay) * beta
-    o = tl.sum(s * q[:, None], 0) * decay + tl.sum(q * k, 0) * update
-    tl.store(state_at, s * decay + k[:, None] * update[None, :])
-    if NORMED:
-        o = o.to(out.dtype.element_ty).to(tl.float32)  # rounded where the other form stores
-        z = tl.load(projected + channels + v_at).to(tl.float32)
-        scale = tl.load(norm_weight + tl.arange(0, BLOCK_V))
-        o = o * tl.rsqrt(tl.sum(o * o, 0) / VALUE_DIM + EPS) * scale * silu(z)
-    tl.store(out + row * NUM_HEADS * VALUE_DIM + v_at, o.to(out.dtype.element_ty))
+    pending += slot * ((PERIOD - 1) * width)
+    key_at, value_at, decay_at = head // group * KEY_DIM + d, keys + head * VALUE_DIM + e, width - NUM_HEADS + head
+    updates = tl.load(pending + i[:, None] * width + value_at[None, :], mask=(i < age)[:, None], other=0.0)
+    decays = tl.load(pending + i * width + decay_at, mask=i < age, other=0.0)
+    if APART:
+        wait_for_previous(PDL)
+        at = row * NUM_KEY_HEADS + head // group
+        k, q = tl.load(vectors + at * 2 * KEY_DIM + d), tl.load(vectors + (at * 2 + 1) * KEY_DIM + d)
+        by_keys = tl.load(products + at * 2 * PERIOD + i)
+        by_queries = tl.load(products + (at * 2 + 1) * PERIOD + i)
+        own = tl.load(products + (at * 2 + 2) * PERIOD - 1)
+        v = tl.load(values + (row * NUM_HEADS + head) * VALUE_DIM + e)
+        beta = tl.load(gates + (row * NUM_HEADS + head) * 2)
+        log_decay = tl.load(gates + (row * NUM_HEADS + head) * 2 + 1)
+    else:
+        past_keys = tl.load(pending + i[:, None] * width + key_at[None, :], mask=(i < age)[:, None], other=0.0)
+        wait_for_previous(PDL)
+        projected += row * projected_stride
+        ring += slot * NUM_TAPS * channels
+        share = v_block + head % group
+        q = unit(convolved(projected, ring, taps, position, key_at, share, channels, NUM_TAPS, BLOCK_TAPS))
+        q *= KEY_DIM**-0.5
+        k = unit(convolved(projected, ring, taps, position, keys + key_at, share, channels, NUM_TAPS, BLOCK_TAPS))
+        v_at = 2 * keys + head * VALUE_DIM + e
+        v = convolved(projected, ring, taps, position, v_at, 0, channels, NUM_TAPS, BLOCK_TAPS)
+        by_keys, by_queries = tl.sum(past_keys * k[None, :], 1), tl.sum(past_keys * q[None, :], 1)
+        own = tl.sum(q * k, 0)
+        beta, log_decay = gates_of(projected + channels + NUM_HEADS * VALUE_DIM, decay_rate, dt_bias, head, NUM_HEADS)
+    is_first = tl.where(v_block + head % group == 0, 1, 0)  # of the blocks that share the key
+    o = _advance(
+        s, k, q, by_keys, by_queries, own, v, beta, log_decay, updates, decays, age,
+        state_at, pending, key_at, value_at, decay_at, is_first, width, PERIOD, not APART,
+    )  # fmt: skip
+    tl.store(out + (row * NUM_HEADS + head) * VALUE_DIM + e, o.to(out.dtype.element_ty))
 
 
 def delta_step(
@@ -115,23 +125,27 @@ def delta_step(
     decay_rate: torch.Tensor,
     dt_bias: torch.Tensor,
     state: torch.Tensor,
+    pending: torch.Tensor,
     slots: torch.Tensor,
     positions: torch.Tensor,
-    norm_weight: torch.Tensor,
     out: torch.Tensor,
-    eps: float,
     tile: Tile,
+    inputs_tile: Tile,
 ) -> None:
-    """projected [T, C + H v + 2 H] (q, k, v | z | b | a) -> out [T, H, v]; ring and state of ``slots`` advance.
+    """projected [T, C + H v + 2 H] (q, k, v | z | b | a) -> out [T, H, v]; what ``slots`` hold advances.
 
     ring [slots, K, C] in the model's dtype, taps [K, C] oldest first, decay_rate = -exp(A_log) and dt_bias [H] float32,
-    state [slots, H, d, v] float32, slots and positions [T] int32 (no slot twice). d and v are powers of two.
-    Form ``normed`` (a block is a whole head): out is already ``gated_norm``'s, with norm_weight [v] float32 and z;
-    form ``plain``: that norm comes after, in its own launch or in the next projection's prologue.
+    state [slots, H, d, v] and pending [slots, 7, Hk d + H v + H] (keys, updates, sums of log decays) float32, slots and
+    positions [T] int32 (no slot twice). d and v are powers of two. Rows follow a prompt: at position 0 is padding.
+    Form ``apart`` launches ``delta_inputs`` first, with ``inputs_tile``; the gated norm comes after either.
     """
     (_, heads, key_dim, value_dim), (taps_count, channels) = state.shape, taps.shape
     rows, dtype, key_heads = projected.shape[0], projected.dtype, (channels - heads * value_dim) // (2 * key_dim)
-    block_v = value_dim if tile.form == "normed" else min(tile["v"], value_dim)
+    block_v, is_apart = min(tile["v"], value_dim), tile.form == "apart"
+    before = projected, ring, taps, decay_rate, dt_bias
+    made = (
+        delta_inputs(*before, pending, slots, positions, (heads, key_dim, value_dim), inputs_tile) if is_apart else None
+    )
     launch(
         _delta_step,
         (value_dim // block_v, heads, rows),
@@ -141,10 +155,11 @@ def delta_step(
         taps=Operand(taps, (taps_count, channels), taps.dtype),
         decay_rate=Operand(decay_rate, (heads,), torch.float32),
         dt_bias=Operand(dt_bias, (heads,), torch.float32),
+        **(made._asdict() if made else dict.fromkeys(StepInputs._fields, projected)),
         state=Operand(state, (state.shape[0], heads, key_dim, value_dim), torch.float32),
+        pending=Operand(pending, (state.shape[0], *pending_shape(key_heads, key_dim, heads, value_dim)), torch.float32),
         slots=Operand(slots, (rows,), torch.int32),
         positions=Operand(positions, (rows,), torch.int32),
-        norm_weight=Operand(norm_weight, (value_dim,), torch.float32),
         out=Operand(out, (rows, heads, value_dim), dtype),
         projected_stride=projected.shape[1],
         NUM_KEY_HEADS=key_heads,
@@ -154,6 +169,6 @@ def delta_step(
         NUM_TAPS=taps_count,
         BLOCK_TAPS=next_power_of_2(taps_count),
         BLOCK_V=block_v,
-        NORMED=tile.form == "normed",
-        EPS=eps,
+        PERIOD=STATE_PERIOD,
+        APART=is_apart,
     )

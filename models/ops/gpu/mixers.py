@@ -13,7 +13,6 @@ from splitrank.models.ops.gpu.batch import GpuBatch, Round
 from splitrank.models.ops.gpu.conv_chunk import conv_chunk
 from splitrank.models.ops.gpu.delta_chunk import delta_chunk, solve_blocks
 from splitrank.models.ops.gpu.delta_step import delta_step
-from splitrank.models.ops.gpu.norm import gated_norm
 from splitrank.models.ops.gpu.tiles import TileTable
 
 
@@ -28,35 +27,19 @@ class Angles:
 
 def mix_delta(
     projected: torch.Tensor, layer: LinearAttention, batch: GpuBatch, slots: RecurrentSlots, tiles: TileTable
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """projected [T, sum(delta_widths)] -> mixed [T, value heads, dim], and the gate's columns [T, heads * dim].
-
-    Where the table's one-step kernel norms and gates on its way (form ``normed``), prompt rows get the same here, and
-    there is no gate left to apply.
-    """
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """projected [T, sum(delta_widths)] -> mixed [T, value heads, dim], and the gate's columns [T, heads * dim]."""
     shapes, decodes = layer.shapes, batch.num_decodes
-    dim = shapes.config.linear_value_head_dim
-    mixed = projected.new_empty(projected.shape[0], shapes.num_value_heads, dim)
-    gate = projected[:, shapes.conv_dim : shapes.conv_dim + shapes.value_dim]
-    is_normed = False
+    mixed = projected.new_empty(projected.shape[0], shapes.num_value_heads, shapes.config.linear_value_head_dim)
     if decodes:
-        tile = tiles.tile("delta_step", decodes)
-        is_normed = tile.form == "normed"
-        delta_step(
-            projected[:decodes], slots.conv, layer.conv1d.taps, layer.decay_rate, layer.dt_bias, slots.delta,
-            batch.decode_slots, batch.decode_positions, layer.norm.weight.data, mixed[:decodes], layer.norm.eps, tile,
-        )  # fmt: skip
+        constants = layer.conv1d.taps, layer.decay_rate, layer.dt_bias
+        where = _pending(slots), batch.decode_slots, batch.decode_positions
+        of_rows = tiles.tile("delta_step", decodes), tiles.tile("delta_inputs", decodes)
+        delta_step(projected[:decodes], slots.conv, *constants, slots.delta, *where, mixed[:decodes], *of_rows)
     for one in batch.rounds:
         rows = slice(decodes + one.rows.start, decodes + one.rows.stop)
         _delta_of_round(projected[rows], layer, one, slots, tiles, mixed[rows])
-    if not is_normed:
-        return mixed, gate
-    if batch.rounds:
-        rest, tile = mixed[decodes:], tiles.tile("gated_norm", projected.shape[0] - decodes)
-        normed = torch.empty_like(rest)
-        gated_norm(rest, gate[decodes:], layer.norm.weight.data, normed, layer.norm.eps, tile)
-        mixed = torch.cat((mixed[:decodes], normed))
-    return mixed, None
+    return mixed, projected[:, shapes.conv_dim : shapes.conv_dim + shapes.value_dim]
 
 
 def _delta_of_round(
@@ -74,9 +57,14 @@ def _delta_of_round(
         projected, *constants, slots.conv, sequences, layer.shapes.num_key_heads, tile
     )
     solved = solve_blocks(q, k, log_decay, beta, sequences, tiles.tile("solve_blocks", rows))
-    delta_chunk(q, k, v, solved, slots.delta, sequences, tiles.tile("delta_chunk", rows), out)
+    delta_chunk(q, k, v, solved, slots.delta, _pending(slots), sequences, tiles.tile("delta_chunk", rows), out)
     for slot, copy in one.copies:
-        copy.tensors.extend((slots.conv[slot].clone(), slots.delta[slot].clone()))
+        copy.tensors.extend(slots.copy_of(slot))
+
+
+def _pending(slots: RecurrentSlots) -> torch.Tensor:
+    assert slots.pending is not None, "made for a GPU"
+    return slots.pending
 
 
 def mix_attention(

@@ -140,8 +140,7 @@ class GpuOperations:
         batch: GpuBatch,
     ) -> torch.Tensor:
         rows, weight, name = mixed.shape[0], projection.stored, projection.name
-        if gate is None:
-            return self._project(mixed.flatten(1), weight, name, batch)
+        assert gate is not None, "mix_delta gives it"
         if rows == 1 and self.tiles.tile(name, rows).form == "fma":
             out = mixed.new_empty(rows, weight.shape[0])
             tile = self.tiles.tile(name, rows)

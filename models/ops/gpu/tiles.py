@@ -27,7 +27,8 @@ LAUNCHES: dict[str, Forms] = {
     "router": PROJECTION,
     "head": {**PROJECTION, LIBRARY: ("n",)},  # of the stored logits, n of a row in a block
     "prompt_proj": PROJECTION,  # any product of more rows than those above have ranges for
-    "delta_step": {"plain": ("v",), "normed": ()},
+    "delta_inputs": {"": ()},  # of form "apart"
+    "delta_step": {"together": ("v",), "apart": ("v",)},
     "attention_decode": {"counted": ("t", "parts"), "apart": ("t", "parts"), "streamed": ("t",)},
     "route": {"together": ("t",), "apart": ("t", "rows")},
     "experts_up": {"fma": ("n",), "dot": ("n", "k")},  # the tokens of a tile are those of "route"

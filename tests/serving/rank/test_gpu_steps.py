@@ -174,7 +174,7 @@ def test_a_step_writes_nothing_into_strangers_slots_and_pages(folder: Path, tmp_
     worker = Worker(launch_spec(folder, run_dir, device="cuda", devices=(0,)), 0)
     worker.load()
     for cache in worker.cache.layers.values():
-        for tensor in vars(cache).values():
+        for tensor in cache.tensors:
             tensor.fill_(torch.nan)
     greedy = SamplingParams(temperature=0.0)
     plans = [

@@ -110,7 +110,7 @@ def test_one_step_may_swap_one_out_and_another_into_its_place(worker: Worker) ->
 
 def soil(worker: Worker, value: float) -> None:
     for state in worker.cache.layers.values():
-        for tensor in vars(state).values():
+        for tensor in state.tensors:
             tensor.fill_(value)
 
 

@@ -65,7 +65,7 @@ def test_a_snapshot_anywhere_in_a_chunk_holds_the_state_there(folder: Path, tmp_
     for found, end, last in zip(snapshot, stopped, filled, strict=True):
         found, end = (found, end) if last is None else (found[-1, last], end[-1, last])
         torch.testing.assert_close(found, end, rtol=2e-5, atol=2e-6)
-    for tensor in (tensor for state in worker.cache.layers.values() for tensor in vars(state).values()):
+    for tensor in (tensor for state in worker.cache.layers.values() for tensor in state.tensors):
         tensor.fill_(7.0)  # whoever had these pages and slots meanwhile
     if position < len(PROMPT):
         others = list(range(40, 53))

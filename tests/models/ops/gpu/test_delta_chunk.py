@@ -6,12 +6,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from splitrank.models.layer_shapes import STATE_PERIOD
 from splitrank.models.ops import reference
 from splitrank.models.ops.gpu.delta_chunk import delta_chunk, solve_blocks
+from splitrank.models.ops.gpu.delta_inputs import pending_shape
 from splitrank.models.ops.gpu.launch import INTERPRETED
 from splitrank.models.ops.gpu.sequences import Sequences, place
 from splitrank.models.ops.gpu.tiles import Tile
-from tests.models.ops.gpu.comparison import TOLERANCE, assert_near, normal
+from tests.models.ops.gpu.comparison import TOLERANCE, assert_near, nan, normal
 
 SOLVE, WALK = Tile(num_warps=4), Tile(num_warps=4, sizes={"v": 16})
 LENGTHS, STARTS, SLOTS = [65, 1, 130, 63, 64], [0, 64, 128, 64, 0], [3, 0, 2, 6, 7]
@@ -41,8 +43,19 @@ def example(device: torch.device, dtype: torch.dtype, rows: int, key_heads: int,
 
 
 def run(rows: Rows, states: torch.Tensor, sequences: Sequences, walk: Tile = WALK) -> torch.Tensor:
+    """Besides: what is pending behind a sequence is nothing, and what belongs to others is not touched."""
     solved = solve_blocks(rows.q, rows.k, rows.log_decay, rows.beta, sequences, SOLVE)
-    return delta_chunk(rows.q, rows.k, rows.v, solved, states, sequences, walk)
+    shape = pending_shape(*rows.k.shape[1:], *rows.v.shape[1:])
+    pending = nan(states.device, torch.float32, states.shape[0], *shape)
+    out = delta_chunk(rows.q, rows.k, rows.v, solved, states, pending, sequences, walk)
+    held = [0] * states.shape[0]
+    ends = sequences.starts + sequences.cu_seqlens.diff()
+    for slot, end in zip(sequences.slots.tolist(), ends.tolist(), strict=True):
+        held[slot] = end % STATE_PERIOD
+    for slot, count in enumerate(held):
+        assert not pending[slot, :count].any()
+        assert pending[slot, count:].isnan().all()
+    return out
 
 
 @pytest.mark.parametrize(

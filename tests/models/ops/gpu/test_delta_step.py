@@ -1,5 +1,5 @@
-"""The one-step delta rule against the specification, token by token: slots, rings, heads of tensor ranks, poisoned
-memory that belongs to nobody."""
+"""The one-step delta rule against the specification, token by token: slots, rings, heads of tensor ranks, the positions
+at which the state is written and those between, poisoned memory that belongs to nobody."""
 
 from dataclasses import dataclass
 
@@ -7,14 +7,17 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from splitrank.models.layer_shapes import STATE_PERIOD
 from splitrank.models.ops import reference
 from splitrank.models.ops.gpu.delta_step import delta_step
 from splitrank.models.ops.gpu.tiles import Tile
 from tests.models.ops.gpu.comparison import TOLERANCE, assert_near, nan, normal
 
-PLAIN = Tile(num_warps=1, form="plain", sizes={"v": 8})
-NORMED = Tile(num_warps=2, form="normed")
+TOGETHER, APART = (Tile(num_warps=1, form=form, sizes={"v": 8}) for form in ("together", "apart"))
+BOTH = pytest.mark.parametrize("tile", [TOGETHER, APART], ids=["together", "apart"])
 TAPS = 4
+INPUTS = Tile(num_warps=1)
+PROMPT = 64  # positions before the first token: of a prompt that left zeros
 
 
 @dataclass(frozen=True)
@@ -25,7 +28,6 @@ class Layer:
     taps: torch.Tensor
     decay_rate: torch.Tensor
     dt_bias: torch.Tensor
-    norm_weight: torch.Tensor
 
     @property
     def channels(self) -> int:
@@ -35,7 +37,11 @@ class Layer:
 def make_layer(device: torch.device, dtype: torch.dtype, key_heads: int, heads: int, dim: int) -> Layer:
     taps = normal(device, dtype, TAPS, (2 * key_heads + heads) * dim, scale=0.5)
     rate, bias = -normal(device, torch.float32, heads).exp(), normal(device, torch.float32, heads)
-    return Layer(key_heads, heads, dim, taps, rate, bias, normal(device, torch.float32, dim))
+    return Layer(key_heads, heads, dim, taps, rate, bias)
+
+
+def pending_shape(layer: Layer) -> tuple[int, int]:
+    return STATE_PERIOD - 1, layer.key_heads * layer.dim + layer.heads * (layer.dim + 1)
 
 
 def specification(layer: Layer, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -56,27 +62,31 @@ def run(
 ) -> tuple[torch.Tensor, ...]:
     """tokens [L, T, width]; row r begins at step starts[r], and is padded before: in a slot of its own, at position 0.
 
-    -> outputs [L, T, H, v] and the state. All memory is NaN in the beginning.
+    -> outputs [L, T, H, v] and the states, as they were last written. What no prompt has left is NaN in the beginning.
     """
     device, num_slots = tokens.device, max(slots) + 3
     ring = nan(device, tokens.dtype, num_slots, TAPS, layer.channels)
     state = nan(device, torch.float32, num_slots, layer.heads, layer.dim, layer.dim)
+    pending = nan(device, torch.float32, num_slots, *pending_shape(layer))
+    ring[slots], state[slots] = 0, 0
     outputs = []
     for step, projected in enumerate(tokens):
         began = [step >= start for start in starts]
         places = [slot if here else num_slots - 1 for slot, here in zip(slots, began, strict=True)]
-        positions = [max(0, step - start) for start in starts]
+        positions = [PROMPT + step - start if step >= start else 0 for start in starts]
         index = [torch.tensor(values, dtype=torch.int32, device=device) for values in (places, positions)]
         out = nan(device, tokens.dtype, len(slots), layer.heads, layer.dim)
         constants = layer.taps, layer.decay_rate, layer.dt_bias
-        delta_step(projected, ring, *constants, state, *index, layer.norm_weight, out, 1e-6, tile)
+        delta_step(projected, ring, *constants, state, pending, *index, out, tile, INPUTS)
         outputs.append(out)
     unused = [slot for slot in range(num_slots - 1) if slot not in slots]
     assert state[unused].isnan().all()
     assert ring[unused].isnan().all()
+    assert pending[unused].isnan().all()
     return torch.stack(outputs), state[slots]
 
 
+@BOTH
 @pytest.mark.parametrize(
     ("dtype", "key_heads", "heads", "dim", "starts"),
     [
@@ -87,33 +97,56 @@ def run(
     ],
 )
 def test_it_agrees_with_the_specification(
-    device: torch.device, dtype: torch.dtype, key_heads: int, heads: int, dim: int, starts: list[int]
+    device: torch.device, dtype: torch.dtype, key_heads: int, heads: int, dim: int, starts: list[int], tile: Tile
 ) -> None:
-    layer, length = make_layer(device, dtype, key_heads, heads, dim), 7
+    layer, length = make_layer(device, dtype, key_heads, heads, dim), 2 * STATE_PERIOD + 3
     tokens = normal(device, dtype, length, len(starts), layer.channels + heads * (dim + 2))
     slots = [4, 1, 2][: len(starts)]
-    outputs, state = run(layer, tokens, slots, starts, PLAIN)
+    outputs, state = run(layer, tokens, slots, starts, tile)
     for row, start in enumerate(starts):
-        expected, last = specification(layer, tokens[start:, row])
+        expected, _ = specification(layer, tokens[start:, row])
         assert_near(outputs[start:, row], expected)
-        assert_near(state[row], last, TOLERANCE[torch.float32])
+        _, written = specification(layer, tokens[start : start + 2 * STATE_PERIOD, row])
+        assert_near(state[row], written, TOLERANCE[torch.float32])
 
 
-@pytest.mark.parametrize("dtype", TOLERANCE)
-def test_the_norm_inside_is_the_norm_after(device: torch.device, dtype: torch.dtype) -> None:
-    layer = make_layer(device, dtype, 2, 4, 16)
-    tokens = normal(device, dtype, 5, 2, layer.channels + 4 * 18)
-    plain, state = run(layer, tokens, [0, 2], [0, 0], PLAIN)
-    normed, same_state = run(layer, tokens, [0, 2], [0, 0], NORMED)
-    z = tokens[..., layer.channels : layer.channels + 64].double().view(plain.shape)
-    expected = reference.rms_norm(plain.double(), layer.norm_weight.double(), 1e-6) * reference.silu(z)
-    assert_near(normed, expected)
-    assert_near(state, same_state, TOLERANCE[torch.float32])
-
-
-def test_a_row_does_not_depend_on_its_neighbours(device: torch.device) -> None:
+@BOTH
+def test_a_row_does_not_depend_on_its_neighbours(device: torch.device, tile: Tile) -> None:
     layer = make_layer(device, torch.float32, 2, 4, 16)
-    tokens = normal(device, torch.float32, 4, 3, layer.channels + 4 * 18)
-    together, _ = run(layer, tokens, [5, 0, 3], [0, 0, 0], PLAIN)
-    alone, _ = run(layer, tokens[:, 1:2].contiguous(), [1], [0], PLAIN)
+    tokens = normal(device, torch.float32, STATE_PERIOD + 1, 3, layer.channels + 4 * 18)
+    together, _ = run(layer, tokens, [5, 0, 3], [0, 0, 0], tile)
+    alone, _ = run(layer, tokens[:, 1:2].contiguous(), [1], [0], tile)
     assert torch.equal(together[:, 1:2], alone)
+
+
+@BOTH
+@pytest.mark.parametrize("position", [1, 7, 8, 60])
+def test_a_step_behind_a_state_that_holds_all_positions(device: torch.device, position: int, tile: Tile) -> None:
+    """A prompt that ends anywhere leaves a whole state and zeros as pending updates; what is behind them is NaN."""
+    layer, heads = make_layer(device, torch.float32, 2, 4, 16), 4
+    tokens = normal(device, torch.float32, position + 12, 1, layer.channels + heads * 18)
+    expected, _ = specification(layer, tokens[:, 0])
+    _, before = specification(layer, tokens[:position, 0])
+    state, ring = before.float()[None].contiguous(), nan(device, torch.float32, 1, TAPS, layer.channels)
+    for past in range(max(0, position - TAPS), position):
+        ring[0, past % TAPS] = tokens[past, 0, : layer.channels]
+    pending = nan(device, torch.float32, 1, *pending_shape(layer))
+    pending[0, : position % STATE_PERIOD] = 0
+    for at in range(position, position + 12):
+        index = [torch.tensor([value], dtype=torch.int32, device=device) for value in (0, at)]
+        out = nan(device, torch.float32, 1, heads, 16)
+        constants = layer.taps, layer.decay_rate, layer.dt_bias
+        delta_step(tokens[at], ring, *constants, state, pending, *index, out, tile, INPUTS)
+        assert_near(out[0], expected[at])
+
+
+@BOTH
+@pytest.mark.parametrize("log_decay", [0.0, -1e-6, -100.0])
+def test_decays_that_keep_all_or_nothing(device: torch.device, log_decay: float, tile: Tile) -> None:
+    """Eight of the last are exp(-800), which is 0: what one position has left is still there at the next."""
+    layer = make_layer(device, torch.float32, 1, 2, 16)
+    layer.decay_rate[:], layer.dt_bias[:] = log_decay / torch.log(torch.tensor(2.0)), 0
+    tokens = normal(device, torch.float32, STATE_PERIOD + 2, 1, layer.channels + 2 * 18)
+    tokens[..., -2:] = 0  # softplus(0) = log 2
+    outputs, _ = run(layer, tokens, [0], [0], tile)
+    assert_near(outputs[:, 0], specification(layer, tokens[:, 0])[0])

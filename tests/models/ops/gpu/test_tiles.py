@@ -111,6 +111,7 @@ EXACT = "[exact]\n" + "".join(
         "experts_up": 'form = "dot", n = 4, k = 4',
         "experts_down": 'form = "blocks", n = 4, k = 4, chunk = 4',
         "route": 'form = "apart", t = 4, rows = 4',
+        "delta_step": 'form = "apart", v = 4',
     }.items()
 )  # fmt: skip
 
