@@ -98,10 +98,11 @@ def run_forked(
 class Server:
     """``splitrank serve`` on a free port. ``with Server("--pp", 2) as server: ...`` kills what a test leaves."""
 
-    def __init__(self, *arguments: object, module: str = "splitrank.serving") -> None:
+    def __init__(self, *arguments: object, module: str = "splitrank.serving", **variables: str) -> None:
         self._folder = temporary_folder()
         self.temporary = self._folder.__enter__()
         self._files = [open(self.temporary / name, "w") for name in ("stdout", "stderr")]  # noqa: SIM115
+        self._environment = environment(self.temporary) | variables
         # Not pinned: other tests run beside it.
         options = ("--port", 0, "--threads-per-rank", 1, "--pin-threads", "off", *arguments)
         self.process = self._start(module, "serve", *options)
@@ -119,7 +120,7 @@ class Server:
         return subprocess.Popen(
             splitrank_command(*arguments, module=module),
             cwd=ROOT,
-            env=environment(self.temporary),
+            env=self._environment,
             stdout=self._files[0],
             stderr=self._files[1],
         )
@@ -182,4 +183,4 @@ class ForkedServer(Server):
 
     def _start(self, module: str, *arguments: object) -> Forked:
         output, errors = self._files
-        return Forked(FORKING, arguments, environment(self.temporary), (output.fileno(), errors.fileno()))
+        return Forked(FORKING, arguments, self._environment, (output.fileno(), errors.fileno()))
