@@ -36,11 +36,11 @@ def demand(condition: object, otherwise: str) -> None:
         raise CaseFailed(otherwise)
 
 
-def wait_for(find: Callable[[], Value | None], what: str, limit_s: float) -> Value:
+def wait_for(find: Callable[[], Value | None], what: str, limit_s: float, poll_s: float = POLL_S) -> Value:
     """What ``find`` returns, once that is true. ``CaseFailed`` after ``limit_s``."""
     deadline = time.monotonic() + limit_s
     while not (found := find()):
         if time.monotonic() > deadline:
             raise CaseFailed(f"waited {limit_s:g} s for {what}")
-        time.sleep(POLL_S)
+        time.sleep(poll_s)
     return found

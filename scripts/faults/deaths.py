@@ -69,7 +69,7 @@ def reach(server: Server, role: str, phase: str, body: dict[str, Any] = LONG) ->
         server.get("rank 0" if role == "front" else role)
         return []
     if phase == "loading":
-        wait_for(lambda: server.is_loading(role), "the weights to be read", START_S)
+        server.wait_loading(role)
         status, _ = server.ask("/ready")
         demand(status in (503, 200), f"/ready answers {status} while the server loads")
         return []

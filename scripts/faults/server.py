@@ -78,14 +78,19 @@ class Server:
     def get(self, role: str, limit_s: float = START_S) -> psutil.Process:
         return wait_for(lambda: self.find(role), role, limit_s)
 
-    def is_loading(self, role: str) -> bool:
-        """Whether the rank (for engine and front: rank 0) has a file of weights open."""
-        process = self.find(role if role.startswith("rank") else "rank 0")
-        try:
-            links = [file.readlink() for file in Path(f"/proc/{process.pid}/fd").iterdir()] if process else []
-        except OSError:
-            return False
-        return any(link.suffix == ".safetensors" for link in links)
+    def wait_loading(self, role: str) -> None:
+        """Until the rank (for engine and front: rank 0) has a file of weights open, which takes milliseconds: so only
+        this process is looked at."""
+        rank = self.get(role if role.startswith("rank") else "rank 0")
+
+        def has_weights_open() -> bool:
+            try:
+                links = [file.readlink() for file in Path(f"/proc/{rank.pid}/fd").iterdir()]
+            except OSError:  # a file was closed meanwhile
+                return False
+            return any(link.suffix == ".safetensors" for link in links)
+
+        wait_for(has_weights_open, "the weights to be read", START_S, poll_s=0.001)
 
     def num_descriptors(self) -> int:
         return int(psutil.Process(self.process.pid).num_fds())

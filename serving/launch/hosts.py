@@ -76,7 +76,7 @@ class Hosts:
         what differs, and then every host that has joined has been told."""
         deadline, others = time.monotonic() + self._spec.join_timeout_s, self._spec.num_nodes - 1
         where = join_address(self._address, self._port)
-        print(f"splitrank: host 0 waits at {where} for {others} more to join", file=sys.stderr, flush=True)
+        print(f"host 0 waits at {where} for {others} more to join", file=sys.stderr, flush=True)
         try:
             while len(self._members) < others:
                 self._admit()

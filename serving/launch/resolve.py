@@ -106,6 +106,13 @@ def _host_capacity(config: EngineConfig, ranks: list[RankMemory], length: int, d
     return size_cache(config, local, length, memory)
 
 
+def _no_prompt_graphs(config: EngineConfig, target: str) -> str:
+    """Why there are none, whatever was asked for; empty: there may be."""
+    if target != "cuda":
+        return "it is for GPUs"
+    return "with --exact on prompts have kernels of their own" if config.exact == "on" else ""
+
+
 def _device_fields(config: EngineConfig, devices: Devices) -> dict[str, Any]:
     """Of the spec: where ranks compute, and how."""
     return {
@@ -113,7 +120,7 @@ def _device_fields(config: EngineConfig, devices: Devices) -> dict[str, Any]:
         "device": devices.target,
         "devices": devices.numbers * config.num_nodes,
         "stage_link": config.stage_link,
-        "prompt_graphs": config.prompt_graphs != "off" and devices.target == "cuda" and config.exact != "on",
+        "prompt_graphs": config.prompt_graphs != "off" and not _no_prompt_graphs(config, devices.target),
     }
 
 
@@ -143,8 +150,7 @@ def check_nodes(config: EngineConfig) -> None:
 def check_on_device(config: EngineConfig, model: ModelConfig, dtype: str, target: str) -> None:
     """``ValueError`` if the options or the model's sizes cannot be had on this kind of device."""
     refuse_stage_link(config.stage_link, target, config.pp, config.num_nodes)
-    if config.prompt_graphs == "on" and (target != "cuda" or config.exact == "on"):
-        why = "with --exact on prompts have kernels of their own" if target == "cuda" else "it is for GPUs"
+    if config.prompt_graphs == "on" and (why := _no_prompt_graphs(config, target)):
         raise ValueError(f"prompt_graphs: {why}")
     check_exact(config, model, target)
     if target == "cuda":

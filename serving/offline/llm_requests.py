@@ -9,6 +9,7 @@ from splitrank.serving.openai.errors import ApiError
 from splitrank.serving.openai.sampling import DEFAULT_COMPLETION_TOKENS, check_token_ids
 from splitrank.serving.options.checked import as_type, check_text, shown
 from splitrank.serving.protocol.sampling_params import SamplingParams
+from splitrank.serving.text.chat_template import check_variables
 from splitrank.serving.text.model_info import ModelInfo
 from splitrank.serving.text.tokenizer import Tokenizer
 
@@ -59,6 +60,7 @@ def encode_conversations(
     conversations: Conversations, tokenizer: Tokenizer, info: ModelInfo, variables: dict[str, Any] | None
 ) -> list[list[int]]:
     """Like ``encode_prompts``, for one list of messages or several."""
+    check_variables(variables or {})
     listed: list[Any] = list(conversations)
     if listed and isinstance(listed[0], dict):
         listed = [listed]

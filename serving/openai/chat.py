@@ -17,6 +17,8 @@ def template_variables(body: ChatBody, settings: ApiSettings) -> dict[str, Any]:
         check_variables(variables)
     except ChatTemplateError as error:
         raise bad_request(str(error), "chat_template_kwargs") from None
+    if variables.get("enable_thinking") is None:  # null is absent
+        variables.pop("enable_thinking", None)
     asked = body.enable_thinking
     if asked is not None and variables.setdefault("enable_thinking", asked) is not asked:
         raise bad_request("enable_thinking contradicts chat_template_kwargs", "enable_thinking")

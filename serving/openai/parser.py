@@ -15,6 +15,7 @@ from splitrank.serving.openai.sampling import bad_words_token_ids, choice_params
 from splitrank.serving.openai.settings import DEFAULT_SETTINGS, ApiSettings
 from splitrank.serving.openai.strict_json import convert, convert_known, parse_object
 from splitrank.serving.openai.tokens import DetokenizeBody, TokenizeBody, TokenRoutes
+from splitrank.serving.openai.tools import narrowed
 from splitrank.serving.openai.types import ChatBody, CompletionBody
 from splitrank.serving.openai.unsupported import refuse_others, refuse_unsupported
 from splitrank.serving.text.detokenizer import TextForm
@@ -71,7 +72,7 @@ class RequestParser:
 
     def _chat(self, raw: dict[str, Any]) -> ParsedRequest:
         refuse_unsupported(raw, is_chat=True)
-        body = convert(raw, ChatBody)
+        body = narrowed(convert(raw, ChatBody))
         prompt, form = self._prompts.chat(body)
         return self._request("chat", body, [prompt], form)
 
@@ -86,7 +87,7 @@ class RequestParser:
     def _response(self, raw: dict[str, Any]) -> ParsedRequest:
         body = responses.read_response(raw)
         try:
-            chat = responses.as_chat(body)
+            chat = narrowed(responses.as_chat(body))
             prompt, form = self._prompts.chat(chat)
             return self._request("response", chat, [prompt], form, responses.echo(body))
         except ApiError as error:

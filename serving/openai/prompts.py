@@ -8,7 +8,7 @@ import msgspec
 from splitrank.serving.openai.chat import prompt_ending, refuse_other_parts, template_variables
 from splitrank.serving.openai.errors import bad_request, context_length_exceeded
 from splitrank.serving.openai.requests import Prompt
-from splitrank.serving.openai.sampling import check_token_ids
+from splitrank.serving.openai.sampling import asked_tokens, check_token_ids
 from splitrank.serving.openai.settings import ApiSettings
 from splitrank.serving.openai.tools import asked_tools
 from splitrank.serving.openai.types import ChatBody, CompletionBody
@@ -39,7 +39,8 @@ class Prompts:
         parts_thinking = self._settings.parts_thinking and body.separate_reasoning is not False
         shows_special = body.skip_special_tokens is False
         is_thinking = ends_inside_thinking(text)
-        return Prompt(token_ids, "", is_thinking), TextForm(parts_thinking and is_thinking, tools.form, shows_special)
+        form = TextForm(is_thinking, tools.form, shows_special, parts_thinking)
+        return Prompt(token_ids, "", is_thinking), form
 
     def texts(self, body: CompletionBody, is_limited: bool = True) -> list[Prompt]:
         return [self._text(prompt, body, is_limited) for prompt in _split_prompts(body.prompt)]
@@ -64,9 +65,13 @@ class Prompts:
         limit = self._info.max_model_len if is_limited and body.truncate_prompt_tokens is None else None
         return self._truncated(self._tokenizer.encode(text, limit, add_special_tokens), body)
 
-    @staticmethod
-    def _truncated(token_ids: list[int], body: ChatBody | CompletionBody) -> list[int]:
-        return token_ids if body.truncate_prompt_tokens is None else token_ids[-body.truncate_prompt_tokens :]
+    def _truncated(self, token_ids: list[int], body: ChatBody | CompletionBody) -> list[int]:
+        kept = body.truncate_prompt_tokens
+        if kept == 0:
+            raise bad_request("truncate_prompt_tokens must be -1 or at least 1, not 0", "truncate_prompt_tokens")
+        if kept == -1:
+            kept = max(1, self._info.max_model_len - (asked_tokens(body) or 1))
+        return token_ids if kept is None else token_ids[-kept:]
 
     @contextmanager
     def _refusals(self, param: str) -> Iterator[None]:

@@ -101,14 +101,21 @@ def _allowed_ids(body: CommonBody, info: ModelInfo, grammar: str) -> tuple[int, 
     return tuple(dict.fromkeys(_token_ids(body.allowed_token_ids or [], info, "allowed_token_ids")))
 
 
+def asked_tokens(body: ChatBody | CompletionBody) -> int | None:
+    """The longest answer that the request asks for."""
+    if isinstance(body, ChatBody) and body.max_completion_tokens is not None:
+        return body.max_completion_tokens
+    return body.max_tokens
+
+
 def _max_tokens(body: ChatBody | CompletionBody, info: ModelInfo, num_prompt_tokens: int, clip: bool) -> int:
     room = info.max_model_len - num_prompt_tokens
     if isinstance(body, ChatBody):
         param = "max_tokens" if body.max_completion_tokens is None else "max_completion_tokens"
-        prompt_param, default, asked = "messages", room, getattr(body, param)
+        prompt_param, default = "messages", room
     else:
         param, prompt_param, default = "max_tokens", "prompt", DEFAULT_COMPLETION_TOKENS
-        asked = body.max_tokens
+    asked = asked_tokens(body)
     if room < 1:
         raise context_length_exceeded(info.max_model_len, num_prompt_tokens, prompt_param)
     if asked is not None and asked > room and not clip:

@@ -3,7 +3,7 @@
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any, Protocol
 
@@ -13,10 +13,11 @@ from splitrank.serving.openai.chunks import ChunkEvents
 from splitrank.serving.openai.dialects import DONE, named_event
 from splitrank.serving.openai.errors import engine_errors_as_api_errors
 from splitrank.serving.openai.formats import ChoiceFormat, Collected, choice_format
+from splitrank.serving.openai.logprobs import TokenNames
 from splitrank.serving.openai.merge import merge
 from splitrank.serving.openai.messages.answer import MessageWriter
 from splitrank.serving.openai.parser import Parsed, RequestParser
-from splitrank.serving.openai.requests import Generation, Kind, ParsedRequest
+from splitrank.serving.openai.requests import Generation, ParsedRequest
 from splitrank.serving.openai.responses.answer import ResponseWriter
 from splitrank.serving.openai.settings import DEFAULT_SETTINGS, ApiSettings
 from splitrank.serving.openai.usage import Usage
@@ -38,12 +39,6 @@ class AnswerWriter(Protocol):
     def finish(self, usage: Usage) -> list[dict[str, Any]]: ...
 
     def whole(self) -> dict[str, Any]: ...
-
-
-_WRITERS: dict[Kind, Callable[[ParsedRequest, str], AnswerWriter]] = {
-    "response": ResponseWriter,
-    "message": MessageWriter,
-}
 
 
 class OpenAIService:
@@ -76,7 +71,7 @@ class OpenAIService:
     async def complete(self, request: ParsedRequest, usage: Usage | None = None) -> dict[str, Any]:
         """The response body, once all choices are finished; parts of it are ``msgspec.Raw`` JSON. ``usage`` counts."""
         usage = usage or Usage(request)
-        if request.kind in _WRITERS:
+        if request.kind not in _OBJECTS:
             writer = self._writer(request)
             async with aclosing(self._written(request, writer, usage)) as events:
                 async for _ in events:
@@ -98,7 +93,7 @@ class OpenAIService:
         """Server-sent events, those of one output together. The first come with the first token: the request was
         accepted then."""
         usage = usage or Usage(request)
-        if request.kind in _WRITERS:
+        if request.kind not in _OBJECTS:
             async with aclosing(self._written(request, self._writer(request), usage)) as events:
                 async for some in events:
                     yield b"".join(map(named_event, some))
@@ -119,7 +114,9 @@ class OpenAIService:
         yield chunks.usage(usage.whole()) + DONE if request.include_usage else DONE
 
     def _writer(self, request: ParsedRequest) -> AnswerWriter:
-        return _WRITERS[request.kind](request, self._engine.info.name)
+        if request.kind == "message":
+            return MessageWriter(request, self._engine.info.name)
+        return ResponseWriter(request, self._engine.info.name, TokenNames(self._engine.tokenizer))
 
     async def _written(
         self, request: ParsedRequest, writer: AnswerWriter, usage: Usage

@@ -8,7 +8,7 @@ import msgspec
 
 from splitrank.serving.openai.errors import bad_request
 from splitrank.serving.openai.settings import ApiSettings
-from splitrank.serving.openai.types import ChatBody, NamedToolChoice, Tool
+from splitrank.serving.openai.types import AllowedToolsChoice, ChatBody, NamedToolChoice, Tool
 from splitrank.serving.text.argument_types import parameter_types
 from splitrank.serving.text.tool_calls import CallForm
 
@@ -25,6 +25,20 @@ class AskedTools:
 
 
 NO_TOOLS = AskedTools([], None)
+
+
+def narrowed(body: ChatBody) -> ChatBody:
+    """A choice of allowed tools as what it means: the others are not there, and its mode is the choice. Raises
+    ``ApiError`` 400 for a name that is no tool's."""
+    if not isinstance(body.tool_choice, AllowedToolsChoice):
+        return body
+    allowed, tools = body.tool_choice.allowed_tools, body.tools or []
+    _check_names(tools)
+    names = [one.function.name for one in allowed.tools]
+    for name in names:
+        _tool_named(name, tools)
+    kept = [tool for tool in tools if tool.function.name in names]
+    return msgspec.structs.replace(body, tools=kept, tool_choice=allowed.mode)
 
 
 def asked_tools(body: ChatBody, settings: ApiSettings) -> AskedTools:
@@ -56,10 +70,14 @@ def wanted_tools(body: ChatBody) -> list[Tool]:
         return tools
     if not isinstance(choice, NamedToolChoice):
         return []
-    named = [tool for tool in tools if tool.function.name == choice.function.name]
-    if not named:
-        raise bad_request(f"tool_choice names {choice.function.name[:140]!r}, which is no tool", "tool_choice")
-    return named
+    return [_tool_named(choice.function.name, tools)]
+
+
+def _tool_named(name: str, tools: list[Tool]) -> Tool:
+    for tool in tools:
+        if tool.function.name == name:
+            return tool
+    raise bad_request(f"tool_choice names {name[:140]!r}, which is no tool", "tool_choice")
 
 
 def _check_names(tools: list[Tool]) -> None:

@@ -67,9 +67,19 @@ class FunctionName(msgspec.Struct):
     name: str
 
 
-class NamedToolChoice(msgspec.Struct):
-    type: Literal["function"]
+class NamedToolChoice(msgspec.Struct, tag_field="type", tag="function"):
     function: FunctionName
+
+
+class AllowedTools(msgspec.Struct):
+    mode: Literal["auto", "required"]
+    tools: Annotated[list[NamedToolChoice], msgspec.Meta(min_length=1, description="by name, of the request's tools")]
+
+
+class AllowedToolsChoice(msgspec.Struct, tag_field="type", tag="allowed_tools"):
+    """As if the others were not there."""
+
+    allowed_tools: AllowedTools
 
 
 class StreamOptions(msgspec.Struct):
@@ -141,7 +151,15 @@ class CommonBody(SamplingBody, kw_only=True):
     add_special_tokens: Annotated[bool | None, said("those that the tokenizer adds to a prompt")] = None
     skip_special_tokens: Annotated[bool | None, said("false: they show their names")] = None
     truncate_prompt_tokens: (
-        Annotated[int, msgspec.Meta(ge=1, le=INT64_MAX, description="only so many, the last ones, are used")] | None
+        Annotated[
+            int,
+            msgspec.Meta(
+                ge=-1,
+                le=INT64_MAX,
+                description="only so many, the last ones, are used; -1: what max_tokens leaves of the context",
+            ),
+        ]
+        | None
     ) = None
     response_format: Annotated[ResponseFormat | None, said("of the answer, behind its thoughts")] = None
     structured_outputs: StructuredOutputs | None = None
@@ -172,7 +190,7 @@ class ChatBody(CommonBody, kw_only=True):
     add_generation_prompt: Annotated[bool | None, said("false: the prompt ends with the last message")] = None
     continue_final_message: Annotated[bool | None, said("the answer goes on with the last message")] = None
     tools: list[Tool] | None = None
-    tool_choice: Literal["none", "auto", "required"] | NamedToolChoice | None = None
+    tool_choice: Literal["none", "auto", "required"] | NamedToolChoice | AllowedToolsChoice | None = None
     parallel_tool_calls: Annotated[bool | None, said("false: the answer ends with its first call")] = None
     reasoning_effort: Annotated[
         Effort | None, said("none and minimal turn thinking off, the others on; chat_template_kwargs win")

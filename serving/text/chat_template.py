@@ -58,12 +58,11 @@ class ChatTemplate:
     ) -> str:
         """Text of the prompt.
 
-        ``messages`` and ``tools`` as OpenAI clients send them; ``variables`` (``chat_template_kwargs``) reach the
-        template as they are. Raises ``ChatTemplateError``, also for tools that the template would not mention.
+        ``messages`` and ``tools`` as OpenAI clients send them; ``variables`` (``chat_template_kwargs``) were checked
+        (``check_variables``). Raises ``ChatTemplateError``, also for tools that the template would not mention.
         """
         if tools and not self.takes_tools:
             raise ChatTemplateError("the chat template of this checkpoint knows no tools")
-        check_variables(variables)
         given = {"tools": tools or None, "documents": None, "add_generation_prompt": ending is Ending.ANSWER}
         names = {**given, **self._variables, **variables}
         try:

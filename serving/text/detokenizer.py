@@ -87,12 +87,13 @@ class StopStringFinder:
 
 @dataclass(frozen=True)
 class TextForm:
-    """How the text of one answer is read. ``thinking``: it begins inside ``<think>``; thoughts are parted from it.
-    ``calls``: calls of tools are, too. ``shows_special``: special tokens show their names."""
+    """How the text of one answer is read. ``thinking``: it begins inside ``<think>``. ``calls``: calls of tools are
+    parted from it, and if ``parts_thinking``, thoughts are, too. ``shows_special``: special tokens show their names."""
 
     thinking: bool = False
     calls: CallForm | None = None
     shows_special: bool = False
+    parts_thinking: bool = True
 
 
 PLAIN_TEXT = TextForm()
@@ -130,15 +131,23 @@ class Detokenizer:
 
     def __init__(self, tokenizer: Tokenizer, params: SamplingParams, form: TextForm) -> None:
         self._decoder = IncrementalDecoder(tokenizer.backend, form.shows_special)
-        self._splitter = ThinkingSplitter(form.thinking, CALL_OPENING if form.calls is not None else "")
+        opening = CALL_OPENING if form.calls is not None else ""
+        self._splitter = ThinkingSplitter(form.thinking and form.parts_thinking, opening)
+        # Thoughts that stay in the answer are counted all the same.
+        self._counter = self._splitter if form.parts_thinking else ThinkingSplitter(form.thinking, opening)
         self._calls = None if form.calls is None else ToolCallParser(form.calls)
         self._finder = StopStringFinder(params.stop, params.include_stop_str_in_output)
         self._num_unchecked = params.min_tokens
         self.num_reasoning_tokens = 0  # up to the end of thinking, its tag included
+        self.was_text = False  # the last token: no part of a thought or of a call
 
     @property
     def is_thinking(self) -> bool:
         return self._splitter.is_thinking
+
+    @property
+    def _is_in_text(self) -> bool:
+        return not self._counter.is_thinking and (self._calls is None or self._calls.is_in_text)
 
     @property
     def has_calls(self) -> bool:
@@ -146,14 +155,20 @@ class Detokenizer:
         return self._calls is not None and self._calls.num_calls > 0 and not self._calls.is_inside_call
 
     def push(self, token_id: int) -> ShownText:
-        self.num_reasoning_tokens += self._splitter.is_thinking
-        reasoning, text = self._splitter.push(self._decoder.push(token_id))
+        is_thought, was_in_text = self._counter.is_thinking, self._is_in_text
+        self.num_reasoning_tokens += is_thought
+        decoded = self._decoder.push(token_id)
+        if is_thought and self._counter is not self._splitter:
+            self._counter.push(decoded)
+        reasoning, text = self._splitter.push(decoded)
         stop = None
         if self._num_unchecked > 0:
             self._num_unchecked -= 1
         else:
             text, stop = self._finder.push(text)
-        return self._shown(reasoning, text, stop, is_cut=stop is not None)
+        shown = self._shown(reasoning, text, stop, is_cut=stop is not None)
+        self.was_text = was_in_text and self._is_in_text
+        return shown
 
     def finish(self, is_cut: bool = False) -> ShownText:
         """The rest, when the engine ended the request; a stop string may still complete in it. ``is_cut``: not the

@@ -32,6 +32,7 @@ class TextOutput(msgspec.Struct, frozen=True):
     text: str  # of the answer
     token_ids: list[int]
     logprobs: list[TokenLogprobs] | None = None  # one for each of token_ids
+    text_positions: list[int] = []  # with logprobs: which of token_ids are neither thoughts nor calls nor a stop token
     finish_reason: str | None = None  # "stop" or "length": the last output
     stop_reason: str | int | None = None  # the stop string or stop token id, if one of those ended it
     num_cached_tokens: int = 0  # of the prompt
@@ -109,9 +110,12 @@ def _to_text(output: RequestOutput, detokenizer: Detokenizer, params: SamplingPa
     if output.stop_token_id is not None and not params.include_stop_str_in_output:
         num_shown -= 1
     pieces: list[ShownText] = []
+    text_positions: list[int] = []
     token_ids, logprobs = output.token_ids, output.logprobs
     for index, token_id in enumerate(output.token_ids[:num_shown]):
         pieces.append(detokenizer.push(token_id))
+        if output.logprobs is not None and detokenizer.was_text:
+            text_positions.append(index)
         if pieces[-1].has_ended:
             token_ids = token_ids[: index + 1]
             logprobs = logprobs[: index + 1] if logprobs is not None else None
@@ -124,6 +128,7 @@ def _to_text(output: RequestOutput, detokenizer: Detokenizer, params: SamplingPa
         text=shown.text,
         token_ids=token_ids,
         logprobs=logprobs,
+        text_positions=text_positions,
         finish_reason="stop" if shown.has_ended else output.finish_reason,
         stop_reason=_stop_token(output, params) if shown.stop is None else shown.stop,
         num_cached_tokens=output.num_cached_tokens,

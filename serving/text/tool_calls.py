@@ -54,6 +54,7 @@ class ToolCallParser:
         self.num_calls = 0
         self._is_cut = False
         self.is_inside_call = False
+        self.is_in_text = True  # not behind the opening tag of a call, nor of what only begins like one
         self.has_ended = False  # by the text's end, or by the only call that is allowed
         self._reading = self._answer()
         next(self._reading)
@@ -83,9 +84,11 @@ class ToolCallParser:
 
     def _answer(self) -> Reading[None]:
         while not (self._form.one_only and self.num_calls):
+            self.is_in_text = True
             found = yield from self._reader.until((CALL,), self._text.add)
             if found is None:
                 break
+            self.is_in_text = False
             spaces, found = yield from self._reader.behind_spaces((FUNCTION,))
             name = (yield from self._reader.name()) if found else None
             if name is None:

@@ -4,9 +4,11 @@ from typing import Any
 
 from splitrank.serving.openai.errors import ApiError, bad_request
 from splitrank.serving.openai.messages.types import (
+    Block,
     CountBody,
     MessageBody,
     MessageTool,
+    RedactedThinkingBlock,
     TextBlock,
     ThinkingBlock,
     ToolResultBlock,
@@ -60,7 +62,7 @@ def in_our_terms(error: ApiError) -> ApiError:
 
 def _thinks(body: CountBody) -> bool | None:
     """Off unless asked for, as Anthropic has it; None: ``chat_template_kwargs`` say it."""
-    if "enable_thinking" in (body.chat_template_kwargs or {}):
+    if (body.chat_template_kwargs or {}).get("enable_thinking") is not None:
         return None
     return body.thinking is not None and body.thinking.type != "disabled"
 
@@ -83,7 +85,7 @@ def _tool_choice(body: CountBody) -> Any:
         return "required"
     if choice.name is None:
         raise bad_request("tool_choice of type tool needs a name", "tool_choice.name")
-    return NamedToolChoice("function", FunctionName(choice.name))
+    return NamedToolChoice(FunctionName(choice.name))
 
 
 def _messages(body: CountBody) -> list[Message]:
@@ -103,11 +105,13 @@ def _of_assistant(turn: Turn, index: int) -> list[Message]:
                 message.content = f"{message.content}{block.text}"
             case ThinkingBlock():
                 message.reasoning_content = (message.reasoning_content or "") + block.thinking
+            case RedactedThinkingBlock():
+                pass  # another server's secret: nothing that this model could read
             case ToolUseBlock():
                 call = {"id": block.id, "type": "function", "function": {"name": block.name, "arguments": block.input}}
                 message.tool_calls = [*(message.tool_calls or []), call]
             case _:
-                raise _misplaced(index, position, "tool_result", "assistant")
+                raise _misplaced(index, position, block, "assistant")
     return [message]
 
 
@@ -125,13 +129,12 @@ def _of_user(turn: Turn, index: int) -> list[Message]:
             case ToolResultBlock():
                 messages.append(Message("tool", _text(block.content or ""), tool_call_id=block.tool_use_id))
             case _:
-                kind = "thinking" if isinstance(block, ThinkingBlock) else "tool_use"
-                raise _misplaced(index, position, kind, "user")
+                raise _misplaced(index, position, block, "user")
     return messages
 
 
-def _misplaced(index: int, position: int, kind: str, role: str) -> ApiError:
-    param = f"messages[{index}].content[{position}]"
+def _misplaced(index: int, position: int, block: Block, role: str) -> ApiError:
+    kind, param = type(block).__struct_config__.tag, f"messages[{index}].content[{position}]"
     return bad_request(f"{param}: a block of type {kind} cannot be in a message of the {role}", param)
 
 

@@ -21,6 +21,12 @@ class ThinkingBlock(msgspec.Struct, tag_field="type", tag="thinking"):
     signature: str = ""
 
 
+class RedactedThinkingBlock(msgspec.Struct, tag_field="type", tag="redacted_thinking"):
+    """Encrypted thoughts of another server's answer: left out."""
+
+    data: str
+
+
 class ToolUseBlock(msgspec.Struct, tag_field="type", tag="tool_use"):
     id: str
     name: str
@@ -35,7 +41,7 @@ class ToolResultBlock(msgspec.Struct, tag_field="type", tag="tool_result"):
     cache_control: CacheControl = None
 
 
-Block = TextBlock | ThinkingBlock | ToolUseBlock | ToolResultBlock
+Block = TextBlock | ThinkingBlock | RedactedThinkingBlock | ToolUseBlock | ToolResultBlock
 
 
 class Turn(msgspec.Struct):

@@ -4,7 +4,7 @@ from typing import Any
 
 import msgspec
 
-from splitrank.serving.openai.errors import ApiError
+from splitrank.serving.openai.errors import ApiError, bad_request
 from splitrank.serving.openai.responses.types import (
     HARMLESS,
     AnyObject,
@@ -16,6 +16,7 @@ from splitrank.serving.openai.responses.types import (
     OutputText,
     Reasoning,
     ReasoningOptions,
+    ResponseAllowedTools,
     ResponseBody,
     ResponseToolChoice,
     SchemaFormat,
@@ -23,6 +24,8 @@ from splitrank.serving.openai.responses.types import (
 )
 from splitrank.serving.openai.strict_json import convert
 from splitrank.serving.openai.types import (
+    AllowedTools,
+    AllowedToolsChoice,
     ChatBody,
     FunctionDefinition,
     FunctionName,
@@ -53,7 +56,9 @@ def read_response(raw: dict[str, Any]) -> ResponseBody:
 
 def as_chat(body: ResponseBody) -> ChatBody:
     """Fields of the same meaning; the rest has no counterpart."""
-    choice = body.tool_choice
+    shows_logprobs = "message.output_text.logprobs" in (body.include or [])
+    if body.top_logprobs and not shows_logprobs:
+        raise bad_request('top_logprobs needs include: ["message.output_text.logprobs"]', "top_logprobs")
     return ChatBody(
         messages=_messages(body),
         max_completion_tokens=body.max_output_tokens,
@@ -61,16 +66,29 @@ def as_chat(body: ResponseBody) -> ChatBody:
             Tool("function", FunctionDefinition(one.name, one.description, one.parameters, one.strict))
             for one in body.tools or []
         ],
-        tool_choice=NamedToolChoice("function", FunctionName(choice.name))
-        if isinstance(choice, ResponseToolChoice)
-        else choice,
+        tool_choice=_tool_choice(body),
         parallel_tool_calls=body.parallel_tool_calls,
         reasoning_effort=None if body.reasoning is None else body.reasoning.effort,
         chat_template_kwargs=body.chat_template_kwargs,
         response_format=_response_format(body),
         stream=body.stream,
+        logprobs=shows_logprobs,
+        top_logprobs=body.top_logprobs if shows_logprobs else None,
         **body.sampling(),
     )
+
+
+def _tool_choice(body: ResponseBody) -> Any:
+    choice = body.tool_choice
+    if isinstance(choice, ResponseToolChoice):
+        return _named(choice)
+    if isinstance(choice, ResponseAllowedTools):
+        return AllowedToolsChoice(AllowedTools(choice.mode, [_named(one) for one in choice.tools]))
+    return choice
+
+
+def _named(choice: ResponseToolChoice) -> NamedToolChoice:
+    return NamedToolChoice(FunctionName(choice.name))
 
 
 def _response_format(body: ResponseBody) -> ResponseFormat | None:
@@ -104,6 +122,7 @@ def echo(body: ResponseBody) -> dict[str, Any]:
         "reasoning": msgspec.to_builtins(body.reasoning or ReasoningOptions()),
         "text": {"format": {"type": "text"}} | _without_none(body.text or TextOptions()),
         "tool_choice": choice,
+        "top_logprobs": body.top_logprobs or 0,
         "tools": [msgspec.to_builtins(tool) for tool in body.tools or []],
     }
 

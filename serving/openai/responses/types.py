@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from splitrank.serving.openai.types import Effort, SamplingBody, bound, said
+from splitrank.serving.openai.types import MAX_TOP_LOGPROBS, Effort, SamplingBody, bound, said
 
 
 class InputText(msgspec.Struct, tag_field="type", tag="input_text"):
@@ -64,6 +64,13 @@ class ResponseToolChoice(msgspec.Struct, tag_field="type", tag="function"):
     name: str
 
 
+class ResponseAllowedTools(msgspec.Struct, tag_field="type", tag="allowed_tools"):
+    """As if the others were not there."""
+
+    mode: Literal["auto", "required"]
+    tools: Annotated[list[ResponseToolChoice], msgspec.Meta(min_length=1)]
+
+
 class ReasoningOptions(msgspec.Struct):
     effort: Annotated[Effort | None, said("none and minimal turn thinking off, the others on")] = None
     summary: Annotated[Literal["auto", "concise", "detailed"] | None, said("thoughts are given whole")] = None
@@ -99,7 +106,7 @@ class ResponseBody(SamplingBody, kw_only=True):
     instructions: Annotated[str | None, said("the system message")] = None
     max_output_tokens: Annotated[int, bound("max_tokens", "thoughts included")] | None = None
     tools: list[ResponseTool] | None = None
-    tool_choice: Literal["none", "auto", "required"] | ResponseToolChoice | None = None
+    tool_choice: Literal["none", "auto", "required"] | ResponseToolChoice | ResponseAllowedTools | None = None
     parallel_tool_calls: bool | None = None
     reasoning: ReasoningOptions | None = None
     text: TextOptions | None = None
@@ -107,7 +114,16 @@ class ResponseBody(SamplingBody, kw_only=True):
     metadata: dict[str, str] | None = None
     user: Annotated[str | None, said("a label; changes nothing")] = None
     chat_template_kwargs: Annotated[dict[str, Any] | None, said("variables of the template")] = None
-    include: Annotated[list[Literal["reasoning.encrypted_content"]] | None, said("thoughts are never encrypted")] = None
+    include: (
+        Annotated[
+            list[Literal["message.output_text.logprobs", "reasoning.encrypted_content"]],
+            said("log probabilities of the text's tokens; thoughts are never encrypted"),
+        ]
+        | None
+    ) = None
+    top_logprobs: Annotated[
+        Annotated[int, msgspec.Meta(ge=0, le=MAX_TOP_LOGPROBS)] | None, said("with message.output_text.logprobs")
+    ] = None
 
 
 # Fields that are not obeyed, with the values that ask for nothing; null always does.
@@ -118,6 +134,5 @@ HARMLESS: dict[str, tuple[Any, ...]] = {
     "previous_response_id": (),
     "prompt": (),
     "stream_options": ({}, {"include_obfuscation": False}),
-    "top_logprobs": (0,),
     "truncation": ("disabled",),
 }

@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from splitrank.serving.openai.answers import CompletionTokensDetails, PromptTokensDetails
+from splitrank.serving.openai.answers import CompletionTokensDetails, PromptTokensDetails, TokenLogprob
 
 ItemStatus = Literal["in_progress", "completed", "incomplete"]
 
@@ -12,7 +12,7 @@ ItemStatus = Literal["in_progress", "completed", "incomplete"]
 class AnswerText(msgspec.Struct, forbid_unknown_fields=True, tag_field="type", tag="output_text"):
     text: str
     annotations: list[Any]
-    logprobs: list[Any]
+    logprobs: list[TokenLogprob]
 
 
 class AnswerThought(msgspec.Struct, forbid_unknown_fields=True, tag_field="type", tag="reasoning_text"):
@@ -78,6 +78,7 @@ class Response(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     text: dict[str, Any]
     tool_choice: Any
     tools: list[dict[str, Any]]
+    top_logprobs: int
 
 
 class ResponseEvent(msgspec.Struct):

@@ -168,6 +168,18 @@ def test_a_call_that_is_cut_off_keeps_what_is_whole_of_it(tmp_path: Path) -> Non
     serving_agents(tmp_path, work, call + "90")
 
 
+def test_redacted_thoughts_are_left_out(tmp_path: Path) -> None:
+    async def work(front: Front) -> None:
+        said, user = {"type": "text", "text": SAID}, {"role": "user", "content": "hi"}
+        for blocks in ([{"type": "redacted_thinking", "data": "EmwK"}, said], [said]):
+            turns: Any = [user, {"role": "assistant", "content": blocks}, user]
+            async with connected(front) as client:
+                await client.messages.create(**ASKED | {"messages": turns})
+        assert front.client.requests[0][0] == front.client.requests[1][0]
+
+    serving_agents(tmp_path, work)
+
+
 REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"max_tokens": None}, "max_tokens"),
     ({"messages": []}, "messages"),
@@ -175,6 +187,10 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     (
         {"messages": [{"role": "user", "content": [{"type": "thinking", "thinking": "x"}]}]},
         "messages[0].content[0]",
+    ),
+    (
+        {"messages": [{"role": "user", "content": [{"type": "redacted_thinking", "data": "x"}]}]},
+        "a block of type redacted_thinking cannot be in a message of the user",
     ),
     ({"stop_sequences": [""]}, "stop_sequences"),
     ({"tools": [{"type": "web_search_20250305", "name": "web_search"}]}, "tools[0].type"),

@@ -5,12 +5,13 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import openai
 import pytest
 
 from splitrank.serving.grammar.forms import ANY_OBJECT, after_thinking, json_grammar
 from splitrank.serving.openai import answers
-from splitrank.serving.openai.responses.types_of_answers import Response, ResponseEvent
+from splitrank.serving.openai.responses.types_of_answers import MessageItem, Response, ResponseEvent
 from tests.support.front_fakes import Front
 from tests.support.http_helpers import check_error, serving
 
@@ -134,6 +135,76 @@ def test_a_conversation_goes_on(tmp_path: Path) -> None:
     serving_agents(tmp_path, work)
 
 
+def test_only_some_tools_are_allowed(tmp_path: Path) -> None:
+    other = TOOL | {"name": "other"}
+
+    async def work(front: Front) -> None:
+        for mode in ("auto", "required"):
+            choice: Any = {"type": "allowed_tools", "mode": mode, "tools": [{"type": "function", "name": "look"}]}
+            async with connected(front) as client:
+                response = await client.responses.create(**ASKED | {"tools": [TOOL, other], "tool_choice": choice})
+                await client.responses.create(**ASKED | {"tool_choice": mode})
+            assert len(response.tools) == 2
+            assert response.to_dict()["tool_choice"] == choice
+            narrowed, plain = front.client.requests[-2:]
+            assert (narrowed[0], narrowed[1].grammar) == (plain[0], plain[1].grammar)
+
+    serving_agents(tmp_path, work)
+
+
+LOGPROBS: dict[str, Any] = {"include": ["message.output_text.logprobs"], "top_logprobs": 2}
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (TEXT, SAID),
+        (f"{THOUGHT}\n</think>\n\n{CALL}\n{CALL}", ""),
+        (f"{THOUGHT}\n</think>\n\n{CALL}\nSo é it is", "So é it is"),
+        (f"{THOUGHT}</think>", ""),
+    ],
+)
+def test_log_probabilities_are_those_of_the_text(tmp_path: Path, text: str, said: str) -> None:
+    async def work(front: Front) -> None:
+        raw = await front.http.post("/v1/responses", json=ASKED | LOGPROBS)
+        response = answers.read_as(Response, raw.content)
+        assert response.top_logprobs == 2
+        assert front.client.requests[-1][1].logprobs == 2
+        texts = [item.content[0] for item in response.output if isinstance(item, MessageItem)]
+        entries = [entry for one in texts for entry in one.logprobs]
+        assert b"".join(bytes(entry.bytes) for entry in entries).decode().strip() == said
+        assert {len(entry.top_logprobs) for entry in entries} <= {2}
+        async with connected(front) as client:
+            stream = await client.responses.create(**ASKED, **LOGPROBS, stream=True)
+            events: list[Any] = [event async for event in stream]
+        whole = msgspec.to_builtins(entries)
+        deltas = [one for event in events if event.type.endswith("text.delta") for one in logprobs_of(event)]
+        done = [one for event in events if event.type == "response.output_text.done" for one in logprobs_of(event)]
+        assert done == whole
+        assert deltas == whole[: len(deltas)]
+        final = [item for item in events[-1].response.output if item.type == "message"]
+        assert [one.to_dict() for item in final for one in item.content[0].logprobs] == whole
+
+    serving_agents(tmp_path, work, text)
+
+
+def logprobs_of(event: Any) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = event.to_dict().get("logprobs", [])
+    return found
+
+
+def test_log_probabilities_come_if_they_are_asked_for(tmp_path: Path) -> None:
+    async def work(front: Front) -> None:
+        for fields, number in (({}, None), ({"top_logprobs": 0}, None), ({"include": LOGPROBS["include"]}, 0)):
+            await front.http.post("/v1/responses", json=ASKED | fields)
+            assert front.client.requests[-1][1].logprobs == number
+        refused = await front.http.post("/v1/responses", json=ASKED | {"top_logprobs": 2})
+        check_error(refused, 400)
+        assert refused.json()["error"]["param"] == "top_logprobs"
+
+    serving_agents(tmp_path, work)
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_cut_off(tmp_path: Path, stream: bool) -> None:
     async def work(front: Front) -> None:
@@ -166,6 +237,8 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"tools": [{"type": "web_search"}]}, "tools[0].type"),
     ({"tools": [TOOL, TOOL]}, "tools[1].function.name"),
     ({"tool_choice": {"type": "function", "name": "other"}}, "tool_choice"),
+    ({"tool_choice": {"type": "allowed_tools", "mode": "auto", "tools": []}}, "tool_choice.tools"),
+    ({"top_logprobs": 21, "include": ["message.output_text.logprobs"]}, "top_logprobs"),
     ({"text": {"format": {"type": "grammar"}}}, "text.format.type"),
     ({"text": {"format": {"type": "json_schema", "name": "x", "schema": {"type": "objct"}}}}, "text.format"),
     ({"never": 1}, "never"),

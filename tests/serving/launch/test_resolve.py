@@ -105,6 +105,7 @@ def test_which_layouts_are_exact(folder: Path) -> None:
 
 def test_graphs_of_prompts_are_for_gpus_and_not_exact(folder: Path) -> None:
     model, wanted = read_config(folder), options(folder, prompt_graphs="on")
+    assert not resolve_launch(options(folder)).prompt_graphs
     check_on_device(wanted, model, "float32", "cuda")
     with pytest.raises(ValueError, match=r"^prompt_graphs: it is for GPUs$"):
         check_on_device(wanted, model, "float32", "cpu")

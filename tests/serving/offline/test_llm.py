@@ -125,6 +125,9 @@ def test_chat_one_and_several(scripted: Scripted) -> None:
         )
         assert several[1].text == "USER\nYOU\nASSISTANT\n<THINK>\n\n</THINK>\n\n"
         assert len(several[0].token_ids) > 16
+        for variables in ({"messages": []}, {"enable_thinking": "no"}):
+            with pytest.raises(ValueError, match="chat_template_kwargs"):
+                llm.chat(hello, chat_template_kwargs=variables)
 
 
 def test_options_reach_the_config(scripted: Scripted) -> None:

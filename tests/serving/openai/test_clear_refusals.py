@@ -48,7 +48,11 @@ def refusal(parser: RequestParser, url: str, **fields: Any) -> str:
         (CHAT_URL, {"tools": [{"type": "custom", "function": {"name": "f"}}]}, "tools[0].type must be 'function', not"),
         (RESPONSES_URL, {"tools": [{"type": "mcp"}]}, "tools[0].type must be 'function', not 'mcp'"),
         (RESPONSES_URL, {"input": [{"type": "item_reference"}]}, "'function_call' or 'function_call_output' or "),
-        (RESPONSES_URL, {"include": ["x"]}, "include[0] must be 'reasoning.encrypted_content', not 'x'"),
+        (
+            RESPONSES_URL,
+            {"include": ["x"]},
+            "include[0] must be 'message.output_text.logprobs' or 'reas",
+        ),
         (MESSAGES_URL, {"thinking": {"type": "on"}}, "thinking.type must be 'adaptive' or 'disabled' or 'enabled'"),
         (MESSAGES_URL, {"messages": [{"role": "user", "content": [{"type": "image"}]}]}, "'text' or 'thinking' or "),
     ],

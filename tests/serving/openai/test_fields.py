@@ -75,9 +75,33 @@ def test_how_a_chat_ends(tokenizer: Tokenizer) -> None:
     assert refused(tokenizer, CHAT_URL, **both).param == "continue_final_message"
 
 
+def test_minus_one_truncates_to_what_max_tokens_leaves_of_the_context(tokenizer: Tokenizer) -> None:
+    far_too_long = [7] * 5000
+    for fields, room in (({}, 1), ({"max_tokens": 30}, 30), ({"max_tokens": 0, "echo": True}, 1)):
+        request = parse(tokenizer, COMPLETIONS_URL, prompt=far_too_long, truncate_prompt_tokens=-1, **fields)
+        assert ids(request) == [7] * (ROOM - room)
+        assert request.generations[0].params.max_tokens == room
+    messages = [{"role": "user", "content": "a" * 5000}]
+    request = parse(tokenizer, CHAT_URL, messages=messages, truncate_prompt_tokens=-1, max_completion_tokens=40)
+    assert len(ids(request)) == ROOM - 40
+    assert refused(tokenizer, CHAT_URL, truncate_prompt_tokens=-2).param == "truncate_prompt_tokens"
+    error = refused(tokenizer, CHAT_URL, truncate_prompt_tokens=-1, max_tokens=ROOM)
+    assert error.code == "context_length_exceeded"
+
+
 def test_separate_reasoning(tokenizer: Tokenizer) -> None:
     assert parse(tokenizer, CHAT_URL, separate_reasoning=True) == parse(tokenizer, CHAT_URL)
-    assert not parse(tokenizer, CHAT_URL, separate_reasoning=False).form.thinking
+    assert not parse(tokenizer, CHAT_URL, separate_reasoning=False).form.parts_thinking
+
+
+def test_thoughts_that_stay_in_the_content_are_counted(tmp_path: Path) -> None:
+    asked, text = PROMPTS[CHAT_URL] | {"max_tokens": 50}, "ab</think>\n\ncd"
+    parted, kept = (complete(tmp_path, CHAT_URL, asked | {"separate_reasoning": one}, text) for one in (True, False))
+    assert kept["choices"][0]["message"]["content"] == text
+    counts = [answer["usage"]["completion_tokens_details"]["reasoning_tokens"] for answer in (parted, kept)]
+    assert counts[0] == counts[1] > 0
+    cut = complete(tmp_path, CHAT_URL, asked | {"separate_reasoning": False, "max_tokens": 1}, text)
+    assert cut["choices"][0]["message"]["content"] == "ab"
 
 
 def test_special_tokens_show_their_names_if_asked(tmp_path: Path) -> None:

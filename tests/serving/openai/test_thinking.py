@@ -111,6 +111,9 @@ def parse(parser: RequestParser, **fields: Any) -> ParsedRequest:
         ({"enable_thinking": False}, False),
         ({"reasoning_effort": "none", "chat_template_kwargs": {"enable_thinking": True}}, True),
         ({"reasoning_effort": "high", "enable_thinking": False}, False),
+        ({"enable_thinking": False, "chat_template_kwargs": {"enable_thinking": None}}, False),
+        ({"reasoning_effort": "none", "chat_template_kwargs": {"enable_thinking": None}}, False),
+        ({"chat_template_kwargs": {"enable_thinking": None}}, True),
     ],
 )
 def test_thinking_is_switched(parser: RequestParser, fields: dict[str, Any], thinks: bool) -> None:

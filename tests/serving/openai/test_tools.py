@@ -66,6 +66,19 @@ def test_the_template_is_told_of_the_tools(tokenizer: Tokenizer) -> None:
     assert parse(tokenizer, parallel_tool_calls=False).form.calls == CallForm(request.form.calls.types, one_only=True)
 
 
+def allowed(mode: str, *names: str) -> dict[str, Any]:
+    tools = [{"type": "function", "function": {"name": name}} for name in names]
+    return {"type": "allowed_tools", "allowed_tools": {"mode": mode, "tools": tools}}
+
+
+def test_tools_that_are_not_allowed_are_as_if_they_were_not_there(tokenizer: Tokenizer) -> None:
+    for mode in ("auto", "required"):
+        for names, tools in ((["now"], [NOW]), (["now", "add"], [ADD, NOW])):
+            narrowed = parse(tokenizer, tool_choice=allowed(mode, *names))
+            assert narrowed == parse(tokenizer, tools=tools, tool_choice=mode)
+            assert bool(narrowed.generations[0].params.grammar) == (mode == "required")
+
+
 def test_a_call_that_must_come_needs_the_library(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "llguidance", None)
     for choice in ("required", {"type": "function", "function": {"name": "now"}}):
@@ -84,6 +97,11 @@ def test_a_call_that_must_come_needs_the_library(tokenizer: Tokenizer, monkeypat
         ({"tool_choice": {"type": "function", "function": {"name": "now"}}, "tools": []}, "tool_choice"),
         ({"tool_choice": {"type": "function", "function": {"name": "sub"}}}, "tool_choice"),
         ({"tool_choice": {"type": "custom"}}, "tool_choice.type"),
+        ({"tool_choice": allowed("auto", "sub")}, "tool_choice"),
+        ({"tool_choice": allowed("required", "now"), "tools": None}, "tool_choice"),
+        ({"tool_choice": allowed("none", "now")}, "tool_choice.allowed_tools.mode"),
+        ({"tool_choice": allowed("auto")}, "tool_choice.allowed_tools.tools"),
+        ({"tool_choice": allowed("auto", "now"), "tools": [NOW, ADD, ADD]}, "tools[2].function.name"),
         ({"tools": [NOW, NOW]}, "tools[1].function.name"),
         ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools[0].function.name"),
         ({"tools": [{"type": "function", "function": {"name": ""}}]}, "tools[0].function.name"),

@@ -8,7 +8,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from splitrank.serving.text.chat_messages import ChatTemplateError
-from splitrank.serving.text.chat_template import ChatTemplate, Ending
+from splitrank.serving.text.chat_template import ChatTemplate, Ending, check_variables
 from splitrank.serving.text.tokenizer import Tokenizer, check_vocabulary
 from tests.support.qwen_template import QWEN_TEMPLATE
 from tests.support.tiny_tokenizer import write_tokenizer
@@ -153,7 +153,7 @@ def test_the_sandbox_holds(source: str) -> None:
 
 def test_a_request_cannot_replace_what_the_template_is_given() -> None:
     with pytest.raises(ChatTemplateError, match="must not set 'messages'"):
-        ChatTemplate("", {}).render([USER], {"messages": []})
+        check_variables({"messages": []})
 
 
 def test_no_template(folder: Path) -> None:
