@@ -20,10 +20,10 @@ inline py::list to_bytes(const std::vector<std::string>& names) {
 inline bool gpu_all_reduce(GpuCommunicator& self, uint64_t input, uint64_t output, uint64_t num_elements,
                            uint32_t dtype, uint32_t codec, uint32_t algorithm, uint64_t timeout_ns, uint64_t stream,
                            uint32_t num_blocks, uint32_t num_threads, uint32_t tiles_per_block,
-                           uint32_t min_tile_bytes) {
+                           uint32_t min_tile_bytes, bool starts_early) {
     const py::gil_scoped_release others_may_run;  // a launch waits while the stream's queue is full
     return self.all_reduce(input, output, num_elements, dtype, codec, algorithm, timeout_ns, stream,
-                           {num_blocks, num_threads, tiles_per_block, min_tile_bytes});
+                           {num_blocks, num_threads, tiles_per_block, min_tile_bytes}, starts_early);
 }
 
 inline py::object gpu_failure(const GpuCommunicator& self) {
@@ -51,11 +51,11 @@ inline py::class_<GpuCommunicator> bind_gpu_communicator(py::module_& module) {
         .def("handle", [](const GpuCommunicator& self) { return py::bytes(self.handle()); })
         .def("max_slots", &GpuCommunicator::max_slots)
         .def("open", &GpuCommunicator::open, py::arg("handles"), py::arg("num_slots"), without_gil)
-        // The last four: 0 as tuned. All ranks must give the same.
+        // From num_blocks on: 0 as tuned. All ranks must give the same, but for starts_early.
         .def("all_reduce", &gpu_all_reduce, py::arg("input"), py::arg("output"), py::arg("num_elements"),
              py::arg("dtype"), py::arg("codec"), py::arg("algorithm"), py::arg("timeout_ns"), py::arg("stream") = 0,
              py::arg("num_blocks") = 0, py::arg("num_threads") = 0, py::arg("tiles_per_block") = 0,
-             py::arg("min_tile_bytes") = 0)
+             py::arg("min_tile_bytes") = 0, py::arg("starts_early") = true)
         .def("tagged_capacity", &GpuCommunicator::tagged_capacity, py::arg("dtype"), py::arg("codec"))
         .def("captured_inputs", [](const GpuCommunicator& self) { return to_bytes(self.captured_inputs()); })
         .def("register_inputs", &GpuCommunicator::register_inputs, py::arg("by_rank"), without_gil)

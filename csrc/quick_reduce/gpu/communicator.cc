@@ -102,6 +102,7 @@ Communicator::Communicator(uint32_t rank, uint32_t world_size, uint32_t num_slot
         max_slots_ = num_slots;
         return;
     }
+    has_early_start_ = has_early_start(device);
     max_slots_ = std::min(num_slots, kSlotsPerBlock * resident_blocks(world_size, device));
     const RegionShape shape = region_shape(world_size, num_slots, segment_bytes);
     const uint64_t region_bytes = round_up(IsolatedLayout(shape).num_bytes(), 2u << 20);
@@ -229,11 +230,13 @@ Job Communicator::plan(uint64_t input, uint64_t output, uint64_t num_elements, u
     call.num_slots = uint32_t(std::min<uint64_t>(tuning.num_blocks, call.num_tiles));
     call.fingerprint = fingerprint(call, DType(dtype), CodecKind(codec), kind);
     const bool registered = kind == Algorithm::kRegistered;
-    return {view_, call, registered ? inputs_.add(call.input, num_elements * element_bytes(DType(dtype))) : nullptr};
+    const uint64_t num_bytes = num_elements * element_bytes(DType(dtype));
+    return {view_, call, registered ? inputs_.add(call.input, num_bytes) : nullptr};
 }
 
 bool Communicator::all_reduce(uint64_t input, uint64_t output, uint64_t num_elements, uint32_t dtype, uint32_t codec,
-                              uint32_t algorithm, uint64_t timeout_ns, uint64_t stream, const Tuning& asked) {
+                              uint32_t algorithm, uint64_t timeout_ns, uint64_t stream, const Tuning& asked,
+                              bool starts_early) {
     check_open();
     check_codes(dtype, codec, algorithm);
     check_codec(CodecKind(codec), Algorithm(algorithm), world_size_);
@@ -249,9 +252,10 @@ bool Communicator::all_reduce(uint64_t input, uint64_t output, uint64_t num_elem
         throw std::invalid_argument("the registered algorithm is for calls captured in a graph");
     const Tuning tuning = fill_in(asked, Algorithm(algorithm), CodecKind(codec), num_bytes);
     Job job = plan(input, output, num_elements, dtype, codec, algorithm, timeout_ns, tuning);
+    job.starts_early = starts_early && has_early_start_;
     void* arguments[] = {&job};
-    check(QR_RUNTIME(LaunchKernel)(find_kernel(DType(dtype), world_size_, CodecKind(codec), Algorithm(algorithm)),
-                                   dim3(job.call.num_slots), dim3(tuning.num_threads), arguments, 0, queue),
+    const void* kernel = find_kernel(DType(dtype), world_size_, CodecKind(codec), Algorithm(algorithm));
+    check(launch(kernel, job.call.num_slots, tuning.num_threads, arguments, queue, job.starts_early),
           "launch of " + text(job.call.num_slots) + " blocks");
     return true;
 }

@@ -41,8 +41,10 @@ class Communicator {
     void open(const std::vector<std::string>& handles, uint32_t num_slots);
 
     // Enqueues. False: an earlier call failed, and failure() says why. Throws for what the caller did wrong.
+    // `starts_early`: this launch is brought to its multiprocessors before the one before it has ended, and so may the
+    // next be that asks for it (csrc/README.md). Changes no result; where the GPU cannot, nothing.
     bool all_reduce(uint64_t input, uint64_t output, uint64_t num_elements, uint32_t dtype, uint32_t codec,
-                    uint32_t algorithm, uint64_t timeout_ns, uint64_t stream, const Tuning& tuning);
+                    uint32_t algorithm, uint64_t timeout_ns, uint64_t stream, const Tuning& tuning, bool starts_early);
     // The same without the launch: for tests that play all ranks in one grid.
     quick_reduce::Job plan(uint64_t input, uint64_t output, uint64_t num_elements, uint32_t dtype, uint32_t codec,
                            uint32_t algorithm, uint64_t timeout_ns, const Tuning& tuning);
@@ -82,6 +84,7 @@ class Communicator {
     const uint32_t num_slots_;
     const uint64_t segment_bytes_;
     const int device_;
+    bool has_early_start_ = false;
     uint32_t max_slots_ = 0;
     uint64_t num_bytes_ = 0;
 

@@ -20,6 +20,15 @@ QR_DEVICE uint32_t num_threads() { return blockDim.x; }
 QR_DEVICE uint32_t block_index() { return blockIdx.x; }
 QR_DEVICE uint32_t block_row() { return blockIdx.y; }
 
+// Waits until all launches before this one have ended, and then lets the next one start. No block of that one starts
+// before every block of this grid has come here: all are resident by then.
+QR_DEVICE void wait_for_previous() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
 QR_DEVICE void drain_stores() {}
 QR_DEVICE void block_barrier() { __syncthreads(); }
 QR_DEVICE bool block_all(bool ok) { return __syncthreads_and(ok); }

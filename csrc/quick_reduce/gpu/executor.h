@@ -4,6 +4,9 @@
 //   constexpr int kWaveSize                       lanes that run in step: 32 or 64
 //   uint32_t thread_index(), num_threads()        within the block
 //   uint32_t block_index(), block_row()           x and y of the block in the grid
+//   void wait_for_previous()                      all that launches before this one have done is done and seen. Comes before
+//                                                 the first access to memory. Where a launch may start before its
+//                                                 predecessor has ended (CUDA), the successor of this one starts after it
 //   void drain_stores()                           called by every lane before block_barrier and a flag store: this wave's
 //                                                 exchange stores are performed at system scope. Empty where a release by
 //                                                 one lane covers what the barrier ordered before it (CUDA)

@@ -69,6 +69,8 @@ QR_DEVICE uint32_t num_threads() { return __builtin_amdgcn_workgroup_size_x(); }
 QR_DEVICE uint32_t block_index() { return __builtin_amdgcn_workgroup_id_x(); }
 QR_DEVICE uint32_t block_row() { return __builtin_amdgcn_workgroup_id_y(); }
 
+QR_DEVICE void wait_for_previous() {}  // a launch starts when those before it have ended
+
 QR_DEVICE void drain_stores() { detail::release_system(); }
 
 QR_DEVICE void block_barrier() {

@@ -14,6 +14,7 @@ struct Job {
     View view;
     Call call;  // num_slots: blocks, each with kSlotsPerBlock slots, and a tagged one
     const void* const* inputs;  // Registered: every rank's input as mapped here
+    bool starts_early = false;  // before the launch before has ended, and so may the launch behind
 };
 
 // The kernel's address for a launch; null if there is none.

@@ -150,6 +150,7 @@ QR_DEVICE void run_block(const Job& job, uint32_t block) {
 template <class Work>
 __global__ void __launch_bounds__(max_threads(Work::kWorld, Work::kStages == 0))
 all_reduce_kernel(const QR_GRID_CONSTANT Job job) {
+    if (job.starts_early) gpu::wait_for_previous();
     if constexpr (Work::kStages == 0)
         run_once<Work>(job, gpu::block_index());
     else

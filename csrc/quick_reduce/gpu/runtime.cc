@@ -15,6 +15,12 @@ Range allocation_of(const void* address) {
     return {base, num_bytes};
 }
 
+bool has_early_start(int) { return false; }
+
+hipError_t launch(const void* kernel, uint32_t num_blocks, uint32_t num_threads, void** arguments, Stream stream, bool) {
+    return hipLaunchKernel(kernel, dim3(num_blocks), dim3(num_threads), arguments, 0, stream);
+}
+
 void* allocate_exchange(size_t num_bytes) {
 #if defined(hipDeviceMallocUncached)
     constexpr unsigned kFlag = hipDeviceMallocUncached;
@@ -65,6 +71,26 @@ Range allocation_of(const void* address) {
     if (status != CUDA_SUCCESS)
         throw std::runtime_error("the allocation of a tensor: driver error " + std::to_string(int(status)));
     return {reinterpret_cast<void*>(base), num_bytes};
+}
+
+bool has_early_start(int device) {
+    int major = 0;
+    check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device), "compute capability");
+    return major >= 9;
+}
+
+cudaError_t launch(const void* kernel, uint32_t num_blocks, uint32_t num_threads, void** arguments, Stream stream,
+                   bool starts_early) {
+    cudaLaunchAttribute early{};
+    early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    early.val.programmaticStreamSerializationAllowed = 1;
+    cudaLaunchConfig_t config{};
+    config.gridDim = dim3(num_blocks);
+    config.blockDim = dim3(num_threads);
+    config.stream = stream;
+    config.attrs = &early;
+    config.numAttrs = starts_early ? 1 : 0;
+    return cudaLaunchKernelExC(&config, kernel, arguments);
 }
 
 void* allocate_exchange(size_t num_bytes) {

@@ -1,6 +1,7 @@
 // The few calls of the CUDA or HIP runtime that the communicator needs, by one name each, and their errors as exceptions.
 #pragma once
 
+#include <cstdint>
 #include <stdexcept>
 #include <string>
 
@@ -73,6 +74,13 @@ struct Range {
 
 // The allocation that holds `address`.
 Range allocation_of(const void* address);
+
+// Whether a launch on this device may start before the one before it has ended (programmatic dependent launch).
+bool has_early_start(int device);
+
+// A grid of one dimension. `starts_early`: as above, from the moment on when every block of the launch before allows it.
+QR_RUNTIME(Error_t)
+launch(const void* kernel, uint32_t num_blocks, uint32_t num_threads, void** arguments, Stream stream, bool starts_early);
 
 // Exchange memory: on AMD fine-grained, so that no cache keeps what a peer has overwritten.
 void* allocate_exchange(size_t num_bytes);

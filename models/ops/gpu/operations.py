@@ -164,7 +164,9 @@ class GpuOperations:
         return HiddenStates(self._sum_of_rank(parts) if self._joins_parts else parts, residual)
 
     def _sum_of_rank(self, parts: torch.Tensor) -> torch.Tensor:
-        """parts [T, P, H] -> [T, H], which the all-reduce adds to other ranks'."""
+        """parts [T, P, H] -> [T, H], which the all-reduce adds to other ranks'. One part is its own sum."""
+        if parts.shape[1] == 1:
+            return parts[:, 0]
         out = parts.new_empty(parts.shape[0], parts.shape[2])
         sum_parts(parts, out, self.tiles.tile("add_norm", parts.shape[0]))
         return out
@@ -181,10 +183,7 @@ class GpuOperations:
         return parts
 
     def joined(self, states: HiddenStates) -> HiddenStates:
-        parts = _parts(states)
-        if parts.shape[1] == 1:
-            return HiddenStates(parts[:, 0], states.residual)
-        return HiddenStates(self._sum_of_rank(parts), states.residual)
+        return HiddenStates(self._sum_of_rank(_parts(states)), states.residual)
 
     def head(self, states: HiddenStates, batch: GpuBatch, norm: RMSNorm, weight: torch.Tensor) -> torch.Tensor:
         if batch.sample_rows is not None:
