@@ -14,7 +14,8 @@ def wait_for_previous(PDL: tl.constexpr):
     """Stands before the first read of what the launch before has written, and before any write.
 
     Before it, a kernel may read what is older: weights, states, what was written two launches ago. That holds since
-    every kernel of this package lets its successor start only after its own wait.
+    every kernel of this package lets its successor start only after its own wait, and so does the all-reduce
+    (csrc/README.md, Early start).
     """
     if PDL:
         gdc_wait()
