@@ -1,4 +1,4 @@
-"""The all-reduce between a decode step's own kernels on two GPUs, early starts off and on: JSON lines, one for each row count.
+"""The all-reduce between a decode step's own kernels on two GPUs, early starts off and on: JSON lines, one a row count.
 
     python scripts/bench_all_reduce_chain.py --output results.jsonl [--rows 1 32 256] [--layers 40]
 

@@ -13,6 +13,7 @@ namespace splitrank::quick_reduce {
 
 namespace gpu {
 inline uint32_t block_index() { return 0; }
+inline void wait_for_previous() {}  // calls of a rank follow each other
 }  // namespace gpu
 
 template <int LaneElements, int Unroll>
