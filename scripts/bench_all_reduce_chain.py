@@ -11,6 +11,7 @@ copy of the only part; ``bare``: without the all-reduce.
 import argparse
 import statistics
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +81,7 @@ def measure(rows: int, rank: int, quick: Quick, tiles: TileTable, options: argpa
     for name, starts_early in WAYS.items():
         chain = Chain(rows, options.layers, rank, tiles)
         chains.append(chain)
-        graphs[name] = capture(lambda chain=chain, way=starts_early: chain.run(quick, way), 1, warm=True)
+        graphs[name] = capture(partial(chain.run, quick, starts_early), 1, warm=True)
         graphs[name].replay()
         torch.cuda.synchronize()
         results[name] = chain.residual.clone(), chain.normed.clone(), chain.projected.clone()

@@ -27,16 +27,11 @@ from splitrank.serving.protocol.host_messages import (
 )
 from splitrank.serving.protocol.messages import LaunchSpec
 from tests.support.fake_model import small_spec
+from tests.support.front_fakes import free_port
 from tests.support.limits import ANSWER_S, scaled
 
 SECRET = b"the secret of tests"
 DEMO = Path(__file__).parents[3] / "configs" / "demo"
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def spec_of(node_rank: int, port: int, **changes: object) -> LaunchSpec:

@@ -86,27 +86,29 @@ def run(
     return torch.stack(outputs), state[slots]
 
 
-@BOTH
 @pytest.mark.parametrize(
-    ("dtype", "key_heads", "heads", "dim", "starts"),
+    ("tile", "dtype", "key_heads", "heads", "dim", "starts"),
     [
-        (torch.float32, 1, 1, 16, [0]),
-        (torch.float32, 2, 4, 16, [0, 3, 1]),  # rows that begin later, in slots that hold NaN
-        (torch.bfloat16, 2, 4, 16, [0, 3, 1]),
-        (torch.bfloat16, 1, 4, 8, [0, 0]),  # a tensor rank's slice: one key head for all its value heads
+        (TOGETHER, torch.float32, 1, 1, 16, [0]),
+        (TOGETHER, torch.float32, 2, 4, 16, [0, 3]),  # a row that begins later, in a slot that holds NaN
+        (APART, torch.float32, 2, 4, 16, [0, 3]),
+        (APART, torch.bfloat16, 2, 4, 16, [1, 0]),
+        (TOGETHER, torch.bfloat16, 1, 4, 8, [0, 0]),  # a tensor rank's slice: one key head for all its value heads
+        (APART, torch.bfloat16, 1, 4, 8, [0, 0]),
     ],
 )
 def test_it_agrees_with_the_specification(
     device: torch.device, dtype: torch.dtype, key_heads: int, heads: int, dim: int, starts: list[int], tile: Tile
 ) -> None:
-    layer, length = make_layer(device, dtype, key_heads, heads, dim), 2 * STATE_PERIOD + 3
+    layer, length = make_layer(device, dtype, key_heads, heads, dim), 2 * STATE_PERIOD + 1
     tokens = normal(device, dtype, length, len(starts), layer.channels + heads * (dim + 2))
-    slots = [4, 1, 2][: len(starts)]
+    slots = [4, 1][: len(starts)]
     outputs, state = run(layer, tokens, slots, starts, tile)
     for row, start in enumerate(starts):
         expected, _ = specification(layer, tokens[start:, row])
         assert_near(outputs[start:, row], expected)
-        _, written = specification(layer, tokens[start : start + 2 * STATE_PERIOD, row])
+        stop = start + (length - start) // STATE_PERIOD * STATE_PERIOD
+        _, written = specification(layer, tokens[start:stop, row])
         assert_near(state[row], written, TOLERANCE[torch.float32])
 
 
@@ -120,11 +122,11 @@ def test_a_row_does_not_depend_on_its_neighbours(device: torch.device, tile: Til
 
 
 @BOTH
-@pytest.mark.parametrize("position", [1, 7, 8, 60])
+@pytest.mark.parametrize("position", [1, 7, 60])
 def test_a_step_behind_a_state_that_holds_all_positions(device: torch.device, position: int, tile: Tile) -> None:
     """A prompt that ends anywhere leaves a whole state and zeros as pending updates; what is behind them is NaN."""
     layer, heads = make_layer(device, torch.float32, 2, 4, 16), 4
-    tokens = normal(device, torch.float32, position + 12, 1, layer.channels + heads * 18)
+    tokens = normal(device, torch.float32, position + 9, 1, layer.channels + heads * 18)
     expected, _ = specification(layer, tokens[:, 0])
     _, before = specification(layer, tokens[:position, 0])
     state, ring = before.float()[None].contiguous(), nan(device, torch.float32, 1, TAPS, layer.channels)
@@ -132,7 +134,7 @@ def test_a_step_behind_a_state_that_holds_all_positions(device: torch.device, po
         ring[0, past % TAPS] = tokens[past, 0, : layer.channels]
     pending = nan(device, torch.float32, 1, *pending_shape(layer))
     pending[0, : position % STATE_PERIOD] = 0
-    for at in range(position, position + 12):
+    for at in range(position, position + 9):
         index = [torch.tensor([value], dtype=torch.int32, device=device) for value in (0, at)]
         out = nan(device, torch.float32, 1, heads, 16)
         constants = layer.taps, layer.decay_rate, layer.dt_bias
@@ -141,7 +143,7 @@ def test_a_step_behind_a_state_that_holds_all_positions(device: torch.device, po
 
 
 @BOTH
-@pytest.mark.parametrize("log_decay", [0.0, -1e-6, -100.0])
+@pytest.mark.parametrize("log_decay", [0.0, -100.0])
 def test_decays_that_keep_all_or_nothing(device: torch.device, log_decay: float, tile: Tile) -> None:
     """Eight of the last are exp(-800), which is 0: what one position has left is still there at the next."""
     layer = make_layer(device, torch.float32, 1, 2, 16)
