@@ -7,7 +7,7 @@ them, in registers that the state needs.
 Legend: T rows, K taps, C channels, Hk key heads, H value heads, d and v head dims.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -107,7 +107,17 @@ def _delta_inputs(
         tl.store(gates + at * 2 + 1, log_decay)
 
 
-def delta_inputs(
+def delta_inputs(common: dict[str, Any], tile: Tile) -> StepInputs:
+    """``common`` as of ``arguments_of_step``. The new inputs go into the ring, the key to ``pending``."""
+    projected, (rows, _), _ = common["projected"][:3]
+    key_heads, heads = common["NUM_KEY_HEADS"], common["NUM_HEADS"]
+    sizes = (key_heads, 2, common["KEY_DIM"]), (key_heads, 2, STATE_PERIOD), (heads, common["VALUE_DIM"]), (heads, 2)
+    made = StepInputs(*(projected.new_empty((rows, *size), dtype=torch.float32) for size in sizes))
+    launch(_delta_inputs, (key_heads + heads, rows), tile, **common, **made._asdict())
+    return made
+
+
+def arguments_of_step(
     projected: torch.Tensor,
     ring: torch.Tensor,
     taps: torch.Tensor,
@@ -117,37 +127,35 @@ def delta_inputs(
     slots: torch.Tensor,
     positions: torch.Tensor,
     shape: tuple[int, int, int],
-    tile: Tile,
-) -> StepInputs:
-    """Arguments as of ``delta_step``; ``shape``: H, d, v. The new inputs go into the ring, the key to ``pending``."""
-    (rows, _), dtype, (taps_count, channels) = projected.shape, projected.dtype, taps.shape
-    heads, key_dim, value_dim = shape
-    key_heads = (channels - heads * value_dim) // (2 * key_dim)
-    sizes = (key_heads, 2, key_dim), (key_heads, 2, STATE_PERIOD), (heads, value_dim), (heads, 2)
-    made = StepInputs(*(taps.new_empty((rows, *size), dtype=torch.float32) for size in sizes))
-    launch(
-        _delta_inputs,
-        (key_heads + heads, rows),
-        tile,
-        projected=Operand(projected, (rows, channels + heads * (value_dim + 2)), dtype),
-        ring=Operand(ring, (ring.shape[0], taps_count, channels), dtype),
-        taps=Operand(taps, (taps_count, channels), taps.dtype),
-        decay_rate=Operand(decay_rate, (heads,), torch.float32),
-        dt_bias=Operand(dt_bias, (heads,), torch.float32),
-        pending=Operand(pending, (ring.shape[0], *pending_shape(key_heads, key_dim, heads, value_dim)), torch.float32),
-        slots=Operand(slots, (rows,), torch.int32),
-        positions=Operand(positions, (rows,), torch.int32),
-        **made._asdict(),
-        projected_stride=projected.shape[1],
-        NUM_KEY_HEADS=key_heads,
-        NUM_HEADS=heads,
-        KEY_DIM=key_dim,
-        VALUE_DIM=value_dim,
-        NUM_TAPS=taps_count,
-        BLOCK_TAPS=next_power_of_2(taps_count),
-        PERIOD=STATE_PERIOD,
+) -> dict[str, Any]:
+    """What both launches of a step take, from arguments of ``delta_step``; ``shape``: H, d, v."""
+    rows, dtype, (taps_count, channels), (heads, key_dim, value_dim) = (
+        len(projected),
+        projected.dtype,
+        taps.shape,
+        shape,
     )
-    return made
+    key_heads = (channels - heads * value_dim) // (2 * key_dim)
+    return {
+        "projected": Operand(projected, (rows, channels + heads * (value_dim + 2)), dtype),
+        "ring": Operand(ring, (ring.shape[0], taps_count, channels), dtype),
+        "taps": Operand(taps, (taps_count, channels), taps.dtype),
+        "decay_rate": Operand(decay_rate, (heads,), torch.float32),
+        "dt_bias": Operand(dt_bias, (heads,), torch.float32),
+        "pending": Operand(
+            pending, (ring.shape[0], *pending_shape(key_heads, key_dim, heads, value_dim)), torch.float32
+        ),
+        "slots": Operand(slots, (rows,), torch.int32),
+        "positions": Operand(positions, (rows,), torch.int32),
+        "projected_stride": projected.shape[1],
+        "NUM_KEY_HEADS": key_heads,
+        "NUM_HEADS": heads,
+        "KEY_DIM": key_dim,
+        "VALUE_DIM": value_dim,
+        "NUM_TAPS": taps_count,
+        "BLOCK_TAPS": next_power_of_2(taps_count),
+        "PERIOD": STATE_PERIOD,
+    }
 
 
 def pending_shape(key_heads: int, key_dim: int, heads: int, value_dim: int) -> tuple[int, int]:

@@ -21,12 +21,17 @@ import torch
 import triton
 import triton.language as tl
 
-from splitrank.models.layer_shapes import STATE_PERIOD
-from splitrank.models.ops.gpu.delta_inputs import StepInputs, convolved, delta_inputs, gates_of, pending_shape, unit
+from splitrank.models.ops.gpu.delta_inputs import (
+    StepInputs,
+    arguments_of_step,
+    convolved,
+    delta_inputs,
+    gates_of,
+    unit,
+)
 from splitrank.models.ops.gpu.launch import Operand, launch
 from splitrank.models.ops.gpu.primitives import wait_for_previous
 from splitrank.models.ops.gpu.tiles import Tile
-from splitrank.models.rounding import next_power_of_2
 
 
 @triton.jit
@@ -139,36 +144,20 @@ def delta_step(
     positions [T] int32 (no slot twice). d and v are powers of two. Rows follow a prompt: at position 0 is padding.
     Form ``apart`` launches ``delta_inputs`` first, with ``inputs_tile``; the gated norm comes after either.
     """
-    (_, heads, key_dim, value_dim), (taps_count, channels) = state.shape, taps.shape
-    rows, dtype, key_heads = projected.shape[0], projected.dtype, (channels - heads * value_dim) // (2 * key_dim)
+    num_slots, heads, key_dim, value_dim = state.shape
     block_v, is_apart = min(tile["v"], value_dim), tile.form == "apart"
-    before = projected, ring, taps, decay_rate, dt_bias
-    made = (
-        delta_inputs(*before, pending, slots, positions, (heads, key_dim, value_dim), inputs_tile) if is_apart else None
+    common = arguments_of_step(
+        projected, ring, taps, decay_rate, dt_bias, pending, slots, positions, (heads, key_dim, value_dim)
     )
+    made = delta_inputs(common, inputs_tile)._asdict() if is_apart else dict.fromkeys(StepInputs._fields, projected)
     launch(
         _delta_step,
-        (value_dim // block_v, heads, rows),
+        (value_dim // block_v, heads, len(projected)),
         tile,
-        projected=Operand(projected, (rows, channels + heads * (value_dim + 2)), dtype),
-        ring=Operand(ring, (state.shape[0], taps_count, channels), dtype),
-        taps=Operand(taps, (taps_count, channels), taps.dtype),
-        decay_rate=Operand(decay_rate, (heads,), torch.float32),
-        dt_bias=Operand(dt_bias, (heads,), torch.float32),
-        **(made._asdict() if made else dict.fromkeys(StepInputs._fields, projected)),
-        state=Operand(state, (state.shape[0], heads, key_dim, value_dim), torch.float32),
-        pending=Operand(pending, (state.shape[0], *pending_shape(key_heads, key_dim, heads, value_dim)), torch.float32),
-        slots=Operand(slots, (rows,), torch.int32),
-        positions=Operand(positions, (rows,), torch.int32),
-        out=Operand(out, (rows, heads, value_dim), dtype),
-        projected_stride=projected.shape[1],
-        NUM_KEY_HEADS=key_heads,
-        NUM_HEADS=heads,
-        KEY_DIM=key_dim,
-        VALUE_DIM=value_dim,
-        NUM_TAPS=taps_count,
-        BLOCK_TAPS=next_power_of_2(taps_count),
+        **common,
+        **made,
+        state=Operand(state, (num_slots, heads, key_dim, value_dim), torch.float32),
+        out=Operand(out, (len(projected), heads, value_dim), projected.dtype),
         BLOCK_V=block_v,
-        PERIOD=STATE_PERIOD,
         APART=is_apart,
     )
