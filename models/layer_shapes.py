@@ -18,6 +18,12 @@ def length(range_: Range) -> int:
     return range_[1] - range_[0]
 
 
+def pending_shape(key_heads: int, key_dim: int, heads: int, value_dim: int) -> tuple[int, int]:
+    """What a recurrent state lacks since a GPU's decode steps wrote it: a row of each position, with keys, updates of
+    the values, and the sums of log decays since then."""
+    return STATE_PERIOD - 1, key_heads * key_dim + heads * (value_dim + 1)
+
+
 @dataclass(frozen=True)
 class LayerShapes:
     """Made by ``of``, for a tensor-parallel size that ``check_tensor_parallel`` accepts."""
@@ -100,7 +106,6 @@ class LayerShapes:
         return self.num_value_heads, self.config.linear_key_head_dim, self.config.linear_value_head_dim
 
     def pending_updates(self, target: str) -> tuple[int, int] | None:
-        """Shape of what a request's recurrent state lacks since it was last written: a row of each position, with the
-        keys, the updates of the values and the logarithm of the decay since then. None where every step writes it."""
-        width = self.key_dim + self.value_dim + self.num_value_heads
-        return (STATE_PERIOD - 1, width) if target == "cuda" else None
+        """``pending_shape`` of a request. None where every step writes the state."""
+        heads, key_dim, value_dim = self.delta_state
+        return pending_shape(self.num_key_heads, key_dim, heads, value_dim) if target == "cuda" else None

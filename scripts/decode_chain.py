@@ -9,10 +9,9 @@ from typing import Any
 
 import torch
 
-from splitrank.models.layer_shapes import STATE_PERIOD
+from splitrank.models.layer_shapes import STATE_PERIOD, pending_shape
 from splitrank.models.ops.gpu import (
     attention_decode,
-    delta_inputs,
     delta_step,
     embedding,
     experts,
@@ -65,7 +64,7 @@ class Shape:
     @property
     def pending(self) -> tuple[int, int]:
         """Of a slot: updates that its state lacks."""
-        return delta_inputs.pending_shape(self.key_heads, self.key_dim, self.value_heads, self.value_dim)
+        return pending_shape(self.key_heads, self.key_dim, self.value_heads, self.value_dim)
 
     @property
     def in_rows(self) -> int:

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 
 import torch
 
+from splitrank.models.layer_shapes import pending_shape
 from splitrank.models.ops.gpu.attention_chunk import attention_chunk, prepare_attention
 from splitrank.models.ops.gpu.conv_chunk import conv_chunk
 from splitrank.models.ops.gpu.delta_chunk import delta_chunk, solve_blocks
-from splitrank.models.ops.gpu.delta_inputs import pending_shape
 from splitrank.models.ops.gpu.dense import shared_activation
 from splitrank.models.ops.gpu.norm import add_norm, gated_norm
 from splitrank.models.ops.gpu.projection import project

@@ -139,14 +139,14 @@ class Detokenizer:
         self._finder = StopStringFinder(params.stop, params.include_stop_str_in_output)
         self._num_unchecked = params.min_tokens
         self.num_reasoning_tokens = 0  # up to the end of thinking, its tag included
-        self.was_text = False  # the last token: no part of a thought or of a call
 
     @property
     def is_thinking(self) -> bool:
         return self._splitter.is_thinking
 
     @property
-    def _is_in_text(self) -> bool:
+    def is_in_text(self) -> bool:
+        """Inside of neither a thought nor a call."""
         return not self._counter.is_thinking and (self._calls is None or self._calls.is_in_text)
 
     @property
@@ -155,7 +155,7 @@ class Detokenizer:
         return self._calls is not None and self._calls.num_calls > 0 and not self._calls.is_inside_call
 
     def push(self, token_id: int) -> ShownText:
-        is_thought, was_in_text = self._counter.is_thinking, self._is_in_text
+        is_thought = self._counter.is_thinking
         self.num_reasoning_tokens += is_thought
         decoded = self._decoder.push(token_id)
         if is_thought and self._counter is not self._splitter:
@@ -166,9 +166,7 @@ class Detokenizer:
             self._num_unchecked -= 1
         else:
             text, stop = self._finder.push(text)
-        shown = self._shown(reasoning, text, stop, is_cut=stop is not None)
-        self.was_text = was_in_text and self._is_in_text
-        return shown
+        return self._shown(reasoning, text, stop, is_cut=stop is not None)
 
     def finish(self, is_cut: bool = False) -> ShownText:
         """The rest, when the engine ended the request; a stop string may still complete in it. ``is_cut``: not the

@@ -113,8 +113,9 @@ def _to_text(output: RequestOutput, detokenizer: Detokenizer, params: SamplingPa
     text_positions: list[int] = []
     token_ids, logprobs = output.token_ids, output.logprobs
     for index, token_id in enumerate(output.token_ids[:num_shown]):
+        was_in_text = output.logprobs is not None and detokenizer.is_in_text
         pieces.append(detokenizer.push(token_id))
-        if output.logprobs is not None and detokenizer.was_text:
+        if was_in_text and detokenizer.is_in_text:
             text_positions.append(index)
         if pieces[-1].has_ended:
             token_ids = token_ids[: index + 1]

@@ -11,11 +11,10 @@ pytest.importorskip("triton")
 if not torch.cuda.is_available():
     pytest.skip("needs 1 GPU, this machine has 0", allow_module_level=True)
 
-from splitrank.models.layer_shapes import STATE_PERIOD
+from splitrank.models.layer_shapes import STATE_PERIOD, pending_shape
 from splitrank.models.ops.gpu.attention_chunk import attention_chunk, prepare_attention
 from splitrank.models.ops.gpu.conv_chunk import conv_chunk
 from splitrank.models.ops.gpu.delta_chunk import delta_chunk, solve_blocks
-from splitrank.models.ops.gpu.delta_inputs import pending_shape
 from splitrank.models.ops.gpu.dense import project, shared_activation
 from splitrank.models.ops.gpu.packing import interleave_gate_up
 from splitrank.models.ops.gpu.sequences import Sequences, place

@@ -13,8 +13,7 @@ import torch
 import triton
 import triton.language as tl
 
-from splitrank.models.layer_shapes import STATE_PERIOD
-from splitrank.models.ops.gpu.delta_inputs import pending_shape
+from splitrank.models.layer_shapes import STATE_PERIOD, pending_shape
 from splitrank.models.ops.gpu.launch import Operand, launch
 from splitrank.models.ops.gpu.numerics import narrow
 from splitrank.models.ops.gpu.primitives import dot, wait_for_previous

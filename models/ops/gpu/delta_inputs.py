@@ -13,7 +13,7 @@ import torch
 import triton
 import triton.language as tl
 
-from splitrank.models.layer_shapes import STATE_PERIOD
+from splitrank.models.layer_shapes import STATE_PERIOD, pending_shape
 from splitrank.models.ops.gpu.launch import Operand, launch
 from splitrank.models.ops.gpu.primitives import sigmoid, silu, wait_for_previous
 from splitrank.models.ops.gpu.tiles import Tile
@@ -156,8 +156,3 @@ def arguments_of_step(
         "BLOCK_TAPS": next_power_of_2(taps_count),
         "PERIOD": STATE_PERIOD,
     }
-
-
-def pending_shape(key_heads: int, key_dim: int, heads: int, value_dim: int) -> tuple[int, int]:
-    """Of one slot: a row of each position since the state was written: keys, updates, sums of log decays."""
-    return STATE_PERIOD - 1, key_heads * key_dim + heads * (value_dim + 1)

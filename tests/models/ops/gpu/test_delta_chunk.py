@@ -6,10 +6,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from splitrank.models.layer_shapes import STATE_PERIOD
+from splitrank.models.layer_shapes import STATE_PERIOD, pending_shape
 from splitrank.models.ops import reference
 from splitrank.models.ops.gpu.delta_chunk import delta_chunk, solve_blocks
-from splitrank.models.ops.gpu.delta_inputs import pending_shape
 from splitrank.models.ops.gpu.launch import INTERPRETED
 from splitrank.models.ops.gpu.sequences import Sequences, place
 from splitrank.models.ops.gpu.tiles import Tile
