@@ -8,6 +8,7 @@ namespace splitrank::quick_reduce {
 struct Float32 {
     using Storage = uint32_t;
     static constexpr DType kDType = DType::kFloat32;
+    static constexpr bool kPacksPairs = false;
     static QR_FN float to_float(uint32_t bits) { return bit_cast<float>(bits); }
     static QR_FN uint32_t from_float(float value) { return bit_cast<uint32_t>(value); }
 };
@@ -23,18 +24,22 @@ struct Bfloat16 {
         return uint16_t((bits & 0x7fffffff) > 0x7f800000 ? 0x7fff : rounded);
     }
 #if defined(__CUDA_ARCH__)
-    // The same bits in one instruction, of ten.
+    // The same bits of two in one instruction, instead of ten for each.
+    static constexpr bool kPacksPairs = true;
     static __device__ uint32_t from_floats(float low, float high) {
         uint32_t both;
         asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(high), "f"(low));
         return both;
     }
+#else
+    static constexpr bool kPacksPairs = false;
 #endif
 };
 
 struct Float16 {
     using Storage = uint16_t;
     static constexpr DType kDType = DType::kFloat16;
+    static constexpr bool kPacksPairs = false;
     // Exact: the exponent moves by multiplication with a power of two, which also makes subnormals right.
     static QR_FN float to_float(uint16_t half) {
         const uint32_t magnitude = uint32_t(half & 0x7fff) << 13;
@@ -90,18 +95,17 @@ QR_FN void unpack(const RawPacket<Type, K>& raw, float (&values)[K]) {
 
 template <class Type, int K>
 QR_FN RawPacket<Type, K> pack(const float (&values)[K]) {
-#if defined(__CUDA_ARCH__)
-    if constexpr (Type::kDType == DType::kBfloat16 && K % 2 == 0) {
+    if constexpr (Type::kPacksPairs && K % 2 == 0) {
         Words<uint32_t, K / 2> pairs;
         QR_UNROLL
-        for (int i = 0; i < K / 2; ++i) pairs.word[i] = Bfloat16::from_floats(values[2 * i], values[2 * i + 1]);
+        for (int i = 0; i < K / 2; ++i) pairs.word[i] = Type::from_floats(values[2 * i], values[2 * i + 1]);
         return bit_cast<RawPacket<Type, K>>(pairs);
+    } else {
+        RawPacket<Type, K> raw;
+        QR_UNROLL
+        for (int i = 0; i < K; ++i) raw.word[i] = Type::from_float(values[i]);
+        return raw;
     }
-#endif
-    RawPacket<Type, K> raw;
-    QR_UNROLL
-    for (int i = 0; i < K; ++i) raw.word[i] = Type::from_float(values[i]);
-    return raw;
 }
 
 // Elements [first, first + K) of a tensor whose segment ends after `valid` of them; zeros behind the end.

@@ -15,7 +15,7 @@ namespace splitrank::quick_reduce_gpu {
 
 constexpr int kProtocol = 3;
 
-// What a rank should ask for: some 112, 97 or 114 MiB for 2, 4 or 8 ranks, whatever the messages' sizes.
+// What a rank should ask for: some 112, 98 or 114 MiB for 2, 4 or 8 ranks (pages of 2 MiB), whatever the sizes of messages.
 struct Shape {
     uint32_t num_slots;
     uint64_t segment_bytes;
