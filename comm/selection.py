@@ -2,7 +2,7 @@
 
 For each world size and element size, a table says up to how many bytes one-shot is fastest, and up to how many bytes
 two-shot; torch sums larger messages. NVIDIA's table has ``tagged`` before them, and limits for messages with a codec.
-``scripts/bench_all_reduce.py --write-table`` writes the table of the CPU.
+``scripts/bench_all_reduce.py --write-table`` writes the table of the CPU, ``bench_all_reduce_gpu.py`` that of NVIDIA.
 """
 
 import tomllib

@@ -9,6 +9,8 @@ of logits. ``--write-table`` also writes configs/all_reduce/cpu.toml from what w
 
 import argparse
 import json
+import os
+import platform
 import statistics
 import subprocess
 import sys
@@ -18,7 +20,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
-from all_reduce_table import write_table
+from all_reduce_table import host_rows, write_table
 from flag_latency import FlagProbe, compile_probe
 
 from splitrank.comm.mesh import Mesh
@@ -48,7 +50,15 @@ def main() -> None:
         return
     lines = [line for size in args.world_sizes for line in launch(size, args)]
     if args.write_table:
-        print(write_table(lines), file=sys.stderr)
+        where = f"{os.cpu_count()} cores of {processor()}, scripts/bench_all_reduce.py --write-table"
+        print(write_table(host_rows(lines), "cpu", where), file=sys.stderr)
+
+
+def processor() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.machine()
 
 
 def launch(world_size: int, args: argparse.Namespace) -> list[dict[str, object]]:

@@ -1,10 +1,11 @@
 """The quick all-reduce on GPUs beside NCCL and torch's symmetric memory: JSON lines, one per message size.
 
-    python scripts/bench_all_reduce_gpu.py --output results.jsonl [--sizes 8192 131072] [--tune]
+    python scripts/bench_all_reduce_gpu.py --output results.jsonl [--sizes 8192 131072] [--write-table | --tune]
 
-One process a GPU. Each way is captured in a CUDA graph of several calls; graphs are replayed in turn, round by round,
-so that all ways see the same machine. Microseconds a call: median over all replays, of the slower rank. ``--tune``
-tries numbers of blocks and threads for our own ways instead of the tuned ones.
+One process a GPU: 2, 4 or 8. Each way is captured in a CUDA graph of several calls; graphs are replayed in turn, round
+by round, so that all ways see the same machine. Microseconds a call: median over all replays, of the slowest rank.
+``--write-table`` also writes this number of ranks into configs/all_reduce/cuda.toml. ``--tune`` tries numbers of blocks
+and threads for our own ways instead of the tuned ones.
 """
 
 import argparse
@@ -25,19 +26,19 @@ import torch
 import torch.distributed as dist
 import torch.distributed._symmetric_memory as symm_mem
 import torch.multiprocessing as mp
+from all_reduce_table import gpu_rows, write_table
 
 from splitrank.comm.native import ALGORITHM_CODES, CODEC_CODES, load_module
+from splitrank.comm.selection import WORLD_SIZES
 
 KIB, MIB = 2**10, 2**20
-SIZES = [8 * KIB * 4**i for i in range(7)] + [128 * MIB]
+SIZES = [8 * KIB * 2**i for i in range(15)]
 TIMEOUT_NS = 5_000_000_000
 BFLOAT16 = 1  # the native module's code
 PEERS = ("one-element-kernel", "nccl", "symm-one-shot", "symm-two-shot")
 CODED = [codec for codec in CODEC_CODES if codec != "none"]
 OURS = ["tagged", "registered", "one-shot", "two-shot", *(f"two-shot+{codec}" for codec in CODED)]
 TWO_RANKS = [f"{algorithm}+{codec}" for algorithm in ("one-shot", "tagged") for codec in CODED]
-# In bytes; the others take every size.
-LIMITS = {"tagged": 16 * MIB, "tagged+int8": 32 * MIB, "tagged+int6": 32 * MIB, "tagged+int4": 64 * MIB}
 Way = Callable[[], object]
 
 
@@ -46,6 +47,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path)
     parser.add_argument("--sizes", type=int, nargs="+", default=SIZES)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--write-table", action="store_true")
     parser.add_argument("--tune", action="store_true")
     parser.add_argument("--ours", nargs="+", help="default: all that so many GPUs have")
     parser.add_argument("--no-peers", action="store_true", help="only our own ways")
@@ -54,8 +56,10 @@ def main() -> None:
     options = parser.parse_args()
     options.command = " ".join(["python", *sys.argv])
     world_size = torch.cuda.device_count()
-    if world_size not in (2, 4, 8):
+    if world_size not in WORLD_SIZES:
         sys.exit(f"{world_size} GPUs: 2, 4 or 8 are needed")
+    if options.write_table and (options.tune or options.no_peers or options.ours):
+        sys.exit("--write-table compares all tuned ways with NCCL: without --tune, --no-peers and --ours")
     options.ours = options.ours or (OURS + TWO_RANKS if world_size == 2 else OURS)
     with tempfile.TemporaryDirectory() as folder:
         spawn: Any = mp.spawn  # type: ignore[attr-defined]
@@ -72,8 +76,13 @@ def run_rank(rank: int, world_size: int, rendezvous: str, options: argparse.Name
     ours = {name: Quick(module, rank, world_size) for name, module in modules.items()}
     ours |= {f"{kib}KiB": Quick(modules[""], rank, world_size, kib * KIB) for kib in options.segment_kib}
     report(rank, options, describe_machine(world_size, ours, options) | {"link": link_bandwidth(rank, world_size)})
+    lines = []
     for num_bytes in options.sizes:
-        report(rank, options, measure(num_bytes, rank, world_size, ours, options))
+        lines.append(measure(num_bytes, rank, world_size, ours, options))
+        report(rank, options, lines[-1])
+    if options.write_table and rank == 0:
+        where = f"{world_size} x {torch.cuda.get_device_name()}, scripts/bench_all_reduce_gpu.py --write-table"
+        print(write_table(gpu_rows(lines, world_size), "cuda", where), file=sys.stderr)
     for quick in ours.values():
         quick.close()
     dist.destroy_process_group()
@@ -156,6 +165,13 @@ class Quick:
         if not self.native.all_reduce(input.data_ptr(), output.data_ptr(), *arguments, stream, **tuning):
             raise RuntimeError(f"{way}, {input.nbytes} bytes: {self.native.failure()}")
 
+    def takes(self, way: str, num_bytes: int) -> bool:
+        """Tagged calls have places for messages up to a size, which depends on the number of ranks."""
+        algorithm, _, codec = way.partition("+")
+        if algorithm != "tagged":
+            return True
+        return num_bytes <= 2 * int(self.native.tagged_capacity(BFLOAT16, CODEC_CODES[codec or "none"]))
+
     def register(self) -> None:
         self.native.register_inputs(gather(self.native.captured_inputs()))
 
@@ -188,8 +204,9 @@ def make_ways(x: torch.Tensor, y: torch.Tensor, ours: dict[str, Quick], options:
         ways["nccl"] = lambda: dist.all_reduce(in_place)
         ways["symm-one-shot"] = lambda: torch.ops.symm_mem.one_shot_all_reduce(shared, "sum", group)
         ways["symm-two-shot"] = lambda: torch.ops.symm_mem.two_shot_all_reduce_(shared, "sum", group)
-    fitting = [way for way in options.ours if num_bytes <= LIMITS.get(way, num_bytes)]
-    for (name, quick), way in itertools.product(ours.items(), fitting):
+    for (name, quick), way in itertools.product(ours.items(), options.ours):
+        if not quick.takes(way, num_bytes):
+            continue
         for tuning in tunings(way, num_bytes) if options.tune else [{}]:
             label = " ".join([f"{name}:{way}" if name else way, *(f"{key}={value}" for key, value in tuning.items())])
             ways[label] = functools.partial(quick.all_reduce, x, y, way, **tuning)

@@ -1,8 +1,10 @@
 """What the options and the measured tables choose, and what is refused before anything starts. No ranks needed."""
 
+import json
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -18,6 +20,7 @@ from splitrank.comm.selection import (
     tables_folder,
 )
 
+ROOT = Path(__file__).parents[2]
 TABLE = """
 target = "cuda"
 thresholds = [
@@ -180,7 +183,7 @@ def test_bytes_are_not_rounded() -> None:
 
 @pytest.fixture(scope="module")
 def table_writer() -> ModuleType:
-    spec = spec_from_file_location("table", Path(__file__).parents[2] / "scripts" / "all_reduce_table.py")
+    spec = spec_from_file_location("table", ROOT / "scripts" / "all_reduce_table.py")
     assert spec is not None
     assert spec.loader is not None
     module = module_from_spec(spec)
@@ -200,13 +203,51 @@ def line(num_bytes: int, one_shot: float, two_shot: float, gloo: float) -> dict[
         ([line(8192, 3, 2, 9), line(16384, 1, 2, 9), line(4096, 1, 2, 9)], Thresholds(4096)),  # no gap is jumped
         ([line(4096, 1, 2, 9), line(8192, 9, 5, 6), line(16384, 9, 8, 7)], Thresholds(4096, 8192)),
         ([line(4096, 9, 8, 7)], Thresholds(0, 0)),  # torch from the first byte
+        ([line(4096, 8, 9, 7)], Thresholds(0, 0)),
     ],
 )
 def test_a_measured_table_says_what_was_fastest(
     table_writer: ModuleType, folder: Path, lines: list[dict[str, object]], expected: Thresholds
 ) -> None:
-    file = table_writer.write_table([*lines, {"what": "gather of logits"}], "cuda", folder=folder)
+    rows = table_writer.host_rows([*lines, {"what": "gather of logits"}])
+    file = table_writer.write_table(rows, "cuda", "on cores", folder=folder)
     table = load_table("cuda", folder)
     assert file == folder / "cuda.toml"
     assert table is not None
-    assert table.thresholds == {(2, 2): expected, (2, 4): Thresholds(8192), (4, 4): Thresholds(0)}
+    assert table.thresholds == {(2, 2): expected, (2, 4): Thresholds(8192, tagged_bytes=1024), (4, 4): Thresholds(0)}
+
+
+@pytest.fixture(scope="module")
+def two_cards() -> list[dict[str, Any]]:
+    """What two H200s took, by size."""
+    results = (ROOT / "csrc/results/all_reduce_two_h200.jsonl").read_text().splitlines()
+    return [line for line in map(json.loads, results) if "us" in line]
+
+
+def test_the_shipped_table_follows_from_what_two_gpus_took(
+    table_writer: ModuleType, two_cards: list[dict[str, Any]]
+) -> None:
+    shipped = load_table("cuda")
+    assert shipped is not None
+    assert table_writer.gpu_rows(two_cards, 2) == shipped.thresholds
+
+
+def test_four_gpus_are_added_to_the_table_of_two(
+    table_writer: ModuleType, two_cards: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    """Four ranks: fewer tagged words, and codecs with two-shot alone. Torch is the faster from 64 MiB on."""
+    lines = [{"bytes": line["bytes"], "us": dict(line["us"])} for line in two_cards]
+    for line in lines:
+        for way in list(line["us"]):
+            if way.startswith(("tagged+", "one-shot+")) or (way == "tagged" and line["bytes"] > 768 * 2**10):
+                del line["us"][way]
+        if line["bytes"] >= 64 * 2**20:
+            line["us"]["nccl"] = 1.0
+    table_writer.write_table(table_writer.gpu_rows(two_cards, 2), "cuda", "two", folder=tmp_path)
+    file = table_writer.write_table(table_writer.gpu_rows(lines, 4), "cuda", "four", folder=tmp_path)
+    table = load_table("cuda", tmp_path)
+    assert table is not None
+    four = Thresholds(4 * 2**20, 32 * 2**20, tagged_bytes=512 * 2**10, uncoded_bytes=2 * 2**20)
+    assert {key: row for key, row in table.thresholds.items() if key[0] == 4} == {(4, 2): four, (4, 4): four}
+    assert {key: row for key, row in table.thresholds.items() if key[0] == 2} == table_writer.gpu_rows(two_cards, 2)
+    assert [text.split(", ")[-1] for text in file.read_text().splitlines()[:2]] == ["two", "four"]
