@@ -227,11 +227,14 @@ def _draw(weights: torch.Tensor, uniform: torch.Tensor) -> int:
     target = uniform * cumulative[-1:]
     block = int(_first_above(cumulative, target))
     within = blocks[block].cumsum(0, dtype=torch.float64)
-    return block * BLOCK + int(_first_above(within, target - (cumulative[block] - sums[block])))
+    # Rounding may put the rest just below 0, where the block's first token is found, whatever it weighs.
+    rest = (target - (cumulative[block] - sums[block])).clamp_min(0.0)
+    return block * BLOCK + int(_first_above(within, rest))
 
 
 def _first_above(cumulative: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """cumulative [..., C], target [..., 1] -> [..., 1]: the first index above it, whose weight is not zero."""
+    """cumulative [..., C], target [..., 1] of at least 0 -> [..., 1]: the first index above it, whose weight is not
+    zero."""
     last = cumulative[..., -1:]
     below = torch.nextafter(last, torch.zeros_like(last))  # rounding may have lifted a target to the last sum
     return torch.searchsorted(cumulative, torch.minimum(target, below), right=True)

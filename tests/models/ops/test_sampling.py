@@ -7,7 +7,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from splitrank.models.ops import reference
-from splitrank.models.ops.sampling import MAX_CANDIDATES, SamplingRows, sample, top_k, top_k_rows
+from splitrank.models.ops.sampling import BLOCK, MAX_CANDIDATES, SamplingRows, _draw, sample, top_k, top_k_rows
 
 REAL_VOCABULARY = 248_320
 FILTERS: list[dict[str, Any]] = [
@@ -69,6 +69,14 @@ def test_every_kept_token_has_its_interval_of_the_uniform(filters: dict[str, Any
         rows = [{"temperature": 0.7} | filters] * len(uniform)
         tokens, _ = sample(logits.expand(len(uniform), -1).contiguous(), rows_of(rows, uniform))
         assert tokens.tolist() == kept[chosen].tolist()
+
+
+def test_a_draw_on_the_border_of_two_blocks_is_no_token_of_zero_weight() -> None:
+    """The sum of both blocks is rounded up, so that the draw lies below the second block by the sums' difference."""
+    weights = torch.zeros(2 * BLOCK)
+    weights[[3, 4]] = torch.tensor([1.0, 2.0**-51])
+    weights[[BLOCK + 5, BLOCK + 6]] = torch.tensor([1.0, 2.0**-52])
+    assert _draw(weights, torch.tensor(0.5, dtype=torch.float64)) == BLOCK + 5
 
 
 @pytest.mark.parametrize("filters", FILTERS, ids=str)
