@@ -34,7 +34,8 @@ def load_weights(
 
     Returns the bytes written to parameters, counted where they are copied.
     ``on_progress`` gets the bytes of each copied block, in the local dtype. Raises ``CheckpointError`` for a file that
-    ends early and ``AuditError`` if a parameter was not written exactly once, from the elements that its plan names.
+    cannot be read or ends early, and ``AuditError`` if a parameter was not written exactly once, from the elements that
+    its plan names.
     """
     parameters = dict(module.named_parameters())
     check_allocation(parameters, plan)
@@ -140,11 +141,20 @@ class _Files:
 
     def _fill(self, entry: TensorEntry, element: int, buffer: memoryview) -> None:
         """Fills ``buffer`` with the tensor's data from ``element`` on."""
-        if entry.file not in self._descriptors:
-            self._descriptors[entry.file] = os.open(entry.file, os.O_RDONLY | os.O_CLOEXEC)
         offset, done = entry.offset + element * entry.item_bytes, 0
-        while done < len(buffer):
-            count = os.preadv(self._descriptors[entry.file], [buffer[done:]], offset + done)
-            if count == 0:
-                raise CheckpointError(f"{entry.file}: tensor {entry.name!r} ends early: the file was cut while loading")
-            done += count
+        try:
+            if entry.file not in self._descriptors:
+                self._descriptors[entry.file] = os.open(entry.file, os.O_RDONLY | os.O_CLOEXEC)
+            while done < len(buffer):
+                count = os.preadv(self._descriptors[entry.file], [buffer[done:]], offset + done)
+                if count == 0:
+                    raise _cut(entry)
+                done += count
+        except OSError as error:
+            raise CheckpointError(
+                f"{entry.file}: tensor {entry.name!r} cannot be read at byte {offset + done}: {error.strerror}"
+            ) from error
+
+
+def _cut(entry: TensorEntry) -> CheckpointError:
+    return CheckpointError(f"{entry.file}: tensor {entry.name!r} ends early: the file was cut while loading")

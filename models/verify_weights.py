@@ -149,9 +149,12 @@ class _Reference:
         shape = entry.shape if index is None else entry.shape[1:]
         num_bytes = prod(shape) * entry.item_bytes
         data = bytearray(num_bytes)
-        with entry.file.open("rb") as file:
-            file.seek(entry.offset + (index or 0) * num_bytes)
-            count = file.readinto(data)
+        try:
+            with entry.file.open("rb") as file:
+                file.seek(entry.offset + (index or 0) * num_bytes)
+                count = file.readinto(data)
+        except OSError as error:
+            raise CheckpointError(f"{entry.file}: tensor {entry.name!r} cannot be read: {error.strerror}") from error
         if count < num_bytes:
             raise CheckpointError(f"{entry.file}: tensor {entry.name!r} ends early: the file was cut while loading")
         return torch.frombuffer(data, dtype=torch_dtype(entry.torch_name)).view(shape)

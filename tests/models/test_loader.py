@@ -215,3 +215,16 @@ def test_a_file_cut_while_loading_is_named(reference: Any, tmp_path: Path) -> No
         stream.truncate(file.stat().st_size - 1000)
     with pytest.raises(CheckpointError, match=r"model\.safetensors: tensor '.*' ends early"):
         cut.load(plan, (5,))
+
+
+def test_a_file_that_cannot_be_read_is_named_with_the_tensor(reference: Any, tmp_path: Path) -> None:
+    """Any error of a read, as a broken disk gives it; here it is opened and turns out to be a folder."""
+    folder = Folder(write_checkpoint(reference, tmp_path))
+    plan = folder.plans((5,), 1)[0]
+    file = tmp_path / "model.safetensors"
+    file.unlink()
+    file.mkdir()
+    with pytest.raises(
+        CheckpointError, match=r"model\.safetensors: tensor '.*' cannot be read at byte \d+: Is a direct"
+    ):
+        folder.load(plan, (5,))
