@@ -24,6 +24,7 @@ _MAGIC = b"splitrh1"
 _NONCE_BYTES = _PROOF_BYTES = 32
 _MOST_AT_ONCE = 64  # handshakes
 _ENOUGH_S = 0.5  # for a handshake, when all places are taken
+_RETRY_S = 0.1  # after a connection that could not be accepted
 
 Address = tuple[str, int]
 
@@ -54,12 +55,13 @@ def prove_as_client(stream: socket.socket, secret: bytes, purpose: str, timeout_
 
 
 def prove_as_server(stream: socket.socket, secret: bytes, purpose: str, timeout_s: float = HANDSHAKE_S) -> None:
-    """The listening end. ``CommunicationError`` if the peer proves nothing, and then it has learnt nothing."""
+    """The listening end. ``CommunicationError`` if the peer proves nothing within ``timeout_s``, and then it has learnt
+    nothing."""
     own = secrets.token_bytes(_NONCE_BYTES)
     stream.setblocking(True)
     stream.sendall(_MAGIC + own)
     seen = bytearray(_NONCE_BYTES + _PROOF_BYTES)
-    receive_into(stream, memoryview(seen), timeout_s)
+    receive_into(stream, memoryview(seen), timeout_s, limit_s=timeout_s)  # in all: a byte now and then is no proof
     theirs, proof = bytes(seen[:_NONCE_BYTES]), bytes(seen[_NONCE_BYTES:])
     if not hmac.compare_digest(proof, _proof(secret, "client", purpose, own, theirs)):
         raise CommunicationError("a wrong proof")
@@ -115,11 +117,13 @@ class Doorkeeper:
     ) -> None:
         self._listener, self._secret, self._purpose, self._on_proven = listener, secret, purpose, on_proven
         self._places = _Places()
+        self._closing = threading.Event()
         self.num_refused = 0
         threading.Thread(target=self._accept_all, name="doorkeeper", daemon=True).start()
 
     def close(self) -> None:
         """Nobody comes in any more."""
+        self._closing.set()
         try:
             self._listener.shutdown(socket.SHUT_RDWR)  # wakes the thread that accepts
         except OSError:
@@ -127,12 +131,14 @@ class Doorkeeper:
         self._listener.close()
 
     def _accept_all(self) -> None:
-        while True:
+        while not self._closing.is_set():
             try:
                 self._listener.settimeout(None)
                 stream, address = self._listener.accept()
             except OSError:
-                return  # closed
+                # Closed; or that one has left already, or descriptors are used up for now: others may still come.
+                self._closing.wait(_RETRY_S)
+                continue
             if not self._places.take(stream, str(address[0])):
                 stream.close()
                 continue

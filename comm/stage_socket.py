@@ -69,17 +69,22 @@ class _short_path:
         os.close(self._descriptor)
 
 
-def receive_into(stream: socket.socket, buffer: memoryview, timeout_s: float) -> None:
-    """Fills ``buffer``; ``CommunicationError`` if the peer leaves, or is silent for longer than ``timeout_s``."""
+def receive_into(stream: socket.socket, buffer: memoryview, timeout_s: float, limit_s: float = float("inf")) -> None:
+    """Fills ``buffer``; ``CommunicationError`` if the peer leaves, is silent for longer than ``timeout_s``, or takes
+    longer than ``limit_s`` for all of it."""
     stream.setblocking(False)
     poller = select.poll()
     poller.register(stream, select.POLLIN)
+    deadline = time.monotonic() + limit_s
     while buffer:
         try:
             count = stream.recv_into(buffer)
         except BlockingIOError:
-            if not poller.poll(timeout_s * 1000):
-                raise CommunicationError(f"nothing came for {timeout_s:g} s") from None
+            left = deadline - time.monotonic()
+            if not poller.poll(max(0.0, min(timeout_s, left)) * 1000):
+                raise CommunicationError(
+                    f"nothing came for {timeout_s:g} s" if timeout_s < left else f"not all came within {limit_s:g} s"
+                ) from None
             continue
         except OSError as error:
             raise CommunicationError(f"{error.strerror}") from error

@@ -1,10 +1,12 @@
 """Two ends prove to each other that they know a secret; whoever does not gets nothing and disturbs nobody."""
 
+import errno
 import queue
 import select
 import socket
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -23,6 +25,7 @@ from splitrank.comm.stage_network import NetworkListener, StageNetwork
 from splitrank.comm.stage_socket import receive_into
 from tests.support.limits import ANSWER_S
 
+LIMIT_S = 0.2
 SECRET, OTHER = b"the secret of tests", b"another secret here"
 CHALLENGE_BYTES, PROOF_BYTES = 8 + 32, 32 + 32
 
@@ -30,8 +33,8 @@ CHALLENGE_BYTES, PROOF_BYTES = 8 + 32, 32 + 32
 class Door:
     """A doorkeeper at a free port of this machine."""
 
-    def __init__(self) -> None:
-        listener = listen("127.0.0.1")
+    def __init__(self, listener: socket.socket | None = None) -> None:
+        listener = listener or listen("127.0.0.1")
         self.address = listener.getsockname()[:2]
         self.proven: queue.Queue[socket.socket] = queue.Queue()
         self.keeper = Doorkeeper(listener, SECRET, "join", lambda stream, peer: self.proven.put(stream))
@@ -184,6 +187,43 @@ def test_strangers_keep_out_their_own_address_for_a_moment(
     monkeypatch.setattr(handshake, "_ENOUGH_S", 0.0)
     full_door.come("127.0.0.1")
     assert full_door.num_gone() == 1
+
+
+def test_a_connection_that_cannot_be_accepted_closes_no_door() -> None:
+    """As when descriptors are used up for a moment, or when it was reset before it was taken."""
+    failures = [OSError(errno.EMFILE, "Too many open files"), ConnectionAbortedError()]
+
+    class Listener(socket.socket):
+        def accept(self) -> tuple[socket.socket, Any]:
+            if failures:
+                raise failures.pop()
+            return super().accept()
+
+    made = Door(Listener(fileno=listen("127.0.0.1").detach()))
+    connect_proven(made.address, SECRET, "join", ANSWER_S).close()
+    made.proven.get(timeout=ANSWER_S).close()
+    made.keeper.close()
+
+
+def test_a_stranger_has_the_limit_for_all_its_bytes() -> None:
+    """A byte now and then, each within the limit, keeps no thread: without a limit in all they took six times as long
+    here, and a stranger who counts could hold a place for minutes."""
+    one, other = socket.socketpair()
+    with one, other:
+        ended = threading.Event()
+
+        def drip() -> None:
+            while not ended.wait(LIMIT_S / 10):
+                other.send(b"x")
+
+        thread = threading.Thread(target=drip)
+        thread.start()
+        try:
+            with pytest.raises(CommunicationError, match=rf"not all came within {LIMIT_S:g} s"):
+                prove_as_server(one, SECRET, "join", LIMIT_S)
+        finally:
+            ended.set()
+            thread.join()
 
 
 def test_a_closed_door_takes_nobody() -> None:
