@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Callable
 from queue import SimpleQueue
-from threading import Thread
+from threading import Event, Thread
 
 import zmq
 
@@ -19,6 +19,7 @@ class GrammarThread:
     def __init__(self, matchers: Matchers, rank: int, connect: Callable[[], zmq.Socket[bytes]]) -> None:
         self._matchers, self._rank, self._connect = matchers, rank, connect
         self._asked: SimpleQueue[CompileGrammar | None] = SimpleQueue()
+        self._closing = Event()
         self._thread: Thread | None = None
 
     def compile(self, message: CompileGrammar) -> None:
@@ -30,14 +31,16 @@ class GrammarThread:
         self._asked.put(message)
 
     def close(self) -> None:
-        """Waits for the grammar that is being compiled; llguidance's limits bound that."""
+        """Waits for the grammar that is being compiled, which llguidance's limits bound; the others are dropped: the
+        reason why this rank ends must not wait for them."""
+        self._closing.set()
         if self._thread is not None:
             self._asked.put(None)
             self._thread.join()
 
     def _run(self) -> None:
         with self._connect() as socket:
-            while (message := self._asked.get()) is not None:
+            while (message := self._asked.get()) is not None and not self._closing.is_set():
                 try:
                     self._matchers.prepare(message.grammar)
                 except BaseException as error:  # the library's panics are no Exception

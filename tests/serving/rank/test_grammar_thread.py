@@ -10,6 +10,7 @@ import zmq
 from splitrank.serving.protocol.messages import CompileGrammar, GrammarCompiled
 from splitrank.serving.protocol.wire import decode_rank_to_engine
 from splitrank.serving.rank.grammar_thread import GrammarThread
+from tests.support.limits import ANSWER_S, scaled
 
 ADDRESS = "inproc://engine"
 
@@ -22,21 +23,22 @@ class Compiling:
     """In place of ``Matchers``."""
 
     def __init__(self) -> None:
-        self.go_on = threading.Event()
+        self.has_begun, self.go_on = threading.Event(), threading.Event()
         self.threads: list[str] = []
 
     def prepare(self, grammar: str) -> None:
         self.threads.append(threading.current_thread().name)
         if grammar == "panics":
             raise Panic("index out of bounds")
-        assert self.go_on.wait(60)
+        self.has_begun.set()
+        assert self.go_on.wait(scaled(ANSWER_S))
 
 
 @pytest.fixture
 def engine() -> Iterator["zmq.Socket[bytes]"]:
     with zmq.Context() as context, context.socket(zmq.PULL) as socket:
         socket.bind(ADDRESS)
-        socket.setsockopt(zmq.RCVTIMEO, 60_000)
+        socket.setsockopt(zmq.RCVTIMEO, int(scaled(ANSWER_S) * 1000))
         yield socket
 
 
@@ -65,3 +67,19 @@ def test_without_a_grammar_there_is_no_thread(engine: "zmq.Socket[bytes]") -> No
     thread = GrammarThread(Compiling(), 0, lambda: connected(engine))  # type: ignore[arg-type]
     assert threading.active_count() == before
     thread.close()
+
+
+def test_who_closes_waits_for_the_grammar_under_way_and_for_no_other(engine: "zmq.Socket[bytes]") -> None:
+    """Hundreds may be asked for when a rank fails, and the engine hears of the failure behind ``close``."""
+    matchers = Compiling()
+    thread = GrammarThread(matchers, 0, lambda: connected(engine))  # type: ignore[arg-type]
+    for name in ("under way", "asked for", "asked for, too"):
+        thread.compile(CompileGrammar(name, "takes long"))
+    assert matchers.has_begun.wait(scaled(ANSWER_S))
+    closing = threading.Thread(target=thread.close)
+    closing.start()
+    assert thread._closing.wait(scaled(ANSWER_S))
+    matchers.go_on.set()
+    closing.join()
+    assert decode_rank_to_engine(engine.recv()) == GrammarCompiled(0, "under way")
+    assert len(matchers.threads) == 1
