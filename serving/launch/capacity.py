@@ -18,6 +18,7 @@ class Memory:
     budgets: tuple[int, ...]
     limits: tuple[int, ...]
     share: str  # how a budget came about, for messages
+    places: tuple[int, ...]  # ranks of one place share its memory: the host's, or a GPU's by its number
     num_scratch: int = 0  # slots and pages beyond those of requests
 
 
@@ -35,7 +36,7 @@ def host_memory(config: EngineConfig, num_ranks: int, memory_bytes: int = 0) -> 
     memory_bytes = memory_bytes or usable_memory_bytes()
     budget, fraction = int(memory_bytes * config.mem_fraction_static) // num_ranks, config.mem_fraction_static
     share = f"mem_fraction_static {fraction:g} of the memory, shared by {num_ranks} ranks"
-    return Memory((budget,) * num_ranks, (memory_bytes // num_ranks,) * num_ranks, share)
+    return Memory((budget,) * num_ranks, (memory_bytes // num_ranks,) * num_ranks, share, (0,) * num_ranks)
 
 
 def gpu_memory(config: EngineConfig, devices: Devices) -> Memory:
@@ -47,7 +48,7 @@ def gpu_memory(config: EngineConfig, devices: Devices) -> Memory:
     share = (
         f"mem_fraction_static {config.mem_fraction_static:g} of {names}, less {config.prefix_cache_mib} MiB of prefixes"
     )
-    return Memory(budgets, limits, share, num_scratch=1)
+    return Memory(budgets, limits, share, devices.numbers, num_scratch=1)
 
 
 def size_cache(config: EngineConfig, ranks: list[RankMemory], length: int, memory: Memory) -> Capacity:
@@ -84,13 +85,17 @@ def _requests_that_fit(config: EngineConfig, ranks: list[RankMemory], length: in
 
 
 def _check_pages(config: EngineConfig, ranks: list[RankMemory], requests: int, memory: Memory) -> None:
-    """The user's number of pages may pass the memory fraction, not the memory."""
-    need = sum(_total(rank, config.num_pages, config, requests, memory) for rank in ranks)
-    if need > sum(memory.limits):
-        raise ValueError(
-            f"{config.num_pages} KV pages of {config.page_size} tokens need {need / GIB:.2f} GiB with weights and "
-            f"states of all {len(ranks)} ranks, but there are {sum(memory.limits) / GIB:.2f} GiB: lower --num-pages"
-        )
+    """The user's number of pages may pass the memory fraction, not the memory of the host or of any GPU."""
+    for place in dict.fromkeys(memory.places):
+        here = [number for number, other in enumerate(memory.places) if other == place]
+        need = sum(_total(ranks[number], config.num_pages, config, requests, memory) for number in here)
+        limit = sum(memory.limits[number] for number in here)
+        if need > limit:
+            names = ", ".join(str(ranks[number].position) for number in here)
+            raise ValueError(
+                f"{config.num_pages} KV pages of {config.page_size} tokens need {need / GIB:.2f} GiB with weights and "
+                f"states of {names}, but there are {limit / GIB:.2f} GiB: lower --num-pages"
+            )
 
 
 def _total(rank: RankMemory, pages: int, config: EngineConfig, requests: int, memory: Memory) -> int:

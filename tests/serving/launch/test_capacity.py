@@ -62,6 +62,21 @@ def test_ranks_that_share_a_gpu_share_its_free_memory() -> None:
     assert gpu_memory(config, gpus(0, free=140 * GIB)).budgets == (int(140 * GIB * 0.9) - GIB,)
 
 
+def test_pages_that_a_user_asks_for_must_fit_each_gpu(ranks: list[RankMemory]) -> None:
+    """The first stage keeps no KV: what its GPU has left is of no use to the second."""
+    config = EngineConfig(page_size=16, max_running_requests=4, num_pages=1000, prefix_cache_mib=0)
+    need = ranks[1].total(tokens=16 * 1001, requests=5)
+    assert size_cache(config, ranks, 800, gpu_memory(config, gpus(0, 1, free=need))) == Capacity(1000, 800, 4)
+    with pytest.raises(
+        ValueError, match=r"1000 KV pages of 16 tokens need .* of rank 1 \(stage 1, tp 0\), but there are"
+    ):
+        size_cache(config, ranks, 800, gpu_memory(config, gpus(0, 1, free=need - 1)))
+    both = need + ranks[0].total(tokens=0, requests=5)
+    size_cache(config, ranks, 800, gpu_memory(config, gpus(0, 0, free=both + 1)))
+    with pytest.raises(ValueError, match=r"states of rank 0 \(stage 0, tp 0\), rank 1 \(stage 1, tp 0\), but there"):
+        size_cache(config, ranks, 800, gpu_memory(config, gpus(0, 0, free=both - 2)))
+
+
 def test_a_gpu_keeps_a_slot_and_a_page_for_padding(ranks: list[RankMemory]) -> None:
     config = EngineConfig(page_size=16, max_running_requests=4, mem_fraction_static=1.0, prefix_cache_mib=0)
     last = ranks[1:]

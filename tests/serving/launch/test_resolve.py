@@ -82,7 +82,7 @@ def test_what_the_user_says_holds(folder: Path, changes: dict[str, Any], expecte
         ({"max_model_len": 1000, "num_pages": 3}, "3 KV pages of 64 tokens cannot hold one request of 1000 tokens"),
         (
             {"num_pages": 2**31 - 1},
-            r"2147483647 KV pages of 64 tokens need [\d.]+ GiB with weights and states of all 1 ",
+            r"2147483647 KV pages of 64 tokens need [\d.]+ GiB with weights and states of rank 0 ",
         ),
         ({"num_pages": 1, "page_size": 1}, "1 KV pages of 1 tokens hold no prompt and answer"),
         (
