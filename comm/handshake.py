@@ -15,7 +15,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 
-from splitrank.comm.errors import CommunicationError
+from splitrank.comm.errors import CommunicationError, SecretMismatch
 from splitrank.comm.stage_socket import receive_into
 
 LEAST_SECRET_BYTES = 16
@@ -37,7 +37,8 @@ def check_secret(secret: bytes) -> bytes:
 
 
 def prove_as_client(stream: socket.socket, secret: bytes, purpose: str, timeout_s: float) -> None:
-    """The connecting end. ``CommunicationError`` if the peer is none of ours, or has another secret."""
+    """The connecting end. ``CommunicationError`` if the peer is none of ours; ``SecretMismatch`` if its secret seems to
+    be another one."""
     seen = bytearray(len(_MAGIC) + _NONCE_BYTES)
     receive_into(stream, memoryview(seen), timeout_s)
     if seen[: len(_MAGIC)] != _MAGIC:
@@ -49,9 +50,9 @@ def prove_as_client(stream: socket.socket, secret: bytes, purpose: str, timeout_
     try:
         receive_into(stream, memoryview(answer), timeout_s)
     except CommunicationError as error:
-        raise CommunicationError(f"it does not accept our secret ({error})") from error
+        raise SecretMismatch(f"it does not accept our secret ({error})") from error
     if not hmac.compare_digest(bytes(answer), _proof(secret, "server", purpose, own, theirs)):
-        raise CommunicationError("it does not know our secret")
+        raise SecretMismatch("it does not know our secret")
 
 
 def prove_as_server(stream: socket.socket, secret: bytes, purpose: str, timeout_s: float = HANDSHAKE_S) -> None:
@@ -158,7 +159,8 @@ class Doorkeeper:
 
 
 def connect_proven(address: Address, secret: bytes, purpose: str, timeout_s: float) -> socket.socket:
-    """A connection to ``address`` whose ends have proved themselves; ``CommunicationError`` says why there is none."""
+    """A connection to ``address`` whose ends have proved themselves. ``CommunicationError`` says why there is none;
+    ``SecretMismatch`` as in ``prove_as_client``."""
     where = f"{address[0]}:{address[1]}"
     try:
         stream = socket.create_connection(address, min(timeout_s, HANDSHAKE_S))
@@ -169,7 +171,8 @@ def connect_proven(address: Address, secret: bytes, purpose: str, timeout_s: flo
         send_at_once(stream)
     except (CommunicationError, OSError) as error:
         stream.close()
-        raise CommunicationError(f"{where}: {error}") from error
+        kind = SecretMismatch if isinstance(error, SecretMismatch) else CommunicationError
+        raise kind(f"{where}: {error}") from error
     return stream
 
 

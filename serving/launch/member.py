@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from splitrank.comm.errors import CommunicationError
+from splitrank.comm.errors import CommunicationError, SecretMismatch
 from splitrank.comm.handshake import connect_proven
 from splitrank.serving.launch.engine_client import CLOSE_LIMIT_S
 from splitrank.serving.launch.host_channel import HostChannel
@@ -25,6 +25,7 @@ from splitrank.serving.protocol.host_messages import End, Ended, Failed, Join, S
 from splitrank.serving.protocol.messages import LaunchSpec
 
 RETRY_S = 0.5
+MOST_MISMATCHES = 3  # one alone may be of a host 0 that was stopped, restarted or overrun during the handshake
 
 
 class MemberError(RuntimeError):
@@ -86,12 +87,14 @@ class _Member:
         """Connects to host 0, which may not have started yet, and says what this host has found."""
         address, deadline = split_address(self._spec.init_address), time.monotonic() + self._spec.join_timeout_s
         self._say(f"host {self._spec.node_rank} of {self._spec.num_nodes} joins host 0 at {self._spec.init_address}")
+        num_mismatches = 0
         while True:
             try:
                 stream = connect_proven(address, self._secret, JOIN, self._spec.heartbeat_timeout_s)
                 break
             except CommunicationError as error:
-                if "secret" in str(error) or time.monotonic() > deadline or self._stop.count:
+                num_mismatches += isinstance(error, SecretMismatch)
+                if num_mismatches == MOST_MISMATCHES or time.monotonic() > deadline or self._stop.count:
                     raise MemberError(f"host 0 cannot be joined: {error}") from None
             time.sleep(RETRY_S)
         channel = HostChannel(stream, self._spec.heartbeat_timeout_s)

@@ -2,20 +2,24 @@
 
 import asyncio
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
+from unittest import mock
 
 import msgspec
 import pytest
 
-from splitrank.comm.handshake import connect_proven
+from splitrank.comm.errors import CommunicationError
+from splitrank.comm.handshake import connect_proven, listen, prove_as_server
 from splitrank.serving.launch.engine_client import EngineClient
 from splitrank.serving.launch.host_channel import HostChannel
 from splitrank.serving.launch.host_checks import identity_of
 from splitrank.serving.launch.hosts import JOIN, Hosts, HostsError
+from splitrank.serving.launch.member import MOST_MISMATCHES, MemberError, _Member
 from splitrank.serving.protocol.host_messages import (
     End,
     Ended,
@@ -235,6 +239,51 @@ def _pretend_tcp(channel: HostChannel, stream: socket.socket) -> None:
         getpeername = getsockname
 
     channel.__init__(Stream(fileno=stream.detach()), 0.3)  # type: ignore[misc]
+
+
+class Host0:
+    """Host 0's port, by hand: the first ``num_broken`` handshakes break off behind the other end's proof."""
+
+    def __init__(self, num_broken: int) -> None:
+        self._listener = listen("127.0.0.1")
+        self.port: int = self._listener.getsockname()[1]
+        self._num_broken, self.num_came = num_broken, 0
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                stream, _ = self._listener.accept()
+            except OSError:
+                return  # closed
+            self.num_came += 1
+            with stream, suppress(CommunicationError):
+                prove_as_server(stream, SECRET if self.num_came > self._num_broken else b"another secret", JOIN, 60)
+
+    def close(self) -> None:
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+
+
+def join_by_hand(port: int) -> None:
+    joining = _Member(spec_of(1, port), SECRET, "serve", mock.Mock(count=0))
+    joining._join().close()
+    joining._links.close()
+
+
+def test_a_handshake_that_broke_off_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Host 0 may have been restarted meanwhile. Only one that refuses again and again has another secret."""
+    monkeypatch.setattr("splitrank.serving.launch.member.RETRY_S", 0.0)
+    for num_broken in (1, 2):
+        host = Host0(num_broken)
+        join_by_hand(host.port)
+        assert host.num_came == num_broken + 1
+        host.close()
+    host = Host0(99)
+    with pytest.raises(MemberError, match=r"host 0 cannot be joined: .* it does not accept our secret"):
+        join_by_hand(host.port)
+    assert host.num_came == MOST_MISMATCHES
+    host.close()
 
 
 def test_python_on_another_host_than_the_first_is_refused() -> None:
