@@ -18,7 +18,7 @@ from splitrank.comm.errors import CommunicationError
 from splitrank.comm.mesh import Mesh
 from splitrank.comm.position import mesh_position
 from splitrank.comm.selection import AllReduceOptions
-from tests.support.limits import PROGRAM_S, scaled
+from tests.support.meeting import meet
 
 TIMEOUT_S = 3.0
 FLOAT = torch.float32
@@ -56,11 +56,10 @@ def grid(folder: Path, rank: int) -> Seen:
     total = mesh.collectives.all_reduce_(torch.tensor([[10.0**rank]]))
     if mesh.position.pp_rank == 0:
         mesh.link.send((total, total * 2), 0, HASH)
-        mesh.collectives.all_reduce_(torch.zeros(1))  # stay until both were taken
-        time.sleep(1)
+        meet(folder, "done", rank, 4)
         return {"sum": total.tolist()}
     first, second = mesh.link.receive(2, (1, 1), torch.float32, 0, HASH)
-    mesh.collectives.all_reduce_(torch.zeros(1))
+    meet(folder, "done", rank, 4)
     return {"sum": total.tolist(), "received": [first[0].tolist(), second[0].tolist()]}
 
 
@@ -77,7 +76,7 @@ def link(folder: Path, rank: int) -> Seen:
         aligned = all(tensor.data_ptr() % 64 == 0 for tensor in received)
         equal = all(torch.equal(one, other) for one, other in zip(received, tensors, strict=True))
         seen[str(step)] = [[float(aligned), float(equal)]]
-    _stay_for_the_other(folder, rank)
+    meet(folder, "done", rank, 2)
     return seen
 
 
@@ -95,8 +94,7 @@ def feedback(folder: Path, rank: int) -> Seen:
         for step in range(4):
             [tokens] = mesh.feedback.receive(1, (2,), torch.int64, step, HASH)
             seen.append(tokens.tolist())
-        (folder / "done1").touch()
-    _stay_for_the_other(folder, 0)
+    meet(folder, "done", rank, 3)
     return {"tokens": seen}
 
 
@@ -106,7 +104,7 @@ def silent_feedback(folder: Path, rank: int) -> Seen:
     seen: list[str] = []
     if rank == 0:
         seen = seconds_and_error(lambda: mesh.feedback.receive(1, (4,), torch.int64, 3, HASH))
-    _stay_for_the_other(folder, rank)
+    meet(folder, "done", rank, 2)
     return seen
 
 
@@ -134,6 +132,7 @@ MISMATCHES = {
 def mismatch(folder: Path, rank: int) -> Seen:
     """One mesh a case: rank 0 sends it, rank 1 expects the plain message."""
     seen: list[str] = []
+    meet(folder, "start", rank, 2)
     for number, sent in enumerate(MISMATCHES.values()):
         case = folder / str(number)
         case.mkdir(exist_ok=True)
@@ -143,14 +142,14 @@ def mismatch(folder: Path, rank: int) -> Seen:
             mesh.link.send((tensor,) * sent.count, sent.step, sent.plan_hash)
         else:
             seen += seconds_and_error(lambda link=mesh.link: link.receive(*Message()))
-        _stay_for_the_other(case, rank)
+        meet(case, "done", rank, 2)
         mesh.close()
     return seen
 
 
 def dead_stage(folder: Path, rank: int) -> Seen:
     mesh = _mesh(folder, rank, 2, 1)
-    _joined(folder, rank)
+    meet(folder, "joined", rank, 2)  # one that dies earlier is another failure
     if rank == 0:
         os._exit(0)  # as if killed: nothing is closed
     return seconds_and_error(lambda: mesh.link.receive(1, (4, 8), torch.float32, 0, HASH))
@@ -159,10 +158,10 @@ def dead_stage(folder: Path, rank: int) -> Seen:
 def silent_stage(folder: Path, rank: int) -> Seen:
     mesh = _mesh(folder, rank, 2, 1)
     if rank == 0:
-        _stay_for_the_other(folder, rank)
+        meet(folder, "done", rank, 2)
         return []
     seen = seconds_and_error(lambda: mesh.link.receive(1, (4, 8), torch.float32, 0, HASH))
-    _stay_for_the_other(folder, rank)
+    meet(folder, "done", rank, 2)
     return seen
 
 
@@ -170,7 +169,7 @@ def deaf_stage(folder: Path, rank: int) -> Seen:
     """The next stage takes nothing: the sender stops at the microbatches that may be under way."""
     mesh = _mesh(folder, rank, 2, 1)
     if rank == 1:
-        _stay_for_the_other(folder, rank)
+        meet(folder, "done", rank, 2)
         return []
 
     def send_all() -> None:
@@ -178,13 +177,13 @@ def deaf_stage(folder: Path, rank: int) -> Seen:
             mesh.link.send((torch.ones(4, 2**20),), step, HASH)
 
     seen = seconds_and_error(send_all)
-    _stay_for_the_other(folder, rank)
+    meet(folder, "done", rank, 2)
     return seen
 
 
 def dead_tensor_rank(folder: Path, rank: int) -> Seen:
     mesh = _mesh(folder, rank, 1, 2, "torch")
-    _joined(folder, rank)
+    meet(folder, "joined", rank, 2)  # one that dies earlier is another failure
     if rank == 0:
         os._exit(0)  # as if killed: nothing is closed
     return seconds_and_error(lambda: mesh.collectives.all_reduce_(torch.ones(4)))
@@ -193,40 +192,24 @@ def dead_tensor_rank(folder: Path, rank: int) -> Seen:
 def silent_tensor_rank(folder: Path, rank: int) -> Seen:
     mesh = _mesh(folder, rank, 1, 2, "torch")
     if rank == 0:
-        _stay_for_the_other(folder, rank)
+        meet(folder, "done", rank, 2)
         return []
     seen = seconds_and_error(lambda: mesh.collectives.all_gather_columns(torch.ones(4, 1), (1, 1)))
-    _stay_for_the_other(folder, rank)
+    meet(folder, "done", rank, 2)
     return seen
 
 
 def lonely(folder: Path, rank: int) -> Seen:
-    return seconds_and_error(lambda: _mesh(folder, rank, 2, 1))
+    return seconds_and_error(lambda: Mesh(mesh_position(rank, 2, 1), folder / "rendezvous", TIMEOUT_S))
 
 
 def _mesh(folder: Path, rank: int, pp_size: int, tp_size: int, all_reduce: str = "auto") -> Mesh:
-    """Closed when the process ends, as a rank does it, whatever happened."""
+    """Closed when the process ends, as a rank does it, whatever happened. The limit is not for a slow start."""
+    meet(folder, "start", rank, pp_size * tp_size)
     position = mesh_position(rank, pp_size, tp_size)
     mesh = Mesh(position, folder / "rendezvous", TIMEOUT_S, AllReduceOptions(all_reduce))
     atexit.register(mesh.close)
     return mesh
-
-
-def _stay_for_the_other(folder: Path, rank: int) -> None:
-    """Both leave together: a process that ends takes its connections along."""
-    (folder / f"done{rank}").touch()
-    deadline = time.monotonic() + scaled(PROGRAM_S)
-    while not (folder / f"done{1 - rank}").exists() and time.monotonic() < deadline:
-        time.sleep(0.01)
-
-
-def _joined(folder: Path, rank: int) -> None:
-    """Rank 0 goes on when rank 1 has joined: one that dies earlier is another failure."""
-    if rank == 1:
-        (folder / "joined").touch()
-    deadline = time.monotonic() + scaled(PROGRAM_S)
-    while not (folder / "joined").exists() and time.monotonic() < deadline:
-        time.sleep(0.01)
 
 
 SCENARIOS = {

@@ -17,7 +17,8 @@ from splitrank.comm.mesh import Mesh
 from splitrank.comm.message_header import make_header
 from splitrank.comm.position import mesh_position
 from splitrank.comm.stage_link import StageLinkOptions
-from tests.support.comm_rank import HASH, MISMATCHES, Message, _joined, _stay_for_the_other, seconds_and_error
+from tests.support.comm_rank import HASH, MISMATCHES, Message, seconds_and_error
+from tests.support.meeting import meet
 
 TIMEOUT_S = 3.0
 PART_BYTES = 1 << 19
@@ -38,6 +39,7 @@ class Stage:
     def mesh(self, pp_size: int, case: str = ".", timeout_s: float = TIMEOUT_S) -> Mesh:
         folder = self.folder / case
         folder.mkdir(exist_ok=True)
+        meet(folder, "start", self.rank, pp_size)  # the limit is for what is tested, not for a slow start
         options = StageLinkOptions(self._kind, PART_BYTES)
         position = mesh_position(self.rank, pp_size, 1)
         mesh = Mesh(position, folder / "rendezvous", timeout_s, None, self.device, options)
@@ -82,7 +84,7 @@ def ahead(stage: Stage) -> list[int]:
             mesh.link.send(stage.tensors(number, seed=0), number, HASH)
         stage.wait()
         mesh.check()
-    _stay_for_the_other(stage.folder, stage.rank)
+    meet(stage.folder, "sent", stage.rank, 2)
     same = []
     for number in range(3 if stage.rank else 0):
         expected = stage.tensors(number, seed=0)
@@ -129,7 +131,7 @@ def mismatch(stage: Stage) -> list[str]:
                 mesh.check()
 
             seen += seconds_and_error(receive)
-        _stay_for_the_other(stage.folder / str(number), stage.rank)
+        meet(stage.folder / str(number), "done", stage.rank, 2)
         mesh.close()
     return seen
 
@@ -145,7 +147,7 @@ def silent_stage(stage: Stage) -> list[str]:
 
     if stage.rank == 1:
         seen = seconds_and_error(wait_for_a_message) + seconds_and_error(wait_for_a_message)
-    _stay_for_the_other(stage.folder, stage.rank)
+    meet(stage.folder, "done", stage.rank, 2)
     return seen if stage.rank == 1 else seconds_and_error(wait_for_a_message)
 
 
@@ -161,14 +163,14 @@ def deaf_stage(stage: Stage) -> list[str]:
 
     if stage.rank == 0:
         seen = seconds_and_error(send_four)
-    _stay_for_the_other(stage.folder, stage.rank)
+    meet(stage.folder, "done", stage.rank, 2)
     return seen
 
 
 def dead_stage(stage: Stage) -> list[str]:
     """The peer's process ends without a word."""
     mesh = stage.mesh(2)
-    _joined(stage.folder, stage.rank)
+    meet(stage.folder, "joined", stage.rank, 2)
     if stage.rank == 0:
         time.sleep(0.1)
         sys.stdout.flush()
@@ -188,13 +190,13 @@ def half_a_message(stage: Stage) -> list[str]:
     if stage.rank == 0:
         header = make_header(0, HASH, 1, (4, 8), torch.float32)
         mesh.link._following.sendall(header)  # type: ignore[union-attr]
-        _joined(stage.folder, stage.rank)
+        meet(stage.folder, "joined", stage.rank, 2)
         time.sleep(1)  # the other's GPU waits by now
         os._exit(0)
 
     def wait_for_the_payload() -> None:
         mesh.link.receive(1, (4, 8), torch.float32, 0, HASH)
-        _joined(stage.folder, stage.rank)
+        meet(stage.folder, "joined", stage.rank, 2)
         stage.wait()
         mesh.check()
 

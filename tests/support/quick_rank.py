@@ -21,7 +21,7 @@ from splitrank.comm.position import mesh_position
 from splitrank.comm.quick_collectives import QuickCollectives
 from splitrank.comm.quick_reduce import QuickAllReduce
 from splitrank.comm.selection import AllReduceOptions
-from tests.support.limits import PROGRAM_S, scaled
+from tests.support.meeting import meet
 
 TIMEOUT_S = 3.0
 LONG = 2**24  # elements: calls of tens of milliseconds
@@ -34,6 +34,7 @@ class Rank:
         self.folder, self.rank, self.world_size = folder, rank, world_size
 
     def mesh(self) -> Mesh:
+        self.meet("start")  # the limit is for what is tested, not for a slow start
         position = mesh_position(self.rank, 1, self.world_size)
         return Mesh(position, self.folder / "rendezvous", TIMEOUT_S, AllReduceOptions("quick"))
 
@@ -56,13 +57,9 @@ class Rank:
             message = str(error)
         self.say([round(time.monotonic() - start, 3), message])
 
-    def meet(self) -> None:
+    def meet(self, name: str) -> None:
         """Waits until all ranks are here."""
-        (self.folder / f"met{self.rank}").touch()
-        deadline = time.monotonic() + scaled(PROGRAM_S)
-        while not all((self.folder / f"met{rank}").exists() for rank in range(self.world_size)):
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+        meet(self.folder, name, self.rank, self.world_size)
 
 
 def differing(first: Callable[[QuickAllReduce], object], others: Callable[[QuickAllReduce], object]):
@@ -83,8 +80,7 @@ def missing_call(own: Rank) -> None:
     quick = own.quick()
     if own.rank > 0:
         own.attempt(lambda: quick.all_reduce(torch.ones(4096)))
-    else:
-        time.sleep(TIMEOUT_S + 1)
+    own.meet("failed")
     own.attempt(lambda: quick.all_reduce(torch.ones(8192)))
 
 
@@ -107,8 +103,8 @@ def overlap(own: Rank) -> None:
             thread.start()
         for thread in threads:
             thread.join()
-    else:
-        time.sleep(1)
+    own.meet("overlapped")
+    if own.rank > 0:
         actions[0]()
 
 
