@@ -2,9 +2,9 @@
 
     python scripts/bench_many_streams.py [--streams 1000] [--prompts 50] [--tokens 32]
 
-Half of the prompts are sampled with a seed. In float32 the composition of a batch changes no token (README.md), so each
-stream must give the tokens that its prompt gives alone. Exit code 1 if a stream is lost or differs, or if pages, slots
-or file descriptors do not come back.
+Half of the prompts are sampled with a seed. In float32 the composition of a batch changes no token
+(docs/comparing.md), so each stream must give the tokens that its prompt gives alone. Exit code 1 if a stream is lost or
+differs, or if pages, slots or file descriptors do not come back.
 """
 
 import argparse

@@ -28,7 +28,7 @@ speed_up_interpreter()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--full", action="store_true", help="the proofs whole, which takes minutes more (README.md)")
+    parser.addoption("--full", action="store_true", help="the proofs whole, which takes minutes more (tests/README.md)")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

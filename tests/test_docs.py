@@ -161,6 +161,13 @@ def test_every_page_of_docs_is_linked_from_the_landing_page() -> None:
     assert {page for page in pages() if page.startswith("docs/")} - links == set()
 
 
+def test_the_page_of_scripts_names_each_of_them() -> None:
+    page = (ROOT / "scripts/README.md").read_text(encoding="utf-8")
+    scripts = {Path(name).name for name in tracked() if Path(name).parent == Path("scripts")} - {"README.md"}
+    named = {name for span in SPAN.findall(page) for name in scripts if fnmatch.fnmatchcase(name, span)}
+    assert scripts - named == set()
+
+
 def test_what_is_wrong_is_seen() -> None:
     links = "[a](docs/gone.md) [b](#gone) [c](docs/gpu.md#gone) [d](docs/gpu.md) [e](#what-works) [f](../other)"
     assert broken_links("README.md", links) == ["docs/gone.md", "#gone", "docs/gpu.md#gone", "../other"]
