@@ -32,7 +32,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("questions", nargs="*", help="questions, one an argument")
     parser.add_argument("--file", type=Path, help="more questions, one a line")
-    parser.add_argument("--model", default="", help="checkpoint folder or hub id; the demo checkpoint if not given")
+    parser.add_argument("--model", help="checkpoint folder or hub id; the demo checkpoint if not given")
     parser.add_argument("--tp", type=int, default=1, help="tensor-parallel ranks a stage (default: 1)")
     parser.add_argument("--pp", type=int, default=1, help="pipeline stages (default: 1)")
     parser.add_argument("--max-tokens", type=int, default=64, help="longest answer in tokens (default: 64)")
