@@ -80,4 +80,7 @@ class RankWatch:
 
     def _last(self, rank: int) -> str:
         beat = self._beats.get(rank)
-        return f"phase {beat.phase}, last finished step {beat.last_step}" if beat else "no heartbeat yet"
+        if beat is None:
+            return "no heartbeat yet"
+        finished = "no step finished yet" if beat.last_step < 0 else f"last finished step {beat.last_step}"
+        return f"phase {beat.phase}, {finished}"

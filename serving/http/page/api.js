@@ -1,5 +1,6 @@
 // Requests to this server. An error has the server's own words and, as `status`, its status code.
 
+const CUT_OFF = "the connection was closed before the answer was whole";
 const KEY = "splitrank-key"; // of this tab only: a key in localStorage would outlive its user
 
 export function apiKey() {
@@ -26,13 +27,15 @@ export async function* streamChat(body, signal) {
     if (chunk.error) throw new Error(chunk.error.message);
     yield chunk;
   }
-  throw new Error("the connection was closed before the answer was whole");
+  throw new Error(CUT_OFF);
 }
 
 async function ask(path, options) {
   const key = apiKey();
   if (key) options.headers = { ...options.headers, authorization: `Bearer ${key}` };
-  const response = await fetch(path, options);
+  const response = await fetch(path, options).catch((error) => {
+    throw inOurWords(error, "the server cannot be reached");
+  });
   if (response.ok) return response;
   const answer = await response.json().catch(() => null);
   const error = new Error(answer?.error?.message ?? `status ${response.status}`);
@@ -40,12 +43,19 @@ async function ask(path, options) {
   throw error;
 }
 
+// A browser says only that it failed to fetch, each in its own words. What the user has aborted stays as it is.
+function inOurWords(error, message) {
+  return error.name === "AbortError" ? error : new Error(message);
+}
+
 // The data of server-sent events; each of this server's events is one line.
 async function* events(stream) {
   const reader = stream.pipeThrough(new TextDecoderStream()).getReader();
   let rest = "";
   for (;;) {
-    const { value, done } = await reader.read();
+    const { value, done } = await reader.read().catch((error) => {
+      throw inOurWords(error, CUT_OFF);
+    });
     if (done) return;
     const lines = (rest + value).split("\n");
     rest = lines.pop();

@@ -67,6 +67,7 @@ class Answer {
   }
 
   fail(message) {
+    if (!this.content) this.endThoughts();
     this.root.append(element("p", "error", message));
   }
 }
@@ -104,7 +105,9 @@ function said(shown) {
 
 function setRunning(controller) {
   running = controller;
+  const hadFocus = [send, stop].includes(document.activeElement); // hiding the button would lose the keyboard's place
   stop.hidden = !(send.hidden = controller !== null);
+  if (hadFocus) (running ? stop : input).focus();
 }
 
 // Keeps the end in sight while something is added, unless the user has scrolled up.
@@ -132,6 +135,9 @@ input.addEventListener("keydown", (event) => {
   submit();
 });
 stop.addEventListener("click", () => running?.abort());
+addEventListener("keydown", (event) => {
+  if (event.key === "Escape" && !event.isComposing) running?.abort();
+});
 document.getElementById("new").addEventListener("click", () => {
   running?.abort();
   conversation = [];

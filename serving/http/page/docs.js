@@ -72,6 +72,7 @@ function operationSection(id, title, operation) {
   const answers = Object.entries(operation.responses).map(([status, one]) =>
     row([status], [one.description], contents(one.content)),
   );
+  for (const answer of answers) answer.firstChild.className = "status";
   const parts = [make("h3", [title]), make("p", [operation.summary ?? ""]), ...body, make("h4", ["Answers"])];
   return make("section", [...parts, make("table", answers)], { id });
 }

@@ -31,6 +31,7 @@ async function poll() {
 function trouble(text) {
   show("trouble", text);
   document.getElementById("trouble").hidden = !text;
+  document.querySelector("aside").classList.toggle("stale", text !== ""); // what is shown is of before
 }
 
 function draw(stats) {
@@ -103,7 +104,8 @@ function drawStages(lines, engine) {
     const [name, ...holds] = lines[index] ?? [`rank ${index}`];
     const box = make("div", name);
     const list = document.createElement("ul");
-    const now = [`in ${rank.phase}, finished ${rank.last_step}`, `heartbeat ${rank.heartbeat_age_s.toFixed(1)} s ago`];
+    const finished = rank.last_step < 0 ? "no step yet" : `finished ${rank.last_step}`;
+    const now = [`in ${rank.phase}, ${finished}`, `heartbeat ${rank.heartbeat_age_s.toFixed(1)} s ago`];
     list.append(...[...holds, ...now].map((text) => Object.assign(document.createElement("li"), { textContent: text })));
     box.append(list);
     stages[stage].append(box);

@@ -48,7 +48,7 @@ def test_a_late_start_names_those_that_are_not_ready_and_first_who_has_said_noth
     assert watch.find_failure(100.0, None, 0.0) is None
     assert watch.find_failure(100.1, None, 0.0) == (
         "not ready after 100 s: rank 2 (stage 1, tp 0), no heartbeat yet; "
-        "rank 1 (stage 0, tp 1), phase load, last finished step -1"
+        "rank 1 (stage 0, tp 1), phase load, no step finished yet"
     )
 
 

@@ -109,6 +109,45 @@ async def stop(page: Page, front: Front) -> None:
     assert await page.look("document.getElementById('stop').hidden")
 
 
+async def stop_by_keyboard(page: Page, front: Front) -> None:
+    """Send and Stop take turns: the focus stays on the one that is there, and Escape stops, too."""
+    front.client.hang_after, front.client.hanging, front.client.aborted = 3, asyncio.Event(), asyncio.Event()
+    await page.type("#input", "another long one")
+    await page.look("document.getElementById('send').focus()")
+    await page.click("#send")
+    await asyncio.wait_for(front.client.hanging.wait(), LIMIT_S)
+    assert await page.look("document.activeElement.id") == "stop"
+    await page.send("Input.dispatchKeyEvent", type="keyDown", key="Escape", code="Escape", windowsVirtualKeyCode=27)
+    await asyncio.wait_for(front.client.aborted.wait(), LIMIT_S)
+    await page.until(f"document.querySelector('{FACTS}').innerText.startsWith('stopped')")
+    assert await page.look("document.activeElement.id") == "input"
+
+
+async def out_of_contact(page: Page, front: Front) -> None:
+    """In our words, not the browser's; the live view says that its figures are of before."""
+    offline = {"latency": 0, "downloadThroughput": -1, "uploadThroughput": -1}
+    await page.send("Network.emulateNetworkConditions", offline=True, **offline)
+    await page.type("#input", "anybody there?", enter=True)
+    await page.until("document.querySelector('article:last-child .error') !== null")
+    assert await page.text(".error") == "the server cannot be reached"
+    await page.until("document.querySelector('aside').classList.contains('stale')")
+    assert await page.text("#trouble") == "the server cannot be reached"
+    await page.send("Network.emulateNetworkConditions", offline=False, **offline)
+    await page.until("!document.querySelector('aside').classList.contains('stale')")
+
+
+async def on_a_phone(page: Page, front: Front) -> None:
+    """360 pixels wide: nothing beyond the edge, and room to type."""
+    await page.send("Emulation.setDeviceMetricsOverride", width=360, height=740, deviceScaleFactor=1, mobile=True)
+    assert await page.look("document.documentElement.scrollWidth") == 360
+    assert await page.look("document.getElementById('input').offsetWidth") > 300
+    unnamed = (
+        "[...document.querySelectorAll('meter, input, textarea, select')].filter(e => !e.ariaLabel && !e.labels.length)"
+    )
+    assert await page.look(f"{unnamed}.map(e => e.id)") == []
+    await page.send("Emulation.setDeviceMetricsOverride", width=1280, height=800, deviceScaleFactor=1, mobile=False)
+
+
 async def refused(page: Page, front: Front) -> None:
     front.client.script = refuse("queue_full", "5 requests are waiting")
     await page.type("#input", "one too many", enter=True)
@@ -138,10 +177,17 @@ def test_the_page_in_a_browser(tmp_path: Path) -> None:
             await watch(page, front)
             await chat(page, front)
             await stop(page, front)
+            await stop_by_keyboard(page, front)
             await refused(page, front)
+            await out_of_contact(page, front)
+            await on_a_phone(page, front)
             await documentation(page, front)
             # The browser's console notes each refusal, and nothing else.
-            refusals = ("status of 401 (Unauthorized)", "status of 503 (Service Unavailable)")
+            refusals = (
+                "status of 401 (Unauthorized)",
+                "status of 503 (Service Unavailable)",
+                "ERR_INTERNET_DISCONNECTED",
+            )
             assert [problem for problem in page.problems if not any(known in problem for known in refusals)] == []
             assert {url.split("/")[2] for url in page.urls} - {f"127.0.0.1:{front.port}"} == set()
 
