@@ -1,18 +1,16 @@
 """spin searches all interleavings of the mailbox's model, spin/mailbox.pml: ours holds, each mutation falls."""
 
 import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
 
-from tests.csrc.programs import C_COMPILER, PROOF
-from tests.support.limits import BUILD_S, PROOF_S, scaled
+from tests.csrc.programs import C_COMPILERS, PROOF, compile_search, run
 
 pytestmark = [
     *PROOF,
     pytest.mark.skipif(
-        shutil.which("spin") is None or shutil.which(C_COMPILER) is None,
+        shutil.which("spin") is None or not any(map(shutil.which, C_COMPILERS)),
         reason="spin (Debian package of this name) or a C compiler is not installed",
     ),
 ]
@@ -41,15 +39,9 @@ WRONG = {
 
 
 def search(settings: str, folder: Path) -> str:
-    """What spin finds is C: one program for each model."""
-    defines = [f"-D{setting}" for setting in settings.split()]
-    limits = {"cwd": folder, "capture_output": True, "text": True}
-    made = subprocess.run(["spin", "-a", *defines, str(MODEL)], timeout=scaled(BUILD_S), check=False, **limits)
-    assert made.returncode == 0, made.stdout + made.stderr
-    options = ["-O0", "-w", "-DSAFETY", "-DCOLLAPSE", "-DMEMLIM=3000"]
-    subprocess.run([C_COMPILER, *options, "-o", "pan", "pan.c"], timeout=scaled(BUILD_S), check=True, **limits)
-    ran = subprocess.run(["./pan", "-m20000", "-n"], timeout=scaled(PROOF_S), check=False, **limits)
-    return str(ran.stdout + ran.stderr)
+    program = compile_search(MODEL, settings, folder)
+    ran = run(program, "-m20000", "-n", "-w20")
+    return ran.stdout + ran.stderr
 
 
 @pytest.mark.parametrize("settings", SOUND)

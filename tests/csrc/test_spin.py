@@ -10,12 +10,11 @@ from typing import Literal
 
 import pytest
 
-from tests.csrc.programs import C_COMPILER, PROOF
+from tests.csrc.programs import C_COMPILERS, PROOF, compile_search
 from tests.support.limits import BUILD_S, PROOF_S, scaled
 
 pytestmark = PROOF
 MODEL = Path(__file__).parent / "spin" / "handshake.pml"
-MEMORY_LIMIT_MIB = 3000
 
 # What a search can find first. "false alarm": a rank fails where nothing went wrong; "unnoticed": one that must fail
 # does not.
@@ -113,27 +112,14 @@ WRONG = [
 
 
 @pytest.fixture(scope="session")
-def spin() -> str:
+def spin() -> None:
     if shutil.which("spin") is None and os.geteuid() == 0 and shutil.which("apt-get") is not None:
         subprocess.run(
             ["apt-get", "install", "-y", "-qq", "spin"], capture_output=True, timeout=scaled(BUILD_S), check=False
         )
     found = shutil.which("spin")
-    if found is None or shutil.which(C_COMPILER) is None:
+    if found is None or not any(map(shutil.which, C_COMPILERS)):
         pytest.skip("spin (Debian package of this name) or a C compiler is not installed")
-    return found
-
-
-def compile_search(spin: str, search: Search, folder: Path) -> Path:
-    """What spin finds is C: one program for each model."""
-    defines = [f"-D{setting}" for setting in search.settings.split()]
-    made = subprocess.run(
-        [spin, "-a", *defines, str(MODEL)], cwd=folder, capture_output=True, text=True, timeout=scaled(BUILD_S)
-    )
-    assert made.returncode == 0, made.stdout + made.stderr
-    options = ["-O2" if search.large else "-O0", "-w", "-DSAFETY", "-DCOLLAPSE", f"-DMEMLIM={MEMORY_LIMIT_MIB}"]
-    subprocess.run([C_COMPILER, *options, "-o", "pan", "pan.c"], cwd=folder, check=True, timeout=scaled(BUILD_S))
-    return folder / "pan"
 
 
 def found_by(output: str) -> Verdict:
@@ -156,9 +142,10 @@ SEARCHES = [
 
 
 @pytest.mark.parametrize("search", SEARCHES)
-def test_every_interleaving(spin: str, search: Search, tmp_path: Path) -> None:
-    program = compile_search(spin, search, tmp_path)
-    options = ["-m20000", "-n", "-w24" if search.large else "-w18"]
+@pytest.mark.usefixtures("spin")
+def test_every_interleaving(search: Search, tmp_path: Path) -> None:
+    program = compile_search(MODEL, search.settings, tmp_path, search.large)
+    options = ["-m20000", "-n", "-w24" if search.large else "-w20"]
     if search.verdict == "hang":
         options.append("-A")  # passes over wrong sums
     if search.verdict == "wrong sum":
