@@ -57,6 +57,7 @@ class QuickAllReduce:
         self._timeout_ns = int(timeout_s * 1e9)
         self._where = f"tensor rank {rank} of {world_size}: quick all-reduce"
         self._is_cuda = self.device.type == "cuda"
+        self._launch: dict[str, bool] = {}  # how an accelerator's calls are launched; known when all have joined
         self._native: Communicator | None = None
         self._poison: str | None = None
         if world_size > 1:
@@ -96,6 +97,7 @@ class QuickAllReduce:
             ALGORITHM_CODES[algorithm],
             self._timeout_ns,
             torch.cuda.current_stream(self.device).cuda_stream if self._is_cuda else 0,
+            **self._launch,
         ):
             self._fail(
                 f" of {num_elements:,} {input.dtype} elements ({algorithm}, codec {codec})".replace("torch.", "")
@@ -126,24 +128,27 @@ class QuickAllReduce:
         leave(self._ballot, f"{self._where}: end", native, self._is_cuda, self.timeout_s)
 
     def _make(self, shape: RegionShape | None) -> tuple[Communicator, bytes]:
-        """The own region, and its description for the peers: module, slots and handle."""
+        """The own region, and its description for the peers: module; slots and device; handle."""
         module = load_module(self.device.type)
         if shape is None:
             shape = RegionShape(*module.default_shape(self.world_size)) if self._is_cuda else HOST_SHAPE
         arguments = (self.rank, self.world_size, shape.num_slots, shape.segment_bytes, self.device.index or 0)
         native = module.Communicator(*arguments)
-        head = f"protocol {module.PROTOCOL} on {module.TARGET} segments {shape.segment_bytes} slots"
-        return native, f"{head} {native.max_slots()}\n".encode() + native.handle()
+        kind = f"protocol {module.PROTOCOL} on {module.TARGET} segments {shape.segment_bytes}"
+        own = f"{native.max_slots()} {_device_name(self.device)}"
+        return native, f"{kind}\n{own}\n".encode() + native.handle()
 
     def _open(self, native: Communicator, payloads: list[bytes]) -> None:
         """Maps the peers' regions, if all are of one kind, with the slots that all have."""
-        heads, handles = zip(*(payload.split(b"\n", 1) for payload in payloads), strict=True)
-        kinds = [head.decode().rpartition(" ") for head in heads]
-        own = kinds[self.rank][0]
-        for rank, (kind, _, _) in enumerate(kinds):
-            if kind != own:
-                raise ValueError(f"it has {own}, tensor rank {rank} has {kind}")
-        native.open(list(handles), min(int(slots) for _, _, slots in kinds))
+        kinds, owns, handles = zip(*(payload.split(b"\n", 2) for payload in payloads), strict=True)
+        for rank, kind in enumerate(kinds):
+            if kind != kinds[self.rank]:
+                raise ValueError(f"it has {kinds[self.rank].decode()}, tensor rank {rank} has {kind.decode()}")
+        slots, devices = zip(*(own.decode().split(" ", 1) for own in owns), strict=True)
+        native.open(list(handles), min(map(int, slots)))
+        if self._is_cuda:
+            # Kernels that wait behind this rank's call take room that a peer on the same GPU may need for its own.
+            self._launch["starts_early"] = len(set(devices)) == self.world_size
 
     def _is_fit(self, tensor: torch.Tensor, address: int) -> bool:
         return tensor.device == self.device and tensor.is_contiguous() and address % ALIGNMENT == 0
@@ -180,6 +185,11 @@ class QuickAllReduce:
             self._poison = describe(self._native.failure(), self.rank, self.timeout_s)
             raise CommunicationError(f"{self._where}{call}: {self._poison}")
         raise CommunicationError(f"{self._where}{call}: an earlier call failed: {self._poison}")
+
+
+def _device_name(device: torch.device) -> str:
+    """The same for two ranks only if they share the device."""
+    return str(torch.cuda.get_device_properties(device).uuid) if device.type == "cuda" else "host"
 
 
 def _with_index(device: torch.device) -> torch.device:

@@ -63,3 +63,20 @@ def chain_program(rank: Rank) -> int:
 @pytest.mark.gpu(count=2)
 def test_an_early_start_changes_no_bit_of_a_chain_in_a_graph() -> None:
     assert run_ranks(chain_program, limit_s=280) == [450, 450]
+
+
+def launch_program(rank: Rank) -> bool:
+    quick = rank.make_quick()
+    starts_early = quick._launch["starts_early"]
+    quick.close()
+    return starts_early
+
+
+def test_ranks_that_share_a_gpu_do_not_start_early() -> None:
+    """A rank's waiting kernels could take the room that its peer on the same GPU needs."""
+    assert run_ranks(launch_program, num_gpus=1) == [False, False]
+
+
+@pytest.mark.gpu(count=2)
+def test_ranks_with_a_gpu_each_start_early() -> None:
+    assert run_ranks(launch_program, num_gpus=2) == [True, True]
