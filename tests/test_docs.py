@@ -161,6 +161,15 @@ def test_every_page_of_docs_is_linked_from_the_landing_page() -> None:
     assert {page for page in pages() if page.startswith("docs/")} - links == set()
 
 
+def test_figures_of_the_landing_page_are_those_of_docs() -> None:
+    """Rows of its tables of speed stand in ``docs/`` as well, so that neither is brought up to date alone."""
+    speed = (ROOT / "README.md").read_text(encoding="utf-8").partition("\n## Speed\n")[2].partition("\n## ")[0]
+    rows = [line for line in speed.splitlines() if re.match(r"\|.*\d", line)]
+    known = {line for page in pages() if page.startswith("docs/") for line in (ROOT / page).read_text().splitlines()}
+    assert len(rows) > 10
+    assert [row for row in rows if row not in known] == []
+
+
 def test_the_page_of_scripts_names_each_of_them() -> None:
     page = (ROOT / "scripts/README.md").read_text(encoding="utf-8")
     scripts = {Path(name).name for name in tracked() if Path(name).parent == Path("scripts")} - {"README.md"}
