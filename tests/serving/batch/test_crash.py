@@ -9,7 +9,7 @@ import textwrap
 import time
 from pathlib import Path
 
-from tests.support.limits import PROGRAM_S, scaled
+from tests.support.limits import ANSWER_S, PROGRAM_S, scaled
 
 NUM_LINES = 60  # far more than end while the first result is noticed
 
@@ -64,10 +64,10 @@ def test_a_killed_run_is_continued_and_every_line_answered_once(tmp_path: Path) 
     (tmp_path / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
     with start(tmp_path) as first:
-        wait_for_results(tmp_path, first, 60)
+        wait_for_results(tmp_path, first, scaled(PROGRAM_S))
         os.kill(first.pid, signal.SIGKILL)
-        first.wait(10)
-    wait_until_gone((tmp_path / "pids").read_text().split(), 20)
+        first.wait(scaled(ANSWER_S))
+    wait_until_gone((tmp_path / "pids").read_text().split(), scaled(ANSWER_S))
     num_before = (tmp_path / "out.jsonl").read_bytes().count(b"\n")
     assert 0 < num_before < NUM_LINES
 

@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from splitrank.serving.protocol.sampling_params import SamplingParams
 from tests.serving.engine.test_engine import FAKE_RANK, engine, generate, run, until
 from tests.support.fake_model import small_spec
 from tests.support.fake_rank import DIE, FAIL, HANG, LIE, STOP
+from tests.support.limits import ANSWER_S, PROGRAM_S, scaled
 
 
 @pytest.fixture(autouse=True)
@@ -54,16 +54,16 @@ def assert_nothing_left(client: EngineClient, folder: Path) -> None:
 )
 def test_a_faulty_rank_ends_every_stream(fault: int, victim: int, reason: str, run_dirs: Path) -> None:
     async def test() -> None:
-        limits = {"heartbeat_timeout_s": 2.0, "step_timeout_s": 5.0 if fault == STOP else 2.0}
+        # A short limit only of what must be noticed by it: a sound rank may be slow.
+        limits = {"heartbeat_timeout_s": scaled(ANSWER_S), "step_timeout_s": scaled(ANSWER_S)}
+        limits |= {STOP: {"heartbeat_timeout_s": 2.0}, HANG: {"step_timeout_s": 2.0}}.get(fault, {})
         sizes = {"max_model_len": 100_000, "num_pages": 100_000, "vocab_size": 200, "pp_size": 2, "partition": (1, 1)}
         async with engine(**limits, **sizes) as client:
             # Each would run for minutes; the last one waits in the queue.
             names = [[1], [2], [fault, victim], [3], [4], [5], [6]]
             streams = [asyncio.create_task(generate(client, prompt, max_tokens=50_000)) for prompt in names]
-            started = time.monotonic()
             ends = await asyncio.gather(*streams, return_exceptions=True)
             assert all(isinstance(end, EngineDeadError) for end in ends)
-            assert time.monotonic() - started < 10
             assert client.died.is_set()
             with pytest.raises(EngineDeadError, match=reason):
                 await generate(client, [1])
@@ -123,13 +123,14 @@ def test_a_client_that_can_no_longer_hear_dies_with_the_reason(
     [
         ("fail-load:1", r"^rank 1 \(stage 1, tp 0\) failed in load: ValueError: the checkpoint is made of cheese$"),
         ("die-load:0", r"^rank 0 \(stage 0, tp 0\) was killed by signal 9 \(SIGKILL\)$"),
-        ("hang-load:1", r"^not ready after 3 s: rank 1 \(stage 1, tp 0\), phase load, no step finished yet$"),
+        ("hang-load:1", r"^not ready after {limit:g} s: rank 1 \(stage 1, tp 0\), phase load, no step finished yet$"),
     ],
 )
 def test_a_failed_start_says_who_and_leaves_nothing(fault: str, reason: str, run_dirs: Path) -> None:
     async def test() -> None:
-        spec = small_spec(model_dir=fault, load_timeout_s=3.0, pp_size=2, partition=(1, 1))
-        with pytest.raises(EngineStartError, match=reason):
+        limit_s = round(scaled(3.0 if fault.startswith("hang") else PROGRAM_S), 1)  # for both ranks to start
+        spec = small_spec(model_dir=fault, load_timeout_s=limit_s, pp_size=2, partition=(1, 1))
+        with pytest.raises(EngineStartError, match=reason.format(limit=limit_s)):
             await EngineClient.start(spec, FAKE_RANK)
 
     run(test)

@@ -6,7 +6,6 @@ import subprocess
 import sys
 import textwrap
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ from splitrank.serving.protocol.sampling_params import SamplingParams
 from splitrank.serving.text.text_engine import PreparedModel, TextEngine
 from tests.support.fake_model import expected_tokens
 from tests.support.fake_rank import DIE
-from tests.support.limits import PROGRAM_S, scaled
+from tests.support.limits import ANSWER_S, PROGRAM_S, scaled
 from tests.support.offline_fakes import VOCAB_SIZE, Script, ScriptedEngines, echo, prepared_model
 
 
@@ -236,7 +235,7 @@ def test_two_threads_at_once(scripted: Scripted) -> None:
         for thread in threads:
             thread.start()
         for thread in threads:
-            thread.join(30)
+            thread.join(scaled(ANSWER_S))
     assert answers == {name.lower(): [f"{name}{index}" for index in range(50)] for name in ("X", "Y")}
 
 
@@ -268,7 +267,7 @@ def test_a_dropped_llm_that_its_own_loop_thread_collects_is_closed(scripted: Scr
     try:
         del llm, cycle
         runner.run(collect(), 20)
-        runner.thread.join(20)
+        runner.thread.join(scaled(ANSWER_S))
     finally:
         gc.enable()
     assert scripted.engines.clients[0].num_closed == 1
@@ -333,7 +332,6 @@ print(len(llm.generate([[1, 2]], SamplingParams(max_tokens=5), show_progress=Fal
 
 
 def test_a_script_that_never_closes_leaves_nothing_behind(tmp_path: Path) -> None:
-    began = time.monotonic()
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(SCRIPT), str(tmp_path)],
         capture_output=True,
@@ -347,7 +345,6 @@ def test_a_script_that_never_closes_leaves_nothing_behind(tmp_path: Path) -> Non
     assert len(pids) == 2
     assert not any(Path("/proc", pid).exists() for pid in pids)
     assert not Path(run_dir).exists()
-    assert time.monotonic() - began < 30
 
 
 def test_a_start_that_fails_leaves_no_thread(scripted: Scripted, monkeypatch: pytest.MonkeyPatch) -> None:
