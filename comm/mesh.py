@@ -91,7 +91,11 @@ class Mesh:
         """Reaches both neighbours; then the links."""
         try:
             following = self._connect(folder, timeout_s)
-            previous = listener.accept(timeout_s)
+            try:
+                previous = listener.accept(timeout_s)
+            except CommunicationError:
+                following.close()
+                raise
             ends = Ends(self.position, self._device, self._host_ranks, previous, following, timeout_s)
             return link_stages(ends, options)
         except CommunicationError as error:

@@ -62,7 +62,11 @@ class EngineClient:
         self._hosts = hosts
         self._spec = make_run_dir(spec, hosts.secret if hosts is not None else b"")
         self._children = Children()
-        self._socket = EngineSocket(self._spec.run_dir, self._receive)
+        try:
+            self._socket = EngineSocket(self._spec.run_dir, self._receive)
+        except BaseException:
+            remove_run_dir(self._spec.run_dir)
+            raise
         self._ready = asyncio.Event()
         self._streams: dict[str, OutputStream] = {}
         self._numbers = itertools.count()

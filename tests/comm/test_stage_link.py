@@ -3,16 +3,19 @@
 import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import torch
 
 from splitrank.comm import stage_links
 from splitrank.comm.errors import CommunicationError
+from splitrank.comm.mesh import Mesh
 from splitrank.comm.position import mesh_position
 from splitrank.comm.ring_vote import first_objection
 from splitrank.comm.stage_link import StageLinkOptions, refuse_stage_link
 from splitrank.comm.stage_links import Ends, StageLinks, link_stages
+from splitrank.comm.stage_socket import StageListener
 from tests.support.limits import ANSWER_S
 
 
@@ -106,6 +109,18 @@ def test_a_stage_that_has_left_is_an_error_of_the_vote(ring: Ring) -> None:
     ring[2][1].close()
     with pytest.raises(CommunicationError, match="it has left"):
         first_objection(*ring[0], True, "", ANSWER_S)
+
+
+def test_a_stage_that_nobody_reaches_leaves_the_one_behind_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which then does not wait for it."""
+    following, behind = socket.socketpair()
+    monkeypatch.setattr(Mesh, "_connect", lambda *_: following)
+    mesh, listener = Mesh.__new__(Mesh), StageListener(tmp_path, "link-1")
+    mesh.position = mesh_position(1, 3, 1)
+    with behind, pytest.raises(CommunicationError, match="nobody connected to link-1") as raised:
+        mesh._link_stages(StageLinkOptions("socket"), listener, tmp_path, 0.1)
+    assert raised.value.__traceback__ is not None  # which holds the socket, as a rank does that reports the error
+    assert following.fileno() == -1
 
 
 def link_two(kind: str, reasons: list[str], monkeypatch: pytest.MonkeyPatch) -> list[StageLinks]:

@@ -2,7 +2,6 @@
 
 import signal
 import socket
-import time
 from collections.abc import Callable
 
 import httpx
@@ -77,12 +76,11 @@ def test_sigterm_lets_open_requests_finish() -> None:
 
 
 def test_a_second_signal_does_not_wait_for_the_requests() -> None:
-    with Server("--max-model-len", 8192) as server:
+    with Server("--max-model-len", 8192, "--drain-timeout-s", 3600) as server:
         request = {**LONG, "max_tokens": 8000, "stream": True}
         with server.http.stream("POST", "/v1/completions", json=request) as response:
             lines = response.iter_lines()
             next(lines)
-            began = time.monotonic()
             server.process.send_signal(signal.SIGINT)
             wait_until(lambda: "draining" in server.stderr, "the draining")
             server.process.send_signal(signal.SIGINT)
@@ -90,7 +88,6 @@ def test_a_second_signal_does_not_wait_for_the_requests() -> None:
         assert rest[-1] == "data: [DONE]"
         assert '"error"' in rest[-2]
         check_clean_exit(server)
-        assert time.monotonic() - began < 15  # --drain-timeout-s is 20
 
 
 def test_the_port_is_taken_while_the_server_runs(server: Server) -> None:

@@ -1,6 +1,7 @@
 """Whatever dies, hangs or lies: every stream ends with the reason, and no process or folder is left."""
 
 import asyncio
+import errno
 import os
 import re
 import signal
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+import zmq
 
 from splitrank.serving.launch.engine_client import EngineClient, EngineDeadError, EngineStartError
 from splitrank.serving.protocol.sampling_params import SamplingParams
@@ -134,6 +136,18 @@ def test_a_failed_start_says_who_and_leaves_nothing(fault: str, reason: str, run
             await EngineClient.start(spec, FAKE_RANK)
 
     run(test)
+    assert list(run_dirs.iterdir()) == []
+
+
+def test_a_front_without_descriptors_for_its_socket_leaves_no_folder(
+    run_dirs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: object) -> None:
+        raise zmq.ZMQError(errno.EMFILE)
+
+    monkeypatch.setattr("splitrank.serving.launch.engine_client.EngineSocket", refused)
+    with pytest.raises(zmq.ZMQError, match="Too many open files"):
+        run(lambda: EngineClient.start(small_spec(), FAKE_RANK))
     assert list(run_dirs.iterdir()) == []
 
 
