@@ -90,7 +90,9 @@ class StageCache:
         return [copy.to("cpu") for copy in self._copies(pages, slot)]
 
     def _copies(self, pages: torch.Tensor, slot: int) -> Iterator[torch.Tensor]:
-        return (tensor[pages if isinstance(cache, KVPages) else slot].clone() for cache, tensor in self._walk())
+        """Indexing by a tensor of pages copies; by one slot it is a view."""
+        for cache, tensor in self._walk():
+            yield tensor[pages] if isinstance(cache, KVPages) else tensor[slot].clone()
 
     def save_inside(self, pages: torch.Tensor, states: list[torch.Tensor]) -> list[torch.Tensor]:
         """What ``save`` would have returned at the position in the last chunk at which the layers copied ``states``.
@@ -98,7 +100,7 @@ class StageCache:
         The last page may hold later tokens, too. A request that begins at the position overwrites them before it reads.
         """
         rest = iter(states)
-        return [tensor[pages].clone() if isinstance(cache, KVPages) else next(rest) for cache, tensor in self._walk()]
+        return [tensor[pages] if isinstance(cache, KVPages) else next(rest) for cache, tensor in self._walk()]
 
     def restore(self, saved: list[torch.Tensor], pages: torch.Tensor, slot: int) -> None:
         """Copies what ``save`` returned into other pages and another slot, bit for bit."""
