@@ -6,7 +6,6 @@ Exit codes: 0 all requests answered, 3 some failed (their lines hold the error; 
 """
 
 import asyncio
-import codecs
 import os
 import signal
 import sys
@@ -15,7 +14,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from splitrank.serving.batch.config import GenerateConfig
-from splitrank.serving.batch.lines import BadLine, BatchLine, as_api_error, error_line, read_lines, result_line
+from splitrank.serving.batch.lines import (
+    BadLine,
+    BatchLine,
+    as_api_error,
+    error_line,
+    read_lines,
+    read_rows,
+    result_line,
+)
 from splitrank.serving.batch.manifest import (
     check_manifest,
     describe_run,
@@ -78,6 +85,10 @@ def check_paths(config: GenerateConfig) -> None:
     source, output = Path(config.input), Path(config.output)
     if not source.is_file():
         raise ValueError(f"input {source} is {'a folder' if source.is_dir() else 'not a file'}")
+    if config.output == "-":
+        raise ValueError("output - is no file; a rerun continues the output, so it cannot be a stream")
+    if output.is_dir():
+        raise ValueError(f"output {output} is a folder")
     for written in (output, manifest_path(output)):
         if written.exists() and written.samefile(source):
             raise ValueError(f"output {written} is the input file")
@@ -92,7 +103,7 @@ def check_paths(config: GenerateConfig) -> None:
 def _prepare(config: GenerateConfig, prepared: PreparedModel, stack: ExitStack) -> _Job:
     """Reads the input, locks the output, continues or empties it, and finds the lines that remain."""
     source = Path(config.input)
-    lines, bad = read_lines(source.read_bytes().removeprefix(codecs.BOM_UTF8).split(b"\n"))
+    lines, bad = read_lines(read_rows(source))
     if not lines and not bad:
         raise ValueError(f"{source} holds no requests")
     output = Path(config.output)
@@ -162,7 +173,8 @@ def _finished(job: _Job) -> int:
 
 
 def _not_finished(job: _Job, reason: str) -> int:
-    done, of = job.num_before + job.num_answered, job.num_before + len(job.lines)
+    of = job.num_before + len(job.lines)
+    done = len(read_former_results(job.output).finished)  # what lies in the file: the last ones may not have got there
     _say(f"not finished ({reason}): {done} of {of} are answered; run the same command again to continue")
     return 1
 

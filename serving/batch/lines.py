@@ -1,9 +1,11 @@
 """Reads batch lines and makes result lines. A bad line gets an error result of its own, with its line number."""
 
+import codecs
 import hashlib
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -11,6 +13,14 @@ import msgspec
 from splitrank.serving.openai.errors import ApiError, bad_request
 from splitrank.serving.openai.strict_json import parse_object
 
+# How files begin that are no lines of UTF-8: each line would be an error of its own, and none would say why.
+OTHER_KINDS = {
+    b"\x1f\x8b": "gzip",
+    b"(\xb5/\xfd": "zstd",
+    b"PK\x03\x04": "zip",
+    b"\xff\xfe": "UTF-16",
+    b"\xfe\xff": "UTF-16",
+}
 URLS = ("/v1/chat/completions", "/v1/completions")
 
 
@@ -33,6 +43,15 @@ class BadLine:
     custom_id: str | None
     line_id: str
     error: ApiError
+
+
+def read_rows(path: Path) -> list[bytes]:
+    """The rows of an input file. ``ValueError`` if it is no text in UTF-8 from its first bytes on."""
+    content = path.read_bytes()
+    for start, kind in OTHER_KINDS.items():
+        if content.startswith(start):
+            raise ValueError(f"{path} is {kind}; batch lines are JSON in UTF-8, a request a line")
+    return content.removeprefix(codecs.BOM_UTF8).split(b"\n")
 
 
 def read_lines(rows: Iterable[bytes]) -> tuple[list[BatchLine], list[BadLine]]:

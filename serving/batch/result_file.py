@@ -71,6 +71,7 @@ class ResultWriter:
     """Appends whole lines and flushes them to disk in a thread. Lines added during a flush share the next one."""
 
     def __init__(self, path: Path) -> None:
+        self._path = path
         self._file = open(path, "ab")  # noqa: SIM115 - closed in __aexit__
         self._pending: list[bytes] = []
         self._wake = asyncio.Event()
@@ -88,7 +89,14 @@ class ResultWriter:
         try:
             await self._task
         finally:
+            self._close()
+
+    def _close(self) -> None:
+        try:
             self._file.close()
+        except OSError:  # it tries once more to write what could not be written, which is known by then
+            if not self._task.done() or self._task.exception() is None:
+                raise
 
     def add(self, line: bytes) -> None:
         """Raises ``OSError`` after a failed write: later results would be lost."""
@@ -106,6 +114,9 @@ class ResultWriter:
                 await asyncio.to_thread(self._write, b"".join(lines))
 
     def _write(self, data: bytes) -> None:
-        self._file.write(data)
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        try:
+            self._file.write(data)
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise OSError(f"{self._path} cannot be written: {error.strerror}") from error

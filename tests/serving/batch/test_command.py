@@ -1,5 +1,7 @@
 """``splitrank generate`` from file to file, with a scripted model in place of the processes."""
 
+import errno
+import gzip
 import json
 import os
 import signal
@@ -116,6 +118,28 @@ def test_a_dead_engine_leaves_what_is_finished_and_the_next_run_continues(
     assert batch.texts() == ALL
 
 
+def test_a_full_disk_is_named_with_what_the_next_run_finds(
+    batch: Batch, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(descriptor: int) -> None:
+        if (size := os.fstat(descriptor).st_size) > 3000:
+            os.ftruncate(descriptor, size - 100)
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    batch.write(NAMES)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        assert batch.run(concurrency=1) == 1
+    said = capsys.readouterr().err
+    kept = len(batch.output.read_bytes().split(b"\n")) - 1
+    assert (
+        f"not finished ({batch.output} cannot be written: No space left on device): {kept} of 20 are answered" in said
+    )
+    assert batch.run() == 0
+    assert f"{kept} answered before" in capsys.readouterr().err
+    assert batch.texts() == ALL
+
+
 def test_a_torn_last_line_is_asked_again(batch: Batch) -> None:
     batch.write(NAMES)
     batch.run(concurrency=1)
@@ -228,6 +252,9 @@ def test_empty_missing_and_folder_inputs(batch: Batch, capsys: pytest.CaptureFix
     assert "is not a file" in refused(batch, capsys)
     batch.input.write_text("\n\n")
     assert "holds no requests" in refused(batch, capsys)
+    for content, kind in ((gzip.compress(b"{}"), "gzip"), ("{}".encode("utf-16"), "UTF-16")):
+        batch.input.write_bytes(content)
+        assert f"is {kind}; batch lines are JSON in UTF-8" in refused(batch, capsys)
     assert "is a folder" in refused(batch, capsys, input=str(batch.input.parent))
 
 
@@ -238,6 +265,8 @@ def test_outputs_that_would_lose_data_or_fail_later(batch: Batch, capsys: pytest
     for output in (str(batch.input), str(batch.input.parent / "link")):
         assert "is the input file" in refused(batch, capsys, output=output, overwrite=True)
     assert "is a folder" in refused(batch, capsys, output=str(batch.input.parent))
+    assert "output . is a folder" in refused(batch, capsys, output=".")
+    assert "output - is no file" in refused(batch, capsys, output="-")
     assert "does not exist" in refused(batch, capsys, output=str(batch.input.parent / "no" / "out"))
     assert "not a regular file" in refused(batch, capsys, output=os.devnull)
     assert batch.input.read_bytes() == content
