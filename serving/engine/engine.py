@@ -10,6 +10,7 @@ import zmq
 
 from splitrank.serving.engine.grammar_watch import GrammarWatch
 from splitrank.serving.engine.occupancy import Occupancy
+from splitrank.serving.engine.queue_times import QueueTimes
 from splitrank.serving.engine.rank_watch import RankWatch
 from splitrank.serving.engine.scheduler import Scheduler
 from splitrank.serving.launch.run_secret import read_secret
@@ -71,6 +72,7 @@ class Engine:
         self._watch = RankWatch(spec, self._started)
         self._grammars = GrammarWatch(spec)
         self._occupancy = Occupancy(spec.pp_size, self._started)
+        self._queue_times = QueueTimes()
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._front = connect_front(self._context, spec)
         self._ranks = bind_ranks(self._context, spec, read_secret(spec))
@@ -147,6 +149,7 @@ class Engine:
             output = self._add(message)
         elif isinstance(message, AbortRequest):
             output = self._scheduler.abort(message.request_id)
+            self._queue_times.gone(message.request_id)
         else:
             self._stopping = True
         if output is not None:
@@ -156,11 +159,15 @@ class Engine:
         """A request with a grammar waits until the ranks have compiled it. Returns the refusal if it is not taken."""
         grammar = message.params.grammar
         output = self._scheduler.add(message, held=bool(grammar))
-        if grammar and output is None:
-            self._grammars.asked(message.request_id, time.monotonic())
+        if output is not None:
+            return output
+        now = time.monotonic()
+        self._queue_times.came(message.request_id, now)
+        if grammar:
+            self._grammars.asked(message.request_id, now)
             for rank in self._grammars.ranks:
                 self._send_rank(rank, encode(CompileGrammar(message.request_id, grammar)))
-        return output
+        return None
 
     def _become_ready(self) -> None:
         if not self._ready and self._watch.all_ready:
@@ -197,6 +204,8 @@ class Engine:
             sent = SentStep(plan.step, self._last_hash, time.monotonic())
             self._sent.append(sent)
             self._occupancy.update(len(self._sent), sent.sent_at)
+            for request_id in self._scheduler.names_of(plan.admitted):
+                self._queue_times.admitted(request_id, sent.sent_at)
 
     def _send_rank(self, rank: int, data: bytes) -> None:
         try:
@@ -232,6 +241,8 @@ class Engine:
             num_stages=self._spec.pp_size,
             stage_busy_s=self._occupancy.stage_busy_s,
             bubble_s=self._occupancy.bubble_s,
+            queue_time_counts=self._queue_times.counts,
+            queue_time_s=self._queue_times.sum_s,
             ranks=self._watch.stats(now) if self._ready else [],
         )
 

@@ -11,6 +11,7 @@ and could have used. A running request gives its slot up for none that comes lat
 """
 
 from collections import deque
+from dataclasses import asdict
 from itertools import count
 
 import numpy as np
@@ -89,6 +90,10 @@ class Scheduler:
         request.abort()
         self._counters.aborts += 1
         return None if request.num_in_flight else self._finish_aborted(request)
+
+    def names_of(self, admitted: list[AdmittedRequest]) -> list[str]:
+        """The request ids of those that the last plan admits."""
+        return [self._residents.running[one.request_number].request_id for one in admitted]
 
     @property
     def is_idle(self) -> bool:
@@ -366,7 +371,7 @@ class Scheduler:
     # ------------------------------------------------------------ statistics and checks
 
     def stats(self) -> EngineStats:
-        counters, residents = self._counters, self._residents
+        residents = self._residents
         return EngineStats(
             num_running=len(residents.running),
             num_waiting=len(self._waiting),
@@ -375,12 +380,8 @@ class Scheduler:
             num_pages=residents.pages.size,
             free_slots=residents.slots.num_free,
             num_slots=residents.slots.size,
-            steps=counters.steps,
-            prompt_tokens=counters.prompt_tokens,
-            cached_tokens=counters.cached_tokens,
-            generated_tokens=counters.generated_tokens,
             preemptions=residents.num_preemptions,
-            aborts=counters.aborts,
+            **asdict(self._counters),
         )
 
     def check(self) -> None:

@@ -44,6 +44,8 @@ class StepInFlight:
 
 @dataclass(slots=True)
 class Counters:
+    """Since the start, by the names of ``EngineStats``."""
+
     steps: int = 0
     prompt_tokens: int = 0
     cached_tokens: int = 0

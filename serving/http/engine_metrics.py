@@ -2,11 +2,12 @@
 mean in vLLM, so that dashboards and alerts of others fit; ours begin with ``splitrank_``."""
 
 from collections.abc import Callable, Iterator
+from itertools import accumulate
 
-from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from splitrank.serving.protocol.messages import EngineStats
+from splitrank.serving.protocol.messages import QUEUE_TIME_BUCKETS_S, EngineStats
 
 Reading = tuple[str, Callable[[EngineStats], float], str]
 
@@ -38,7 +39,11 @@ COUNTERS: tuple[Reading, ...] = (
     ),
     ("vllm:prefix_cache_hits", lambda stats: stats.cached_tokens, "prompt tokens that came from such snapshots"),
     ("splitrank_engine_steps", lambda stats: stats.steps, "steps computed"),
-    ("splitrank_engine_aborts", lambda stats: stats.aborts, "requests aborted so far"),
+    (
+        "splitrank_engine_aborts",
+        lambda stats: stats.aborts,
+        "choices whose clients have left, or that a stop string ended, so far",
+    ),
     (
         "splitrank_stage_busy_seconds",
         lambda stats: stats.stage_busy_s,
@@ -67,12 +72,25 @@ class EngineCollector(Collector):
             yield _labelled(GaugeMetricFamily(name, help, labels=_labels(name)), model, read(stats))
         for name, read, help in COUNTERS:
             yield _labelled(CounterMetricFamily(name, help, labels=_labels(name)), model, read(stats))
+        yield _queue_times(model, stats)
         ages = GaugeMetricFamily(
             "splitrank_rank_heartbeat_age_seconds", "since the last heartbeat, at the engine's report", labels=["rank"]
         )
         for rank, one in enumerate(stats.ranks):
             ages.add_metric([str(rank)], one.heartbeat_age_s)
         yield ages
+
+
+def _queue_times(model: str, stats: EngineStats) -> Metric:
+    waited = HistogramMetricFamily(
+        "vllm:request_queue_time_seconds",
+        "a choice's arrival to the first step that computes it",
+        labels=["model_name"],
+    )
+    counts = accumulate(stats.queue_time_counts or [0] * (len(QUEUE_TIME_BUCKETS_S) + 1))
+    bounds = [*map(str, QUEUE_TIME_BUCKETS_S), "+Inf"]
+    waited.add_metric([model], list(zip(bounds, counts, strict=True)), stats.queue_time_s)
+    return waited
 
 
 def _labels(name: str) -> list[str]:

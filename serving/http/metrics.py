@@ -4,11 +4,12 @@ import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Histogram, Info, ProcessCollector, generate_latest
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from splitrank import __version__
 from splitrank.serving.http.engine_metrics import EngineCollector
-from splitrank.serving.http.token_metrics import TokenMetrics
+from splitrank.serving.http.token_metrics import TOKEN_BUCKETS_S, TokenMetrics
 from splitrank.serving.protocol.messages import EngineStats
 from splitrank.serving.protocol.sampling_params import SamplingParams
 from splitrank.serving.text.detokenizer import PLAIN_TEXT, TextForm
@@ -28,6 +29,8 @@ class Metrics:
     def __init__(self, stats: Callable[[], EngineStats | None], model: Callable[[], str]) -> None:
         self.registry = CollectorRegistry()
         self.registry.register(EngineCollector(stats, model))
+        ProcessCollector(registry=self.registry)  # of the front: its start, memory and open files
+        self.server = Info("splitrank_server", "what is served", registry=self.registry)
         self.requests = Counter(
             "splitrank_http_requests", "answered requests", ["path", "status"], registry=self.registry
         )
@@ -42,6 +45,12 @@ class Metrics:
         )
         self.first_token = self._histogram("time_to_first_token_seconds", "request to first token", LATENCY_BUCKETS_S)
         self.duration = self._histogram("e2e_request_latency_seconds", "request to its end", LATENCY_BUCKETS_S)
+        self.decode = self._histogram("request_decode_time_seconds", "first token to the last one", LATENCY_BUCKETS_S)
+        self.per_token = self._histogram(
+            "request_time_per_output_token_seconds",
+            "that time a token, of choices of two tokens at least",
+            TOKEN_BUCKETS_S,
+        )
         self.prompt_length = self._histogram("request_prompt_tokens", "prompt tokens of a choice", LENGTHS)
         self.answer_length = self._histogram("request_generation_tokens", "generated tokens of a choice", LENGTHS)
 
@@ -66,6 +75,8 @@ class ModelMetrics:
         metrics.registry.register(self.tokens)
         self.first_token = metrics.first_token.labels(model)
         self.duration = metrics.duration.labels(model)
+        self.decode = metrics.decode.labels(model)
+        self.per_token = metrics.per_token.labels(model)
         self.prompt_length = metrics.prompt_length.labels(model)
         self.answer_length = metrics.answer_length.labels(model)
 
@@ -77,7 +88,7 @@ class ChoiceMeter:
         self._metrics = metrics
         self._num_prompt_tokens = num_prompt_tokens
         self._num_tokens = 0
-        self._start = self._last = time.monotonic()
+        self._start = self._first = self._last = time.monotonic()
 
     def tokens(self, count: int) -> None:
         """``count`` tokens have just come."""
@@ -85,6 +96,7 @@ class ChoiceMeter:
         if self._num_tokens:
             metrics.tokens.add(count, now - self._last)
         else:
+            self._first = now
             metrics.prompt_tokens.inc(self._num_prompt_tokens)
             metrics.first_token.observe(now - self._start)
             metrics.tokens.add_first(count)
@@ -94,6 +106,10 @@ class ChoiceMeter:
     def end(self, reason: str) -> None:
         self._metrics.finished[reason].inc()
         self._metrics.duration.observe(time.monotonic() - self._start)
+        if self._num_tokens:
+            self._metrics.decode.observe(self._last - self._first)
+        if self._num_tokens > 1:
+            self._metrics.per_token.observe((self._last - self._first) / (self._num_tokens - 1))
         self._metrics.prompt_length.observe(self._num_prompt_tokens)
         self._metrics.answer_length.observe(self._num_tokens)
 
@@ -104,6 +120,8 @@ class MeteredEngine:
     def __init__(self, engine: TextSource, metrics: Metrics) -> None:
         self._engine = engine
         self._metrics = ModelMetrics(metrics, engine.info.name)
+        info = engine.info
+        metrics.server.info({"version": __version__, "model_name": info.name, "fingerprint": info.fingerprint})
 
     @property
     def tokenizer(self) -> Tokenizer:

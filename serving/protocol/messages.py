@@ -207,6 +207,11 @@ class RankStats(msgspec.Struct, frozen=True):
     last_step: int  # finished, as of the heartbeat
 
 
+QUEUE_TIME_BUCKETS_S = (
+    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0
+)  # fmt: skip
+
+
 class EngineStats(msgspec.Struct, frozen=True, tag=True):
     """Counters since start, and gauges; sent about once a second, and when the last open request has ended."""
 
@@ -227,6 +232,8 @@ class EngineStats(msgspec.Struct, frozen=True, tag=True):
     num_stages: int = 1
     stage_busy_s: float = 0.0  # stage-seconds that steps in flight could fill, and could not: bounds (``Occupancy``)
     bubble_s: float = 0.0
+    queue_time_counts: list[int] = []  # admitted requests by bucket of QUEUE_TIME_BUCKETS_S, not cumulative
+    queue_time_s: float = 0.0  # the sum over them
     ranks: list[RankStats] = []  # in rank order; empty until all are ready
 
 

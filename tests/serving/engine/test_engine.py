@@ -224,6 +224,8 @@ def test_stats_tell_of_stages_and_ranks() -> None:
             assert stats.num_stages == 2
             assert 0 < stats.stage_busy_s < 2 * stats.uptime_s
             assert stats.bubble_s > 0  # one request cannot fill two stages
+            assert sum(stats.queue_time_counts) == 1
+            assert 0 < stats.queue_time_s < stats.uptime_s
             assert len(stats.ranks) == 2
             assert all(0 <= one.heartbeat_age_s <= stats.uptime_s for one in stats.ranks)
 

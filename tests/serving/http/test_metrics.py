@@ -1,6 +1,7 @@
 """``/metrics``: vLLM's names with vLLM's meanings, ours beside them, and the dashboard that asks for both."""
 
 import json
+import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,16 +9,19 @@ from typing import Any
 
 from prometheus_client.parser import text_string_to_metric_families
 
+from splitrank import __version__
 from splitrank.serving.protocol.messages import EngineStats, RankStats
 from tests.serving.http.test_api import CHAT
 from tests.support.front_fakes import Front, refuse
 from tests.support.http_helpers import serving
 
+TIMES_OF_DECODING = ("decode_time", "time_per_output_token")
 DASHBOARD = Path(__file__).parents[3] / "configs" / "grafana" / "splitrank.json"
 STATS = EngineStats(
     num_running=1, num_waiting=2, num_preempted=3, free_pages=4, num_pages=5, free_slots=6, num_slots=7, steps=8,
     prompt_tokens=9, generated_tokens=10, preemptions=11, aborts=12, cached_tokens=27, uptime_s=9.0,
-    num_stages=2, stage_busy_s=6.5, bubble_s=1.5, ranks=[RankStats(0.25, "serve", 7), RankStats(0.5, "step 8", 7)],
+    num_stages=2, queue_time_counts=[3, *[0] * 15, 1, 1], queue_time_s=500.5,
+    stage_busy_s=6.5, bubble_s=1.5, ranks=[RankStats(0.25, "serve", 7), RankStats(0.5, "step 8", 7)],
 )  # fmt: skip
 
 
@@ -54,8 +58,15 @@ def test_metrics_of_requests(tmp_path: Path) -> None:
             "vllm:inter_token_latency_seconds_count model_name=tiny": 4,
             "vllm:e2e_request_latency_seconds_count model_name=tiny": 2,
             "vllm:request_generation_tokens_sum model_name=tiny": 5,
+            "vllm:request_decode_time_seconds_count model_name=tiny": 1,  # not of the one that was refused
+            "vllm:request_time_per_output_token_seconds_count model_name=tiny": 1,
         }
         assert {name: found[name] for name in expected} == expected
+        whole, each = (found[f"vllm:request_{name}_seconds_sum model_name=tiny"] for name in TIMES_OF_DECODING)
+        assert math.isclose(whole, 4 * each)
+        assert found["process_open_fds"] > 3
+        [server] = [name for name in found if name.startswith("splitrank_server_info")]
+        assert server.endswith(f" model_name=tiny version={__version__}")
 
     serving(tmp_path, work)
 
@@ -72,6 +83,11 @@ def test_metrics_of_the_engine(tmp_path: Path) -> None:
             "vllm:num_preemptions_total model_name=tiny": 11,
             "vllm:prefix_cache_queries_total model_name=tiny": 36,
             "vllm:prefix_cache_hits_total model_name=tiny": 27,
+            "vllm:request_queue_time_seconds_bucket le=0.001 model_name=tiny": 3,
+            "vllm:request_queue_time_seconds_bucket le=120.0 model_name=tiny": 3,
+            "vllm:request_queue_time_seconds_bucket le=300.0 model_name=tiny": 4,
+            "vllm:request_queue_time_seconds_count model_name=tiny": 5,
+            "vllm:request_queue_time_seconds_sum model_name=tiny": 500.5,
             "splitrank_engine_free_pages": 4,
             "splitrank_engine_steps_total": 8,
             "splitrank_stage_busy_seconds_total": 6.5,
