@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, fields, replace
 
+from splitrank.serving.options.checked import Bounds
 from splitrank.serving.options.config import COUNT, COUNT_OR_ZERO, EngineConfig, option
 
 
@@ -39,6 +40,10 @@ def parse_layout(text: str) -> Layout:
 class Gsm8kConfig(EngineConfig):
     """``splitrank gsm8k``."""
 
+    # Refused here, so not shown.
+    tp: int = option(1, "", bounds=Bounds(1, 1024), aliases=("tp-size", "tensor-parallel-size"))
+    pp: int = option(1, "", bounds=Bounds(1, 1024), aliases=("pp-size", "pipeline-parallel-size"))
+    pp_partition: tuple[int, ...] = option((), "", bounds=COUNT_OR_ZERO)
     layouts: tuple[str, ...] = option(("pp=1", "pp=2"), "layouts to compare: pp=1 pp=2 tp=2 'tp=2 pp=2'")
     data: str = option(
         "", "test questions, a jsonl file; if not given, test.jsonl beside the weights, else the hub's openai/gsm8k"

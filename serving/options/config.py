@@ -36,8 +36,9 @@ MIB = Bounds(0, 2**24)
 
 
 def option(default: Any, help: str, **metadata: Any) -> Any:
-    """A config field: its default, its help line, ``bounds`` of a number or of each one in a list, and ``choices``,
-    ``metavar`` or ``aliases`` of the flag. A value that is ``secret`` is shown in no message."""
+    """A config field: its default, its help line (empty: not shown), ``bounds`` of a number or of each one in a list,
+    and ``choices``, ``metavar`` or ``aliases`` of the flag. A value that is ``secret`` is shown in no message, one that is
+    ``required`` must be given."""
     return field(default=default, repr=not metadata.get("secret"), metadata={"help": help, **metadata})
 
 
@@ -56,6 +57,8 @@ class Options:
             value = os.fspath(value) if isinstance(value, os.PathLike) else value
             value = as_type(name, value, kinds[name], is_secret=is_secret(declared))
             object.__setattr__(self, name, value)
+            if declared.metadata.get("required") and not value:
+                raise ValueError(f"--{name.replace('_', '-')} is required")
             if "choices" in declared.metadata and value not in declared.metadata["choices"]:
                 raise ValueError(f"{name} must be one of {', '.join(declared.metadata['choices'])}, not {shown(value)}")
             if "bounds" in declared.metadata:
@@ -79,12 +82,16 @@ class LayoutConfig(Options):
         (), "layers of each stage, e.g. 20,20; balanced by bytes if not given", bounds=COUNT_OR_ZERO
     )
     max_model_len: int = option(
-        0, "longest prompt plus output in tokens; 0: the model's, at most 32768 and what fits", bounds=COUNT_OR_ZERO
+        0,
+        "longest prompt plus output in tokens; 0: the model's, at most 32768 and what fits",
+        bounds=COUNT_OR_ZERO,
+        aliases=("context-length",),
     )
     max_running_requests: int = option(
         0,
         "requests computed at once (one recurrent-state slot each); 0: 32, on a GPU up to 256 by its memory",
         bounds=Bounds(0, 2**20),
+        aliases=("max-num-seqs",),
     )
     device: str = option("auto", "auto takes GPUs where there is one for each rank, else the CPU", choices=DEVICES)
 
@@ -139,7 +146,7 @@ class EngineConfig(LayoutConfig):
         choices=EXACT,
     )
     max_queued_requests: int = option(4096, "requests waiting beyond those; more are refused with 503", bounds=COUNT)
-    page_size: int = option(64, "tokens of one KV page", bounds=Bounds(1, 2**20))
+    page_size: int = option(64, "tokens of one KV page", bounds=Bounds(1, 2**20), aliases=("block-size",))
     num_pages: int = option(
         0, "KV pages; 0: what the memory fraction holds, at most what all requests can use", bounds=COUNT_OR_ZERO
     )
@@ -147,6 +154,7 @@ class EngineConfig(LayoutConfig):
         0.0,
         "part of the memory for weights, KV pages and states of all ranks; 0: 0.6, on a GPU 0.9",
         bounds=Bounds(0, 1),
+        aliases=("gpu-memory-utilization",),
     )
     chunked_prefill_size: int = option(
         0,

@@ -15,6 +15,7 @@ from typing import Any, NoReturn, TypeVar
 
 from splitrank.serving.options.checked import as_type
 from splitrank.serving.options.config import is_secret
+from splitrank.serving.options.groups import grouped
 
 Config = TypeVar("Config")
 INT_TUPLE = tuple[int, ...]  # 20,20 as a flag, [20, 20] in TOML
@@ -49,26 +50,42 @@ def load_config(config_class: type[Config], argv: Sequence[str], prog: str, desc
 
 def make_parser(config_class: type[Any], prog: str, description: str) -> OneLineParser:
     """A parser whose result has only the flags that were given."""
+    fields = {field.name: field for field in dataclasses.fields(config_class)}
+    required = [f" {_flags(field)[0]} {_metavar(field, str)}" for field in fields.values() if _is_required(field)]
     parser = OneLineParser(
         prog=prog,
-        usage=f"{prog} [options]",
+        usage=f"{prog}{''.join(required)} [options]",
         description=description,
         allow_abbrev=False,
         argument_default=argparse.SUPPRESS,
     )
     parser.add_argument("--config", metavar="FILE", help="TOML file with these options (underscores); flags beat it")
     types = typing.get_type_hints(config_class)
-    for field in dataclasses.fields(config_class):
-        flags = ["--" + key.replace("_", "-") for key in _keys(field)]
-        parser.add_argument(*flags, dest=field.name, help=_help_text(field), **_flag_settings(field, types[field.name]))
+    for title, names in grouped(list(fields)).items():
+        group = parser.add_argument_group(title)
+        for name in names:
+            settings = _flag_settings(fields[name], types[name])
+            group.add_argument(*_flags(fields[name]), dest=name, help=_help_text(fields[name]), **settings)
     return parser
+
+
+def _flags(field: dataclasses.Field[Any]) -> list[str]:
+    return ["--" + key.replace("_", "-") for key in _keys(field)]
+
+
+def _is_required(field: dataclasses.Field[Any]) -> bool:
+    return bool(field.metadata.get("required"))
+
+
+def _metavar(field: dataclasses.Field[Any], kind: Any) -> str:
+    return str(field.metadata.get("metavar", METAVARS[kind]))
 
 
 def _flag_settings(field: dataclasses.Field[Any], kind: Any) -> dict[str, Any]:
     """argparse's settings for a field of this type."""
     if kind is bool:
         return {"action": argparse.BooleanOptionalAction}
-    metavar = None if "choices" in field.metadata else field.metadata.get("metavar", METAVARS[kind])
+    metavar = None if "choices" in field.metadata else _metavar(field, kind)
     named = {"metavar": metavar, "choices": field.metadata.get("choices")}
     if kind == STR_TUPLE:
         return {**named, "nargs": "+", "action": _StoreTuple}
@@ -90,6 +107,8 @@ def _parse_int_tuple(text: str) -> tuple[int, ...]:
 
 
 def _help_text(field: dataclasses.Field[Any]) -> str:
+    if not field.metadata["help"]:
+        return argparse.SUPPRESS
     text, default = str(field.metadata["help"]).replace("%", "%%"), field.default
     if default in ("", ()):
         return text  # the help text says what an empty value means
@@ -100,13 +119,16 @@ def _help_text(field: dataclasses.Field[Any]) -> str:
 
 
 def _unknown_argument(parser: argparse.ArgumentParser, argument: str) -> str:
+    if not argument.startswith("-"):  # vLLM's users give the model so
+        has_model = any(action.dest == "model" for action in parser._actions)
+        return f"unknown argument {argument}" + (f"; the model is --model {argument}" if has_model else "")
     flag = argument.split("=")[0]
     known = [option for action in parser._actions for option in action.option_strings]
     return f"unknown argument {flag}{_nearest(flag, known)}"
 
 
 def _nearest(name: str, known: Iterable[str]) -> str:
-    matches = difflib.get_close_matches(name, known, n=1)
+    matches = difflib.get_close_matches(name, known, n=1, cutoff=0.7)
     return f"; did you mean {matches[0]}?" if matches else ""
 
 
@@ -130,6 +152,8 @@ def read_toml(config_class: type[Any], file: Path) -> dict[str, Any]:
     values: dict[str, Any] = {}
     try:
         for key, value in table.items():
+            if key not in known and isinstance(value, dict):
+                raise ValueError(f"[{key}] is a table; options stand without one")
             if key not in known:
                 raise ValueError(f"unknown key {key!r}{_nearest(key, known)}")
             name = known[key]

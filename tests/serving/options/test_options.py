@@ -1,12 +1,16 @@
 """Flags and TOML keys come from the dataclass alone, and every mistake is one line with exit code 2."""
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from splitrank.serving.batch.config import GenerateConfig
+from splitrank.serving.gsm8k.config import Gsm8kConfig
 from splitrank.serving.options.checked import Bounds
-from splitrank.serving.options.config import Options, ServeConfig, option
+from splitrank.serving.options.config import Options, ServeConfig, ServedModelConfig, option
+from splitrank.serving.options.groups import COMMANDS_OWN, GROUPS
 from splitrank.serving.options.options import load_config
 
 
@@ -68,7 +72,7 @@ def test_every_type_in_toml_and_flags_beat_it(toml) -> None:
     ("text", "expected"),
     [
         ("cuont = 7", "unknown key 'cuont'; did you mean count?"),
-        ("[serve]\ncount = 7", "unknown key 'serve'"),
+        ("[serve]\ncount = 7", "[serve] is a table; options stand without one"),
         ("count = true", "count must be of type int, not True"),
         ('count = "7"', "count must be of type int, not '7'"),
         ("count = 7.0", "count must be of type int, not 7.0"),
@@ -128,6 +132,26 @@ def test_help_shows_defaults(capsys) -> None:
     assert "some words (default: u v)" in text
 
 
+def test_help_has_headings_and_every_shared_option_has_one(capsys) -> None:
+    shared = {field.name for field in dataclasses.fields(ServedModelConfig)}
+    assert {name for names in GROUPS.values() for name in names} == shared
+    with pytest.raises(SystemExit):
+        load_config(GenerateConfig, ["--help"], "splitrank generate")
+    text = capsys.readouterr().out
+    assert text.startswith("usage: splitrank generate --input FILE --output FILE [options]\n")
+    places = [text.index(part) for part in (COMMANDS_OWN, "--overwrite", *(f"\n{title}:" for title in GROUPS))]
+    assert places == sorted(places)
+
+
+def test_an_option_that_its_command_refuses_is_not_shown(capsys) -> None:
+    with pytest.raises(SystemExit):
+        load_config(Gsm8kConfig, ["--help"], "splitrank gsm8k")
+    assert not {"--tp", "--pp", "--pp-partition"} & set(capsys.readouterr().out.replace(",", " ").split())
+    with pytest.raises(SystemExit):
+        load_config(Gsm8kConfig, ["--tp", "2"], "splitrank gsm8k")
+    assert "give --layouts instead" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("argv", "expected"),
     [
@@ -151,3 +175,13 @@ def test_the_names_that_users_of_other_engines_type(flags: tuple[str, str]) -> N
     config = load_config(ServeConfig, [flags[0], "2", flags[1], "3", "--model-path", "m"], "prog")
     assert (config.tp, config.pp, config.model) == (2, 3, "m")
     assert load_config(ServeConfig, ["--tensor-parallel-size", "2"], "prog").tp == 2
+    sizes = ["--max-num-seqs", "4", "--gpu-memory-utilization", "0.5", "--context-length", "64", "--block-size", "32"]
+    config = load_config(ServeConfig, sizes, "prog")
+    named = (config.max_running_requests, config.mem_fraction_static, config.max_model_len, config.page_size)
+    assert named == (4, 0.5, 64, 32)
+
+
+def test_a_model_without_its_flag_is_told_the_flag(capsys) -> None:
+    with pytest.raises(SystemExit):
+        load_config(ServeConfig, ["org/model", "--tp", "2"], "prog")
+    assert "unknown argument org/model; the model is --model org/model" in capsys.readouterr().err
