@@ -65,6 +65,9 @@ def weight_files(folder: Path) -> list[Path]:
         return [folder / name for name in names]
     if (folder / SINGLE).exists():
         return [folder / SINGLE]
+    for link in (folder / INDEX, folder / SINGLE):
+        if link.is_symlink():  # a folder of links into a store of files, which lacks this one
+            raise CheckpointError(f"{link}: a link to {link.readlink()}, which does not exist")
     if any(folder.glob("*.safetensors")):
         raise CheckpointError(f"{folder}: safetensors files, but neither {SINGLE} nor {INDEX}")
     pickles = sorted(file.name for pattern in _PICKLES for file in folder.glob(pattern))

@@ -132,6 +132,12 @@ def _line(config: BenchConfig, spec: LaunchSpec, concurrency: int, rounds: list[
         "threads_per_rank": spec.threads_per_rank,
         "concurrency": concurrency,
         "prompt_tokens": config.prompt_tokens,
-        **asdict(middle),
-        "tokens_per_second": middle.tokens_per_second,
+        "output_tokens": middle.output_tokens,
+        **{name: _measured(value) for name, value in asdict(middle).items() if name != "output_tokens"},
+        "tokens_per_second": _measured(middle.tokens_per_second),
     }
+
+
+def _measured(value: float) -> float:
+    """Five digits: no run repeats more of them."""
+    return float(f"{value:.5g}")

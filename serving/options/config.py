@@ -37,8 +37,8 @@ MIB = Bounds(0, 2**24)
 
 def option(default: Any, help: str, **metadata: Any) -> Any:
     """A config field: its default, its help line (empty: not shown), ``bounds`` of a number or of each one in a list,
-    and ``choices``, ``metavar`` or ``aliases`` of the flag. A value that is ``secret`` is shown in no message, one that is
-    ``required`` must be given."""
+    and ``choices``, ``metavar`` or ``aliases`` of the flag. A value that is ``secret`` is shown in no message, one that
+    is ``required`` must be given."""
     return field(default=default, repr=not metadata.get("secret"), metadata={"help": help, **metadata})
 
 

@@ -27,7 +27,8 @@ def parse_json(text: str, what: str) -> Any:
     except RecursionError:
         raise StrictJSONError(f"{what} is nested too deeply") from None
     except ValueError as error:  # an error of json, a refusal below, or an integer of thousands of digits
-        raise StrictJSONError(f"{what} is not valid JSON: {error}") from None
+        reason = str(error).partition("; use sys.")[0]  # Python's advice to raise that limit is for programmers
+        raise StrictJSONError(f"{what} is not valid JSON: {reason}") from None
     return value
 
 

@@ -118,6 +118,10 @@ SINGLE_DAMAGE: dict[str, tuple[Damage, tuple[str, ...]]] = {
         header(lambda h: [h.update({f"{EXPERTS[:-9]}0.down_proj.weight": {**h.pop(EXPERTS), "shape": [8 * 64, 32]}})]),
         ("experts.1.down_proj.weight", "missing", "and 6 more"),
     ),
+    "a link to nothing": (
+        lambda f: ((f / SINGLE).unlink(), (f / SINGLE).symlink_to("blobs/absent")),
+        (SINGLE, "a link to blobs/absent, which does not exist"),
+    ),
     "no weights": (lambda f: (f / SINGLE).unlink(), ("no weights", SINGLE, INDEX)),
     "pickle only": (lambda f: (f / SINGLE).rename(f / "pytorch_model.bin"), ("pytorch_model.bin", "pickled")),
     "another name": (lambda f: (f / SINGLE).rename(f / "weights.safetensors"), ("neither", SINGLE)),
