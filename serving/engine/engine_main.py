@@ -16,7 +16,7 @@ def main() -> int:
     parser.add_argument("--run-dir", required=True)
     spec = load_spec(parser.parse_args().run_dir)
     exit_with_parent(spec.front_pid, spec.run_dir)
-    logging.basicConfig(level=spec.log_level.upper(), format="%(levelname)s %(name)s: %(message)s")
+    logging.basicConfig(level=spec.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     return 1 if Engine(spec).run() else 0
 
 

@@ -23,7 +23,7 @@ from splitrank.serving.http.metrics import CountRequests, Metrics
 from splitrank.serving.http.openapi import ApiDocument, Documentation, path_parameter
 from splitrank.serving.http.page_files import PAGE_FILES, PageFile
 from splitrank.serving.http.parsing import Parsing
-from splitrank.serving.http.request_log import RequestLog
+from splitrank.serving.http.request_log import REFUSAL, RequestLog
 from splitrank.serving.http.responses import error_response
 from splitrank.serving.http.routes import METRICS_TYPE, SmallRoutes
 from splitrank.serving.http.state import ServerState
@@ -152,6 +152,7 @@ def _add(app: FastAPI, path: str, handler: Handler, documentation: Documentation
 
 async def _handle_api_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, ApiError)
+    request.scope[REFUSAL] = error.message
     return error_response(request.url.path, error)
 
 

@@ -90,7 +90,7 @@ def main() -> int:
         if setup is None:
             return 0
         exit_with_parent(setup.parent_pid)
-        logging.basicConfig(level=setup.log_level.upper(), format="parse worker: %(message)s")
+        logging.basicConfig(level=setup.log_level.upper(), format="%(asctime)s parse worker: %(message)s")
         parser = RequestParser(Tokenizer(setup.tokenizer), setup.info, setup.settings)
         while (work := _read(incoming, Work)) is not None:
             connection.sendall(frame(answer(parser, work.url, incoming.read(work.num_bytes))))

@@ -12,6 +12,7 @@ from splitrank.serving.openai.usage import Usage
 
 HEADER = b"x-request-id"
 USAGE = "splitrank.usage"  # where a route leaves its counts for the line
+REFUSAL = "splitrank.refusal"  # where the reason of a refusal is left for it
 PROBES = ("/health", "/ready", "/metrics", "/stats")  # asked every few seconds: their lines are for debugging
 _GIVEN = re.compile(rb"[\x21-\x7e]{1,128}")
 _current: ContextVar[str] = ContextVar("request_id", default="")
@@ -67,4 +68,10 @@ def _line(scope: Scope, status: int, seconds: float) -> str:
     usage = scope.get(USAGE)
     counts = f", {usage.summary()}" if isinstance(usage, Usage) else ""
     how = str(status) if status else "hung up"
-    return f'{client[0]}:{client[1]} "{scope["method"]} {path}" {how}, {seconds:.3f} s{counts}'
+    reason = f": {_one_line(scope[REFUSAL])}" if REFUSAL in scope else ""
+    return f'{client[0]}:{client[1]} "{scope["method"]} {path}" {how}, {seconds:.3f} s{counts}{reason}'
+
+
+def _one_line(text: str) -> str:
+    """A refusal may quote the request: nothing in it may end the line or steer a terminal."""
+    return text[:300].encode("unicode_escape").decode("ascii")

@@ -189,7 +189,7 @@ def _configure_logging(level: str) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.addFilter(WithRequestId())
     logging.basicConfig(
-        handlers=[handler], level=level.upper(), format="%(levelname)s %(name)s:%(request)s %(message)s"
+        handlers=[handler], level=level.upper(), format="%(asctime)s %(levelname)s %(name)s:%(request)s %(message)s"
     )
     if level != "debug":
         logging.getLogger("uvicorn.error").setLevel(logging.WARNING)  # its start and stop lines repeat ours

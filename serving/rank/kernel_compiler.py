@@ -105,7 +105,7 @@ def main() -> int:
     args = parser.parse_args()
     hash_kernels()
     spec = msgspec.msgpack.decode(sys.stdin.buffer.read(), type=LaunchSpec)
-    logging.basicConfig(level=spec.log_level.upper(), format=f"rank {args.rank}: %(message)s")
+    logging.basicConfig(level=spec.log_level.upper(), format=f"%(asctime)s rank {args.rank}: %(message)s")
     began = time.perf_counter()
     tiles = load_tiles(args.gpu, exact=spec.exact, dtype=spec.dtype)
     launches = planned_launches(spec, args.rank, read_config(Path(spec.model_dir)), tiles)

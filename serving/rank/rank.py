@@ -43,7 +43,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--link-fd", type=int, help="listening socket for the stage before, on another host")
     args = parser.parse_args(argv)
     spec = load_spec(args.run_dir)
-    logging.basicConfig(level=spec.log_level.upper(), format=f"rank {args.rank}: %(message)s")
+    logging.basicConfig(level=spec.log_level.upper(), format=f"%(asctime)s rank {args.rank}: %(message)s")
     torch.set_num_threads(spec.threads_per_rank)
     with RankLink(spec, args.rank) as link:
         return _run(spec, args.rank, link, args.link_fd)

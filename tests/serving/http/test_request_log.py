@@ -44,16 +44,23 @@ def test_one_line_a_request(tmp_path: Path, caplog: pytest.LogCaptureFixture) ->
         for stream in (False, True):
             await front.http.post("/v1/completions", json={"prompt": "hi", "n": 2, "stream": stream})
         await front.http.post("/v1/completions", json={"prompt": 5}, headers={"x-request-id": "mine"})
+        await front.http.post("/v1/completions", json={"prompt": "hi", "a\n\x1b[31mä": 1})
         await front.http.get("/a%0aINFO%20fake%20line%1b[31m")
 
     serving(tmp_path, work)
     lines = [record.getMessage() for record in caplog.records if record.name == LOGGER]
-    whole, streamed, refused, strange = lines
+    whole, streamed, refused, steering, strange = lines
     seconds = r"\d+\.\d{3} s"
     counts = rf"1\+10 tokens, the first after {seconds}, 2 x stop"
     for line in (whole, streamed):
         assert re.fullmatch(rf'127\.0\.0\.1:\d+ "POST /v1/completions" 200, {seconds}, {counts}', line)
-    assert re.fullmatch(r'127\.0\.0\.1:\d+ "POST /v1/completions" 400, \d+\.\d{3} s', refused)
+    assert re.fullmatch(
+        rf'127\.0\.0\.1:\d+ "POST /v1/completions" 400, {seconds}: Expected `str \| array`, got `int` - at `prompt`',
+        refused,
+    )
+    assert re.fullmatch(
+        rf'.* "POST /v1/completions" 400, {seconds}: a\\n\\x1b\[31m\\xe4 is not supported by this server', steering
+    )
     assert '"GET /a%0aINFO%20fake%20line%1b[31m" 404' in strange
     assert " [mine]" in [getattr(record, "request", None) for record in caplog.records]
 
