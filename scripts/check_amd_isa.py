@@ -25,7 +25,7 @@ CSRC = Path(__file__).resolve().parent.parent / "csrc"
 DTYPES = {"fp32": "Float32", "bf16": "Bfloat16", "fp16": "Float16"}
 WORLD_SIZES = (2, 4, 8)
 WORKS = {"OneShotWork": "one-shot", "TwoShotWork": "two-shot", "RegisteredWork": "registered"}
-CODECS = ("none", "int8", "int6", "int4")
+CODECS = {"none": "None", "int8": "Int8", "int6": "Int6", "int4": "Int4"}
 # What a kernel does with exchange memory, if not both. A registered call's peers read tensors where they lie.
 EXCHANGE = {"registered": (), "mailbox send": ("stores",), "mailbox receive": ("loads",)}
 MAILBOX = ("mailbox send", "mailbox receive")
@@ -38,6 +38,36 @@ LIMITS = {
     "sgpr_spill_count": 256,  # into lanes of vector registers, not to memory
     "group_segment_fixed_size": 1024,  # bytes of LDS a block
 }
+
+
+@dataclass(frozen=True)
+class Kind:
+    """Kernels that are compiled together."""
+
+    dtype: str
+    world_size: int
+    codecs: tuple[str, ...] = tuple(CODECS)  # a registered call has none
+
+    def ways(self) -> list[tuple[str, str]]:
+        """(algorithm, codec) of the kernels."""
+        one_shot = [codec for codec in self.codecs if self.world_size == 2 or codec == "none"]
+        ways = [("two-shot", codec) for codec in self.codecs] + [("one-shot", codec) for codec in one_shot]
+        return [*ways, *([("registered", "none")] if "none" in self.codecs else [])]
+
+    def dispatch(self) -> str:
+        """What instantiates the kernels: of all codecs as in the module."""
+        of = f"{DTYPES[self.dtype]}, {self.world_size}"
+        if self.codecs == tuple(CODECS):
+            return f"return kernel_of_type<{of}>(codec, algorithm);"
+        type_name = DTYPES[self.dtype]
+        parts = []
+        if "none" in self.codecs:
+            work = f"RegisteredWork<RawExecutor<{of}>, {of}>"
+            parts.append(f"if (algorithm == Algorithm::kRegistered) return kernel_address<{work}>();")
+        for name in (CODECS[codec] for codec in self.codecs):
+            call = f"kernel_with_codec<{type_name}, Codec{name}<{type_name}>, {self.world_size}>(algorithm)"
+            parts.append(f"if (codec == CodecKind::k{name}) return {call};")
+        return " ".join([*parts, "return nullptr;"])
 
 
 @dataclass(frozen=True)
@@ -75,8 +105,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--arch", action="append", choices=list(ARCHS), help="may be given again; default: all")
     parser.add_argument("--csrc", type=Path, default=CSRC, help="folder of the sources")
-    parser.add_argument("--dtype", action="append", choices=list(DTYPES), help="default: all")
-    parser.add_argument("--world-size", action="append", type=int, choices=WORLD_SIZES, help="default: all")
+    parser.add_argument("--kind", action="append", type=_kind, help="as bf16:4 or bf16:4:none:int8; default: all")
     parser.add_argument("--source", type=Path, action="append", help="check this file's kernels instead of all")
     parser.add_argument("--object", type=Path, action="append", help="compile nothing: check this, of the one --arch")
     parser.add_argument("--json", type=Path, help="also write the table as JSON to this file")
@@ -85,9 +114,18 @@ def _arguments() -> argparse.Namespace:
     if args.object and len(args.arch or ()) != 1:
         parser.error("--object needs one --arch, the one of the objects")
     args.arch = args.arch or list(ARCHS)
-    args.dtype = args.dtype or list(DTYPES)
-    args.world_size = args.world_size or list(WORLD_SIZES)
+    args.kind = args.kind or [Kind(dtype, world_size) for dtype, world_size in product(DTYPES, WORLD_SIZES)]
     return args
+
+
+def _kind(text: str) -> Kind:
+    dtype, _, others = text.partition(":")
+    world_size, *codecs = others.split(":")
+    if dtype not in DTYPES or world_size not in map(str, WORLD_SIZES) or not set(codecs) <= set(CODECS):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not DTYPE:RANKS or DTYPE:RANKS:CODEC... of {', '.join(DTYPES)}; 2, 4, 8; {', '.join(CODECS)}"
+        )
+    return Kind(dtype, int(world_size), tuple(codecs) or tuple(CODECS))
 
 
 def _check_all(args: argparse.Namespace) -> tuple[list[Row], list[str]]:
@@ -102,27 +140,26 @@ def _check_all(args: argparse.Namespace) -> tuple[list[Row], list[str]]:
 
 def _compile_and_check(args: argparse.Namespace) -> list[Row]:
     with tempfile.TemporaryDirectory() as folder:
-        sources = args.source or list(_write_sources(Path(folder), args.dtype, args.world_size))
+        sources = args.source or list(_write_sources(Path(folder), args.kind))
         units = list(product(sources, args.arch))
         with ThreadPoolExecutor(args.jobs) as pool:
             found = pool.map(lambda unit: _check_unit(unit[0], unit[1], args.csrc, Path(folder)), units)
             return [row for unit_rows in found for row in unit_rows]
 
 
-def _write_sources(folder: Path, dtypes: list[str], world_sizes: list[int]) -> Iterator[Path]:
-    """One translation unit a dtype and world size, a few seconds each; and the mailbox's."""
-    for dtype in dtypes:
-        for world_size in world_sizes:
-            path = folder / f"{dtype}_{world_size}.hip"
-            path.write_text(
-                '#include "quick_reduce/gpu/dispatch.h"\n'
-                "namespace splitrank::quick_reduce {\n"
-                "const void* find(CodecKind codec, Algorithm algorithm) {\n"
-                f"    return kernel_of_type<{DTYPES[dtype]}, {world_size}>(codec, algorithm);\n"
-                "}\n"
-                "}  // namespace splitrank::quick_reduce\n"
-            )
-            yield path
+def _write_sources(folder: Path, kinds: list[Kind]) -> Iterator[Path]:
+    """One translation unit a kind, a few seconds each; and the mailbox's."""
+    for number, kind in enumerate(kinds):
+        path = folder / f"{kind.dtype}_{kind.world_size}_{number}.hip"
+        path.write_text(
+            '#include "quick_reduce/gpu/dispatch.h"\n'
+            "namespace splitrank::quick_reduce {\n"
+            "const void* find([[maybe_unused]] CodecKind codec, Algorithm algorithm) {\n"
+            f"    {kind.dispatch()}\n"
+            "}\n"
+            "}  // namespace splitrank::quick_reduce\n"
+        )
+        yield path
     path = folder / "mailbox.hip"
     path.write_text('#include "stage_mailbox/gpu/kernels.h"\n')
     yield path
@@ -160,18 +197,11 @@ def kernel_label(name: str) -> str:
     return f"{WORKS[work[1]]} {dtype} {codec} W={work[5]}"
 
 
-def _ways(world_size: int) -> list[tuple[str, str]]:
-    """(algorithm, codec) of the kernels for so many ranks."""
-    one_shot = CODECS if world_size == 2 else CODECS[:1]
-    coded = [("two-shot", codec) for codec in CODECS] + [("one-shot", codec) for codec in one_shot]
-    return [*coded, ("registered", "none")]
-
-
 def _missing_kernels(rows: list[Row], args: argparse.Namespace) -> Iterator[str]:
     checked = {(row.kernel, row.arch) for row in rows}
-    for arch, dtype, world_size in product(args.arch, args.dtype, args.world_size):
-        for algorithm, codec in _ways(world_size):
-            kernel = f"{algorithm} {dtype} {codec} W={world_size}"
+    for arch, kind in product(args.arch, args.kind):
+        for algorithm, codec in kind.ways():
+            kernel = f"{algorithm} {kind.dtype} {codec} W={kind.world_size}"
             if (kernel, arch) not in checked:
                 yield f"{kernel} on {arch}: no such kernel was compiled"
     for arch, kernel in product(args.arch, MAILBOX):

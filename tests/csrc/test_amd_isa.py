@@ -5,7 +5,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
-from itertools import product
+from itertools import combinations, product
 from pathlib import Path
 
 import pytest
@@ -26,13 +26,15 @@ pytestmark = [
 DTYPES = ("fp32", "bf16", "fp16")
 WORLD_SIZES = (2, 4, 8)
 MAILBOX = {"mailbox send", "mailbox receive"}
-Kind = tuple[str, int]  # of kernels: dtype, number of ranks
-ALL_KINDS = tuple(product(DTYPES, WORLD_SIZES))
-# What is compiled without --full: each kernel for one machine, each dtype and each number of ranks for every machine.
+CODED = ("int8", "int6", "int4")
+Kind = tuple[str, int, tuple[str, ...]]  # of kernels: dtype, number of ranks, codecs
+ALL_KINDS = tuple((dtype, size, ("none", *CODED)) for dtype, size in product(DTYPES, WORLD_SIZES))
+# What is compiled without --full: each kernel that has no codec, for one machine; and those that have one by pairs:
+# each dtype, number of ranks, codec and machine with each of the others.
 KINDS: dict[str, tuple[Kind, ...]] = {
-    "gfx942": (("fp32", 2), ("bf16", 8), ("fp16", 4)),
-    "gfx90a": (("fp32", 4), ("bf16", 2), ("fp16", 8)),
-    "gfx950": (("fp32", 8), ("bf16", 4), ("fp16", 2)),
+    "gfx942": (("fp32", 2, ("none", "int8")), ("bf16", 8, ("none", "int4")), ("fp16", 4, ("none", "int6"))),
+    "gfx90a": (("fp32", 4, ("none", "int4")), ("bf16", 2, ("none", "int6")), ("fp16", 8, ("none", "int8"))),
+    "gfx950": (("fp32", 8, ("none", "int6")), ("bf16", 4, ("none", "int8")), ("fp16", 2, ("none", "int4"))),
 }
 ONE_SHOT = """#include "quick_reduce/gpu/kernels.h"
 namespace splitrank::quick_reduce {
@@ -47,13 +49,18 @@ def check(*arguments: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=scaled(PROOF_S), check=False)
 
 
-def kernel_names(dtype: str, world_sizes: Sequence[int] = WORLD_SIZES) -> set[str]:
-    """Of all kernels for this dtype and so many ranks, and of the mailbox's."""
-    codecs = ("none", "int8", "int6", "int4")
-    ways = [*(("two-shot", codec) for codec in codecs), ("one-shot", "none"), ("registered", "none")]
-    names = {f"{algorithm} {dtype} {codec} W={size}" for algorithm, codec in ways for size in world_sizes}
-    names |= {f"one-shot {dtype} {codec} W=2" for codec in codecs if 2 in world_sizes}
-    return names | MAILBOX
+def kind_arguments(kinds: Sequence[Kind]) -> list[str]:
+    return [word for dtype, size, codecs in kinds for word in ("--kind", ":".join([dtype, str(size), *codecs]))]
+
+
+def kernel_names(kinds: Sequence[Kind]) -> set[str]:
+    """Of all kernels of these kinds, and of the mailbox's."""
+    names = set(MAILBOX)
+    for dtype, size, codecs in kinds:
+        names |= {f"two-shot {dtype} {codec} W={size}" for codec in codecs}
+        names |= {f"one-shot {dtype} {codec} W={size}" for codec in codecs if size == 2 or codec == "none"}
+        names |= {f"registered {dtype} none W={size}"} if "none" in codecs else set()
+    return names
 
 
 def check_report(report: Path, expected: set[tuple[str, str]]) -> None:
@@ -67,23 +74,29 @@ def check_report(report: Path, expected: set[tuple[str, str]]) -> None:
 
 
 # gfx942's kernels are checked as they lie in the module (test_hip_module.py).
-@pytest.mark.parametrize(
-    ("arch", "dtype", "world_size"), [(arch, *kind) for arch in ("gfx90a", "gfx950") for kind in KINDS[arch]]
-)
-def test_kernels_keep_the_rules(arch: str, dtype: str, world_size: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize("arch", ["gfx90a", "gfx950"])
+def test_kernels_keep_the_rules(arch: str, tmp_path: Path) -> None:
     report = tmp_path / "report.json"
-    done = check("--dtype", dtype, "--world-size", world_size, "--arch", arch, "--json", report)
+    done = check(*kind_arguments(KINDS[arch]), "--arch", arch, "--json", report)
     assert done.returncode == 0, done.stderr
-    check_report(report, {(name, arch) for name in kernel_names(dtype, [world_size])})
+    check_report(report, {(name, arch) for name in kernel_names(KINDS[arch])})
+
+
+def test_the_kinds_of_codecs_are_pairs() -> None:
+    """Of dtype, number of ranks, codec and machine, each value occurs with each of the others exactly once."""
+    rows = [(dtype, size, codec, arch) for arch, of in KINDS.items() for dtype, size, (_, codec) in of]
+    for one, other in combinations(range(4), 2):
+        assert len({(row[one], row[other]) for row in rows}) == len(rows) == 9
 
 
 @pytest.mark.full
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_every_kernel_keeps_the_rules_on_every_machine(dtype: str, tmp_path: Path) -> None:
     report = tmp_path / "report.json"
-    done = check("--dtype", dtype, "--json", report)
+    kinds = [kind for kind in ALL_KINDS if kind[0] == dtype]
+    done = check(*kind_arguments(kinds), "--json", report)
     assert done.returncode == 0, done.stderr
-    check_report(report, {(name, arch) for name in kernel_names(dtype) for arch in ("gfx90a", "gfx942", "gfx950")})
+    check_report(report, {(name, arch) for name in kernel_names(kinds) for arch in KINDS})
 
 
 WAIT = r"\n\ts_waitcnt vmcnt(0)\n\tglobal_store_dwordx2"
@@ -209,20 +222,28 @@ def test_spills_are_found(tmp_path: Path) -> None:
 
 
 def test_missing_kernels_are_errors(tmp_path: Path) -> None:
-    """In a dispatch that knows only raw values: those of a codec take ten seconds of the compiler's time."""
+    """In a dispatch that knows only registered calls: the others take ten seconds of the compiler's time."""
     csrc = tmp_path / "csrc"
     for protocol in ("quick_reduce", "stage_mailbox"):
         shutil.copytree(ROOT / "csrc" / protocol, csrc / protocol, ignore=shutil.ignore_patterns("cpu", "*.cc"))
     dispatch = csrc / "quick_reduce/gpu/dispatch.h"
     lines = dispatch.read_text().splitlines(keepends=True)
-    kept = [line for line in lines if "case CodecKind::kInt" not in line]
-    assert len(lines) - len(kept) == 3
+    kept = [line for line in lines if "case CodecKind::k" not in line]
+    assert len(lines) - len(kept) == 4
     dispatch.write_text("".join(kept).replace("switch (codec) {", "switch (codec) { default: break;"))
-    done = check("--csrc", csrc, "--arch", "gfx942", "--dtype", "bf16", "--world-size", "8")
+    done = check("--csrc", csrc, "--arch", "gfx942", "--kind", "bf16:8")
     assert done.returncode == 1
     missing = [line for line in done.stderr.splitlines() if "no such kernel was compiled" in line]
-    expected = [f"two-shot bf16 {codec} W=8" for codec in ("int8", "int6", "int4")]
-    assert missing == [f"check_amd_isa: {kernel} on gfx942: no such kernel was compiled" for kernel in expected]
+    expected = kernel_names([("bf16", 8, ("none", *CODED))]) - MAILBOX - {"registered bf16 none W=8"}
+    assert len(expected) == 5
+    assert set(missing) == {f"check_amd_isa: {kernel} on gfx942: no such kernel was compiled" for kernel in expected}
+
+
+def test_an_unknown_kind_is_refused() -> None:
+    for kind in ("bf16", "bf8:4", "bf16:3", "bf16:4:int5", "bf16:4:"):
+        done = check("--kind", kind)
+        assert done.returncode == 2
+        assert f"{kind!r} is not DTYPE:RANKS or DTYPE:RANKS:CODEC..." in done.stderr
 
 
 def test_missing_tools_are_named(tmp_path: Path) -> None:

@@ -2,8 +2,8 @@
 
 Through the CMake route that a ROCm machine takes, with a plain clang as the HIP compiler and rocm_stub/ for a ROCm. The
 kernels are real: machine code of gfx942 in the module, registered with the runtime when it is imported. There is no
-AMD GPU to run them. The module has a third of them, one number of ranks for each dtype, since they take a minute and a
-half of the compiler's time; test_amd_isa.py compiles the others for the other machines, and ``--full`` all.
+AMD GPU to run them. The module has a few of them, one number of ranks and one codec for each dtype, since all take a
+minute and a half of the compiler's time; test_amd_isa.py compiles others for the other machines, and ``--full`` all.
 """
 
 import shutil
@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.csrc.programs import PROOF, Patch, patched
-from tests.csrc.test_amd_isa import ALL_KINDS, KINDS, MAILBOX, WORLD_SIZES, Kind, check, check_report, kernel_names
+from tests.csrc.test_amd_isa import ALL_KINDS, KINDS, MAILBOX, Kind, check, check_report, kernel_names, kind_arguments
 from tests.support.limits import PROGRAM_S, PROOF_S, scaled
 
 ROOT = Path(__file__).parents[2]
@@ -48,20 +48,26 @@ def kinds(full: bool) -> Sequence[Kind]:
 
 
 def sources(folder: Path, kinds: Sequence[Kind]) -> Path:
-    """The shipped ones, but only kernels of these dtypes and numbers of ranks are instantiated."""
+    """The shipped ones, but only kernels of these dtypes, numbers of ranks and codecs are instantiated."""
     csrc = folder / "csrc"
     shutil.copytree(CSRC, csrc)
     dispatch = csrc / "quick_reduce/gpu/dispatch.h"
     type_names = {"fp32": "Float32", "bf16": "Bfloat16", "fp16": "Float16"}
     chosen = [
-        f"template <> inline constexpr bool kIsChosen<{type_names[dtype]}, {size}> = true;" for dtype, size in kinds
+        f"template <> inline constexpr bool kIsChosen<{type_names[dtype]}, {size}, CodecKind::k{codec.title()}> = true;"
+        for dtype, size, codecs in kinds
+        for codec in codecs
     ]
-    before = "template <class Type>\nconst void* kernel_of_world("
-    choice = ["template <class, int> constexpr bool kIsChosen = false;", *chosen, before]
+    before = "template <class Type, int W>\nconst void* kernel_of_type("
+    choice = ["template <class, int, CodecKind> constexpr bool kIsChosen = false;", *chosen, before]
     patches = [Patch("dispatch.h", before, "\n".join(choice))]
-    for size in WORLD_SIZES:
-        call = f"return kernel_of_type<Type, {size}>(codec, algorithm);"
-        patches.append(Patch("dispatch.h", call, f"if constexpr (kIsChosen<Type, {size}>) {call} else return nullptr;"))
+    for codec in ("None", "Int8", "Int6", "Int4"):
+        call = f"return kernel_with_codec<Type, Codec{codec}<Type>, W>(algorithm);"
+        asked = f"if constexpr (kIsChosen<Type, W, CodecKind::k{codec}>) {call} else return nullptr;"
+        patches.append(Patch("dispatch.h", call, asked))
+    call = "if (algorithm == Algorithm::kRegistered) return kernel_address<RegisteredWork<Raw, Type, W>>();"
+    asked = f"if constexpr (kIsChosen<Type, W, CodecKind::kNone>) {call}"
+    patches.append(Patch("dispatch.h", call, asked))
     dispatch.write_text(patched(dispatch.read_text(), patches))
     return csrc
 
@@ -89,6 +95,7 @@ def module(tmp_path_factory: pytest.TempPathFactory, kinds: Sequence[Kind]) -> P
     csrc = sources(folder, kinds)
     settings = {
         "SPLITRANK_GPU": "hip",
+        "CMAKE_CXX_COMPILER": shutil.which("clang++-22"),  # 10 s of CPU time for the bindings, of which gcc takes 17
         "CMAKE_HIP_COMPILER": shutil.which("clang++-22"),
         "CMAKE_HIP_COMPILER_ROCM_ROOT": STUB,
         "CMAKE_HIP_ARCHITECTURES": "gfx942",
@@ -139,7 +146,7 @@ def test_the_kernels_are_in_the_module(module: Path, parts: list[Path], kinds: S
     assert len(parts) == 4
     symbols = [line for part in parts for line in run("llvm-objdump-22", "-t", part).splitlines()]
     descriptors = {line.split()[-1] for line in symbols if "all_reduce_kernel" in line and line.endswith(".kd")}
-    assert len(descriptors) == sum(len(kernel_names(dtype, [size]) - MAILBOX) for dtype, size in kinds)
+    assert len(descriptors) == len(kernel_names(kinds) - MAILBOX)
     mailbox = {line.split()[-1] for line in symbols if "mailbox_" in line and line.endswith(".kd")}
     assert len(mailbox) == 2
     assert run("llvm-objdump-22", "-T", module).count("__hipRegisterFatBinary") == 1
@@ -148,11 +155,10 @@ def test_the_kernels_are_in_the_module(module: Path, parts: list[Path], kinds: S
 def test_the_kernels_in_the_module_keep_the_rules(parts: list[Path], kinds: Sequence[Kind], tmp_path: Path) -> None:
     """As they ship; test_amd_isa.py has the other machines, and shows that the check can fail."""
     report = tmp_path / "report.json"
-    dtype, size = kinds[0]  # those that may not be missing; the report shows it of all
-    of_one_kind = ("--arch", "gfx942", "--dtype", dtype, "--world-size", size)
-    done = check(*of_one_kind, *(word for part in parts for word in ("--object", part)), "--json", report)
+    objects = (word for part in parts for word in ("--object", part))
+    done = check("--arch", "gfx942", *kind_arguments(kinds), *objects, "--json", report)
     assert done.returncode == 0, done.stderr
-    check_report(report, {(name, "gfx942") for dtype, size in kinds for name in kernel_names(dtype, [size])})
+    check_report(report, {(name, "gfx942") for name in kernel_names(kinds)})
 
 
 @pytest.mark.parametrize("side", ["device", "host"])
