@@ -7,6 +7,7 @@ at most; what is launched behind it waits with it.
 """
 
 from functools import partial
+from typing import NoReturn
 
 import torch
 import torch.distributed as dist
@@ -15,12 +16,12 @@ from splitrank.comm.ballot import Ballot
 from splitrank.comm.errors import CommunicationError
 from splitrank.comm.native import Mailbox, MailboxCall, MailboxFailure, load_module
 from splitrank.comm.position import MeshPosition
-from splitrank.comm.shared_region import join, leave
+from splitrank.comm.shared_region import RegionOwner, join
 
 DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.int32: 3, torch.int64: 4}
 
 
-class DeviceLink:
+class DeviceLink(RegionOwner[Mailbox]):
     """This stage's end: receives from the stage before, sends to the next, at equal tensor ranks. Construction and
     ``close`` are collective over all ranks of ``group`` (None: of all groups).
 
@@ -40,12 +41,13 @@ class DeviceLink:
     ) -> None:
         self._stage, self._num_stages = position.pp_rank, position.pp_size
         self._ring = slice(position.tp_rank, None, position.tp_size)  # of all ranks, those with this tensor rank
-        self._device, self._timeout_s, self._timeout_ns = device, timeout_s, int(timeout_s * 1e9)
+        self._device, self._is_cuda = device, device.type == "cuda"
+        self.timeout_s, self._timeout_ns = timeout_s, int(timeout_s * 1e9)
         self._where = f"stage {self._stage}: device link"
         self._ballot = Ballot(group, position.rank, position.world_size, timeout_s, "rank")
         self._poison: str | None = None
         make = partial(self._make, part_bytes, max_ahead)
-        self._native: Mailbox | None = join(self._ballot, f"{self._where}: start", make, self._open)
+        self._native = join(self._ballot, f"{self._where}: start", make, self._open)
         self.num_bytes = self._native.num_bytes
 
     def send(self, tensors: tuple[torch.Tensor, ...], step: int, plan_hash: str) -> None:
@@ -63,23 +65,6 @@ class DeviceLink:
             self._fail()
         return tensors
 
-    def check(self) -> None:
-        """Raises if any message so far failed. Called after a step, before its result is used."""
-        if self._native is not None and self._native.failure() is not None:
-            self._fail()
-
-    def abort(self) -> None:
-        """Ends the waits of this stage and its neighbours; every later call fails."""
-        if self._native is not None:
-            self._native.abort()
-
-    def close(self) -> None:
-        """Frees the memory when all stages have called it. After a failure, or without the others, it stays."""
-        if self._native is None:
-            return
-        native, self._native = self._native, None
-        leave(self._ballot, f"{self._where}: end", native, self._device.type == "cuda", self._timeout_s)
-
     def _message(self, tensors: tuple[torch.Tensor, ...], step: int, plan_hash: str) -> MailboxCall:
         """Arguments of the native calls."""
         first = tensors[0]
@@ -90,13 +75,8 @@ class DeviceLink:
             "step": step,
             "plan_hash": int(plan_hash or "0", 16),
             "timeout_ns": self._timeout_ns,
-            "stream": torch.cuda.current_stream(self._device).cuda_stream if self._device.type == "cuda" else 0,
+            "stream": torch.cuda.current_stream(self._device).cuda_stream if self._is_cuda else 0,
         }
-
-    def _opened(self) -> Mailbox:
-        if self._native is None:
-            raise CommunicationError(f"{self._where}: it is closed")
-        return self._native
 
     def _make(self, part_bytes: int, max_ahead: int) -> tuple[Mailbox, bytes]:
         module = load_module(self._device.type)
@@ -106,11 +86,11 @@ class DeviceLink:
     def _open(self, native: Mailbox, handles: list[bytes]) -> None:
         native.open(handles[self._ring])
 
-    def _fail(self) -> None:
-        """Keeps the first failure; later calls raise it again."""
+    def _fail(self, call: str = "") -> NoReturn:
+        """The failure's record names the message itself."""
         assert self._native is not None
         if self._poison is None:
-            self._poison = describe(self._native.failure(), self._stage, self._timeout_s)
+            self._poison = describe(self._native.failure(), self._stage, self.timeout_s)
         raise CommunicationError(self._poison)
 
 

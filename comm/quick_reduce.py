@@ -7,6 +7,7 @@ peers ends after ``timeout_s``.
 
 from dataclasses import dataclass
 from functools import partial
+from typing import NoReturn
 
 import torch
 import torch.distributed as dist
@@ -16,7 +17,7 @@ from splitrank.comm.errors import CommunicationError
 from splitrank.comm.failure_text import describe
 from splitrank.comm.native import ALGORITHM_CODES, CODEC_CODES, Communicator, load_module
 from splitrank.comm.selection import WORLD_SIZES
-from splitrank.comm.shared_region import join, leave
+from splitrank.comm.shared_region import RegionOwner, join
 
 DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # csrc/quick_reduce/call.h
 ALIGNMENT = 16
@@ -34,7 +35,7 @@ class RegionShape:
 HOST_SHAPE = RegionShape(4, 128 * 2**10)
 
 
-class QuickAllReduce:
+class QuickAllReduce(RegionOwner[Communicator]):
     """One stage's communicator on this rank. Construction and ``close`` are collective over ``group`` (gloo).
 
     If one rank cannot do its part, every rank raises ``CommunicationError``, and nothing is left behind.
@@ -58,7 +59,7 @@ class QuickAllReduce:
         self._where = f"tensor rank {rank} of {world_size}: quick all-reduce"
         self._is_cuda = self.device.type == "cuda"
         self._launch: dict[str, bool] = {}  # how an accelerator's calls are launched; known when all have joined
-        self._native: Communicator | None = None
+        self._native = None
         self._poison: str | None = None
         if world_size > 1:
             assert group is not None, "several ranks vote through a group"
@@ -86,9 +87,7 @@ class QuickAllReduce:
         num_elements = input.numel()
         if self.world_size == 1 or num_elements == 0:
             return output if output is input else output.copy_(input)
-        if self._native is None:
-            raise CommunicationError(f"{self._where}: it is closed")
-        if not self._native.all_reduce(
+        if not self._opened().all_reduce(
             address,
             out_address,
             num_elements,
@@ -109,23 +108,6 @@ class QuickAllReduce:
         if self._native is None or not self._is_cuda:
             return 0
         return self._native.tagged_capacity(DTYPE_CODES[dtype], CODEC_CODES[codec]) * dtype.itemsize
-
-    def check(self) -> None:
-        """Raises if any call so far failed. Called after an accelerator's step, before its result is used."""
-        if self._native is not None and self._native.failure() is not None:
-            self._fail("")
-
-    def abort(self) -> None:
-        """Ends the waits of all ranks; every later call fails."""
-        if self._native is not None:
-            self._native.abort()
-
-    def close(self) -> None:
-        """Frees the memory when all ranks have called it, or after a few seconds without the others."""
-        if self._native is None:
-            return
-        native, self._native = self._native, None
-        leave(self._ballot, f"{self._where}: end", native, self._is_cuda, self.timeout_s)
 
     def _make(self, shape: RegionShape | None) -> tuple[Communicator, bytes]:
         """The own region, and its description for the peers: module; slots and device; handle."""
@@ -178,8 +160,7 @@ class QuickAllReduce:
         names = f"algorithm {algorithm!r} and codec {codec!r}"
         return f"{self._where} knows {', '.join(ALGORITHM_CODES)} and {', '.join(CODEC_CODES)}, not {names}"
 
-    def _fail(self, call: str) -> None:
-        """Keeps the first failure; later calls raise it again."""
+    def _fail(self, call: str = "") -> NoReturn:
         assert self._native is not None
         if self._poison is None:
             self._poison = describe(self._native.failure(), self.rank, self.timeout_s)

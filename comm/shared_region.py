@@ -3,8 +3,9 @@
 The quick all-reduce and the device link both join and leave so; what they do with the memory is theirs.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Protocol, TypeVar
+from typing import Generic, NoReturn, Protocol, TypeVar
 
 from splitrank.comm.ballot import Ballot, Vote
 from splitrank.comm.errors import CommunicationError, one_line
@@ -52,6 +53,45 @@ def join(
             region.close()
         raise
     return region
+
+
+class RegionOwner(ABC, Generic[R]):
+    """This rank's part in shared memory, as ``join`` has given it. Subclasses set the attributes, ``_native`` to None
+    where there is none, and say in ``_fail`` what has gone wrong."""
+
+    _native: R | None
+    _ballot: Ballot
+    _where: str  # the beginning of messages
+    _is_cuda: bool
+    timeout_s: float
+
+    def check(self) -> None:
+        """Raises ``CommunicationError`` if any call so far failed. Called after a step on a device, before its result
+        is used."""
+        if self._native is not None and self._native.failure() is not None:
+            self._fail()
+
+    def abort(self) -> None:
+        """Ends the waits of this rank and of all that wait for it; every later call fails."""
+        if self._native is not None:
+            self._native.abort()
+
+    def close(self) -> None:
+        """Frees the memory when all ranks have called it, or after a few seconds without the others. What ``leave``
+        says of a device's memory holds."""
+        if self._native is None:
+            return
+        native, self._native = self._native, None
+        leave(self._ballot, f"{self._where}: end", native, self._is_cuda, self.timeout_s)
+
+    def _opened(self) -> R:
+        if self._native is None:
+            raise CommunicationError(f"{self._where}: it is closed")
+        return self._native
+
+    @abstractmethod
+    def _fail(self, call: str = "") -> NoReturn:
+        """Raises the first failure, as all later calls do. ``call`` says which one this is, if any."""
 
 
 def leave(ballot: Ballot, what: str, region: Region, on_device: bool, timeout_s: float) -> None:
