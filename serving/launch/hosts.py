@@ -69,7 +69,11 @@ class Hosts:
         self._port = port
         self._doorkeeper = Doorkeeper(listener, secret, JOIN, lambda stream, peer: self._arrived.put(stream))
         self._name = host_name(0, socket.gethostname(), self._address)
-        self.links = LinkListeners(spec, self._address, told if spec.bind else self._address)
+        try:
+            self.links = LinkListeners(spec, self._address, told if spec.bind else self._address)
+        except BaseException:
+            self._doorkeeper.close()
+            raise
 
     def gather(self) -> LaunchSpec:
         """Waits until all hosts have joined, and returns what all have agreed on. ``HostsError`` says who is missing or

@@ -13,15 +13,20 @@ from splitrank.serving.protocol.messages import LaunchSpec
 
 
 class LinkListeners:
-    """``addresses`` by rank, as other hosts reach them: at the address ``told``, which is usually ``address``."""
+    """``addresses`` by rank, as other hosts reach them: at the address ``told``, which is usually ``address``.
+    ``ValueError`` if one cannot be made; then none is left."""
 
     def __init__(self, spec: LaunchSpec, address: str, told: str) -> None:
         self._sockets: dict[int, socket.socket] = {}
         self.addresses: dict[int, str] = {}
-        for rank in spec.local_ranks:
-            if previous_is_elsewhere(mesh_position(rank, spec.pp_size, spec.tp_size), spec.ranks_per_node):
-                listener = self._sockets[rank] = listen(address)
-                self.addresses[rank] = join_address(told, listener.getsockname()[1])
+        try:
+            for rank in spec.local_ranks:
+                if previous_is_elsewhere(mesh_position(rank, spec.pp_size, spec.tp_size), spec.ranks_per_node):
+                    listener = self._sockets[rank] = listen(address)
+                    self.addresses[rank] = join_address(told, listener.getsockname()[1])
+        except BaseException:
+            self.close()
+            raise
 
     def descriptor(self, rank: int) -> int | None:
         """The rank's socket; None if its stage before is on this host."""

@@ -59,7 +59,7 @@ def check_clean_exit(server: Server) -> None:
 
 
 def test_sigterm_lets_open_requests_finish() -> None:
-    with Server("--max-model-len", 2048) as server:
+    with Server("--max-model-len", 2048, "--drain-timeout-s", 3600) as server:
         request = {**LONG, "max_tokens": 200, "stream": True}
         with server.http.stream("POST", "/v1/completions", json=request) as response:
             lines = response.iter_lines()

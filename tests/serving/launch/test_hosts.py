@@ -247,6 +247,24 @@ def _pretend_tcp(channel: HostChannel, stream: socket.socket) -> None:
     channel.__init__(Stream(fileno=stream.detach()), 0.3)  # type: ignore[misc]
 
 
+def test_a_host_0_that_cannot_listen_for_its_stages_gives_its_port_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As when descriptors are used up: of the sockets, the first two can be made."""
+    made: list[socket.socket] = []
+
+    def listen_twice(host: str, port: int = 0) -> socket.socket:
+        if len(made) == 2:
+            raise ValueError(f"cannot listen on {host}:{port}: Too many open files")
+        made.append(listen(host, port))
+        return made[-1]
+
+    for module in ("hosts", "link_listeners"):
+        monkeypatch.setattr(f"splitrank.serving.launch.{module}.listen", listen_twice)
+    both_stages_are_elsewhere = {"tp_size": 2, "num_nodes": 3}
+    with pytest.raises(ValueError, match="Too many open files"):
+        Hosts(spec_of(0, free_port(), **both_stages_are_elsewhere), SECRET)
+    assert [one.fileno() for one in made] == [-1, -1]
+
+
 class Host0:
     """Host 0's port, by hand: the first ``num_broken`` handshakes break off behind the other end's proof."""
 
