@@ -76,9 +76,9 @@ def _proof(secret: bytes, side: str, purpose: str, challenge: bytes, own: bytes)
 
 
 class _Places:
-    """Of handshakes under way. When all are taken, the address that has most gives one up to another address; to its
-    own, if its oldest has had ``_ENOUGH_S``. So strangers who say nothing keep out nobody but their own neighbours, and
-    those for half a second."""
+    """The places of handshakes under way, a limited number. When all are taken, the address that holds most gives up
+    its oldest one to another address, and to a newcomer of its own after ``_ENOUGH_S``. So strangers who say nothing
+    keep out only others of their address, and those for half a second."""
 
     def __init__(self) -> None:
         self._taken: dict[socket.socket, tuple[str, float]] = {}  # address, since when; the oldest first

@@ -70,14 +70,14 @@ class Mesh:
                 listener.close()
 
     def _listen(self, folder: Path, timeout_s: float) -> StageListener | NetworkListener:
-        """For the stage before this one."""
+        """Listens for the stage before this one."""
         if previous_is_elsewhere(self.position, self._network.ranks_per_host):
             return NetworkListener(self._network, self.position.rank, timeout_s)
         return StageListener(folder, link_name(self.position.rank))
 
     def _connect(self, folder: Path, timeout_s: float) -> socket:
-        """To the stage behind this one. Ranks of this host have joined, so they listen; on other hosts sockets listen
-        since before any rank was started."""
+        """Connects to the stage behind this one. A rank of this host listens already, since all have joined; on other
+        hosts, sockets listen since before any rank was started."""
         following = self.position.next_rank
         if following in self._host_ranks:
             return connect(folder, link_name(following))

@@ -18,7 +18,7 @@ _MAGIC = b"splitrk1"
 
 
 def make_header(step: int, plan_hash: str, num_tensors: int, shape: tuple[int, ...], dtype: torch.dtype) -> bytes:
-    """Of ``num_tensors`` of ``shape``."""
+    """The header of a message of ``num_tensors`` tensors, each of ``shape``."""
     name = str(dtype).removeprefix("torch.")
     return _HEADER.pack(_MAGIC, step, plan_hash.encode(), num_tensors, prod(shape), name.encode())
 

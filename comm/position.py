@@ -22,12 +22,13 @@ class MeshPosition:
 
     @property
     def previous_rank(self) -> int:
-        """Of the stage before, at the same tensor rank. The stages are a ring: before the first is the last."""
+        """The rank of the stage before, at the same tensor rank. The stages are a ring: before the first is the
+        last."""
         return (self.rank - self.tp_size) % self.world_size
 
     @property
     def next_rank(self) -> int:
-        """Of the stage behind; behind the last is the first."""
+        """The rank of the stage behind, at the same tensor rank; behind the last is the first."""
         return (self.rank + self.tp_size) % self.world_size
 
     def __str__(self) -> str:

@@ -28,8 +28,8 @@ class StageLinks:
 
 @dataclass(frozen=True)
 class Ends:
-    """Of this rank's links: streams from the stage before and to the one behind, and where tensors are.
-    ``host_ranks``: the ranks of this host."""
+    """What a rank's links are made of: its streams from the stage before and to the one behind, and the device of its
+    tensors. ``host_ranks``: the ranks of this host."""
 
     position: MeshPosition
     device: torch.device
@@ -49,7 +49,7 @@ class Ends:
 
 
 def no_links(timeout_s: float) -> StageLinks:
-    """Of the only stage."""
+    """The links of a layout with one stage: they are never used."""
     link = PipelineLink(0, 1, None, None, 1, timeout_s)
     return StageLinks(link, link)
 
@@ -81,7 +81,7 @@ def _link(ends: Ends, options: StageLinkOptions) -> StageLinks:
 
 
 def _objection_to_nccl(ends: Ends, options: StageLinkOptions) -> str:
-    """Of any stage of the ring. All tensor ranks of a host have the same one."""
+    """Why a stage of the ring cannot use NCCL; empty if all can. All tensor ranks of a host have the same reason."""
     own = missing_because(ends.device)
     if ends.device.type == "cuda" and options.shares_gpus(ends.host_ranks):
         own = own or "stages share a GPU, which NCCL does not allow"

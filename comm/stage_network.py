@@ -30,7 +30,7 @@ class StageNetwork:
 
 
 def link_name(rank: int) -> str:
-    """Of the stream into ``rank``."""
+    """The name of the stream into ``rank``."""
     return f"link-{rank}"
 
 

@@ -19,8 +19,10 @@ def length(range_: Range) -> int:
 
 
 def pending_shape(key_heads: int, key_dim: int, heads: int, value_dim: int) -> tuple[int, int]:
-    """What a recurrent state lacks since a GPU's decode steps wrote it: a row of each position, with keys, updates of
-    the values, and the sums of log decays since then."""
+    """Shape of the updates that a recurrent state lacks since a GPU's decode steps wrote it, [positions, width].
+
+    A row holds a position's keys, its updates of the values, and each head's sum of log decays since the state was
+    written."""
     return STATE_PERIOD - 1, key_heads * key_dim + heads * (value_dim + 1)
 
 

@@ -70,7 +70,7 @@ class Operations(Protocol):
         ...
 
     def cos_sin(self, batch: DeviceBatch, rotary: RotaryEmbedding, dtype: torch.dtype) -> CosSin:
-        """Of the batch's positions, once a step, for ``mix_attention``."""
+        """Cosines and sines of the batch's positions, made once a step for ``mix_attention``."""
         ...
 
     def add_norm_project(

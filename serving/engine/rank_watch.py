@@ -35,7 +35,7 @@ class RankWatch:
         return [one.report for one in ready] + [line for one in ready for line in one.stage_report.splitlines()]
 
     def stats(self, now: float) -> list[RankStats]:
-        """Of all ranks, in rank order; call it when all are ready."""
+        """The statistics of all ranks, in rank order; call it when all are ready."""
         return [self._stats_of(rank, now) for rank in range(self._spec.world_size)]
 
     def _stats_of(self, rank: int, now: float) -> RankStats:

@@ -38,7 +38,7 @@ class WaitingRequests:
 
     @property
     def orders(self) -> list[tuple[int, int]]:
-        """Of those that may be admitted, oldest first."""
+        """``Request.order`` of those that may be admitted, oldest first."""
         orders = [request.order for request in self._queue]
         assert orders == sorted(orders)
         return orders

@@ -19,7 +19,8 @@ _NAMES_OF_OPTIONS = {"tp_size": "tp", "pp_size": "pp", "partition": "pp_partitio
 
 
 def answer_settings(spec: LaunchSpec) -> dict[str, Any]:
-    """By name, as JSON values. Equal settings and models give equal answers, up to which requests share a step."""
+    """The settings by name, as JSON values. Equal settings and models give equal answers, up to which requests share a
+    step."""
     settings: dict[str, Any] = {"version": __version__}
     for name in spec.__struct_fields__:
         if name not in _WITHOUT_EFFECT and (spec.tp_size > 1 or not name.startswith("all_reduce")):

@@ -32,7 +32,7 @@ class Capacity:
 
 
 def host_memory(config: EngineConfig, num_ranks: int, memory_bytes: int = 0) -> Memory:
-    """Of ranks that share this machine's memory evenly."""
+    """The memory of ranks that share this machine's evenly."""
     memory_bytes = memory_bytes or usable_memory_bytes()
     budget, fraction = int(memory_bytes * config.mem_fraction_static) // num_ranks, config.mem_fraction_static
     share = f"mem_fraction_static {fraction:g} of the memory, shared by {num_ranks} ranks"
@@ -40,7 +40,7 @@ def host_memory(config: EngineConfig, num_ranks: int, memory_bytes: int = 0) -> 
 
 
 def gpu_memory(config: EngineConfig, devices: Devices) -> Memory:
-    """Of ranks on GPUs, which also keep the snapshots of prompt prefixes."""
+    """The memory of ranks on GPUs, which also keep the snapshots of prompt prefixes."""
     ranks, snapshots = range(len(devices.numbers)), config.prefix_cache_mib * 2**20
     budgets = tuple(devices.budget_bytes(rank, config.mem_fraction_static) - snapshots for rank in ranks)
     limits = tuple(devices.budget_bytes(rank, 1.0) - snapshots for rank in ranks)

@@ -25,7 +25,8 @@ class Gpu(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True)
 class Devices:
-    """Of all ranks of this host: ``target`` "cpu", or "cuda" with the number of each rank's GPU and its free memory."""
+    """The devices of this host's ranks: ``target`` "cpu", or "cuda" with the number and the memory of each rank's
+    GPU."""
 
     target: str
     numbers: tuple[int, ...] = ()

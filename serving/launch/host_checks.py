@@ -37,7 +37,7 @@ SMALLEST_FIELDS = ("num_pages", "max_model_len", "max_running_requests")  # foll
 
 
 def identity_of(spec: LaunchSpec) -> HostIdentity:
-    """Of this host's program and checkpoint. Reads headers and samples."""
+    """The identity of this host's program and checkpoint. Reads headers and samples of the files."""
     folder = Path(spec.model_dir)
     checkpoint = "" if spec.load_format == "dummy" else hash_files(weight_files(folder))
     return HostIdentity(__version__, hash_files([folder / "config.json"]), checkpoint)

@@ -209,7 +209,7 @@ class Hosts:
 
 
 def host_name(rank: int, name: str, address: str) -> str:
-    """In messages."""
+    """A host's name in messages."""
     return f"host {rank} ({name}, {address})"
 
 

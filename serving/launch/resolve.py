@@ -114,7 +114,7 @@ def _no_prompt_graphs(config: EngineConfig, target: str) -> str:
 
 
 def _device_fields(config: EngineConfig, devices: Devices) -> dict[str, Any]:
-    """Of the spec: where ranks compute, and how."""
+    """The fields of the spec that say where ranks compute, and how."""
     return {
         "exact": config.exact == "on" or (config.exact == "auto" and devices.target == "cpu"),
         "device": devices.target,
@@ -125,7 +125,7 @@ def _device_fields(config: EngineConfig, devices: Devices) -> dict[str, Any]:
 
 
 def _node_fields(config: EngineConfig) -> dict[str, Any]:
-    """Of the spec: which host of how many this is, and how they find each other."""
+    """The fields of the spec that say which host of how many this is, and how they find each other."""
     return {
         "num_nodes": config.num_nodes,
         "node_rank": config.node_rank,

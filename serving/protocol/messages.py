@@ -281,7 +281,8 @@ class SnapshotPlan(msgspec.Struct, frozen=True, array_like=True):
 
 
 class CompileGrammar(msgspec.Struct, frozen=True, tag=True):
-    """To ranks that draw tokens, before the request is admitted. It is in no order with plans."""
+    """Asks ranks that draw tokens to compile a grammar, before its request is admitted. It is in no order with
+    plans."""
 
     request_id: str
     grammar: str

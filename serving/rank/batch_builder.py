@@ -123,7 +123,8 @@ def span_of(table: RequestTable, chunk: ChunkPlan) -> slice:
 
 
 def copies_inside_of(table: RequestTable, chunk: ChunkPlan, saved: Collection[SnapshotPlan]) -> dict[int, StateCopy]:
-    """By snapshot number, those of this row that lie before the chunk's last token; nearest first."""
+    """The copies to be made inside a chunk, by snapshot number: those of this row at positions before the chunk's end,
+    in their order."""
     span = span_of(table, chunk)
     inside = [one for one in saved if one.slot == chunk.slot and one.num_tokens < span.stop]
     inside.sort(key=lambda one: one.num_tokens)

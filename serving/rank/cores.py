@@ -16,7 +16,7 @@ def own_cores(spec: LaunchSpec, rank: int) -> list[int]:
 
 
 def describe_cores(cores: list[int]) -> str:
-    """For the line of a rank at start."""
+    """The cores in words, for the line that a rank says at start."""
     if not cores:
         return "threads on any core"
     return f"core {cores[0]}" if len(cores) == 1 else f"cores {', '.join(map(str, cores))}"

@@ -48,7 +48,7 @@ def pin_threads(spec: LaunchSpec, ops: Operations, rank: int) -> None:
 
 
 def make_operations(spec: LaunchSpec, rank: int, config: ModelConfig, shard: TensorShard) -> Operations:
-    """Of the rank's device. ``ValueError`` if it is not there."""
+    """The operations of the rank's device. ``ValueError`` if it is not there."""
     if spec.device == "cpu" and not spec.exact:
         return CpuOperations()
     if spec.device == "cpu":

@@ -20,7 +20,7 @@ class DeviceWrites:
         self._pending[table][place] = value
 
     def flush(self) -> None:
-        """For every operation that is launched from now on."""
+        """Writes the pending numbers, before every operation that is launched from now on."""
         for name, pending in self._pending.items():
             if pending:
                 table = self._tables[name]

@@ -50,7 +50,8 @@ class Planned(Protocol):
 
 
 def scored_rows(table: RequestTable, pieces: Iterable[Piece]) -> tuple[ScoredRows, ...]:
-    """Of the requests that ask. The last token of a prompt has no row: what follows it is sampled."""
+    """The rows to be scored, of the requests that ask for it. The last token of a prompt has none: what follows it is
+    sampled."""
     asked = [piece for piece in pieces if table.rows[piece.slot].prompt_logprobs is not None]
     by_slot = groupby(sorted(asked, key=lambda piece: (piece.slot, piece.start)), key=lambda piece: piece.slot)
     found = [_rows_of(table, slot, list(own)) for slot, own in by_slot]
@@ -69,8 +70,8 @@ def _rows_of(table: RequestTable, slot: int, pieces: list[Piece]) -> ScoredRows:
 def score_prompts(
     model: Stage, states: HiddenStates, planned: Planned, collectives: Collectives
 ) -> dict[int, list[TokenLogprobs]]:
-    """By request. ``states`` [T, H] are those behind the last layer. Tensor ranks call it together; the first of them
-    gets the result, the others nothing."""
+    """The log probabilities of each request's rows. ``states`` [T, H] are those behind the last layer. Tensor ranks
+    call it together; the first of them gets the result, the others nothing."""
     rows = [row for one in planned.scored for row in one.rows]
     wanted = [(target, one.num_top) for one in planned.scored for target in one.targets]
     found: list[TokenLogprobs] = []

@@ -140,5 +140,5 @@ def _logprobs(logits: torch.Tensor, token: int, num_top: int | None) -> TokenLog
 
 
 def row_digest(row: torch.Tensor) -> bytes:
-    """Of the bytes of one row, which is contiguous."""
+    """A digest of the bytes of one row, which is contiguous."""
     return hashlib.blake2b(row.view(torch.uint8).numpy().data, digest_size=DIGEST_BYTES).digest()

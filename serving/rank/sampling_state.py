@@ -130,7 +130,8 @@ class SamplingState:
         logits.index_copy_(0, self._seen.ids, changed)
 
     def _keep_to_grammar(self, logits: torch.Tensor) -> None:
-        """By arithmetic: filling under a mask takes ten times as long where allowed and other tokens alternate."""
+        """Bans the tokens that the grammar does not allow, by arithmetic: filling under a mask takes ten times as long
+        where allowed and other tokens alternate."""
         allowed = torch.from_numpy(self._matcher.allowed(len(logits))).float()
         largest = torch.finfo(logits.dtype).max
         logits.clamp_(min=-largest).add_(allowed - 1, alpha=largest)

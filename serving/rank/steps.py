@@ -26,7 +26,7 @@ class PendingTokens(Protocol):
 
 
 class Steps(Protocol):
-    """Of one rank and device. ``planned`` is what its own ``make_batch`` has made."""
+    """The steps of one rank on one device. ``planned`` is what its own ``make_batch`` has made."""
 
     overlaps: bool  # whether a step may be launched before the tokens of the one before it are collected
 
@@ -47,5 +47,5 @@ class Steps(Protocol):
         ...
 
     def end(self) -> PendingTokens:
-        """Of a step without tokens on this rank: ready when the device has come to its end."""
+        """What stands for the tokens of a step without any on this rank: ready when the device has come to its end."""
         ...

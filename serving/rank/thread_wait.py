@@ -48,7 +48,8 @@ def core_time() -> CoreTime | None:
 
 
 class ThreadWait:
-    """Of one rank. ``look`` is called after each step. Without libgomp or ``schedstat`` it changes nothing."""
+    """Switches between long and short spinning on one rank. ``look`` is called after each step. Without libgomp or
+    ``schedstat`` it changes nothing."""
 
     def __init__(
         self,

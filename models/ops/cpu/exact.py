@@ -48,7 +48,7 @@ class StepPositions:
 
 
 class ExactOperations(HostMemory):
-    """Of one rank: ``num_threads`` threads, of which the caller is one."""
+    """The operations of one rank. It computes with ``num_threads`` threads, of which the caller is one."""
 
     def __init__(self, shard: TensorShard, num_threads: int, instruction_set: str = "") -> None:
         self.shard = shard
@@ -167,7 +167,7 @@ class ExactOperations(HostMemory):
     # ------------------------------------------------------------
 
     def _part_dtype(self, dtype: torch.dtype) -> torch.dtype:
-        """Of a part of a sum over ranks: float32, unless this rank's is the whole sum."""
+        """The dtype of this rank's part of a sum over tensor ranks: float32, unless the part is the whole sum."""
         return dtype if self.shard.size == 1 else torch.float32
 
     def _add_norm_linear(
@@ -179,7 +179,7 @@ class ExactOperations(HostMemory):
         return out, residual
 
     def _stream(self, states: HiddenStates, norm: RMSNorm) -> tuple[cpu_ops.Stream, torch.Tensor]:
-        """For what begins with add and norm; and the new residual, which it fills."""
+        """The input of an operation that begins with add and norm, and the new residual, which that operation fills."""
         residual = torch.empty_like(states.residual)
         rows, width = residual.shape
         tensors = values(states.hidden), values(states.residual), values(residual)

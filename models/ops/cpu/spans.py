@@ -19,7 +19,8 @@ def with_slots_and_pages(batch: Batch) -> list[Span]:
 
 
 def between_copies(batch: Batch, slots: RecurrentSlots) -> Iterator[list[Span]]:
-    """With slots, in rounds: behind each round the states are copied that chunks want at their end in it."""
+    """The rows with slots, in rounds. A chunk is cut where its state is to be copied; after each round, the states of
+    the chunks cut there are copied."""
     spans = [(row, 1, 1, slot, 0) for row, slot in enumerate(batch.decode_slots.tolist())]
     cuts = [(chunk, [0, *(copy.offset for copy in chunk.copies), chunk.length]) for chunk in batch.prefills.chunks]
     for number in range(max((len(cut) - 1 for _, cut in cuts), default=1)):

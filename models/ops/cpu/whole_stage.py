@@ -26,7 +26,7 @@ from splitrank.models.qwen3_5 import Stage
 
 
 class WholeStage:
-    """Of a stage on one tensor rank; its weights are stored and its caches allocated."""
+    """The layers of a stage with one tensor rank, whose weights are stored and whose caches are allocated."""
 
     def __init__(self, model: Stage, cache: StageCache) -> None:
         assert isinstance(model.ops, ExactOperations)
