@@ -23,7 +23,8 @@ class _Outstanding:
 
 
 class TokenFeedback:
-    """Sends or receives the sampled tokens on one rank. ``max_in_flight`` steps may be planned ahead of their results."""
+    """Sends or receives the sampled tokens on one rank. ``max_in_flight`` steps may be planned ahead of their
+    results."""
 
     def __init__(self, table: RequestTable, mesh: Mesh, max_in_flight: int) -> None:
         self._table, self._mesh, self._max_in_flight = table, mesh, max_in_flight
