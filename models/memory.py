@@ -80,17 +80,17 @@ def plan_all_ranks(
 
 
 def balanced_partition(
-    config: ModelConfig, tp_size: int, pp_size: int, dtype: str, tokens: int, requests: int
+    config: ModelConfig, tp_size: int, pp_size: int, dtype: str, tokens: int, requests: int, target: str = "cpu"
 ) -> tuple[int, ...]:
     """The layers of each stage such that the fullest stage holds the fewest bytes, with ``tokens`` of KV and
-    ``requests`` slots.
+    ``requests`` slots, on a device of kind ``target``.
 
     Bytes are balanced, not counts, since layer types, the embedding and the head differ in size. Among partitions with
     the same maximum, the one nearest to equal counts is taken.
     """
     check_tensor_parallel(config, tp_size)
     check_partition(config.num_hidden_layers, pp_size, None)
-    layers, first, last = _bytes_of_parts(config, tp_size, dtype, tokens, requests)
+    layers, first, last = _bytes_of_parts(config, tp_size, dtype, tokens, requests, target)
     prefix = [0]
     for layer_bytes in layers:
         prefix.append(prefix[-1] + layer_bytes)
@@ -109,7 +109,7 @@ def balanced_partition(
 
 
 def _bytes_of_parts(
-    config: ModelConfig, tp_size: int, dtype: str, tokens: int, requests: int
+    config: ModelConfig, tp_size: int, dtype: str, tokens: int, requests: int, target: str
 ) -> tuple[list[int], int, int]:
     """Bytes of each layer with its cache, of the embedding, and of head and norm (of tensor rank 0)."""
     shard, num_layers = TensorShard(0, tp_size), config.num_hidden_layers
@@ -121,7 +121,7 @@ def _bytes_of_parts(
         layers[layer] += (
             tokens * kv_bytes_per_token(config, shard, dtype)
             if kind == FULL
-            else requests * state_bytes_per_request(config, shard, dtype)
+            else requests * state_bytes_per_request(config, shard, dtype, target)
         )
     last = plan_weights(config, StageSlice(1, 2, num_layers, num_layers), shard, dtype)
     return layers, whole.parameters[0].num_bytes, last.num_bytes

@@ -65,7 +65,7 @@ def run_plan(config: PlanConfig) -> int:
     checkpoint = None
     if any(path.glob("*.safetensors*")):
         model, checkpoint = settle_head(path, model)
-    partition = choose_partition(config, model, dtype, length)
+    partition = choose_partition(config, model, dtype, length, _target(config))
     plans = plan_all_ranks(model, config.tp, partition, dtype, checkpoint)
     ranks = [rank_memory(model, plan, dtype, _target(config)) for plan in plans]
     for line in plan_lines(config, model, ranks, dtype, length):

@@ -55,7 +55,7 @@ def resolve_launch(config: EngineConfig) -> LaunchSpec:
     devices = choose_devices(config)
     check_on_device(config, model, dtype, devices.target)
     config = with_defaults(config, devices.target)
-    partition = choose_partition(config, model, dtype, length)
+    partition = choose_partition(config, model, dtype, length, devices.target)
     plans = _audited_plans(model, config.tp, partition, dtype, checkpoint)
     ranks = [rank_memory(model, plan, dtype, devices.target) for plan in plans]
     try:
@@ -219,12 +219,12 @@ def wanted_length(config: LayoutConfig, model: ModelConfig) -> int:
     return config.max_model_len or min(model.context_length, DEFAULT_MAX_MODEL_LEN)
 
 
-def choose_partition(config: LayoutConfig, model: ModelConfig, dtype: str, length: int) -> tuple[int, ...]:
-    """The user's partition, or the one balanced by bytes at this length and concurrency."""
+def choose_partition(config: LayoutConfig, model: ModelConfig, dtype: str, length: int, target: str) -> tuple[int, ...]:
+    """The user's partition, or the one balanced by bytes at this length and concurrency on this kind of device."""
     if config.pp_partition:
         return config.pp_partition
     requests = config.max_running_requests or MOST_REQUESTS_AT_ONCE
-    return balanced_partition(model, config.tp, config.pp, dtype, length * requests, requests)
+    return balanced_partition(model, config.tp, config.pp, dtype, length * requests, requests, target)
 
 
 def _audited_plans(
@@ -246,7 +246,7 @@ def _layouts_that_fit(config: EngineConfig, model: ModelConfig, dtype: str, devi
     found = []
     for pp, tp in ((2, 1), (1, 2), (4, 1), (1, 4), (8, 1), (1, 8)):
         try:
-            partition = balanced_partition(model, tp, pp, dtype, 0, 1)
+            partition = balanced_partition(model, tp, pp, dtype, 0, 1, "cuda")
             plans = plan_all_ranks(model, tp, partition, dtype)
         except ValueError:  # the model's heads or layers do not divide so
             continue

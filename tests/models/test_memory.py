@@ -28,26 +28,40 @@ def partitions(num_layers: int, pp: int) -> list[tuple[int, ...]]:
     return [tuple(b - a for a, b in pairwise(cut)) for cut in borders]
 
 
-def ranks_of(config: ModelConfig, tp: int, partition: tuple[int, ...]) -> list[RankMemory]:
-    return [rank_memory(config, plan, "bfloat16") for plan in plan_all_ranks(config, tp, partition, "bfloat16")]
+def ranks_of(config: ModelConfig, tp: int, partition: tuple[int, ...], target: str = "cpu") -> list[RankMemory]:
+    plans = plan_all_ranks(config, tp, partition, "bfloat16")
+    return [rank_memory(config, plan, "bfloat16", target) for plan in plans]
 
 
+@pytest.mark.parametrize("target", ["cpu", "cuda"])
 @pytest.mark.parametrize("load", LOADS, ids=str)
 @pytest.mark.parametrize("pp", [1, 2, 3, 4])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_the_balanced_partition_is_the_best_of_all(shape: dict[str, Any], pp: int, load: tuple[int, int]) -> None:
+def test_the_balanced_partition_is_the_best_of_all(
+    shape: dict[str, Any], pp: int, load: tuple[int, int], target: str
+) -> None:
     config = config_of(**shape)
     for tp in (1, 2):
 
         def cost(partition: tuple[int, ...], tp: int = tp) -> tuple[int, float]:
             """Bytes of the fullest rank 0 of a stage, then the distance from equal counts."""
-            fullest = max(rank.total(*load) for rank in ranks_of(config, tp, partition)[::tp])
+            fullest = max(rank.total(*load) for rank in ranks_of(config, tp, partition, target)[::tp])
             return fullest, sum((count - config.num_hidden_layers / pp) ** 2 for count in partition)
 
-        found = balanced_partition(config, tp, pp, "bfloat16", *load)
+        found = balanced_partition(config, tp, pp, "bfloat16", *load, target)
         best = min(map(cost, partitions(config.num_hidden_layers, pp)))
         assert cost(found)[0] == best[0]
         assert cost(found)[1] == pytest.approx(best[1])
+
+
+def test_a_gpu_is_balanced_by_its_own_bytes_a_request() -> None:
+    """Its states are larger, by the updates that they lack: with many requests, another partition is the best."""
+    config, load = parse_config({"model_type": "qwen3_5_moe_text"}), (512 * 2048, 512)  # the 35B's shape
+    found = {target: balanced_partition(config, 1, 6, "bfloat16", *load, target) for target in ("cpu", "cuda")}
+    assert found["cpu"] != found["cuda"]
+    for target in found:
+        fullest = {one: max(rank.total(*load) for rank in ranks_of(config, 1, found[one], target)) for one in found}
+        assert fullest[target] == min(fullest.values())
 
 
 def test_layers_that_weigh_the_same_are_split_into_equal_counts() -> None:
