@@ -1,7 +1,6 @@
 """Whatever goes wrong is an exception with the numbers on every surviving rank within the limit; nothing is left."""
 
 import json
-import os
 import signal
 import time
 from collections.abc import Iterator
@@ -13,6 +12,7 @@ import pytest
 import torch
 
 from splitrank.comm.quick_reduce import QuickAllReduce
+from tests.support import shared_memory
 from tests.support.forked import ForkedProcess
 from tests.support.limits import PROGRAM_S, SLACK_S, scaled
 from tests.support.quick_rank import TIMEOUT_S
@@ -23,14 +23,14 @@ def ranks(scenario: str, folder: Path, world_size: int = 2) -> Iterator[list[For
     processes = [
         ForkedProcess("tests.support.quick_rank", scenario, folder, rank, world_size) for rank in range(world_size)
     ]
-    shared = set(os.listdir("/dev/shm"))
+    before = shared_memory.names()
     try:
         yield processes
     finally:
         for process in processes:
             process.kill()
             process.communicate()
-    assert set(os.listdir("/dev/shm")) <= shared
+    shared_memory.assert_nothing_new(before)
 
 
 def said(process: ForkedProcess) -> list[Any]:

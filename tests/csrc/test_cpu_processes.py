@@ -10,6 +10,7 @@ import pytest
 from splitrank._quick_reduce_cpu import Communicator
 from tests.csrc.cpu_processes import Processes, RankProcess
 from tests.csrc.cpu_world import NUM_SLOTS, SEGMENT_BYTES
+from tests.support import shared_memory
 from tests.support.limits import SLACK_S, scaled
 
 LIMIT_S = 1.0
@@ -58,15 +59,15 @@ def test_a_peer_that_never_calls() -> None:
 
 
 def test_nothing_is_left_after_a_kill() -> None:
-    before = set(os.listdir("/dev/shm"))
+    before = shared_memory.names()
     with Processes(2) as processes:
         for rank in processes.ranks:
             rank.tell({"size": 100_000, "repeat": 10**9, "limit_s": LIMIT_S})
         time.sleep(0.2)
-        assert set(os.listdir("/dev/shm")) <= before
+        shared_memory.assert_nothing_new(before, {rank.process.pid for rank in processes.ranks})
         for rank in processes.ranks:
             rank.kill()
-    assert set(os.listdir("/dev/shm")) <= before
+    shared_memory.assert_nothing_new(before)
 
 
 def test_a_handle_of_a_process_that_is_gone() -> None:

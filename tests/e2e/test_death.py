@@ -4,7 +4,6 @@ import signal
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -13,6 +12,7 @@ import psutil
 import pytest
 
 from tests.e2e.servers import Server, processes_of, run_dirs, wait_until
+from tests.support import shared_memory
 
 LONG = {"model": "demo", "prompt": "Once", "max_tokens": 4000, "extra_body": {"ignore_eos": True}}
 
@@ -20,22 +20,17 @@ LONG = {"model": "demo", "prompt": "Once", "max_tokens": 4000, "extra_body": {"i
 @contextmanager
 def nothing_left(server: Server) -> Iterator[None]:
     """After the block: no process of the server, port free, no run folder, nothing new in shared memory."""
-    before = shared_memory()
+    before = shared_memory.names()
     assert len(run_dirs(server.temporary)) == 1
     assert processes_of(server.temporary)
     yield
     wait_until(lambda: not processes_of(server.temporary), "the processes to end")
     wait_until(lambda: not run_dirs(server.temporary), "the run folder to go")
-    # Not at once: other programs on this machine use shared memory too.
-    wait_until(lambda: shared_memory() <= before, "shared memory to be given back")
+    shared_memory.assert_nothing_new(before)
     with socket.socket() as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(("127.0.0.1", server.port))
         listener.listen()
-
-
-def shared_memory() -> set[str]:
-    return {path.name for path in Path("/dev/shm").iterdir()}
 
 
 def open_streams(server: Server, number: int) -> list[Any]:
