@@ -30,7 +30,6 @@ class Metrics:
         self.registry = CollectorRegistry()
         self.registry.register(EngineCollector(stats, model))
         ProcessCollector(registry=self.registry)  # of the front: its start, memory and open files
-        self.server = Info("splitrank_server", "what is served", registry=self.registry)
         self.requests = Counter(
             "splitrank_http_requests", "answered requests", ["path", "status"], registry=self.registry
         )
@@ -120,8 +119,8 @@ class MeteredEngine:
     def __init__(self, engine: TextSource, metrics: Metrics) -> None:
         self._engine = engine
         self._metrics = ModelMetrics(metrics, engine.info.name)
-        info = engine.info
-        metrics.server.info({"version": __version__, "model_name": info.name, "fingerprint": info.fingerprint})
+        served = {"version": __version__, "model_name": engine.info.name, "fingerprint": engine.info.fingerprint}
+        Info("splitrank_server", "what is served", registry=metrics.registry).info(served)
 
     @property
     def tokenizer(self) -> Tokenizer:
