@@ -1,11 +1,12 @@
 """The ``splitrank`` command: runs a sub-command, and reports a user's mistake in one line with an exit code.
 
-Exit codes: 0 fine, 1 failed, 2 wrong command line, 130 interrupted; a sub-command may add its own. Sub-commands are
-imported when they run, so that ``--help`` and a wrong flag answer at once.
+Exit codes: 0 fine, 1 failed, 2 wrong command line, 130 interrupted, 141 nobody reads the output; a sub-command may add
+its own. Sub-commands are imported when they run, so that ``--help`` and a wrong flag answer at once.
 """
 
 import asyncio
 import gc
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -13,10 +14,11 @@ from typing import TypeVar
 
 from splitrank import __version__
 from splitrank.serving.options.config import EngineConfig, ServeConfig, with_launcher_options
-from splitrank.serving.options.console import be_lenient_with_streams, exit_process
+from splitrank.serving.options.console import be_lenient_with_streams, exit_process, stop_output
 from splitrank.serving.options.options import load_config
 
 Config = TypeVar("Config")
+READER_HAS_LEFT = 128 + signal.SIGPIPE  # what a shell shows for a program that this signal ends
 Arguments = Sequence[str]
 
 
@@ -84,9 +86,12 @@ def main(argv: Arguments | None = None) -> int:
     """Run the command line ``argv`` (default: the process's own). Returns the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
-        return _dispatch(arguments)
-    except SystemExit as exit_request:  # argparse raises it for --help and for mistakes
-        return exit_request.code if isinstance(exit_request.code, int) else 1
+        code = _dispatch(arguments)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # whoever reads our output has read enough, as `| head` does
+        stop_output()
+        return READER_HAS_LEFT
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
@@ -108,7 +113,10 @@ def _dispatch(arguments: list[str]) -> int:
     if arguments[0] not in COMMANDS:
         print(f"splitrank: error: unknown command {arguments[0]!r}; one of {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
-    return COMMANDS[arguments[0]](arguments[1:])
+    try:
+        return COMMANDS[arguments[0]](arguments[1:])
+    except SystemExit as exit_request:  # argparse raises it for --help and for mistakes
+        return exit_request.code if isinstance(exit_request.code, int) else 1
 
 
 def _overview() -> str:
@@ -132,7 +140,11 @@ def _run(
             config = with_launcher_options(config)
             if config.node_rank > 0:
                 return _run_as_member(config, name)
-        return run(config)
+        code = run(config)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        raise
     except _users_errors() as error:
         if getattr(config, "log_level", "") == "debug":
             traceback.print_exc()

@@ -48,7 +48,12 @@ def make_run_dir(spec: LaunchSpec, secret: bytes = b"") -> LaunchSpec:
 
 
 def load_spec(run_dir: str) -> LaunchSpec:
-    return msgspec.msgpack.decode(Path(run_dir, SPEC_FILE).read_bytes(), type=LaunchSpec)
+    """Ends this process, in one line, if the folder is gone: the command was killed while this process started."""
+    try:
+        content = Path(run_dir, SPEC_FILE).read_bytes()
+    except FileNotFoundError:
+        raise SystemExit(f"{run_dir} is gone: the command that started this process has ended") from None
+    return msgspec.msgpack.decode(content, type=LaunchSpec)
 
 
 def spawn_all(spec: LaunchSpec, rank_module: str, children: Children, listeners: LinkListeners | None = None) -> None:

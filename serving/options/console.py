@@ -48,6 +48,11 @@ def be_lenient_with_streams(*names: str) -> None:
         setattr(sys, name, lenient(stream))
 
 
+def stop_output() -> None:
+    """What is still to be written to stdout goes nowhere; else the interpreter would complain of it at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+
+
 def exit_process(code: int) -> NoReturn:
     """Ends the process without waiting for threads of a start that was cancelled: the interpreter would wait for the
     thread pool of a download, although its threads are daemons."""

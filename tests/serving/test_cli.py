@@ -1,5 +1,6 @@
 """The command line as a user meets it: exit codes, one-line errors, fast help."""
 
+import os
 import re
 import subprocess
 import sys
@@ -90,3 +91,15 @@ def test_help_loads_no_library() -> None:
         [sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=scaled(PROGRAM_S)
     )
     assert finished.stdout.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_reader_that_has_read_enough_is_no_error(unbuffered: str) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    finished = subprocess.run(
+        [sys.executable, "-m", "splitrank.serving", "plan"], stdout=writer, stderr=subprocess.PIPE, text=True,
+        timeout=scaled(PROGRAM_S), env=os.environ | {"PYTHONUNBUFFERED": unbuffered},
+    )  # fmt: skip
+    os.close(writer)
+    assert (finished.returncode, finished.stderr) == (141, "")

@@ -24,6 +24,12 @@ def test_the_run_folder_is_private_and_holds_the_spec() -> None:
     assert not Path(spec.run_dir).exists()
 
 
+def test_a_process_whose_folder_is_gone_ends_in_one_line(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit) as end:
+        load_spec(str(tmp_path / "gone"))
+    assert str(end.value) == f"{tmp_path / 'gone'} is gone: the command that started this process has ended"
+
+
 DIES_EARLY = """
 import os, signal, sys
 from splitrank.serving.launch.launcher import make_run_dir
