@@ -1,4 +1,4 @@
-"""The peak while loading and packing a checkpoint of more than 1 GB: the rank's own bytes and little more."""
+"""The peak while loading and packing a checkpoint of more than half a GB: the rank's own bytes and little more."""
 
 import json
 import subprocess
@@ -19,7 +19,7 @@ from tests.support.raw_safetensors import write_raw
 
 MIB = 2**20
 LARGE: dict[str, Any] = {
-    "num_hidden_layers": 8,
+    "num_hidden_layers": 4,
     "hidden_size": 512,
     "num_experts": 96,
     "moe_intermediate_size": 512,
@@ -67,7 +67,7 @@ def test_loading_takes_the_rank_s_bytes_and_64_mib_at_most(
     tmp_path: Path, pp: int, tp: int, rank: int, fused: bool, vocab_size: int
 ) -> None:
     total = write_sparse_checkpoint(tmp_path, fused, vocab_size)
-    assert total >= 10**9
+    assert total >= 5 * 10**8
     command = [sys.executable, "-m", "tests.support.load_one_rank", str(tmp_path), str(pp), str(tp), str(rank)]
     root = Path(__file__).parents[2]
     finished = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=scaled(PROGRAM_S))

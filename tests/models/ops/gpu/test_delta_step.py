@@ -91,10 +91,10 @@ def run(
     [
         (TOGETHER, torch.float32, 1, 1, 16, [0]),
         (TOGETHER, torch.float32, 2, 4, 16, [0, 3]),  # a row that begins later, in a slot that holds NaN
-        (APART, torch.float32, 2, 4, 16, [0, 3]),
-        (APART, torch.bfloat16, 2, 4, 16, [1, 0]),
-        (TOGETHER, torch.bfloat16, 1, 4, 8, [0, 0]),  # a tensor rank's slice: one key head for all its value heads
-        (APART, torch.bfloat16, 1, 4, 8, [0, 0]),
+        (APART, torch.float32, 1, 2, 16, [0, 3]),
+        (APART, torch.bfloat16, 2, 2, 16, [1, 0]),
+        (TOGETHER, torch.bfloat16, 1, 2, 8, [0, 0]),  # a tensor rank's slice: one key head for all its value heads
+        (APART, torch.bfloat16, 1, 2, 8, [0, 0]),
     ],
 )
 def test_it_agrees_with_the_specification(
@@ -114,8 +114,8 @@ def test_it_agrees_with_the_specification(
 
 @BOTH
 def test_a_row_does_not_depend_on_its_neighbours(device: torch.device, tile: Tile) -> None:
-    layer = make_layer(device, torch.float32, 2, 4, 16)
-    tokens = normal(device, torch.float32, STATE_PERIOD + 1, 3, layer.channels + 4 * 18)
+    layer = make_layer(device, torch.float32, 1, 2, 16)
+    tokens = normal(device, torch.float32, STATE_PERIOD + 1, 3, layer.channels + 2 * 18)
     together, _ = run(layer, tokens, [5, 0, 3], [0, 0, 0], tile)
     alone, _ = run(layer, tokens[:, 1:2].contiguous(), [1], [0], tile)
     assert torch.equal(together[:, 1:2], alone)
@@ -125,7 +125,7 @@ def test_a_row_does_not_depend_on_its_neighbours(device: torch.device, tile: Til
 @pytest.mark.parametrize("position", [1, 7, 60])
 def test_a_step_behind_a_state_that_holds_all_positions(device: torch.device, position: int, tile: Tile) -> None:
     """A prompt that ends anywhere leaves a whole state and zeros as pending updates; what is behind them is NaN."""
-    layer, heads = make_layer(device, torch.float32, 2, 4, 16), 4
+    layer, heads = make_layer(device, torch.float32, 1, 2, 16), 2
     tokens = normal(device, torch.float32, position + 9, 1, layer.channels + heads * 18)
     expected, _ = specification(layer, tokens[:, 0])
     _, before = specification(layer, tokens[:position, 0])
