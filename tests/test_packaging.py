@@ -12,13 +12,14 @@ from tests.support.limits import BUILD_S, PROGRAM_S, scaled
 
 ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.timeout(BUILD_S)  # the first test compiles what has changed since
+BUILT_BY_SETUP = {"build-dir": "build/editable", "cmake.define.SPLITRANK_FAST_ON": "this"}
 INTERPRETER = f"cp{sys.version_info.major}{sys.version_info.minor}"
 
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
     """Of the modules that ``scripts/setup`` has compiled for the editable install: to compile again takes minutes."""
-    return build("wheel", ROOT, tmp_path_factory.mktemp("wheel"), {"build-dir": "build/editable"})
+    return build("wheel", ROOT, tmp_path_factory.mktemp("wheel"), BUILT_BY_SETUP)
 
 
 def build(kind: str, source: Path, folder: Path, settings: dict[str, str]) -> zipfile.ZipFile:

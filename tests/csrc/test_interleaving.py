@@ -49,8 +49,8 @@ def num_schedules(full: bool) -> int:
 def program(tmp_path_factory: pytest.TempPathFactory, full: bool) -> Path:
     sources = [SOURCES / f"{part}.cc" for part in PARTS]
     folder = tmp_path_factory.mktemp("interleaving")
-    flag = OPTIMISED if full else HARDLY_OPTIMISED
-    return build(sources, folder / "interleaving", flag, headers=headers_for_fibres(folder / "headers"))
+    flags = (OPTIMISED, "-DWHOLE_TABLE") if full else (HARDLY_OPTIMISED,)
+    return build(sources, folder / "interleaving", *flags, headers=headers_for_fibres(folder / "headers"))
 
 
 @pytest.fixture(scope="session")

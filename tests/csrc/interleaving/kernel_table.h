@@ -1,8 +1,10 @@
-// The table of one world size. With SMALL_TABLE (the mutations: many builds) only the kinds without which something
-// would go unseen.
+// The table of one world size: with WHOLE_TABLE (--full) all kinds, else half of those that are not in each, and with
+// SMALL_TABLE (the mutations: many builds) only the kinds without which something would go unseen.
 #pragma once
 
 #include <algorithm>
+#include <array>
+#include <iterator>
 #include <type_traits>
 
 #include "historical.h"
@@ -147,8 +149,9 @@ constexpr Kernel shipped_tagged() {
             [](uint64_t) { return TaggedUnit<Codec, FibreExecutor::kLaneElements>::capacity(kTaggedRows, 1); }};
 }
 
+// Those that every world size has.
 template <int W>
-constexpr Kernel kShipped[] = {
+constexpr std::array kSmall{
     shipped_registered<Float32, W>(),
     shipped_tagged<Float32, CodecNone<Float32>, W>(),
     shipped_tagged<Bfloat16, CodecInt6<Bfloat16>, W>(),
@@ -157,22 +160,53 @@ constexpr Kernel kShipped[] = {
     shipped_two_shot<Float32, CodecNone<Float32>, W>(),
     shipped_two_shot<Float32, CodecInt4<Float32>, W>(),
     shipped_two_shot<Bfloat16, CodecInt4<Bfloat16>, W>(),
-#ifndef SMALL_TABLE
+};
+
+// The others by pairs: each for one of 2 and 3 ranks and for one of 4 and 8. Each group has calls that differ in nothing
+// but the dtype, codec or algorithm.
+template <int W>
+constexpr std::array kOfTwoAndEight{
     shipped_registered<Bfloat16, W>(),
-    shipped_tagged<Bfloat16, CodecNone<Bfloat16>, W>(),
     shipped_tagged<Float32, CodecInt8<Float32>, W>(),
-    shipped_tagged<Float16, CodecInt4<Float16>, W>(),
     shipped_one_shot<Bfloat16, CodecNone<Bfloat16>, W>(),
-    shipped_one_shot<Float32, CodecInt8<Float32>, W>(),
-    shipped_one_shot<Float16, CodecNone<Float16>, W>(),
     shipped_one_shot<Float16, CodecInt6<Float16>, W>(),
     shipped_two_shot<Float32, CodecInt8<Float32>, W>(),
+    shipped_two_shot<Bfloat16, CodecInt8<Bfloat16>, W>(),
+    shipped_two_shot<Float16, CodecInt6<Float16>, W>(),
+};
+template <int W>
+constexpr std::array kOfThreeAndFour{
+    shipped_tagged<Bfloat16, CodecNone<Bfloat16>, W>(),
+    shipped_tagged<Float16, CodecInt4<Float16>, W>(),
+    shipped_one_shot<Float32, CodecInt8<Float32>, W>(),
+    shipped_one_shot<Float16, CodecNone<Float16>, W>(),
     shipped_two_shot<Float32, CodecInt6<Float32>, W>(),
     shipped_two_shot<Float16, CodecNone<Float16>, W>(),
-    shipped_two_shot<Float16, CodecInt6<Float16>, W>(),
-    shipped_two_shot<Bfloat16, CodecInt8<Bfloat16>, W>(),
-#endif
 };
+
+template <size_t... N>
+constexpr auto joined(const std::array<Kernel, N>&... tables) {
+    std::array<Kernel, (N + ...)> all{};
+    auto end = all.begin();
+    ((end = std::copy(tables.begin(), tables.end(), end)), ...);
+    return all;
+}
+
+template <int W>
+constexpr auto shipped() {
+#if defined(SMALL_TABLE)
+    return kSmall<W>;
+#elif defined(WHOLE_TABLE)
+    return joined(kSmall<W>, kOfTwoAndEight<W>, kOfThreeAndFour<W>);
+#else
+    if constexpr (W == 2 || W == 8)
+        return joined(kSmall<W>, kOfTwoAndEight<W>);
+    else
+        return joined(kSmall<W>, kOfThreeAndFour<W>);
+#endif
+}
+template <int W>
+constexpr auto kShipped = shipped<W>();
 
 #ifndef SMALL_TABLE
 template <class Layout, int W>
@@ -182,9 +216,9 @@ constexpr Kernel kHistorical[] = {
 };
 #endif
 
-template <size_t N>
-constexpr Kernels all(const Kernel (&table)[N]) {
-    return {table, table + N};
+template <class Table>
+constexpr Kernels all(const Table& table) {
+    return {std::data(table), std::data(table) + std::size(table)};
 }
 
 template <int W>

@@ -79,7 +79,7 @@ def pages(*slots: int) -> list[NewPages]:
     return [NewPages(slot, list(range(8 * slot + 1, 8 * slot + 9))) for slot in slots]
 
 
-@pytest.mark.parametrize("chunks", [[5], [64], [64, 3]])
+@pytest.mark.parametrize("chunks", [pytest.param([5], marks=pytest.mark.full), [64], [64, 3]])
 def test_a_padded_prompt_is_the_prompt_without_padding(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunks: list[int]
 ) -> None:
