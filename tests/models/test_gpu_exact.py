@@ -16,7 +16,7 @@ from tests.support.interpreter import ordered_dot
 from tests.support.layout_in_process import LayoutInProcess
 from tests.support.stage_runner import Share, StageRunner, random_tokens
 
-VOCABULARY, OUTPUTS = 389, 3
+VOCABULARY, PROMPT, OUTPUTS = 389, 129, 3
 SMALL: dict[str, Any] = {
     "vocab_size": VOCABULARY,
     "hidden_size": 72,
@@ -50,9 +50,8 @@ def runner(folder: Path) -> StageRunner:
 
 
 @pytest.fixture(scope="module")
-def prompt(full: bool) -> list[int]:
-    """A block of the delta rule and a token; with ``--full`` two blocks and a token."""
-    return random_tokens(129 if full else 65, VOCABULARY, seed=1)
+def prompt() -> list[int]:
+    return random_tokens(PROMPT, VOCABULARY, seed=1)
 
 
 @pytest.fixture(scope="module")
@@ -63,11 +62,11 @@ def outputs() -> list[int]:
 @pytest.fixture(scope="module")
 def expected(runner: StageRunner, prompt: list[int], outputs: list[int]) -> torch.Tensor:
     """Logits of every token: the prompt in one step, then each generated token, alone."""
-    return in_steps(runner, [len(prompt)], prompt, outputs)
+    return in_steps(runner, [PROMPT], prompt, outputs)
 
 
 def in_steps(runner: StageRunner, chunks: list[int], prompt: list[int], outputs: list[int]) -> torch.Tensor:
-    sequence, parts = runner.start(len(prompt) + OUTPUTS), []
+    sequence, parts = runner.start(PROMPT + OUTPUTS), []
     for length in chunks:
         parts += runner.step(sequence.take(prompt[sequence.length : sequence.length + length]))
     for token in outputs:
@@ -76,13 +75,15 @@ def in_steps(runner: StageRunner, chunks: list[int], prompt: list[int], outputs:
     return torch.cat(parts)
 
 
-@pytest.mark.parametrize("kind", ["blocks", *(pytest.param(kind, marks=pytest.mark.full) for kind in ("64", "128"))])
+@pytest.mark.parametrize(
+    "chunks",
+    [[64, 64, 1], pytest.param([64, 65], marks=pytest.mark.full), pytest.param([128, 1], marks=pytest.mark.full)],
+    ids=str,
+)
 def test_no_chunking_changes_a_bit(
-    runner: StageRunner, prompt: list[int], outputs: list[int], expected: torch.Tensor, kind: str
+    runner: StageRunner, prompt: list[int], outputs: list[int], expected: torch.Tensor, chunks: list[int]
 ) -> None:
     """A lone token at a prompt's end, too, which is no decode row here."""
-    whole = [64] * (len(prompt) // 64) if kind == "blocks" else [int(kind)]
-    chunks = [*whole, len(prompt) - sum(whole)]
     assert torch.equal(in_steps(runner, chunks, prompt, outputs), expected)
 
 
@@ -90,8 +91,8 @@ def test_no_batch_changes_a_bit(
     runner: StageRunner, prompt: list[int], outputs: list[int], expected: torch.Tensor
 ) -> None:
     """Beside rows that decode, beside prompts, and both: before it and behind it."""
-    others = [runner.start(len(prompt), slot) for slot in (0, 1, 3, 4)]
-    sequence = runner.start(len(prompt) + OUTPUTS, slot=2)
+    others = [runner.start(PROMPT, slot) for slot in (0, 1, 3, 4)]
+    sequence = runner.start(PROMPT + OUTPUTS, slot=2)
     first = [other.take(random_tokens(5 + slot, VOCABULARY, seed=10 + slot)) for slot, other in enumerate(others)]
     steps: list[list[Share]] = [
         first[:2],
@@ -115,7 +116,7 @@ def test_a_snapshot_changes_no_bit(
     runner: StageRunner, prompt: list[int], outputs: list[int], expected: torch.Tensor
 ) -> None:
     """Saved behind a block, restored after another prompt has gone on from there."""
-    sequence, worker = runner.start(len(prompt) + OUTPUTS), runner.worker
+    sequence, worker = runner.start(PROMPT + OUTPUTS), runner.worker
     runner.step(sequence.take(prompt[:64]))
     pages = torch.tensor(sequence.pages, device=worker.table.device)
     saved, row = worker.cache.save(pages, 0), worker.table.rows[0]
@@ -125,7 +126,7 @@ def test_a_snapshot_changes_no_bit(
     worker.table.set_length(0, 64)
     found = runner.step(sequence.take(prompt[64:])) + runner.step(sequence.generated(outputs[0]))
     runner.end(sequence)
-    assert torch.equal(torch.cat(found), expected[64 : len(prompt) + 1])
+    assert torch.equal(torch.cat(found), expected[64 : PROMPT + 1])
 
 
 @pytest.mark.parametrize(
@@ -142,4 +143,4 @@ def test_no_layout_changes_a_bit(
 ) -> None:
     monkeypatch.setattr(runner.worker, "model", LayoutInProcess(runner.worker, pp, tp))
     monkeypatch.setattr(runner.worker.steps, "_graphs", None)
-    assert torch.equal(in_steps(runner, [len(prompt)], prompt, outputs), expected)
+    assert torch.equal(in_steps(runner, [PROMPT], prompt, outputs), expected)
