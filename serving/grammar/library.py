@@ -6,12 +6,19 @@ is slower.
 
 import importlib.metadata
 import re
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
     from llguidance import LLParserLimits
 
+# 64 KiB of grammar nest some 6,500 levels, of at most 8 KiB of stack each. Only what is used of it takes memory.
+STACK_BYTES = 256 * 2**20
+Result = TypeVar("Result")
+_stack_size = threading.Lock()
 OLDEST = (1, 9)  # as pyproject.toml's extra; what went before has other classes
 MISSING = "structured output needs llguidance, which is not installed: pip install splitrank[structured]"
 TOO_OLD = "structured output needs llguidance 1.9 or newer, this is {}: pip install --upgrade splitrank[structured]"
@@ -49,3 +56,24 @@ def one_line(message: str, max_length: int = 300) -> str:
     """Without the lines of the grammar that the library shows, which a user need not have written."""
     said = [line for line in message.splitlines() if not re.match(r"\s*\d+ \| |\s*\^\s*$", line)]
     return " ".join(" ".join(said).split())[:max_length]
+
+
+def with_deep_stack(work: Callable[[], Result], timeout_s: float | None = None) -> Result:
+    """The result of ``work``, or its error, from a thread with a stack of ``STACK_BYTES``. The library follows chains
+    of rules and nested schemas by recursion: a usual stack of 8 MiB overflows after 1,000 levels, and that ends the
+    process. Raises ``TimeoutError`` after ``timeout_s``; the thread then ends by itself."""
+    outcome: Future[Result] = Future()
+
+    def run() -> None:
+        try:
+            outcome.set_result(work())
+        except BaseException as error:  # the library's panics are no Exception
+            outcome.set_exception(error)
+
+    with _stack_size:  # the size is the process's, for all threads that start meanwhile
+        before = threading.stack_size(STACK_BYTES)
+        try:
+            threading.Thread(target=run, name="grammar", daemon=True).start()
+        finally:
+            threading.stack_size(before)
+    return outcome.result(timeout_s)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from splitrank.serving.grammar.library import GrammarError, limits, one_line, require_library
+from splitrank.serving.grammar.library import GrammarError, limits, one_line, require_library, with_deep_stack
 from splitrank.serving.grammar.vocabulary import read_vocabulary
 
 if TYPE_CHECKING:
@@ -56,7 +56,8 @@ class Matchers:
         require_library()
         from llguidance import LLMatcher
 
-        matcher = LLMatcher(self._vocabulary, grammar, log_level=0, limits=limits())
+        vocabulary = self._vocabulary
+        matcher = with_deep_stack(lambda: LLMatcher(vocabulary, grammar, log_level=0, limits=limits()))
         _check(matcher)
         return matcher
 

@@ -1,5 +1,6 @@
 """The form that a request asks its answer to have, as a grammar."""
 
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -14,13 +15,16 @@ from splitrank.serving.grammar.forms import (
     regex_grammar,
     written_grammar,
 )
-from splitrank.serving.grammar.library import GrammarError, require_library
+from splitrank.serving.grammar.library import GrammarError, require_library, with_deep_stack
 from splitrank.serving.openai.errors import bad_request
 from splitrank.serving.openai.tool_grammars import calls_grammar
 from splitrank.serving.openai.tools import wanted_tools
 from splitrank.serving.openai.types import ChatBody, CommonBody, CompletionBody, ResponseFormat, StructuredOutputs, Tool
 from splitrank.serving.text.tool_calls import CALL_OPENING, CallForm
 
+MAX_WAIT_S = 10.0  # for a check that should take 0.25 s of processor time, also on a busy machine
+# Checks at once. Some grammars of 300 bytes take minutes, and nothing can stop the library: those keep their places.
+_places = threading.Semaphore(4)
 Asked = tuple[str, Callable[[], str]]  # the field, and what makes its grammar
 
 
@@ -72,8 +76,14 @@ def _named(tools: list[Tool], error: GrammarError) -> str:
 
 
 def _made(param: str, make: Callable[[], str]) -> str:
+    def made_in_place() -> str:
+        with _places:
+            return make()
+
     try:
-        return make()
+        return with_deep_stack(made_in_place, MAX_WAIT_S)
+    except TimeoutError:
+        raise bad_request(f"{param}: it is too complex: checking it took over {MAX_WAIT_S:g} s", param) from None
     except GrammarError as error:
         raise bad_request(f"{param}: {error}", param) from None
 

@@ -2,7 +2,9 @@
 
 import json
 import re
+import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from splitrank.serving.openai.errors import ApiError
 from splitrank.serving.openai.parser import CHAT_URL, COMPLETIONS_URL, RequestParser
 from splitrank.serving.text.tokenizer import Tokenizer
 from tests.support.front_fakes import make_info, make_tokenizer
+from tests.support.limits import ANSWER_S, scaled
 
 PROMPTS: dict[str, dict[str, Any]] = {
     CHAT_URL: {"messages": [{"role": "user", "content": "hi"}], "enable_thinking": False},
@@ -171,3 +174,48 @@ def test_the_front_builds_no_vocabulary(tokenizer: Tokenizer, monkeypatch: pytes
     monkeypatch.setattr(llguidance, "LLTokenizer", None)
     monkeypatch.setattr(llguidance._lib, "LLTokenizer", None)
     assert grammar_of(tokenizer, guided_regex="a+b+c+", enable_thinking=True)
+
+
+CHAIN = "start: a0\n" + "".join(f"a{n}: a{n + 1}\n" for n in range(4000)) + 'a4000: "x"\n'
+LISTS = {str(n): {"items": {"$ref": f"#/$defs/{n + 1}"}} for n in range(1400)} | {"1400": {}}
+IN_A_PROCESS = """
+import json, sys
+from pathlib import Path
+from splitrank.serving.grammar.matcher import Matchers
+from splitrank.serving.openai.parser import COMPLETIONS_URL, RequestParser
+from tests.support.front_fakes import VOCAB_SIZE, make_info, make_tokenizer
+folder = Path(sys.argv[1])
+tokenizer = make_tokenizer(folder)
+info = make_info(tokenizer)
+[generation] = RequestParser(tokenizer, info).parse(COMPLETIONS_URL, sys.stdin.buffer.read()).generations
+matcher = Matchers(folder, VOCAB_SIZE, info.eos_token_ids).matcher(generation.params.grammar)
+print(int(matcher.allowed(VOCAB_SIZE).sum()))
+"""
+
+
+@pytest.mark.parametrize(
+    ("asked", "num_allowed"),
+    [({"guided_grammar": CHAIN}, 1), ({"guided_json": {"$defs": LISTS, "$ref": "#/$defs/0"}}, 18)],
+    ids=["rules", "schema"],
+)
+def test_a_deep_grammar_overflows_no_stack(tmp_path: Path, asked: dict[str, Any], num_allowed: int) -> None:
+    """In a process of its own, which an overflow ends: front, then rank."""
+    body = json.dumps({"prompt": "hi"} | asked, separators=(",", ":")).encode()
+    command = [sys.executable, "-c", IN_A_PROCESS, str(tmp_path)]
+    ended = subprocess.run(command, input=body, capture_output=True, timeout=scaled(ANSWER_S), check=False)
+    assert (ended.returncode, ended.stdout.strip()) == (0, str(num_allowed).encode()), ended.stderr.decode()
+
+
+def test_a_check_that_does_not_end_ends_its_request(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    ended = threading.Event()
+
+    def endless(text: str) -> str:
+        ended.wait()
+        return text
+
+    monkeypatch.setattr("splitrank.serving.openai.grammars.written_grammar", endless)
+    monkeypatch.setattr("splitrank.serving.openai.grammars.MAX_WAIT_S", 0.01)
+    try:
+        assert "checking it took over 0.01 s" in refused(tokenizer, guided_grammar="start: x").message
+    finally:
+        ended.set()
