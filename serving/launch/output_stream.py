@@ -1,6 +1,9 @@
 """The outputs of one request, between the task that reads the engine's messages and the task that reads the request."""
 
 import asyncio
+from collections.abc import Iterator
+
+import msgspec
 
 from splitrank.serving.protocol.messages import RequestOutput
 
@@ -64,3 +67,21 @@ def _joined(outputs: list[RequestOutput]) -> RequestOutput:
         prompt_logprobs=of_prompt or None,
         digests=[digest for output in outputs for digest in output.digests],
     )
+
+
+def token_by_token(output: RequestOutput) -> Iterator[RequestOutput]:
+    """An output of several tokens as it would have come to a reader in time: one output for each token."""
+    last = len(output.token_ids) - 1
+    if last < 1:
+        yield output
+        return
+    for index, token_id in enumerate(output.token_ids):
+        yield msgspec.structs.replace(
+            output,
+            token_ids=[token_id],
+            logprobs=None if output.logprobs is None else output.logprobs[index : index + 1],
+            finish_reason=output.finish_reason if index == last else None,
+            stop_token_id=output.stop_token_id if index == last else None,
+            prompt_logprobs=None if index else output.prompt_logprobs,
+            digests=output.digests[index : index + 1],
+        )

@@ -14,6 +14,7 @@ from splitrank.models.config import read_config
 from splitrank.models.tied_head import describe_head
 from splitrank.serving.launch.abandonable import in_daemon_thread
 from splitrank.serving.launch.engine_client import EngineClient
+from splitrank.serving.launch.output_stream import token_by_token
 from splitrank.serving.launch.resolve import resolve_launch
 from splitrank.serving.launch.stop_tokens import describe_stop_tokens, stop_tokens
 from splitrank.serving.options.config import EngineConfig
@@ -91,18 +92,25 @@ class TextEngine:
         detokenizer = Detokenizer(self.tokenizer, params, form)
         async with aclosing(self.client.stream(prompt_token_ids, params)) as outputs:
             async for output in outputs:
-                if output.finish_reason in ("error", "abort"):
-                    message = output.error or "the request was aborted by the engine"
-                    raise RequestEndedError(message, output.error_code or "aborted")
-                if output.prompt_logprobs and any(one.logprob != one.logprob for one in output.prompt_logprobs):
-                    raise RequestEndedError("the model's logits for the prompt hold NaN", "invalid_numbers")
-                text_output = _to_text(output, detokenizer, params)
-                yield text_output
-                if text_output.finish_reason is not None:
-                    return  # at a stop string, closing ``outputs`` aborts the request in the engine
+                _check(output)
+                # Several tokens may end a call and begin a text: only single ones show which came first.
+                for one in (output,) if form.calls is None else token_by_token(output):
+                    text_output = _to_text(one, detokenizer, params)
+                    yield text_output
+                    if text_output.finish_reason is not None:
+                        return  # at a stop string, closing ``outputs`` aborts the request in the engine
 
     async def close(self) -> None:
         await self.client.close()
+
+
+def _check(output: RequestOutput) -> None:
+    """Raises ``RequestEndedError`` for an output that ends its request without an answer."""
+    if output.finish_reason in ("error", "abort"):
+        message = output.error or "the request was aborted by the engine"
+        raise RequestEndedError(message, output.error_code or "aborted")
+    if output.prompt_logprobs and any(one.logprob != one.logprob for one in output.prompt_logprobs):
+        raise RequestEndedError("the model's logits for the prompt hold NaN", "invalid_numbers")
 
 
 def _to_text(output: RequestOutput, detokenizer: Detokenizer, params: SamplingParams) -> TextOutput:
