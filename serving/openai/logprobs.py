@@ -9,6 +9,8 @@ import msgspec
 from splitrank.serving.protocol.messages import TokenLogprobs
 from splitrank.serving.text.tokenizer import Tokenizer
 
+IMPOSSIBLE = -9999.0
+
 
 class TokenNames:
     """Tokens as log probabilities name them. ``as_ids``: ``token_id:5``, which is never the name of two tokens."""
@@ -38,10 +40,11 @@ class TokenNames:
 
 
 def _number(logprob: float) -> float:
-    """Raises for NaN, which JSON does not have and msgspec would write as null."""
+    """What JSON can hold; for minus infinity, which a token has that is impossible, msgspec would write null. Raises
+    for NaN."""
     if logprob != logprob:
         raise ValueError("a log probability is NaN")
-    return logprob
+    return max(logprob, IMPOSSIBLE)
 
 
 class JoinedLists:
@@ -118,7 +121,7 @@ class CompletionLogprobs:
     def _top(self, token_id: int, entry: TokenLogprobs) -> dict[str, float]:
         """The best alternatives and the chosen token, which may not be one of them."""
         top_ids, values = [*entry.top_ids, token_id], [*entry.top_logprobs, entry.logprob]
-        return {self._names.name(top_id): value for top_id, value in zip(top_ids, values, strict=True)}
+        return {self._names.name(top_id): _number(value) for top_id, value in zip(top_ids, values, strict=True)}
 
 
 class PromptLogprobs:

@@ -1,5 +1,7 @@
 """Log probabilities of prompts on the wire: echoed before those of the answer, and in vLLM's form."""
 
+import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +10,12 @@ import pytest
 
 from splitrank.serving.openai.answers import ChatCompletion, Completion, CompletionChunk
 from splitrank.serving.openai.parser import CHAT_URL, COMPLETIONS_URL
-from tests.support.service_helpers import complete, stream
+from splitrank.serving.openai.service import OpenAIService
+from splitrank.serving.protocol.messages import RequestOutput, TokenLogprobs
+from splitrank.serving.protocol.sampling_params import SamplingParams
+from splitrank.serving.text.text_engine import TextEngine
+from tests.support.front_fakes import FakeClient
+from tests.support.service_helpers import complete, stream, with_engine
 
 # a é (in two tokens) <|im_end|> b: the scripted engine gives token n of the prompt the log probability -n.
 PROMPT = {"prompt": "aé<|im_end|>b"}
@@ -92,3 +99,24 @@ def test_of_a_chat_they_stand_beside_the_choices(tmp_path: Path) -> None:
     first, *others = answer["prompt_logprobs"]
     assert first is None
     assert len(others) == answer["usage"]["prompt_tokens"] - 1
+
+
+def test_an_impossible_token_has_a_number(tmp_path: Path) -> None:
+    """Minus infinity is no JSON; null stands for a token that has no log probability, the prompt's first."""
+
+    async def work(engine: TextEngine) -> list[Any]:
+        def impossible(prompt: list[int], params: SamplingParams) -> list[RequestOutput]:
+            one = TokenLogprobs(-math.inf, [3], [-math.inf], 2)
+            return [RequestOutput("0", [65], [one], "length", prompt_logprobs=[one] * (len(prompt) - 1))]
+
+        assert isinstance(engine.client, FakeClient)
+        engine.client.script = impossible
+        service = OpenAIService(engine)
+        body = ECHO | {"prompt_logprobs": 1, "max_tokens": 1}
+        answer = await service.complete(service.parse(COMPLETIONS_URL, json.dumps(body).encode()))
+        return list(json.loads(msgspec.json.encode(answer["choices"])))
+
+    [found] = with_engine(tmp_path, work)
+    assert found["logprobs"]["token_logprobs"] == [None, *[-9999] * 5]
+    assert all(value == -9999 for top in found["logprobs"]["top_logprobs"][1:] for value in top.values())
+    assert all(one["logprob"] == -9999 for token in found["prompt_logprobs"][1:] for one in token.values())
