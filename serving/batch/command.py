@@ -30,7 +30,7 @@ from splitrank.serving.batch.manifest import (
     manifest_path,
     write_manifest,
 )
-from splitrank.serving.batch.result_file import ResultWriter, keep_only, read_former_results
+from splitrank.serving.batch.result_file import ResultWriter, keep_only, new_content_path, read_former_results
 from splitrank.serving.launch.engine_client import EngineDeadError
 from splitrank.serving.openai.errors import ApiError
 from splitrank.serving.openai.requests import ParsedRequest
@@ -89,9 +89,9 @@ def check_paths(config: GenerateConfig) -> None:
         raise ValueError("output - is no file; a rerun continues the output, so it cannot be a stream")
     if output.is_dir():
         raise ValueError(f"output {output} is a folder")
-    for written in (output, manifest_path(output)):
+    for written in (output, manifest_path(output), new_content_path(output)):
         if written.exists() and written.samefile(source):
-            raise ValueError(f"output {written} is the input file")
+            raise ValueError(f"output {output} writes {written}, and that is the input file")
         if written.exists() and not written.is_file():
             raise ValueError(f"output {written} is {'a folder' if written.is_dir() else 'not a regular file'}")
         if written.exists() and not os.access(written, os.W_OK):

@@ -56,15 +56,20 @@ def _decode(path: Path, number: int, line: bytes) -> _ResultLine:
         ) from None
 
 
+def new_content_path(path: Path) -> Path:
+    """Where the new content of ``path`` is written before it takes the old one's place."""
+    path = path.resolve()
+    return path.with_name(path.name + ".part")
+
+
 def keep_only(path: Path, lines: list[bytes]) -> None:
     """Replaces the content in one step: after a crash it is the old or the new one. A link stays a link."""
-    path = path.resolve()
-    beside = path.with_name(path.name + ".part")
+    beside = new_content_path(path)
     with open(beside, "wb") as file:
         file.writelines(line + b"\n" for line in lines)
         file.flush()
         os.fsync(file.fileno())
-    beside.replace(path)
+    beside.replace(path.resolve())
 
 
 class ResultWriter:

@@ -14,6 +14,7 @@ from splitrank.serving.gsm8k.extract import reference_answer
 from splitrank.serving.launch.demo_checkpoint import demo_checkpoint_path
 
 HUB_DATASET = "openai/gsm8k"
+TRAIN = "train.jsonl"  # beside the test questions
 _LONE_SURROGATE = re.compile("[\\ud800-\\udfff]")
 
 
@@ -28,13 +29,24 @@ class Question:
 
 def load_data(config: Gsm8kConfig) -> tuple[list[Question], list[Question]]:
     """(test questions, shots). ValueError, one line, for a missing or malformed file and for shots from the test."""
-    test_path = Path(config.data) if config.data else _beside_the_weights(config.model)
+    test_path = _test_path(config)
     test = read_jsonl(test_path) if test_path else _read_hub("test")
     if not test:
         raise ValueError(f"{test_path or HUB_DATASET} holds no questions")
     shots = _load_shots(config, test_path)
     _refuse_leaks(shots, test)
     return test[: config.limit or None], shots
+
+
+def local_files(config: Gsm8kConfig) -> list[Path]:
+    """The files that questions and shots may come from."""
+    test_path = _test_path(config)
+    train = [Path(config.train)] if config.train else []
+    return train if test_path is None else [test_path, test_path.parent / TRAIN, *train]
+
+
+def _test_path(config: Gsm8kConfig) -> Path | None:
+    return Path(config.data) if config.data else _beside_the_weights(config.model)
 
 
 def _beside_the_weights(model: str) -> Path | None:
@@ -99,7 +111,7 @@ def _load_shots(config: Gsm8kConfig, test_path: Path | None) -> list[Question]:
 
 def _default_train(test_path: Path | None) -> Path:
     assert test_path is not None
-    path = test_path.parent / "train.jsonl"
+    path = test_path.parent / TRAIN
     if not path.exists():
         raise ValueError(f"no {path} to take shots from: name a file with --train, or give --shots 0")
     return path

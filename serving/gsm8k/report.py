@@ -9,19 +9,27 @@ from pathlib import Path
 from typing import Any
 
 from splitrank.serving.gsm8k.config import Gsm8kConfig
-from splitrank.serving.gsm8k.data import Question
+from splitrank.serving.gsm8k.data import Question, local_files
 from splitrank.serving.gsm8k.run import Answer, LayoutRun
 from splitrank.serving.gsm8k.statistics import Accuracy, PairedComparison
 from splitrank.serving.gsm8k.summary import EXTRACTIONS, MAX_P, LayoutSummary, PairSummary, Summary
 
 
 def check_report_path(config: Gsm8kConfig) -> None:
-    """``ValueError`` if the report cannot be written, before the hours of work."""
+    """``ValueError`` if the report cannot be written, or would take the questions' place, before the hours of work."""
     path = Path(config.report)
     if path.is_dir():
         raise ValueError(f"--report {path} is a folder")
     if not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
         raise ValueError(f"--report {path}: the folder {path.parent} does not exist or is not writable")
+    for read in local_files(config):
+        for written in (path, _new_content_path(path)):
+            if written.exists() and read.exists() and written.samefile(read):
+                raise ValueError(f"--report {path} writes {written}, and that is the file of questions {read}")
+
+
+def _new_content_path(path: Path) -> Path:
+    return path.with_name(path.name + ".part")
 
 
 def table(summary: Summary) -> str:
@@ -161,7 +169,7 @@ def write_json(
         "verdict": [*verdict_lines(summary), *traces],
         "questions": [_question_json(index, questions, runs, summary) for index in range(len(questions))],
     }
-    beside = path.with_name(path.name + ".part")
+    beside = _new_content_path(path)
     beside.write_text(json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
     beside.replace(path)
 

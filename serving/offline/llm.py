@@ -80,15 +80,15 @@ class LLM:
     ) -> None:
         config = _make_config(model, {"tp": tp, "pp": pp, **options})
         self._seed, self._calls = config.seed, itertools.count()
-        # As many open requests as the engine accepts, at most twice what a step can compute.
-        running = config.max_running_requests or MOST_REQUESTS_AT_ONCE
-        self._limit = running + min(running, config.max_queued_requests)
         self._runner = _LoopThread()
         try:
             self._engine: Engine = self._runner.run(start_text_engine(config))
         except BaseException:
             self._runner.stop()
             raise
+        # As many open requests as the engine accepts, at most twice what a step can compute.
+        running = config.max_running_requests or MOST_REQUESTS_AT_ONCE
+        self._limit = min(2 * running, self._engine.info.max_open_requests)
         self._finalizer = weakref.finalize(self, _shut_down, self._runner, self._engine)
 
     @property

@@ -264,6 +264,12 @@ def test_outputs_that_would_lose_data_or_fail_later(batch: Batch, capsys: pytest
     (batch.input.parent / "link").symlink_to(batch.input)
     for output in (str(batch.input), str(batch.input.parent / "link")):
         assert "is the input file" in refused(batch, capsys, output=output, overwrite=True)
+    beside = batch.input.rename(batch.input.parent / "out.jsonl.part")
+    (batch.input.parent / "to-out").symlink_to(batch.input.parent / "out.jsonl")
+    for name in ("out.jsonl", "to-out"):
+        output = str(batch.input.parent / name)
+        assert "is the input file" in refused(batch, capsys, input=str(beside), output=output, overwrite=True)
+    beside.rename(batch.input)
     assert "is a folder" in refused(batch, capsys, output=str(batch.input.parent))
     assert "output . is a folder" in refused(batch, capsys, output=".")
     assert "output - is no file" in refused(batch, capsys, output="-")

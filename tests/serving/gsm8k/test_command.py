@@ -224,6 +224,18 @@ def test_a_report_that_cannot_be_written_is_refused_first(
         compare(monkeypatch, data, [], report=str(data.parent / name))
 
 
+@pytest.mark.parametrize(("read", "written"), [("test.jsonl", ""), ("train.jsonl", ""), ("test.jsonl", ".part")])
+def test_a_report_does_not_take_the_place_of_the_questions(
+    monkeypatch: pytest.MonkeyPatch, data: Path, read: str, written: str
+) -> None:
+    report = data.parent / "report"
+    Path(f"{report}{written}").symlink_to(data.parent / read)
+    content = data.read_bytes()
+    with pytest.raises(ValueError, match=r"--report .*report.* is the file of questions"):
+        compare(monkeypatch, data, [], report=str(report))
+    assert data.read_bytes() == content
+
+
 def test_exact_layouts_are_asked_for_digests_and_must_have_the_same_ones(
     monkeypatch: pytest.MonkeyPatch, data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -273,6 +273,13 @@ def test_a_dropped_llm_that_its_own_loop_thread_collects_is_closed(scripted: Scr
     assert scripted.engines.clients[0].num_closed == 1
 
 
+def test_no_more_requests_are_open_than_the_engine_accepts(scripted: Scripted, tmp_path: Path) -> None:
+    scripted.prepared = prepared_model(tmp_path, max_running_requests=8, max_queued_requests=2)
+    with scripted.start() as llm:
+        llm.generate([f"prompt {index}" for index in range(50)], PARAMS)
+    assert scripted.engines.clients[0].most_open == 10
+
+
 # ------------------------------------------------------------------ real processes
 
 
