@@ -20,6 +20,9 @@ from splitrank.serving.openai.errors import unavailable
 HEAD_TIMEOUT_S = 30.0  # from the connection, or the first byte after an answer, to the end of the headers
 # Connections beyond the limit that still hear why they are refused, probes of /health and /ready among them.
 NUM_REFUSED_AT_ONCE = 32
+# Read of one connection at a time. asyncio's 256 KiB hold 40,000 of the smallest chunks, which h11 takes a second to
+# read, and all streams would wait for it.
+READ_BYTES = 8 * 2**10
 _RESET = struct.pack("ii", 1, 0)  # struct linger: on, for 0 s
 PROBES = ("/health", "/ready")
 _log = logging.getLogger(__name__)
@@ -62,6 +65,7 @@ class LimitedProtocol(H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        transport.max_size = READ_BYTES  # type: ignore[attr-defined]  # of asyncio's transports of sockets
         num_beyond = len(self.connections) - self._max_connections
         if num_beyond > NUM_REFUSED_AT_ONCE:
             transport.abort()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from splitrank.serving.http import server
+from splitrank.serving.http import protocol, server
 from splitrank.serving.http.listener import Listener, bind
 from splitrank.serving.protocol.messages import RequestOutput
 from tests.serving.http.test_connections import read_all, small_receiver
@@ -99,3 +99,26 @@ def test_a_stream_that_nobody_reads_waits_and_is_dropped(tmp_path: Path, monkeyp
 
     monkeypatch.setattr(server, "bind", bind_with_small_buffers)
     serving(tmp_path, work, max_model_len=2 * count, send_timeout_s=0.5)
+
+
+def test_one_connection_is_read_in_small_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What came at once is parsed at once, and 256 KiB of the smallest chunks would take a second, in which no other
+    connection gets anything."""
+    pieces: list[int] = []
+    received = protocol.LimitedProtocol.data_received
+
+    def counted(connection: protocol.LimitedProtocol, data: bytes) -> None:
+        pieces.append(len(data))
+        received(connection, data)
+
+    monkeypatch.setattr(protocol.LimitedProtocol, "data_received", counted)
+    head = "POST /v1/completions HTTP/1.1\nhost: x\ncontent-type: application/json\ntransfer-encoding: chunked\n"
+
+    async def work(front: Front) -> None:
+        chunks = b"".join(b"1\r\n%c\r\n" % byte for byte in b'{"prompt": "hi"}' + b" " * 10_000)
+        reader, writer = await raw(front, head, chunks + b"0\r\n\r\n")
+        assert await asyncio.wait_for(reader.readline(), LIMIT_S) == b"HTTP/1.1 200 OK\r\n"
+        writer.close()
+
+    serving(tmp_path, work)
+    assert max(pieces) == protocol.READ_BYTES
