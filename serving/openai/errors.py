@@ -49,6 +49,14 @@ def context_length_exceeded(max_model_len: int, num_prompt_tokens: int | str, pa
     return bad_request(message, param, "context_length_exceeded")
 
 
+def with_flat_tools(error: ApiError) -> ApiError:
+    """An error about a chat, in the terms of an API that has ``tools[0].name`` for ``tools[0].function.name``."""
+    if error.param is not None and error.param.startswith("tools["):
+        flat = error.param.replace(".function.", ".", 1)
+        error.message, error.param = error.message.replace(error.param, flat), flat
+    return error
+
+
 @contextmanager
 def engine_errors_as_api_errors() -> Iterator[None]:
     """Turns an engine's error about a request into an ``ApiError`` with its status."""

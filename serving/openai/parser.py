@@ -104,7 +104,11 @@ class RequestParser:
 
     def _count_tokens(self, raw: dict[str, Any]) -> DirectAnswer:
         refuse_others(raw, CountBody, HARMLESS)
-        prompt, _ = self._prompts.chat(messages.as_chat(convert(raw, CountBody)), is_limited=False)
+        chat = messages.as_chat(convert(raw, CountBody))
+        try:
+            prompt, _ = self._prompts.chat(chat, is_limited=False)
+        except ApiError as error:
+            raise messages.in_our_terms(error) from None
         return DirectAnswer({"input_tokens": len(prompt.token_ids)})
 
     def _request(

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from splitrank.serving.openai.errors import ApiError, bad_request
+from splitrank.serving.openai.errors import ApiError, bad_request, with_flat_tools
 from splitrank.serving.openai.messages.types import (
     Block,
     CountBody,
@@ -57,7 +57,7 @@ def in_our_terms(error: ApiError) -> ApiError:
     if error.param in _NAMES:
         error.message = error.message.replace(error.param, _NAMES[error.param])
         error.param = _NAMES[error.param]
-    return error
+    return with_flat_tools(error)
 
 
 def _thinks(body: CountBody) -> bool | None:

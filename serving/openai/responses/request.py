@@ -4,7 +4,7 @@ from typing import Any
 
 import msgspec
 
-from splitrank.serving.openai.errors import ApiError, bad_request
+from splitrank.serving.openai.errors import ApiError, bad_request, with_flat_tools
 from splitrank.serving.openai.responses.types import (
     HARMLESS,
     AnyObject,
@@ -108,7 +108,7 @@ def in_our_terms(error: ApiError) -> ApiError:
         if error.param is not None and error.param.startswith(chat_name):
             error.param = name + error.param.removeprefix(chat_name)
             error.message = error.message.replace(chat_name, name)
-    return error
+    return with_flat_tools(error)
 
 
 def echo(body: ResponseBody) -> dict[str, Any]:

@@ -194,6 +194,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ),
     ({"stop_sequences": [""]}, "stop_sequences"),
     ({"tools": [{"type": "web_search_20250305", "name": "web_search"}]}, "tools[0].type"),
+    ({"tools": [{"name": "a b", "input_schema": {}}]}, "tools[0].name must be"),
     ({"tool_choice": {"type": "tool"}}, "needs a name"),
     ({"tool_choice": {"type": "tool", "name": "other"}}, "'other'"),
     ({"context_management": {"edits": [{"type": "clear_tool_uses_20250919"}]}}, "context_management"),
@@ -210,6 +211,9 @@ def test_refused(tmp_path: Path) -> None:
             error = answers.read_as(MessageError, response.content).error
             assert error.type == "invalid_request_error"
             assert said in error.message
+        counted = {"messages": ASKED["messages"], "tools": [{"name": "a b", "input_schema": {}}]}
+        response = await front.http.post("/v1/messages/count_tokens", json=counted)
+        assert "tools[0].name must be" in answers.read_as(MessageError, response.content).error.message
 
     serving_agents(tmp_path, work)
 
