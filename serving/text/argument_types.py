@@ -14,8 +14,8 @@ _OF_CLASS = {str: "string", bool: "boolean", int: "integer", float: "number", ty
 
 def parameter_types(schema: dict[str, Any]) -> dict[str, Types]:
     """By name, of a tool's ``parameters``. What the schema leaves open, or says in a way not read here, may be any."""
-    properties = schema.get("properties")
-    return {name: _types(one, schema, 0) for name, one in properties.items()} if isinstance(properties, dict) else {}
+    properties, reader = schema.get("properties"), _Reader(schema)
+    return {name: reader.types(one) for name, one in properties.items()} if isinstance(properties, dict) else {}
 
 
 def resolve(schema: Any, root: dict[str, Any]) -> Any:
@@ -28,23 +28,37 @@ def resolve(schema: Any, root: dict[str, Any]) -> Any:
     return schema
 
 
-def _types(schema: Any, root: dict[str, Any], depth: int) -> Types:
-    if not isinstance(schema, dict) or depth > MAX_DEPTH:
-        return ()
-    if isinstance(reference := schema.get("$ref"), str):
-        return _types(_resolve(reference, root), root, depth + 1)
-    if declared := schema.get("type"):
-        return _known([declared] if isinstance(declared, str) else declared)
-    values = [schema["const"]] if "const" in schema else schema.get("enum")
-    if isinstance(values, list):
-        return _known([_OF_CLASS.get(type(value), "array") for value in values])
-    for name in ("anyOf", "oneOf"):
-        if isinstance(options := schema.get(name), list):
-            found = [_types(option, root, depth + 1) for option in options]
-            return _known([one for types in found for one in types]) if all(found) else ()
-    if isinstance(parts := schema.get("allOf"), list):
-        return next((types for part in parts if (types := _types(part, root, depth + 1))), ())
-    return ("object",) if "properties" in schema else ("array",) if "items" in schema else ()
+class _Reader:
+    """Reads the schemas inside ``root``. Each reference is followed once at a depth: definitions of many alternatives
+    that refer to each other would take time that grows as a power of their number."""
+
+    def __init__(self, root: dict[str, Any]) -> None:
+        self._root = root
+        self._of_references: dict[tuple[str, int], Types] = {}
+
+    def types(self, schema: Any, depth: int = 0) -> Types:
+        if not isinstance(schema, dict) or depth > MAX_DEPTH:
+            return ()
+        if isinstance(reference := schema.get("$ref"), str):
+            return self._of_reference(reference, depth + 1)
+        if declared := schema.get("type"):
+            return _known([declared] if isinstance(declared, str) else declared)
+        values = [schema["const"]] if "const" in schema else schema.get("enum")
+        if isinstance(values, list):
+            return _known([_OF_CLASS.get(type(value), "array") for value in values])
+        for name in ("anyOf", "oneOf"):
+            if isinstance(options := schema.get(name), list):
+                found = [self.types(option, depth + 1) for option in options]
+                return _known([one for types in found for one in types]) if all(found) else ()
+        if isinstance(parts := schema.get("allOf"), list):
+            return next((types for part in parts if (types := self.types(part, depth + 1))), ())
+        return ("object",) if "properties" in schema else ("array",) if "items" in schema else ()
+
+    def _of_reference(self, reference: str, depth: int) -> Types:
+        place = (reference, depth)
+        if place not in self._of_references:
+            self._of_references[place] = self.types(_resolve(reference, self._root), depth)
+        return self._of_references[place]
 
 
 def _resolve(reference: str, root: dict[str, Any]) -> Any:
