@@ -5,12 +5,14 @@ socket ``FD`` carries msgpack frames, each after its length: a ``Setup``, then `
 follows its ``Work`` unencoded.
 """
 
+import json
 import logging
 import os
 import signal
 import socket
 import struct
 import sys
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -57,12 +59,28 @@ class Refusal(msgspec.Struct, frozen=True):
 
 
 class Reply(msgspec.Struct, frozen=True):
-    """One of the four is set. ``crash`` is a bug of ours in one line; its traceback is in the log."""
+    """One of ``request``, ``direct``, ``refusal`` and ``crash`` is set. ``crash`` is a bug of ours in one line; its
+    traceback is in the log.
+
+    ``direct`` is an answer's JSON, which may have a million tokens. What the answer to ``request`` repeats of it,
+    ``echo``, is JSON as well: msgpack has no integers beyond 64 bits, and a schema may.
+    """
 
     request: ParsedRequest | None = None
-    direct: DirectAnswer | None = None
+    echo: bytes = b"{}"
+    direct: bytes | None = None
     refusal: Refusal | None = None
     crash: str | None = None
+
+    def parsed(self) -> ParsedRequest | DirectAnswer:
+        """Raises ``ApiError`` for a refusal."""
+        if self.refusal is not None:
+            raise self.refusal.as_error()
+        if self.direct is not None:
+            return DirectAnswer(msgspec.Raw(self.direct))
+        if self.request is None:
+            raise RuntimeError(f"in the parse worker: {self.crash}")
+        return replace(self.request, echo=json.loads(self.echo))
 
 
 def frame(message: msgspec.Struct) -> bytes:
@@ -73,7 +91,9 @@ def frame(message: msgspec.Struct) -> bytes:
 def answer(parser: RequestParser, url: str, body: bytes) -> Reply:
     try:
         parsed = parser.parse(url, body)
-        return Reply(direct=parsed) if isinstance(parsed, DirectAnswer) else Reply(request=parsed)
+        if isinstance(parsed, DirectAnswer):
+            return Reply(direct=msgspec.json.encode(parsed.body))
+        return Reply(request=replace(parsed, echo={}), echo=msgspec.json.encode(parsed.echo))
     except ApiError as error:
         return Reply(refusal=Refusal(error.status, error.message, error.type, error.param, error.code))
     except Exception as error:

@@ -60,12 +60,7 @@ class Parsing:
             reply = await worker.ask(service, url, body)
         finally:
             self._idle.append(worker)
-        if reply.refusal is not None:
-            raise reply.refusal.as_error()
-        parsed = reply.request or reply.direct
-        if parsed is None:
-            raise RuntimeError(f"in the parse worker: {reply.crash}")
-        return parsed
+        return reply.parsed()
 
     async def aclose(self) -> None:
         """Ends the parsing of all requests, within ``REAP_LIMIT_S``."""

@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+import msgspec
+
 from splitrank.serving.protocol.sampling_params import SamplingParams
 from splitrank.serving.protocol.seeds import with_seed
 from splitrank.serving.text.detokenizer import PLAIN_TEXT, TextForm
@@ -62,6 +64,6 @@ class ParsedRequest:
 
 @dataclass(frozen=True)
 class DirectAnswer:
-    """The body of an answer that needs no engine."""
+    """The body of an answer that needs no engine; JSON if a parse worker has made it."""
 
-    body: dict[str, Any]
+    body: dict[str, Any] | msgspec.Raw

@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from splitrank.serving.http import parsing as parsing_module
@@ -16,6 +17,7 @@ from splitrank.serving.http.parsing import SMALL_BODY_BYTES, Parsing
 from splitrank.serving.openai.dialects import RESPONSES_URL
 from splitrank.serving.openai.errors import ApiError
 from splitrank.serving.openai.parser import CHAT_URL, COMPLETIONS_URL, TOKENIZE_URL
+from splitrank.serving.openai.requests import DirectAnswer
 from splitrank.serving.openai.service import OpenAIService
 from splitrank.serving.text.text_engine import TextEngine
 from tests.support.front_fakes import LIMIT_S, FakeClient, answer, make_info, make_tokenizer
@@ -23,6 +25,7 @@ from tests.support.front_fakes import LIMIT_S, FakeClient, answer, make_info, ma
 WORDS = "some words of a prompt "
 MESSAGES = [{"role": "user", "content": "<|im_end|> 🦊 " * 9000}]
 SCHEMA = {"type": "object", "properties": {"a": {"type": ["integer", "null"]}}}
+BEYOND_64_BITS = {"type": "function", "name": "f", "parameters": {"properties": {"a": {"maximum": 10**30}}}}
 TOOL = {"type": "function", "function": {"name": "f", "parameters": SCHEMA}}
 
 
@@ -66,9 +69,12 @@ def is_gone(pid: int) -> bool:
         (CHAT_URL, {"messages": MESSAGES, "enable_thinking": False}),
         (CHAT_URL, {"messages": MESSAGES, "tools": [TOOL], "parallel_tool_calls": False}),
         (RESPONSES_URL, {"input": MESSAGES, "metadata": {"a": "b"}}),
-        (TOKENIZE_URL, {"messages": MESSAGES}),
+        (
+            RESPONSES_URL,
+            {"input": MESSAGES, "tools": [{"type": "function", "name": "f", "parameters": BEYOND_64_BITS}]},
+        ),
     ],
-    ids=["ids", "text", "chat", "tools", "response", "direct"],
+    ids=["ids", "text", "chat", "tools", "response", "integer"],
 )
 def test_a_worker_parses_as_this_process_does(tmp_path: Path, url: str, fields: dict[str, Any]) -> None:
     async def work(parsing: Parsing, service: OpenAIService) -> None:
@@ -77,6 +83,20 @@ def test_a_worker_parses_as_this_process_does(tmp_path: Path, url: str, fields: 
         assert len(workers_of(parsing)) == 1
 
     with_parsing(tmp_path, work, max_model_len=100_000)
+
+
+def test_a_worker_writes_the_json_of_a_direct_answer(tmp_path: Path) -> None:
+    """A million tokens take as long to read and to write as all streams would wait."""
+
+    async def work(parsing: Parsing, service: OpenAIService) -> None:
+        body = json.dumps({"messages": MESSAGES}).encode().ljust(SMALL_BODY_BYTES + 1)
+        answered, expected = await parsing.parse(service, TOKENIZE_URL, body), service.parse(TOKENIZE_URL, body)
+        assert isinstance(answered, DirectAnswer)
+        assert isinstance(expected, DirectAnswer)
+        assert isinstance(answered.body, msgspec.Raw)
+        assert json.loads(bytes(answered.body)) == expected.body
+
+    with_parsing(tmp_path, work, max_model_len=200_000)
 
 
 @pytest.mark.parametrize("pad", [0, SMALL_BODY_BYTES])
