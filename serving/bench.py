@@ -90,6 +90,8 @@ async def _token_times(client: EngineClient, job: Job, params: SamplingParams) -
     params = msgspec.structs.replace(params, max_tokens=job.output_tokens, ignore_eos=True)
     count, stamps = 0, []
     async for output in client.stream(job.prompt, params):
+        if output.error is not None:
+            raise ValueError(f"a request failed: {output.error}")
         count += len(output.token_ids)
         stamps.append(time.perf_counter())
     assert count == job.output_tokens, (count, job.output_tokens)

@@ -75,7 +75,8 @@ class Summary:
 
     @property
     def max_p(self) -> float:
-        """The bound for one pair. Over all pairs, the chance of a false disagreement is ``MAX_P`` (Bonferroni)."""
+        """The bound for one pair. Over all pairs, the chance that an extraction shows a false disagreement is at most
+        ``MAX_P`` (Bonferroni); for both extractions it is a little more, as they read the same answers."""
         return MAX_P / max(1, len(self.pairs))
 
     @property

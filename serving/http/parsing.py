@@ -121,8 +121,10 @@ class ParseWorker:
     async def _death(self, num_bytes: int) -> ApiError:
         """The error of a worker that has ended by itself or was killed, most likely for lack of memory."""
         process = self._process or self._killed[-1]  # ``aclose`` has killed it
-        code = await _exit_code(process, REAP_LIMIT_S)
-        self.kill()
+        try:
+            code = await _exit_code(process, REAP_LIMIT_S)
+        finally:  # also if the client hangs up meanwhile: else the next request would be given to a dead process
+            self.kill()
         how = f"was killed by signal {-code}" if code is not None and code < 0 else f"ended with code {code}"
         _log.error("parse worker %d %s while it read a request of %d bytes", process.pid, how, num_bytes)
         return ApiError(500, f"the process that read this request {how}", type="server_error", code="parse_failed")

@@ -39,9 +39,9 @@ def load_config(config_class: type[Config], argv: Sequence[str], prog: str, desc
         parser.error(_unknown_argument(parser, unknown[0]))
     values = vars(arguments)
     try:
-        file = values.pop("config", None)
         for name, value in values.items():
             refuse_empty(name, value)
+        file = values.pop("config", None)
         from_file = {} if file is None else read_toml(config_class, Path(file))
         return config_class(**(from_file | values))
     except (ValueError, OSError) as error:

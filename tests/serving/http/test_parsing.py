@@ -193,6 +193,30 @@ def test_a_worker_that_is_killed_costs_its_own_request_only(tmp_path: Path, capl
     with_parsing(tmp_path, work)
 
 
+def test_a_dead_worker_gets_no_other_request(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its client hangs up while the reason for its death is sought."""
+    exit_code, asked = parsing_module._exit_code, asyncio.Event()
+
+    async def never(process: Any, limit_s: float) -> int | None:
+        asked.set()
+        await asyncio.Event().wait()
+        return None
+
+    async def work(parsing: Parsing, service: OpenAIService) -> None:
+        await parsing.parse(service, COMPLETIONS_URL, large())
+        [pid] = workers_of(parsing)
+        os.kill(pid, signal.SIGKILL)
+        monkeypatch.setattr(parsing_module, "_exit_code", never)
+        task = asyncio.create_task(parsing.parse(service, COMPLETIONS_URL, large()))
+        await asked.wait()
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        monkeypatch.setattr(parsing_module, "_exit_code", exit_code)
+        await parsing.parse(service, COMPLETIONS_URL, large())
+
+    with_parsing(tmp_path, work)
+
+
 def test_no_worker_outlives_the_server(tmp_path: Path) -> None:
     pids: list[int] = []
 

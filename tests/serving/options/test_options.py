@@ -104,6 +104,7 @@ def test_toml_knows_the_aliases_and_a_byte_order_mark(toml) -> None:
 def test_a_missing_toml_file_is_named(capsys) -> None:
     expected = "prog: error: config absent.toml cannot be read: No such file or directory"
     assert refusal(capsys, "--config", "absent.toml") == expected
+    assert "config is empty, as from an unset variable" in refusal(capsys, "--config", "")
 
 
 @pytest.mark.parametrize(
