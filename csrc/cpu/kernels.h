@@ -7,6 +7,9 @@
 #include <cstdint>
 #include <string>
 
+// Of what kernels call and drivers too: else each instruction set might leave a copy of it, of which the linker keeps any.
+#define SPLITRANK_IN_PLACE __attribute__((always_inline)) inline
+
 namespace splitrank::cpu {
 
 constexpr int kPanel = 16;      // outputs of a weight that lie together
@@ -28,13 +31,13 @@ struct Weight {
     int64_t bounds[kShards + 1];  // inputs of shard s: bounds[s] to bounds[s + 1]
     bool is_packed;               // else [N, K] as it was loaded, and panels are packed whenever they are used
 
-    int64_t num_panels() const { return (num_outputs + kPanel - 1) / kPanel; }
+    SPLITRANK_IN_PLACE int64_t num_panels() const { return (num_outputs + kPanel - 1) / kPanel; }
     // Inputs of a shard as stored.
-    int64_t stored(int64_t shard) const {
+    SPLITRANK_IN_PLACE int64_t stored(int64_t shard) const {
         const int64_t count = bounds[shard + 1] - bounds[shard];
         return dtype == DType::kBfloat16 ? (count + 1) / 2 * 2 : count;
     }
-    int64_t panel_elements() const {
+    SPLITRANK_IN_PLACE int64_t panel_elements() const {
         int64_t inputs = 0;
         for (int64_t shard = 0; shard < num_shards; ++shard) inputs += stored(shard);
         return inputs * kPanel;

@@ -3,22 +3,27 @@
 
 #include <cstdlib>
 #include <memory>
-#include <stdexcept>
+#include <string>
 #include <variant>
 #include <vector>
 
+#include "../quick_reduce/errors.h"
 #include "kernels.h"
 #include "threads/pool.h"
 
 namespace splitrank::cpu {
 
-// Floats of scratch memory, aligned to a cache line; they grow to the largest call and stay.
+// Floats of scratch memory, aligned to a cache line; they grow to the largest call and stay. What they held is lost when
+// they grow.
 class Scratch {
 public:
     float* floats(int64_t count) {
         if (count > size_) {
+            size_ = 0;
+            memory_.reset();  // first: the old and the new memory are never held both
             memory_.reset(static_cast<float*>(std::aligned_alloc(64, size_t(count + 15) / 16 * 64)));
-            if (!memory_) throw std::bad_alloc();
+            if (!memory_)
+                throw quick_reduce::OutOfMemory("no room for " + std::to_string(count * 4) + " bytes of scratch memory");
             size_ = count;
         }
         return memory_.get();

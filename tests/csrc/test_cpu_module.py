@@ -83,6 +83,22 @@ def test_special_values_in_full_precision(dtype: torch.dtype, algorithm: int) ->
             assert output.isnan().all()
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_what_a_rank_does_with_subnormal_numbers_changes_no_sum(dtype: torch.dtype) -> None:
+    """Else a rank that flushes them would have other sums than its peers, from one-shot on."""
+    inputs = [torch.full((64,), torch.finfo(dtype).tiny / 8).to(dtype) for _ in range(2)]
+    outputs = [torch.empty_like(tensor) for tensor in inputs]
+    with World(2) as world:
+
+        def sum_on(rank: int) -> bool:
+            torch.set_flush_denormal(rank == 1)  # of this thread, which ends with the call
+            return reduce_on(world.ranks[rank], inputs[rank], outputs[rank], algorithm=ONE_SHOT)
+
+        assert world.on_every_rank(sum_on) == [True, True]
+    for output in outputs:
+        assert same_bits(output, expected_sum(inputs, "none"))
+
+
 @pytest.mark.parametrize("algorithm", [ONE_SHOT, TWO_SHOT])
 @pytest.mark.parametrize("codec", CODECS[1:])
 def test_special_values_under_a_codec(codec: str, algorithm: int) -> None:
@@ -183,21 +199,26 @@ def test_memory_depends_on_the_shape_of_the_region_only() -> None:
 @pytest.mark.parametrize(
     ("name", "flags"), [("avx2", ["-mavx2"]), ("avx512", ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"])]
 )
-def test_the_linker_cannot_mix_instruction_sets(name: str, flags: list[str], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("folder", "namespace", "at_least"), [("quick_reduce/cpu", "quick_reduce", 100), ("cpu", "cpu_kernels", 50)]
+)
+def test_the_linker_cannot_mix_instruction_sets(
+    folder: str, namespace: str, at_least: int, name: str, flags: list[str], tmp_path: Path
+) -> None:
     """Functions that it may merge with those of other files (weak symbols) carry the instruction set in their names.
 
     Without optimisation none is inlined away. Else a machine without AVX-512 could run into an illegal instruction.
     """
-    source, target = CSRC / "quick_reduce" / "cpu" / f"kernels_{name}.cc", tmp_path / "kernels.o"
-    compiler = ["c++", "-std=c++20", "-O0", "-fPIC", *flags]
+    source, target = CSRC / folder / f"kernels_{name}.cc", tmp_path / "kernels.o"
+    compiler = ["c++", "-std=c++20", "-O0", "-fPIC", "-mfma", *flags]
     subprocess.run([*compiler, "-c", str(source), "-o", str(target)], check=True, timeout=scaled(BUILD_S))
     listed = subprocess.run(
         ["nm", "-C", str(target)], check=True, capture_output=True, text=True, timeout=scaled(PROGRAM_S)
     ).stdout
     weak = [line for line in listed.splitlines() if re.match(r"[0-9a-f]+ [WVu] ", line)]
-    assert len(weak) > 100
+    assert len(weak) > at_least
     # Placement new returns its argument, whatever it is compiled for.
-    mixed = [line for line in weak if f"quick_reduce_{name}::" not in line and "operator new" not in line]
+    mixed = [line for line in weak if f"{namespace}_{name}::" not in line and "operator new" not in line]
     assert mixed == []
 
 

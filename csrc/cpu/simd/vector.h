@@ -108,10 +108,10 @@ inline Vec exp(Vec x) {
     const Vec shifted = fma(x, broadcast(1.44269504f), shifter), whole = shifted - shifter;
     Vec rest = fma(whole, broadcast(-0.693359375f), x);
     rest = fma(whole, broadcast(2.12194440e-4f), rest);
+    constexpr float kCoefficients[] = {1.3981999507e-3f, 8.3334519073e-3f, 4.1665795894e-2f, 1.6666665459e-1f,
+                                       5.0000001201e-1f};
     Vec sum = broadcast(1.9875691500e-4f);
-    for (const float coefficient : {1.3981999507e-3f, 8.3334519073e-3f, 4.1665795894e-2f, 1.6666665459e-1f,
-                                    5.0000001201e-1f})
-        sum = fma(sum, rest, broadcast(coefficient));
+    for (const float coefficient : kCoefficients) sum = fma(sum, rest, broadcast(coefficient));
     sum = fma(sum, rest * rest, rest) + broadcast(1.0f);
     const Ints power = (Ints)shifted - (Ints)shifter;
     const Vec scaled = (Vec)((Ints)sum + (power << 23));

@@ -4,13 +4,17 @@
 #include <stdexcept>
 #include <string>
 #include <system_error>
+#include <utility>
 
 #include <pthread.h>
 #include <sched.h>
+#include <unistd.h>
 
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
+
+#include "float_environment.h"
 
 namespace splitrank::cpu {
 
@@ -43,11 +47,33 @@ void pin_to(pthread_t thread, int core) {
 
 }  // namespace
 
-Pool::Pool(int num_threads) {
-    for (int thread = 1; thread < num_threads; ++thread) workers_.emplace_back([this, thread] { serve(thread); });
+Pool::Pool(int num_threads) : process_(getpid()) {
+    try {
+        for (int thread = 1; thread < num_threads; ++thread) start(thread, num_threads);
+    } catch (...) {
+        end();  // the destructor of a thread that runs ends the process
+        throw;
+    }
 }
 
 Pool::~Pool() {
+    // A forked child has the caller's thread alone: the others can be neither joined nor forgotten without a fault.
+    if (getpid() == process_)
+        end();
+    else
+        new std::vector<std::thread>(std::move(workers_));
+}
+
+void Pool::start(int thread, int num_threads) {
+    try {
+        workers_.emplace_back([this, thread] { serve(thread); });
+    } catch (const std::system_error& error) {
+        throw std::system_error(error.code(), "thread " + std::to_string(thread + 1) + " of " +
+                                                  std::to_string(num_threads) + " of a rank cannot be started");
+    }
+}
+
+void Pool::end() {
     ends_.store(true);
     num_jobs_.fetch_add(1);
     num_jobs_.notify_all();
@@ -63,6 +89,7 @@ void Pool::pin(const std::vector<int>& cores) {
 }
 
 void Pool::run(int64_t num_units, Call call, const void* self) {
+    const DefaultFloatEnvironment environment;
     if (workers_.empty() || num_units <= 1) {
         for (int64_t unit = 0; unit < num_units; ++unit) call(self, unit, 0);
         return;
@@ -78,6 +105,7 @@ void Pool::run(int64_t num_units, Call call, const void* self) {
         pause();
         if (Clock::now() - begin > kSpinForUnits) std::this_thread::yield();
     }
+    if (has_failed_.exchange(false)) std::rethrow_exception(std::exchange(error_, nullptr));
 }
 
 bool Pool::has_units() const {
@@ -90,14 +118,23 @@ bool Pool::take_units(int thread) {
     while (has_units()) {
         const uint64_t claims = claims_.fetch_add(1);
         if (uint32_t(claims) >= claims / kOneUnit) break;
-        call_(self_, uint32_t(claims), thread);
+        call_unit(uint32_t(claims), thread);
         num_done_.fetch_add(1, std::memory_order_release);
         any = true;
     }
     return any;
 }
 
+void Pool::call_unit(int64_t unit, int thread) {
+    try {
+        call_(self_, unit, thread);
+    } catch (...) {
+        if (!has_failed_.exchange(true)) error_ = std::current_exception();
+    }
+}
+
 void Pool::serve(int thread) {
+    const DefaultFloatEnvironment environment;
     auto begin = Clock::now();
     while (!ends_.load()) {
         const uint32_t seen = num_jobs_.load();

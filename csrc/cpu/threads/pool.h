@@ -4,14 +4,17 @@
 
 #include <atomic>
 #include <cstdint>
+#include <exception>
 #include <thread>
 #include <vector>
+
+#include <sys/types.h>
 
 namespace splitrank::cpu {
 
 class Pool {
 public:
-    explicit Pool(int num_threads);  // the caller of `run` is one of them
+    explicit Pool(int num_threads);  // the caller of `run` is one of them; std::system_error if one cannot be started
     ~Pool();
     Pool(const Pool&) = delete;
     Pool& operator=(const Pool&) = delete;
@@ -23,7 +26,8 @@ public:
     // std::invalid_argument, std::system_error.
     void pin(const std::vector<int>& cores);
 
-    // Calls work(unit, thread) for each unit, and returns when all are done. One call at a time.
+    // Calls work(unit, thread) for each unit, and returns when all are done; throws the first of their exceptions then.
+    // One call at a time.
     template <class Work>
     void run(int64_t num_units, const Work& work) {
         run(num_units, [](const void* self, int64_t unit, int thread) {
@@ -36,7 +40,10 @@ private:
 
     void run(int64_t num_units, Call call, const void* self);
     bool take_units(int thread);
+    void call_unit(int64_t unit, int thread);
     void serve(int thread);
+    void start(int thread, int num_threads);
+    void end();
     bool has_units() const;
 
     // Number of units, above the number of the next one: a claim is one addition, and a claim of a number that is there
@@ -45,11 +52,14 @@ private:
     std::atomic<int64_t> num_done_{0};
     Call call_ = nullptr;
     const void* self_ = nullptr;
+    std::atomic<bool> has_failed_{false};
+    std::exception_ptr error_;  // of the first unit that failed
 
     std::atomic<uint32_t> num_jobs_{0};  // sleepers wait for a change
     std::atomic<int> num_sleepers_{0};
     std::atomic<bool> ends_{false};
     std::vector<std::thread> workers_;
+    const pid_t process_;  // that the workers belong to
 };
 
 }  // namespace splitrank::cpu
