@@ -39,8 +39,11 @@ class HostExecutor {
         clock_gettime(CLOCK_MONOTONIC, &now);
         return uint64_t(now.tv_sec) * 1'000'000'000u + uint64_t(now.tv_nsec);
     }
-    // Ranks may outnumber the cores: after some thousand polls the peer may need this one.
-    void pause(uint32_t spins) const { spins < kSpinsBeforeYield ? _mm_pause() : void(sched_yield()); }
+    // Ranks may outnumber the cores: after some hundred polls the peer may need this one. Beside other work a yield takes
+    // milliseconds, and the clock and the abort word are looked at every 256 polls: so few of these may yield.
+    void pause(uint32_t spins) const {
+        spins < kSpinsBeforeYield || spins % kSpinsPerYield != 0 ? _mm_pause() : void(sched_yield());
+    }
 
     uint32_t group_max(uint32_t value) const { return value; }
 
@@ -69,7 +72,7 @@ class HostExecutor {
     }
 
   private:
-    static constexpr uint32_t kSpinsBeforeYield = 512;
+    static constexpr uint32_t kSpinsBeforeYield = 512, kSpinsPerYield = 64;
 
 #if defined(__AVX512F__)
     using Vector = __m512i;
