@@ -62,6 +62,21 @@ inline float soften(float* scores, int64_t visible, float scale, float& most, fl
     return factor;
 }
 
+// sums[r] += weights[r] x values, of the first visible[r] keys: [R][padded]. `visible` ascends.
+inline void add_values(int num_rows, const float* const* weights, const int64_t* visible, const float* values,
+                       int64_t padded, float* sums) {
+    const int64_t shared = visible[0];
+    for (int64_t at = 0; at < padded; at += kPanel) {
+        any_tile<Float32Weights, true>(num_rows, 1, weights, shared, values + at, padded, 0, sums + at, padded);
+        // Not with weight 0 in all rows: an infinite value of a later token would be a NaN in an earlier one.
+        for (int row = 1; row < num_rows && visible[num_rows - 1] > shared; ++row) {
+            const float* rest = weights[row] + shared;
+            tile<Float32Weights, 1, 1, true>(&rest, visible[row] - shared, values + shared * padded + at, padded, 0,
+                                             sums + row * padded + at, padded);
+        }
+    }
+}
+
 inline void attend(const Attend& call) {
     const int64_t padded = (call.head_dim + kPanel - 1) / kPanel * kPanel;
     float* keys = call.scratch;  // [head_dim][64]
@@ -86,23 +101,19 @@ inline void attend(const Attend& call) {
             for (int64_t key = 0; key < count; key += kPanel)
                 any_tile<Float32Weights>(rows, 1, x, call.head_dim, keys + key, kKeyBlock, 0,
                                          scores + row * kKeyBlock + key, kKeyBlock);
-            int64_t seen = 0;
+            int64_t visible[kMostRows];
             for (int i = 0; i < rows; ++i) {
                 const int64_t position = call.positions[row + i];
-                const int64_t visible = position - begin + 1 < kKeyBlock ? position - begin + 1 : kKeyBlock;
+                visible[i] = position - begin + 1 < kKeyBlock ? position - begin + 1 : kKeyBlock;
                 float* of_row = scores + (row + i) * kKeyBlock;
-                const Vec factor = broadcast(soften(of_row, visible, call.scale, most[row + i], total[row + i]));
+                const Vec factor = broadcast(soften(of_row, visible[i], call.scale, most[row + i], total[row + i]));
                 for (int64_t at = 0; at < padded; at += kLanes) {
                     float* to = sums + (row + i) * padded + at;
                     store(to, load(to) * factor);
                 }
                 weights[i] = of_row;
-                seen = visible > seen ? visible : seen;
             }
-            // Keys that a row does not see have weight 0, and what they would add is an exact zero.
-            for (int64_t at = 0; at < padded; at += kPanel)
-                any_tile<Float32Weights, true>(rows, 1, weights, seen, values + at, padded, 0,
-                                               sums + row * padded + at, padded);
+            add_values(rows, weights, visible, values, padded, sums + row * padded);
             row += rows;
         }
     }

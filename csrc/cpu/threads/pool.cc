@@ -105,7 +105,10 @@ void Pool::run(int64_t num_units, Call call, const void* self) {
         pause();
         if (Clock::now() - begin > kSpinForUnits) std::this_thread::yield();
     }
-    if (has_failed_.exchange(false)) std::rethrow_exception(std::exchange(error_, nullptr));
+    if (error_) {
+        has_failed_.store(false);
+        std::rethrow_exception(std::exchange(error_, nullptr));
+    }
 }
 
 bool Pool::has_units() const {

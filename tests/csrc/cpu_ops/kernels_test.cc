@@ -147,9 +147,10 @@ void test_attention(const Kernels& kernels) {
             keys[size_t((table[size_t(token / page_size)] * page_size + token % page_size) * heads * head_dim)] = NAN;
         std::vector<float> out(queries.size()), scratch(size_t(attend_scratch(rows, head_dim)), NAN);
         const float scale = 1 / std::sqrt(float(head_dim));
-        kernels.attend({queries.data(), out.data(), positions.data(), rows, head_dim, scale, keys.data() + head_dim,
-                        values.data() + head_dim, DType::kFloat32, heads * head_dim, page_size, table.data(),
-                        scratch.data()});
+        const Attend call{queries.data(), out.data(), positions.data(), rows, head_dim, scale, keys.data() + head_dim,
+                          values.data() + head_dim, DType::kFloat32, heads * head_dim, page_size, table.data(),
+                          scratch.data()};
+        kernels.attend(call);
         for (int64_t row = 0; row < rows; ++row) {
             const std::vector<double> query(queries.begin() + row * head_dim, queries.begin() + (row + 1) * head_dim);
             serial::attend(query.data(), positions[size_t(row)], ordered_keys.data(), ordered_values.data(), head_dim,
@@ -157,6 +158,12 @@ void test_attention(const Kernels& kernels) {
             for (int64_t i = 0; i < head_dim; ++i)
                 check("attention", double(out[size_t(row * head_dim + i)]), expected[size_t(i)], 2e-5);
         }
+        const int64_t last = table[size_t((tokens - 1) / page_size)] * page_size + (tokens - 1) % page_size;
+        keys[size_t((last * heads + 1) * head_dim)] = NAN;  // which the last row alone sees
+        values[size_t((last * heads + 1) * head_dim)] = INFINITY;
+        const auto before = out;
+        kernels.attend(call);
+        for (size_t i = 0; i < size_t((rows - 1) * head_dim); ++i) check("later token", out[i], before[i], 0);
     }
 }
 

@@ -1,4 +1,4 @@
-"""A rank's threads when something is short or changed: each test would end the process, or change bits, without care."""
+"""A rank's threads where memory is short, in a forked child, and beside a caller that computes otherwise."""
 
 import subprocess
 import sys
