@@ -72,7 +72,7 @@ class HostExecutor {
     }
 
   private:
-    static constexpr uint32_t kSpinsBeforeYield = 512, kSpinsPerYield = 64;
+    static constexpr uint32_t kSpinsBeforeYield = 512, kSpinsPerYield = 16;
 
 #if defined(__AVX512F__)
     using Vector = __m512i;
