@@ -1,10 +1,10 @@
-"""ThreadSanitizer over ranks as threads: no race in ours, and it would see one."""
+"""ThreadSanitizer over ranks as threads, and over a rank's threads: no race in ours, and it would see one."""
 
 from pathlib import Path
 
 import pytest
 
-from tests.csrc.programs import FOLDER, Patch, build, mutated_headers, run
+from tests.csrc.programs import CSRC, FOLDER, Patch, build, mutated_headers, patched, run
 
 SOURCE = FOLDER / "threads" / "threads.cc"
 FLAGS = (
@@ -46,5 +46,28 @@ def test_a_flag_before_its_data_is_reported(tmp_path: Path) -> None:
     )
     headers = mutated_headers(tmp_path / "headers", [not_late, early])
     done = run(build([SOURCE], tmp_path / "threads", *FLAGS, "-DSMALL", headers=headers), "shipped", "2", "12")
+    assert done.returncode == REPORTED
+    assert "data race" in done.stderr
+
+
+POOL = CSRC / "cpu" / "threads" / "pool.cc"
+COUNTED = "num_done_.fetch_add(1, std::memory_order_release);"
+
+
+def test_no_race_in_the_pool_of_a_rank(tmp_path: Path) -> None:
+    """Nor with units that throw: the caller has all of a job's results when ``run`` returns or throws."""
+    done = run(build([FOLDER / "threads" / "jobs.cc", POOL], tmp_path / "pool", *FLAGS))
+    assert done.returncode == 0, done.stderr[:4000]
+    report = done.json()
+    assert report["wrong"] == 0
+    assert report["thrown"] > 100
+
+
+def test_a_pool_that_counts_units_without_a_release_is_reported(tmp_path: Path) -> None:
+    broken = tmp_path / "broken.cc"
+    relaxed = Patch("pool.cc", COUNTED, COUNTED.replace("release", "relaxed"))
+    broken.write_text(patched(POOL.read_text(encoding="utf-8"), [relaxed]), encoding="utf-8")
+    program = build([FOLDER / "threads" / "jobs.cc", broken], tmp_path / "pool", *FLAGS, f"-I{POOL.parent}")
+    done = run(program)
     assert done.returncode == REPORTED
     assert "data race" in done.stderr
