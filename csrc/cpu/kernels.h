@@ -21,6 +21,9 @@ constexpr int kMostHead = 1024; // widest head of attention and of the delta rul
 
 enum class DType : uint32_t { kFloat32, kBfloat16 };
 
+SPLITRANK_IN_PLACE int64_t element_bytes(DType dtype) { return dtype == DType::kBfloat16 ? 2 : 4; }
+SPLITRANK_IN_PLACE int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
 // A weight [N, K] in panels of 16 outputs. In a panel, the shards one after the other; in a shard, input by input (two
 // by two for bfloat16, padded with a zero): 16 weights each.
 struct Weight {
@@ -31,7 +34,7 @@ struct Weight {
     int64_t bounds[kShards + 1];  // inputs of shard s: bounds[s] to bounds[s + 1]
     bool is_packed;               // else [N, K] as it was loaded, and panels are packed whenever they are used
 
-    SPLITRANK_IN_PLACE int64_t num_panels() const { return (num_outputs + kPanel - 1) / kPanel; }
+    SPLITRANK_IN_PLACE int64_t num_panels() const { return ceil_div(num_outputs, kPanel); }
     // Inputs of a shard as stored.
     SPLITRANK_IN_PLACE int64_t stored(int64_t shard) const {
         const int64_t count = bounds[shard + 1] - bounds[shard];
@@ -83,7 +86,7 @@ struct Attend {
 };
 
 inline int64_t attend_scratch(int64_t num_rows, int64_t head_dim) {
-    const int64_t padded = (head_dim + kPanel - 1) / kPanel * kPanel;
+    const int64_t padded = ceil_div(head_dim, kPanel) * kPanel;
     return kKeyBlock * padded * 2 + num_rows * (kKeyBlock + padded + 2);
 }
 

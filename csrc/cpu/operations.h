@@ -1,6 +1,7 @@
 // Whole operations of a rank: each cuts its work into units for the pool, and the kernels compute them.
 #pragma once
 
+#include <algorithm>
 #include <cstdlib>
 #include <memory>
 #include <string>
@@ -129,6 +130,14 @@ private:
         float* rows;
         int64_t stride;
     };
+    // work(row, thread) of each row, some rows a unit.
+    template <class Work>
+    void run_rows(int64_t num_rows, int64_t rows_of_unit, const Work& work) {
+        pool_.run(ceil_div(num_rows, rows_of_unit), [&](int64_t unit, int thread) {
+            const int64_t last = std::min(num_rows, (unit + 1) * rows_of_unit);
+            for (int64_t row = unit * rows_of_unit; row < last; ++row) work(row, thread);
+        });
+    }
     Inputs normed(const Stream& stream);
     Inputs converted(const Values& x, int64_t num_rows, int64_t width);
     Inputs make_inputs(int64_t num_rows, int64_t width);

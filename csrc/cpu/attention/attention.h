@@ -78,7 +78,7 @@ inline void add_values(int num_rows, const float* const* weights, const int64_t*
 }
 
 inline void attend(const Attend& call) {
-    const int64_t padded = (call.head_dim + kPanel - 1) / kPanel * kPanel;
+    const int64_t padded = cpu::ceil_div(call.head_dim, kPanel) * kPanel;
     float* keys = call.scratch;  // [head_dim][64]
     float* values = keys + kKeyBlock * padded;  // [64][padded]
     float* scores = values + kKeyBlock * padded;  // [R][64]

@@ -10,8 +10,6 @@ namespace {
 
 constexpr int64_t kQueriesOfUnit = 64, kRowsOfUnit = 4;
 
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
 // Some tokens of a sequence, with some heads that share a kv head.
 struct Unit {
     const Span* span;
@@ -40,20 +38,18 @@ void Operations::queries_and_pages(const Values& projected, int64_t num_rows, co
                                    const float* cos_sin, const AttentionLayer& layer, float* queries) {
     const int64_t dim = layer.head_dim, kv_width = layer.num_kv_heads * dim, keys_at = 2 * layer.num_heads * dim;
     const Values keys{layer.keys, layer.dtype, kv_width}, values{layer.values, layer.dtype, kv_width};
-    pool_.run(ceil_div(num_rows, kRowsOfUnit), [&](int64_t unit, int) {
+    run_rows(num_rows, kRowsOfUnit, [&](int64_t row, int) {
         float head_values[kMostHead];
-        for (int64_t row = unit * kRowsOfUnit; row < std::min(num_rows, (unit + 1) * kRowsOfUnit); ++row) {
-            const float* turn = cos_sin + row * layer.rotary_dim;
-            for (int64_t head = 0; head < layer.num_heads; ++head)
-                kernels_.norm_rotate(projected, row, 2 * head * dim, dim, layer.q_norm, turn, layer.rotary_dim,
-                                     queries + (row * layer.num_heads + head) * dim);
-            for (int64_t head = 0; head < layer.num_kv_heads; ++head) {
-                kernels_.norm_rotate(projected, row, keys_at + head * dim, dim, layer.k_norm, turn, layer.rotary_dim,
-                                     head_values);
-                kernels_.round(head_values, dim, keys, kv_index[row], head * dim);
-                kernels_.convert(projected, row, keys_at + kv_width + head * dim, dim, head_values);
-                kernels_.round(head_values, dim, values, kv_index[row], head * dim);
-            }
+        const float* turn = cos_sin + row * layer.rotary_dim;
+        for (int64_t head = 0; head < layer.num_heads; ++head)
+            kernels_.norm_rotate(projected, row, 2 * head * dim, dim, layer.q_norm, turn, layer.rotary_dim,
+                                 queries + (row * layer.num_heads + head) * dim);
+        for (int64_t head = 0; head < layer.num_kv_heads; ++head) {
+            kernels_.norm_rotate(projected, row, keys_at + head * dim, dim, layer.k_norm, turn, layer.rotary_dim,
+                                 head_values);
+            kernels_.round(head_values, dim, keys, kv_index[row], head * dim);
+            kernels_.convert(projected, row, keys_at + kv_width + head * dim, dim, head_values);
+            kernels_.round(head_values, dim, values, kv_index[row], head * dim);
         }
     });
 }
@@ -61,7 +57,7 @@ void Operations::queries_and_pages(const Values& projected, int64_t num_rows, co
 void Operations::attention(const Values& projected, int64_t num_rows, const std::vector<Span>& spans,
                            const int64_t* kv_index, const float* cos_sin, const AttentionLayer& layer,
                            const Values& out) {
-    const int64_t dim = layer.head_dim, element = layer.dtype == DType::kBfloat16 ? 2 : 4;
+    const int64_t dim = layer.head_dim, element = element_bytes(layer.dtype);
     float* queries = mixed_.floats(num_rows * layer.num_heads * dim);  // [T, heads, dim]; the results take their place
     queries_and_pages(projected, num_rows, kv_index, cos_sin, layer, queries);
     const std::vector<Unit> units = units_of(spans, layer, pool_.num_threads());
@@ -93,13 +89,12 @@ void Operations::attention(const Values& projected, int64_t num_rows, const std:
 void Operations::cos_sin(const int64_t* positions, int64_t num_rows, const float* frequencies, int64_t half,
                          float scale, float* out) {
     // In double, by the C library: a position's bits do not depend on where in a vector it lies.
-    pool_.run(ceil_div(num_rows, kRowsOfUnit), [&](int64_t unit, int) {
-        for (int64_t row = unit * kRowsOfUnit; row < std::min(num_rows, (unit + 1) * kRowsOfUnit); ++row)
-            for (int64_t i = 0; i < half; ++i) {
-                const double angle = float(positions[row]) * frequencies[i];
-                out[row * 2 * half + i] = float(std::cos(angle) * scale);
-                out[row * 2 * half + half + i] = float(std::sin(angle) * scale);
-            }
+    run_rows(num_rows, kRowsOfUnit, [&](int64_t row, int) {
+        for (int64_t i = 0; i < half; ++i) {
+            const double angle = float(positions[row]) * frequencies[i];
+            out[row * 2 * half + i] = float(std::cos(angle) * scale);
+            out[row * 2 * half + half + i] = float(std::sin(angle) * scale);
+        }
     });
 }
 

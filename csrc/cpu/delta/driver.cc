@@ -11,8 +11,6 @@ namespace {
 constexpr int64_t kChannels = 128, kColumns = 32, kRowsOfUnit = 4, kUnitsOfThread = 4;
 constexpr float kUnitEps = 1e-6f;
 
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
 // In double, by the C library: some thousand values a step.
 double softplus(double x) { return x > 20 ? x : std::log1p(std::exp(x)); }
 
@@ -21,7 +19,7 @@ double softplus(double x) { return x > 20 ? x : std::log1p(std::exp(x)); }
 void Operations::conv_and_gates(const Values& projected, int64_t num_rows, const std::vector<Span>& spans,
                                 const DeltaLayer& layer, float* mixed, float* decay, float* beta) {
     const int64_t channels = layer.channels(), kept = layer.num_taps - 1, groups = ceil_div(channels, kChannels);
-    const int64_t element = layer.conv_states.dtype == DType::kBfloat16 ? 2 : 4;
+    const int64_t element = element_bytes(layer.conv_states.dtype);
     pool_.run(int64_t(spans.size()) * groups, [&](int64_t unit, int) {
         const Span& span = spans[size_t(unit / groups)];
         char* at = static_cast<char*>(layer.conv_states.data) + span.slot * kept * channels * element;
@@ -33,19 +31,17 @@ void Operations::conv_and_gates(const Values& projected, int64_t num_rows, const
                       layer.num_taps, channels, first, last, mixed + span.row * channels, channels);
     });
     const int64_t heads = layer.value_heads, gates_at = channels + heads * layer.value_dim;
-    pool_.run(ceil_div(num_rows, kRowsOfUnit), [&](int64_t unit, int) {
-        for (int64_t row = unit * kRowsOfUnit; row < std::min(num_rows, (unit + 1) * kRowsOfUnit); ++row) {
-            float* of_row = mixed + row * channels;
-            for (int64_t head = 0; head < 2 * layer.key_heads; ++head)
-                kernels_.unit(of_row + head * layer.key_dim, layer.key_dim, kUnitEps,
-                              head < layer.key_heads ? 1 / std::sqrt(float(layer.key_dim)) : 1.0f);
-            kernels_.convert(projected, row, gates_at, heads, beta + row * heads);
-            kernels_.convert(projected, row, gates_at + heads, heads, decay + row * heads);
-            for (int64_t head = 0; head < heads; ++head) {
-                float &a = decay[row * heads + head], &b = beta[row * heads + head];
-                b = float(1 / (1 + std::exp(-double(b))));
-                a = float(std::exp(double(layer.decay_rate[head]) * softplus(double(a) + layer.dt_bias[head])));
-            }
+    run_rows(num_rows, kRowsOfUnit, [&](int64_t row, int) {
+        float* of_row = mixed + row * channels;
+        for (int64_t head = 0; head < 2 * layer.key_heads; ++head)
+            kernels_.unit(of_row + head * layer.key_dim, layer.key_dim, kUnitEps,
+                          head < layer.key_heads ? 1 / std::sqrt(float(layer.key_dim)) : 1.0f);
+        kernels_.convert(projected, row, gates_at, heads, beta + row * heads);
+        kernels_.convert(projected, row, gates_at + heads, heads, decay + row * heads);
+        for (int64_t head = 0; head < heads; ++head) {
+            float &a = decay[row * heads + head], &b = beta[row * heads + head];
+            b = float(1 / (1 + std::exp(-double(b))));
+            a = float(std::exp(double(layer.decay_rate[head]) * softplus(double(a) + layer.dt_bias[head])));
         }
     });
 }
@@ -79,12 +75,11 @@ void Operations::delta(const Values& projected, int64_t num_rows, const std::vec
                         span.length, layer.key_dim, layer.value_dim},
                        column, last);
     });
-    pool_.run(ceil_div(num_rows, kRowsOfUnit), [&](int64_t unit, int) {
-        for (int64_t row = unit * kRowsOfUnit; row < std::min(num_rows, (unit + 1) * kRowsOfUnit); ++row)
-            for (int64_t head = 0; head < heads; ++head)
-                kernels_.gated_norm(mixed + row * channels + values_at + head * layer.value_dim, projected, row,
-                                    channels + head * layer.value_dim, layer.value_dim, layer.norm, out,
-                                    head * layer.value_dim);
+    run_rows(num_rows, kRowsOfUnit, [&](int64_t row, int) {
+        for (int64_t head = 0; head < heads; ++head)
+            kernels_.gated_norm(mixed + row * channels + values_at + head * layer.value_dim, projected, row,
+                                channels + head * layer.value_dim, layer.value_dim, layer.norm, out,
+                                head * layer.value_dim);
     });
 }
 

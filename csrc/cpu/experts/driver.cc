@@ -9,8 +9,6 @@ namespace {
 
 constexpr int64_t kRowsOfUnit = 4, kRowsOfWideDown = 16;
 
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
 float sigmoid(float x) { return float(1 / (1 + std::exp(-double(x)))); }
 
 Weight of_expert(const Weight& first, int64_t bytes, int64_t expert) {
@@ -77,15 +75,13 @@ void Operations::experts(const Stream& stream, const ExpertsLayer& layer, const 
 
     std::vector<int64_t> chosen(static_cast<size_t>(num_pairs));
     std::vector<float> shares(static_cast<size_t>(num_pairs)), shared_factors(static_cast<size_t>(num_rows));
-    pool_.run(ceil_div(num_rows, kRowsOfUnit), [&](int64_t unit, int thread) {
+    run_rows(num_rows, kRowsOfUnit, [&](int64_t row, int thread) {
         float* of_row = of_thread_[size_t(thread)].floats(num_logits);
         std::vector<double> exact(static_cast<size_t>(top_k));
-        for (int64_t row = unit * kRowsOfUnit; row < std::min(num_rows, (unit + 1) * kRowsOfUnit); ++row) {
-            kernels_.convert(logits, row, 0, num_logits, of_row);
-            choose(of_row, layer.num_experts, top_k, &chosen[size_t(row * top_k)], exact.data());
-            for (int64_t slot = 0; slot < top_k; ++slot) shares[size_t(row * top_k + slot)] = float(exact[size_t(slot)]);
-            shared_factors[size_t(row)] = sigmoid(of_row[layer.num_experts]);
-        }
+        kernels_.convert(logits, row, 0, num_logits, of_row);
+        choose(of_row, layer.num_experts, top_k, &chosen[size_t(row * top_k)], exact.data());
+        for (int64_t slot = 0; slot < top_k; ++slot) shares[size_t(row * top_k + slot)] = float(exact[size_t(slot)]);
+        shared_factors[size_t(row)] = sigmoid(of_row[layer.num_experts]);
     });
     const Routed routed(chosen, shares, num_rows, top_k, layer.num_experts);
 

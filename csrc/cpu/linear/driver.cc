@@ -10,8 +10,6 @@ namespace {
 constexpr int64_t kInputsInCache = 48 * 1024;  // floats of a block of rows: 192 KiB stay in the second cache
 constexpr int64_t kRowsOfUnit = 8;
 
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
 }  // namespace
 
 Operations::Inputs Operations::make_inputs(int64_t num_rows, int64_t width) {
@@ -21,27 +19,21 @@ Operations::Inputs Operations::make_inputs(int64_t num_rows, int64_t width) {
 
 Operations::Inputs Operations::normed(const Stream& stream) {
     const Inputs inputs = make_inputs(stream.num_rows, stream.width);
-    pool_.run(ceil_div(stream.num_rows, kRowsOfUnit), [&](int64_t unit, int) {
-        const int64_t last = std::min(stream.num_rows, (unit + 1) * kRowsOfUnit);
-        for (int64_t row = unit * kRowsOfUnit; row < last; ++row) {
-            float* to = inputs.rows + row * inputs.stride;
-            kernels_.add_norm(stream.hidden, stream.residual, stream.residual_out, row, stream.width, stream.norm,
-                              stream.residual.dtype, to);
-            std::fill(to + stream.width, to + inputs.stride, 0.0f);
-        }
+    run_rows(stream.num_rows, kRowsOfUnit, [&](int64_t row, int) {
+        float* to = inputs.rows + row * inputs.stride;
+        kernels_.add_norm(stream.hidden, stream.residual, stream.residual_out, row, stream.width, stream.norm,
+                          stream.residual.dtype, to);
+        std::fill(to + stream.width, to + inputs.stride, 0.0f);
     });
     return inputs;
 }
 
 Operations::Inputs Operations::converted(const Values& x, int64_t num_rows, int64_t width) {
     const Inputs inputs = make_inputs(num_rows, width);
-    pool_.run(ceil_div(num_rows, kRowsOfUnit), [&](int64_t unit, int) {
-        const int64_t last = std::min(num_rows, (unit + 1) * kRowsOfUnit);
-        for (int64_t row = unit * kRowsOfUnit; row < last; ++row) {
-            float* to = inputs.rows + row * inputs.stride;
-            kernels_.convert(x, row, 0, width, to);
-            std::fill(to + width, to + inputs.stride, 0.0f);
-        }
+    run_rows(num_rows, kRowsOfUnit, [&](int64_t row, int) {
+        float* to = inputs.rows + row * inputs.stride;
+        kernels_.convert(x, row, 0, width, to);
+        std::fill(to + width, to + inputs.stride, 0.0f);
     });
     return inputs;
 }
@@ -58,8 +50,8 @@ void Operations::linear(const Inputs& inputs, int64_t num_rows, const Weight& we
     const int64_t num_groups = ceil_div(num_panels, panels);
     pool_.run(num_blocks * num_groups, [&](int64_t unit, int) {
         const int64_t row = unit / num_groups * rows, panel = unit % num_groups * panels;
-        const int64_t element = out.dtype == DType::kBfloat16 ? 2 : 4;
-        const Values part{static_cast<char*>(out.data) + row * out.stride * element, out.dtype, out.stride};
+        char* rows_of_out = static_cast<char*>(out.data) + row * out.stride * element_bytes(out.dtype);
+        const Values part{rows_of_out, out.dtype, out.stride};
         kernels_.linear(inputs.rows + row * inputs.stride, inputs.stride, std::min(rows, num_rows - row), weight, panel,
                         std::min(panel + panels, num_panels), part);
     });
@@ -74,7 +66,7 @@ void Operations::add_norm_linear(const Stream& stream, const Weight& weight, con
 }
 
 void Operations::pack(const void* source, const Weight& weight, bool interleaved, void* packed) {
-    const int64_t element = weight.dtype == DType::kBfloat16 ? 2 : 4, row_bytes = weight.num_inputs * element;
+    const int64_t element = element_bytes(weight.dtype), row_bytes = weight.num_inputs * element;
     const int64_t panel_bytes = weight.panel_elements() * element, half = weight.num_outputs / 2;
     const int64_t num_panels = interleaved ? 2 * ceil_div(half, kPanel) : weight.num_panels();
     pool_.run(num_panels, [&](int64_t panel, int thread) {
@@ -97,7 +89,7 @@ void Operations::pack(const void* source, const Weight& weight, bool interleaved
 }
 
 void Operations::plain_linear(const Inputs& inputs, int64_t num_rows, const Weight& weight, const Values& out) {
-    const int64_t element = weight.dtype == DType::kBfloat16 ? 2 : 4, row_bytes = weight.num_inputs * element;
+    const int64_t row_bytes = weight.num_inputs * element_bytes(weight.dtype);
     pool_.run(weight.num_panels(), [&](int64_t panel, int thread) {
         const void* rows[kPanel];
         for (int64_t i = 0; i < kPanel; ++i) {
@@ -109,8 +101,8 @@ void Operations::plain_linear(const Inputs& inputs, int64_t num_rows, const Weig
         Weight part = weight;
         part.data = packed;
         part.num_outputs = std::min<int64_t>(kPanel, weight.num_outputs - panel * kPanel);
-        const int64_t out_element = out.dtype == DType::kBfloat16 ? 2 : 4;
-        const Values columns{static_cast<char*>(out.data) + panel * kPanel * out_element, out.dtype, out.stride};
+        char* first_column = static_cast<char*>(out.data) + panel * kPanel * element_bytes(out.dtype);
+        const Values columns{first_column, out.dtype, out.stride};
         kernels_.linear(inputs.rows, inputs.stride, num_rows, part, 0, 1, columns);
     });
 }
