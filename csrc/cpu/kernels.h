@@ -7,7 +7,8 @@
 #include <cstdint>
 #include <string>
 
-// Of what kernels call and drivers too: else each instruction set might leave a copy of it, of which the linker keeps any.
+// For functions that kernels and drivers share. Else each instruction set's object might hold a copy, and the linker keeps
+// one for all: perhaps the one of AVX-512.
 #define SPLITRANK_IN_PLACE __attribute__((always_inline)) inline
 
 namespace splitrank::cpu {

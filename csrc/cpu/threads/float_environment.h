@@ -9,9 +9,9 @@
 
 namespace splitrank::cpu {
 
-// IEEE 754's defaults on this thread, as long as the object lives: to nearest even, subnormal numbers as they are. The
-// caller's own thread may have others (torch.set_flush_denormal, a library linked with -ffast-math), and the threads of a
-// pool would not have them: the bits of a sum would depend on who computes it.
+// IEEE 754's defaults on this thread, as long as the object lives: rounds to nearest even, and keeps subnormal numbers.
+// A caller may have changed them for its own thread (torch.set_flush_denormal, a library linked with -ffast-math). The
+// threads of a pool do not inherit that, so the bits of a sum would depend on the thread that computes it.
 class DefaultFloatEnvironment {
 public:
     DefaultFloatEnvironment() : before_(get()) { set(kDefault); }

@@ -127,7 +127,7 @@ bool Communicator::all_reduce(uint64_t input, uint64_t output, uint64_t num_elem
     call.timeout_ns = timeout_ns;
     if (world_size_ == 1) return copy(call, element_bytes(DType(dtype)));
     if (num_elements == 0) return true;
-    const cpu::DefaultFloatEnvironment environment;  // or a rank that flushes subnormals had other sums than its peers
+    const cpu::DefaultFloatEnvironment environment;  // else a rank that flushes subnormals has other sums
     return find_kernel_(dtype, codec, algorithm, world_size_)(&view_, &call);
 }
 

@@ -10,7 +10,7 @@ constexpr InstructionSet kInstructionSets[] = {
     {"avx512", find_kernel_avx512},
 };
 
-// The features are exactly those that CMakeLists.txt compiles the kernels with.
+// The features are exactly those that cmake/cpu.cmake compiles the kernels with.
 int count_supported() {
     __builtin_cpu_init();
     if (!__builtin_cpu_supports("avx2")) return 1;
