@@ -25,7 +25,6 @@ constexpr int kLanes = 4;
 #endif
 
 typedef float Vec __attribute__((vector_size(kLanes * 4)));
-typedef int32_t Ints __attribute__((vector_size(kLanes * 4)));
 typedef uint32_t Bits __attribute__((vector_size(kLanes * 4)));
 typedef uint16_t Halves __attribute__((vector_size(kLanes * 2)));
 
@@ -113,8 +112,8 @@ inline Vec exp(Vec x) {
     Vec sum = broadcast(1.9875691500e-4f);
     for (const float coefficient : kCoefficients) sum = fma(sum, rest, broadcast(coefficient));
     sum = fma(sum, rest * rest, rest) + broadcast(1.0f);
-    const Ints power = (Ints)shifted - (Ints)shifter;
-    const Vec scaled = (Vec)((Ints)sum + (power << 23));
+    const Bits power = (Bits)shifted - (Bits)shifter;  // unsigned: of a NaN the sum may overflow
+    const Vec scaled = (Vec)((Bits)sum + (power << 23));
     return x == x ? scaled : x;
 }
 
