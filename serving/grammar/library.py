@@ -8,9 +8,10 @@ import importlib.metadata
 import re
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future
 from functools import cache
 from typing import TYPE_CHECKING, TypeVar
+
+from splitrank.serving.options.abandonable import in_daemon_thread
 
 if TYPE_CHECKING:
     from llguidance import LLParserLimits
@@ -62,18 +63,10 @@ def with_deep_stack(work: Callable[[], Result], timeout_s: float | None = None) 
     """The result of ``work``, or its error, from a thread with a stack of ``STACK_BYTES``. The library follows chains
     of rules and nested schemas by recursion: a usual stack of 8 MiB overflows after 1,000 levels, and that ends the
     process. Raises ``TimeoutError`` after ``timeout_s``; the thread then ends by itself."""
-    outcome: Future[Result] = Future()
-
-    def run() -> None:
-        try:
-            outcome.set_result(work())
-        except BaseException as error:  # the library's panics are no Exception
-            outcome.set_exception(error)
-
     with _stack_size:  # the size is the process's, for all threads that start meanwhile
         before = threading.stack_size(STACK_BYTES)
         try:
-            threading.Thread(target=run, name="grammar", daemon=True).start()
+            outcome = in_daemon_thread(work)
         finally:
             threading.stack_size(before)
     return outcome.result(timeout_s)

@@ -1,8 +1,8 @@
 """Options of ``splitrank gsm8k``, and the layout syntax."""
 
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
-from splitrank.serving.options.checked import Bounds
 from splitrank.serving.options.config import COUNT, COUNT_OR_ZERO, EngineConfig, option
 
 
@@ -36,14 +36,19 @@ def parse_layout(text: str) -> Layout:
     return Layout(**sizes)
 
 
+def _not_shown(name: str) -> Any:
+    """The engine's option of this name, which is refused here: no help shows it."""
+    declared = EngineConfig.__dataclass_fields__[name]
+    return option(declared.default, **{**declared.metadata, "help": ""})
+
+
 @dataclass(frozen=True, kw_only=True)
 class Gsm8kConfig(EngineConfig):
     """``splitrank gsm8k``."""
 
-    # Refused here, so not shown.
-    tp: int = option(1, "", bounds=Bounds(1, 1024), aliases=("tp-size", "tensor-parallel-size"))
-    pp: int = option(1, "", bounds=Bounds(1, 1024), aliases=("pp-size", "pipeline-parallel-size"))
-    pp_partition: tuple[int, ...] = option((), "", bounds=COUNT_OR_ZERO)
+    tp: int = _not_shown("tp")
+    pp: int = _not_shown("pp")
+    pp_partition: tuple[int, ...] = _not_shown("pp_partition")
     layouts: tuple[str, ...] = option(("pp=1", "pp=2"), "layouts to compare: pp=1 pp=2 tp=2 'tp=2 pp=2'")
     data: str = option(
         "", "test questions, a jsonl file; if not given, test.jsonl beside the weights, else the hub's openai/gsm8k"

@@ -12,12 +12,12 @@ from functools import partial
 
 import msgspec
 
-from splitrank.serving.launch.abandonable import in_daemon_thread
 from splitrank.serving.launch.engine_socket import EngineSocket
 from splitrank.serving.launch.hosts import Hosts, HostsError
 from splitrank.serving.launch.launcher import make_run_dir, remove_run_dir, spawn_all
 from splitrank.serving.launch.output_stream import OutputStream
 from splitrank.serving.launch.processes import Children
+from splitrank.serving.options.abandonable import in_daemon_thread
 from splitrank.serving.options.config import hosts_secret
 from splitrank.serving.protocol.messages import (
     AbortRequest,

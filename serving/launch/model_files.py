@@ -3,8 +3,8 @@
 from functools import partial
 from pathlib import Path
 
-from splitrank.serving.launch.abandonable import in_daemon_thread, wait_for
 from splitrank.serving.launch.demo_checkpoint import demo_checkpoint_path
+from splitrank.serving.options.abandonable import in_daemon_thread, wait_for
 
 _PATTERNS = ["*.json", "*.jinja", "*.safetensors"]
 

@@ -12,11 +12,11 @@ import msgspec
 
 from splitrank.models.config import read_config
 from splitrank.models.tied_head import describe_head
-from splitrank.serving.launch.abandonable import in_daemon_thread
 from splitrank.serving.launch.engine_client import EngineClient
 from splitrank.serving.launch.output_stream import token_by_token
 from splitrank.serving.launch.resolve import resolve_launch
 from splitrank.serving.launch.stop_tokens import describe_stop_tokens, stop_tokens
+from splitrank.serving.options.abandonable import in_daemon_thread
 from splitrank.serving.options.config import EngineConfig
 from splitrank.serving.protocol.messages import EngineStats, LaunchSpec, RequestOutput, TokenLogprobs
 from splitrank.serving.protocol.sampling_params import SamplingParams
